@@ -1,0 +1,87 @@
+"""Every error that dpwa raises, in one tree.
+
+    DpwaError                      catch this to catch everything from dpwa
+    ├── ConfigError (ValueError)   the file, an argument or the model is not usable; raised before anything is opened
+    ├── NodeClosed                 this node was closed by its own program
+    ├── TransportError (.peer)     something between this node and one peer; counted, never raised to the trainer
+    │   ├── PeerTimeout            the peer was reached but did not answer in time
+    │   ├── PeerUnreachable        no connection to the peer
+    │   ├── RemoteProtocolError    the peer sent something illegal
+    │   └── ModelMismatch          the peer trains a model with another layout
+    └── InternalError              a rule of dpwa itself was broken; please report it
+
+Whose fault an error is decides its type, because the right reaction differs: mend the file, stop, lower a
+peer's score, refuse a peer, report a bug.
+
+Must not know: anything else of dpwa. Runs in: any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "ConfigError",
+    "DpwaError",
+    "InternalError",
+    "ModelMismatch",
+    "NodeClosed",
+    "PeerTimeout",
+    "PeerUnreachable",
+    "RemoteProtocolError",
+    "TransportError",
+]
+
+
+class DpwaError(Exception):
+    """Base of all errors of dpwa."""
+
+
+class ConfigError(DpwaError, ValueError):
+    """A configuration, argument or model that cannot be used.
+
+    All problems that were found are reported at once, one per line.
+
+    Attributes:
+        problems: one line per problem: place, what was expected, what came, what to do.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class NodeClosed(DpwaError):
+    """The node was used after its own program had closed it."""
+
+
+class TransportError(DpwaError):
+    """An exchange with one peer failed.
+
+    Attributes:
+        peer: name of the peer, as in the cluster file.
+    """
+
+    def __init__(self, peer: str, message: str) -> None:
+        self.peer = peer
+        super().__init__(f"peer {peer}: {message}")
+
+
+class PeerTimeout(TransportError):
+    """The peer did not answer, or not completely, before the deadline."""
+
+
+class PeerUnreachable(TransportError):
+    """No connection to the peer could be made before the deadline."""
+
+
+class RemoteProtocolError(TransportError):
+    """The peer sent something that the protocol does not allow."""
+
+
+class ModelMismatch(TransportError):
+    """The peer's model has another layout: names, order, shapes, dtypes or roles of tensors differ."""
+
+
+class InternalError(DpwaError):
+    """A rule of dpwa itself was broken: this is a bug in dpwa, please report it with its cause."""

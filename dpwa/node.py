@@ -1,0 +1,482 @@
+"""The node: the one object that an adapter needs. It publishes, has exchanges made, applies them and keeps count.
+
+Must not know: torch or any other framework (a `Model` gives it what it needs), sockets. Runs in: every method in the
+trainer's thread; `statistics` in any.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from dpwa.blending import Staging, Values
+from dpwa.config import ClusterConfig
+from dpwa.errors import ConfigError, DpwaError, InternalError, NodeClosed
+from dpwa.exchange import Ask, Exchange, Exchanger, Outcome
+from dpwa.interpolation import LossSmoother, State
+from dpwa.observe.journal import Journal, node_folder
+from dpwa.peers.flow_control import FlowControl
+from dpwa.peers.membership import Membership
+from dpwa.snapshot import Buffer, BufferPool, Layout, Snapshot
+from dpwa.transport.interface import MakeTransport, Transport, Wiring
+from dpwa.transport.service import Service
+from dpwa.transport.wire import INCARNATION_BYTES
+from dpwa.transport.zeromq import ZmqTransport
+
+__all__ = ["Model", "Node", "NodeStatistics"]
+
+_logger = logging.getLogger("dpwa")
+
+# The newest snapshot, the reference of the exchange in flight, and two that slow peers may still be reading.
+_SNAPSHOT_SLOTS = 4
+
+# All of `close` together stays below this.
+_CLOSE_TIMEOUT_S = 1.5
+
+# Peers that a joining node asks before it concludes that there is nobody to join.
+_JOIN_TRIES = 3
+
+# While a finished node waits for the others it exchanges at most this often: they need the processor more.
+_FINISH_PAUSE_S = 0.02
+
+
+class Model(Protocol):
+    """What a node needs of a model; the adapters implement it."""
+
+    @property
+    def layout(self) -> Layout:
+        """The exchanged tensors."""
+
+    def copy_into(self, buffer: Buffer) -> None:
+        """Copy the exchanged tensors into a buffer in the order of the layout. The same few buffers come again."""
+
+    def blend(self, values: Sequence[Values], factor: float) -> None:
+        """Apply an exchange in place: add `factor` times a difference, or go the share `factor` towards a value."""
+
+
+class _Life(Enum):
+    NEW = "new"
+    RUNNING = "running"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class NodeStatistics:
+    """What a node did so far. Frozen: hand it around freely.
+
+    Attributes:
+        step: training steps of this life of the node.
+        clock: age of the model in updates; not whole after a blend.
+        loss: the published loss (smoothed if so configured); None before the first.
+        exchanges: how many exchanges ended with each outcome.
+        blended: exchanges that changed the model.
+        failures: exchanges with an outcome that is a failure.
+        last_peer: peer of the last blend.
+        last_factor: factor of the last blend.
+        bytes_in: bytes of snapshots received.
+        bytes_out: bytes of snapshots sent.
+        served: snapshots sent completely.
+        published: snapshots made.
+        publish_skipped: publishes left out because slow peers held all buffers.
+        protocol_errors: illegal messages that peers sent to the serving side.
+        scores: flow control's score of each peer.
+    """
+
+    step: int
+    clock: float
+    loss: float | None
+    exchanges: Mapping[str, int]
+    blended: int
+    failures: int
+    last_peer: str | None
+    last_factor: float | None
+    bytes_in: int
+    bytes_out: int
+    served: int
+    published: int
+    publish_skipped: int
+    protocol_errors: int
+    scores: Mapping[str, float]
+
+
+class Node:
+    """One node of a cluster.
+
+    Args:
+        config: the cluster.
+        name: which of its nodes this is.
+        model: the model to train together.
+        run_dir: folder of the run; None writes nothing.
+        make_transport: a transport other than ZeroMQ, for tests and simulations.
+        monotonic_s: the clock that scores and durations go by.
+
+    Raises:
+        ConfigError: the name is not in the config, or the interpolation cannot be made.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        name: str,
+        model: Model,
+        *,
+        run_dir: Path | None = None,
+        make_transport: MakeTransport | None = None,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.name = config.node(name).name
+        self.run_dir = run_dir
+        self._model = model
+        self._life = _Life.NEW
+        self._monotonic_s = monotonic_s
+        self._peers = tuple(peer.name for peer in config.peers_of(name))
+        # Own streams of random numbers per node: with one seed for all, every node would make the same choices.
+        self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
+        self._smoother = LossSmoother(config.loss_smoothing)
+        self._pool = BufferPool(model.layout.total_bytes, _SNAPSHOT_SLOTS)
+        self._staging = Staging(model.layout, absolute=config.blend == "absolute")
+        self._incarnation = secrets.token_bytes(INCARNATION_BYTES)
+        self._membership = Membership(self._peers)
+        self._wiring = self._wire()
+        self._service = self._wiring.service
+        self._transport: Transport = (
+            make_transport(self._wiring) if make_transport else ZmqTransport(config, name, self._wiring)
+        )
+        self._journal = self._make_journal()
+        self._in_flight = False
+        # A node joins with its first exchange; until then it serves nothing, so that a restarted node does not
+        # spread its untrained model among peers that have trained for hours.
+        self._joining = bool(self._peers)
+        self._join_tries = min(len(self._peers), _JOIN_TRIES)
+        self._state = State(loss=None, clock=0.0)
+        self._step = 0
+        self._version = 0
+        self._publish_skipped = 0
+        self._outcomes: Counter[str] = Counter()
+        self._failures = 0
+        self._blended = 0
+        self._bytes_in = 0
+        self._last_blend: tuple[str, float] | None = None
+        self._logged: dict[str, object] = {}
+        self._started_s = monotonic_s()
+        self._sampled = (self._started_s, 0)
+
+    def _wire(self) -> Wiring:
+        config, layout = self.config, self._model.layout
+        service = Service(
+            run_id=config.run_id, incarnation=self._incarnation, layout=layout, membership=self._membership
+        )
+        rng = random.Random(f"{config.seed}/{self.name}/peer")  # noqa: S311  (no secret)
+        exchanger = Exchanger(
+            run_id=config.run_id,
+            node=self.name,
+            incarnation=self._incarnation,
+            layout=layout,
+            staging=self._staging,
+            interpolator=config.interpolator(),
+            flow_control=FlowControl(self._peers, config.flow_control, rng),
+            membership=self._membership,
+            monotonic_s=self._monotonic_s,
+        )
+        return Wiring(service, exchanger)
+
+    def _make_journal(self) -> Journal | None:
+        if self.run_dir is None:
+            return None
+        return Journal(
+            node_folder(self.run_dir, self.name),
+            sample=self._sample_metrics,
+            metrics_interval_s=self.config.metrics_interval_s,
+        )
+
+    # --- Life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Serve the model and be ready for exchanges.
+
+        Raises:
+            ConfigError: the node's address cannot be listened on, or the run folder cannot be written.
+            NodeClosed: the node was closed already.
+        """
+        if self._life is not _Life.NEW:
+            raise NodeClosed(f"node {self.name} cannot be started: it is {self._life.value}")
+        try:
+            self._start_journal()
+            if self._peers:
+                self._transport.start()
+        except BaseException:
+            self.close()
+            raise
+        self._life = _Life.RUNNING
+        self._record("start", run=self.config.run_id, incarnation=self._incarnation.hex(), peers=list(self._peers))
+
+    def _start_journal(self) -> None:
+        if self._journal is None or self.run_dir is None:
+            return
+        try:
+            self._journal.start()
+            resolved = self.run_dir / "config.yaml"
+            if not resolved.exists():
+                resolved.write_text(self.config.to_yaml(), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"run folder {self.run_dir}: cannot be written ({error}); choose another with DPWA_RUN_DIR or --run-dir"
+            ) from error
+
+    def close(self) -> None:
+        """End threads and connections within 2 s. May be called in any state, any number of times.
+
+        Raises:
+            InternalError: a background thread did not end in time, or had failed before.
+        """
+        if self._life is _Life.CLOSED:
+            return
+        was_running = self._life is _Life.RUNNING
+        self._life = _Life.CLOSED
+        deadline_s = time.monotonic() + _CLOSE_TIMEOUT_S
+        try:
+            self._transport.close(_CLOSE_TIMEOUT_S)
+        finally:
+            if self._journal is not None:
+                self._record("close")
+                self._journal.close(max(0.1, deadline_s - time.monotonic()))
+        if was_running:
+            self._raise_background_error()
+
+    def _check_running(self) -> None:
+        if self._life is not _Life.RUNNING:
+            raise NodeClosed(f"node {self.name} is {self._life.value}, expected running")
+        self._raise_background_error()
+
+    def _raise_background_error(self) -> None:
+        error = self._transport.error()
+        if isinstance(error, DpwaError):
+            raise error
+        if error is not None:
+            raise InternalError(f"a background thread of node {self.name} ended by itself: {error!r}") from error
+
+    # --- Training -------------------------------------------------------------------------------------------------
+
+    def step(self, loss: float | None = None) -> None:
+        """Tell that a training step was made: apply a finished exchange, publish, ask for the next.
+
+        The order matters: the snapshot that the next exchange refers to must hold the blend before it, or that blend
+        would count twice.
+
+        Args:
+            loss: of the step; None if unknown.
+
+        Raises:
+            NodeClosed: the node is not running.
+            InternalError: a background thread failed.
+        """
+        self._check_running()
+        self._advance(loss)
+        self._collect(self.config.wait_s)
+        self._publish_and_ask(self._rng.random() < self.config.pull_probability)
+
+    def update_send(self, loss: float | None = None) -> None:
+        """First half of the 2017 dpwa's pair, called before a batch: publish and ask for an exchange.
+
+        Raises:
+            NodeClosed: the node is not running.
+            InternalError: a background thread failed.
+        """
+        self._check_running()
+        self._note_loss(loss)
+        self._publish_and_ask(self._rng.random() < self.config.pull_probability)
+
+    def update_wait(self, loss: float | None = None) -> None:
+        """Second half of the pair, called after the batch: apply the exchange, waiting up to `wait_ms` for it.
+
+        Raises:
+            NodeClosed: the node is not running.
+            InternalError: a background thread failed.
+        """
+        self._check_running()
+        self._advance(loss)
+        self._collect(self.config.wait_s)
+
+    def finish(self, timeout_s: float) -> bool:
+        """After the last step: go on serving and blending until every peer has finished too, or is gone.
+
+        Args:
+            timeout_s: wait at most so long.
+
+        Returns:
+            False if the time ran out with peers still training.
+
+        Raises:
+            NodeClosed: the node is not running.
+            InternalError: a background thread failed.
+        """
+        self._check_running()
+        self._service.finished = True
+        deadline_s = time.monotonic() + timeout_s
+        flow_control = self._wiring.exchanger.flow_control
+        while True:
+            self._collect(min(_FINISH_PAUSE_S, max(0.0, deadline_s - time.monotonic())))
+            training = [
+                peer
+                for peer in self._peers
+                if not self._membership[peer].finished and not flow_control.is_failing(peer)
+            ]
+            if not training or time.monotonic() >= deadline_s:
+                self._record("finish", still_training=training)
+                return not training
+            self._publish_and_ask(asking=True)
+            self._check_running()
+            time.sleep(_FINISH_PAUSE_S)
+
+    def log(self, **values: object) -> None:
+        """Add values of the training script (epoch, test accuracy …) to every further line of metrics."""
+        self._logged.update(values)
+
+    def _advance(self, loss: float | None) -> None:
+        self._step += 1
+        self._state = State(self._state.loss, self._state.clock + 1.0)
+        self._note_loss(loss)
+        self._service.step = self._step
+
+    def _note_loss(self, loss: float | None) -> None:
+        if loss is not None:
+            self._state = State(self._smoother.update(loss), self._state.clock)
+
+    def _collect(self, wait_s: float) -> None:
+        """Take the finished exchange, if there is one, and apply it."""
+        if not self._in_flight:
+            return
+        exchange = self._transport.take(wait_s)
+        if exchange is None:
+            return
+        self._in_flight = False
+        if exchange.outcome is Outcome.BLENDED and exchange.peer_state is not None:
+            self._apply(exchange, exchange.peer_state)
+        self._outcomes[exchange.outcome.value] += 1
+        self._failures += exchange.outcome.is_failure
+        self._bytes_in += exchange.received_bytes
+        self._record_exchange(exchange)
+        if self._joining:
+            self._join_tries -= 1
+            has_joined = exchange.outcome in (Outcome.BLENDED, Outcome.NO_PEER)
+            self._joining = not has_joined and self._join_tries > 0
+
+    def _apply(self, exchange: Exchange, peer_state: State) -> None:
+        factor = exchange.factor
+        if factor > 0.0:
+            self._model.blend(self._staging.values, factor)
+            own = self._state
+            base = exchange.reference.state.clock if self.config.blend == "delta" else own.clock
+            self._state = State(own.loss, own.clock + factor * (peer_state.clock - base))
+        self._blended += 1
+        self._last_blend = (exchange.peer or "", factor)
+
+    def _publish_and_ask(self, asking: bool) -> None:  # noqa: FBT001  (private, and its callers name it)
+        asking = (asking or self._joining) and not self._in_flight and bool(self._peers)
+        if not (asking or self._service.wanted):
+            return  # nobody would look at it
+        snapshot = self._publish()
+        if snapshot is not None and asking:
+            self._in_flight = True
+            self._transport.ask(Ask(snapshot, joining=self._joining, finished=self._service.finished))
+
+    def _publish(self) -> Snapshot | None:
+        """Publish a copy of the model; None if slow peers hold all buffers. Never waits for them."""
+        lease = self._pool.lease()
+        if lease is None:
+            self._publish_skipped += 1
+            return None
+        buffer, memory = lease
+        self._model.copy_into(buffer)
+        self._version += 1
+        snapshot = Snapshot(self._version, self._step, self._state, memory)
+        if not self._joining:
+            self._service.wanted = False  # before the swap: a pull that comes between asks for one publish too many
+            self._service.snapshot = snapshot
+            self._transport.published()
+        return snapshot
+
+    # --- What it did ----------------------------------------------------------------------------------------------
+
+    def statistics(self) -> NodeStatistics:
+        """What the node did so far. Any thread, any state."""
+        counters = self._transport.counters
+        last_peer, last_factor = self._last_blend or (None, None)
+        return NodeStatistics(
+            step=self._step,
+            clock=self._state.clock,
+            loss=self._state.loss,
+            exchanges=dict(self._outcomes),
+            blended=self._blended,
+            failures=self._failures,
+            last_peer=last_peer,
+            last_factor=last_factor,
+            bytes_in=self._bytes_in,
+            bytes_out=counters.bytes_out,
+            served=counters.served,
+            published=self._version,
+            publish_skipped=self._publish_skipped,
+            protocol_errors=counters.protocol_errors,
+            scores=self._wiring.exchanger.flow_control.scores(),
+        )
+
+    def _sample_metrics(self) -> Mapping[str, object]:
+        """One line of metrics. Journal's thread."""
+        now_s = self._monotonic_s()
+        then_s, then_step = self._sampled
+        statistics = self.statistics()
+        self._sampled = (now_s, statistics.step)
+        return {
+            "elapsed_s": round(now_s - self._started_s, 3),
+            "step": statistics.step,
+            "clock": statistics.clock,
+            "loss": statistics.loss,
+            "steps_per_s": round((statistics.step - then_step) / max(now_s - then_s, 1e-9), 3),
+            "exchanges": statistics.blended,
+            "failures": statistics.failures,
+            "skipped": sum(statistics.exchanges.values()) - statistics.blended - statistics.failures,
+            "last_peer": statistics.last_peer,
+            "last_factor": statistics.last_factor,
+            "bytes_in": statistics.bytes_in,
+            "bytes_out": statistics.bytes_out,
+            "protocol_errors": statistics.protocol_errors,
+            **self._logged,
+        }
+
+    def _record_exchange(self, exchange: Exchange) -> None:
+        if self._journal is None:
+            return
+        own, peer = exchange.reference.state, exchange.peer_state
+        fields: dict[str, object] = {
+            "outcome": exchange.outcome.value,
+            "peer": exchange.peer,
+            "duration_s": round(exchange.duration_s, 6),
+        }
+        if peer is not None:
+            fields |= {
+                "version": exchange.version,
+                "own_version": exchange.reference.version,
+                "clock": own.clock,
+                "peer_clock": peer.clock,
+                "loss": own.loss,
+                "peer_loss": peer.loss,
+                "factor": exchange.factor,
+                "bytes": exchange.received_bytes,
+                "late_steps": self._step - exchange.reference.step,
+            }
+        if exchange.reason:
+            fields["reason"] = exchange.reason
+        self._record("exchange", **fields)
+
+    def _record(self, event: str, **fields: object) -> None:
+        if self._journal is not None:
+            self._journal.record(event, step=self._step, **fields)

@@ -1,0 +1,89 @@
+"""Which peer to ask next: a score per peer, a random choice, and rare second chances for those that fail.
+
+As in the 2017 dpwa every success raises a peer's score and every failure lowers it, and the choice is random. Here
+the score is the weight of the choice, so that equally good peers are asked uniformly. A peer that failed is left
+alone for a while that doubles with each further failure and has an upper end: it is asked rarely and never forgotten.
+
+Must not know: sockets, threads, the clock, global random state; time and randomness are passed in, so that a
+simulation runs the same code. Runs in: the thread that performs the exchanges.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from dpwa.config import FlowControlOptions
+
+__all__ = ["FlowControl"]
+
+# Of the choices, at most this share goes to peers that failed before: with hundreds of dead peers whose second
+# chance is due, the living ones still get nine exchanges out of ten.
+_PROBE_SHARE = 0.1
+
+
+@dataclass
+class _Standing:
+    score: float
+    failures: int = 0
+    """In a row; 0 for a peer that answered last time."""
+    due_s: float = 0.0
+    """When a failing peer gets its next chance."""
+
+
+class FlowControl:
+    """Scores and choice.
+
+    Args:
+        peers: names to choose from.
+        settings: the config's `flow_control`.
+        rng: source of the random choice.
+    """
+
+    def __init__(self, peers: Iterable[str], settings: FlowControlOptions, rng: random.Random) -> None:
+        self._settings = settings
+        self._rng = rng
+        self._standings = {peer: _Standing(settings.score_start) for peer in peers}
+
+    def choose(self, now_s: float) -> str | None:
+        """A peer to ask, or None while every peer is failing and none is due for another chance.
+
+        Args:
+            now_s: monotonic time.
+        """
+        healthy = [peer for peer, standing in self._standings.items() if standing.failures == 0]
+        due = [peer for peer, standing in self._standings.items() if standing.failures and standing.due_s <= now_s]
+        if due and (not healthy or self._rng.random() < _PROBE_SHARE):
+            return min(due, key=lambda peer: self._standings[peer].due_s)
+        if not healthy:
+            return None
+        return self._rng.choices(healthy, [self._standings[peer].score for peer in healthy])[0]
+
+    def succeeded(self, peer: str) -> None:
+        """The peer answered as it should."""
+        standing = self._standings[peer]
+        standing.failures = 0
+        standing.score = min(standing.score + self._settings.success, self._settings.score_max)
+
+    def failed(self, peer: str, now_s: float) -> None:
+        """The peer did not answer, or not as it should."""
+        standing = self._standings[peer]
+        standing.score = max(standing.score - self._settings.failure, self._settings.score_min)
+        # The exponent is bounded: 2.0**1024 would overflow after a long absence.
+        pause_s = min(self._settings.probe_s * 2.0 ** min(standing.failures, 30), self._settings.probe_max_s)
+        # The random part keeps many nodes from probing one returning peer in the same instant.
+        standing.due_s = now_s + pause_s * self._rng.uniform(0.75, 1.25)
+        standing.failures += 1
+
+    def restarted(self, peer: str) -> None:
+        """The peer began a new life: what its former one did is forgotten."""
+        self._standings[peer] = _Standing(self._settings.score_start)
+
+    def is_failing(self, peer: str) -> bool:
+        """Whether the peer's last exchange failed."""
+        return self._standings[peer].failures > 0
+
+    def scores(self) -> Mapping[str, float]:
+        """A copy of all scores."""
+        return {peer: standing.score for peer, standing in self._standings.items()}

@@ -1,0 +1,101 @@
+"""Nodes of one process exchanging by plain function calls: for tests and simulations, with nothing left to chance.
+
+Exchanges run at once, in the thread that asks for them. With seeded nodes stepped in a fixed order, a run gives the
+same result bit for bit. The service, the exchange and the blend are the same code as over ZeroMQ.
+
+Must not know: ZeroMQ. Runs in: one thread, the trainers'.
+"""
+
+from __future__ import annotations
+
+from dpwa.errors import InternalError, PeerUnreachable
+from dpwa.exchange import Ask, Exchange
+from dpwa.transport.client import Pulled
+from dpwa.transport.interface import Wiring
+from dpwa.transport.rx import RxCounters
+from dpwa.transport.service import Service
+from dpwa.transport.wire import Mismatch, Offer, Pull
+
+__all__ = ["InMemoryNetwork", "InMemoryTransport"]
+
+
+class InMemoryNetwork:
+    """Connects the nodes of one process. A node that is not on it is unreachable."""
+
+    def __init__(self) -> None:
+        self._transports: dict[str, InMemoryTransport] = {}
+
+    def join(self, name: str, transport: InMemoryTransport) -> None:
+        """Make a node reachable."""
+        self._transports[name] = transport
+
+    def leave(self, name: str) -> None:
+        """Make a node unreachable."""
+        self._transports.pop(name, None)
+
+    def pull(self, peer: str, pull: Pull, into: memoryview) -> Pulled:
+        """See `Client.pull`; the network is every node's client."""
+        transport = self._transports.get(peer)
+        if transport is None:
+            raise PeerUnreachable(peer, "not on the in-memory network")
+        return transport.serve(pull, into)
+
+
+class InMemoryTransport:
+    """One node's place on the network. See `Transport` for the methods.
+
+    Args:
+        network: the network to join.
+        name: this node.
+        wiring: what to serve and how to exchange.
+    """
+
+    def __init__(self, network: InMemoryNetwork, name: str, wiring: Wiring) -> None:
+        self.counters = RxCounters()
+        self._network = network
+        self._name = name
+        self._service: Service = wiring.service
+        self._exchanger = wiring.exchanger
+        self._result: Exchange | None = None
+
+    def start(self) -> None:
+        """See `Transport.start`."""
+        self._network.join(self._name, self)
+        self.published()
+
+    def published(self) -> None:
+        """See `Transport.published`. No pull can wait here, so every step publishes: nothing served is stale."""
+        self._service.wanted = True
+
+    def ask(self, ask: Ask) -> None:
+        """See `Transport.ask`."""
+        self._result = self._exchanger.perform(ask, self._network)
+
+    def take(self, wait_s: float) -> Exchange | None:  # noqa: ARG002  (there is nothing to wait for)
+        """See `Transport.take`."""
+        result, self._result = self._result, None
+        return result
+
+    def error(self) -> BaseException | None:
+        """See `Transport.error`: there is no background thread."""
+        return None
+
+    def close(self, timeout_s: float) -> None:  # noqa: ARG002
+        """See `Transport.close`."""
+        self._network.leave(self._name)
+
+    def serve(self, pull: Pull, into: memoryview) -> Pulled:
+        """Answer a peer's pull."""
+        answered = self._service.answer(pull, may_wait=False)
+        if answered is None:
+            raise InternalError("a service that may not wait must answer")
+        answer, snapshot = answered
+        if isinstance(answer, Mismatch):
+            return Pulled(answer, peer_layout=self._service.mismatch_body().decode())
+        if not isinstance(answer, Offer) or snapshot is None:
+            self.counters.refused += 1
+            return Pulled(answer)
+        into[:] = snapshot.memory
+        self.counters.served += 1
+        self.counters.bytes_out += len(into)
+        return Pulled(answer, len(into))

@@ -1,0 +1,89 @@
+"""What a node answers when a peer asks for its parameters.
+
+Both the Rx thread and the in-memory transport ask a `Service`, so that the rules stand once.
+
+Must not know: sockets, threads, time. Runs in: `answer` in the Rx thread; the attributes are set by the trainer.
+Each attribute is one reference that is swapped whole, so that no lock is needed: see the comments.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dpwa.peers.membership import Membership
+from dpwa.snapshot import Layout, Snapshot
+from dpwa.transport.wire import Codec, Message, Mismatch, NotModified, NotReady, Offer, Pull, Refused
+
+__all__ = ["CHUNK_BYTES", "Service"]
+
+CHUNK_BYTES: Final = 512 * 1024
+"""Bytes of one chunk: between 256 KiB and 1 MiB a stream runs at the speed of the socket."""
+
+
+class Service:
+    """The serving side of a node.
+
+    Args:
+        run_id: pulls of another run are refused.
+        incarnation: random id of this life of the node.
+        layout: of this node's model.
+        membership: told about every legal pull.
+    """
+
+    def __init__(self, *, run_id: str, incarnation: bytes, layout: Layout, membership: Membership) -> None:
+        self._run_id = run_id
+        self._incarnation = incarnation
+        self._layout = layout
+        self._membership = membership
+        # Each set by the trainer in one assignment and read once per answer.
+        self.snapshot: Snapshot | None = None
+        self.step = 0
+        self.finished = False
+        # Set by `answer`, cleared by the trainer when it publishes. Losing a race here costs one step of age.
+        self.wanted = False
+
+    def answer(self, pull: Pull, *, may_wait: bool) -> tuple[Message, Snapshot | None] | None:
+        """The answer to a pull, and the snapshot to send after an `Offer`.
+
+        Args:
+            pull: the request.
+            may_wait: whether the caller can ask again after the next publish.
+
+        Returns:
+            None if `may_wait` and the trainer has moved on since its last publish: the next step brings a fresh
+            snapshot. This is what makes lazy publishing invisible to the peers.
+        """
+        nonce = pull.nonce
+        if pull.run != self._run_id:
+            return Refused(nonce, f"this node belongs to run {self._run_id}, the pull to another"), None
+        if not self._membership.heard(pull.node, pull.incarnation, finished=pull.finished):
+            return Refused(nonce, "the asking node is not in this node's cluster file"), None
+        if pull.fingerprint != self._layout.fingerprint:
+            return Mismatch(nonce), None
+        self.wanted = True
+        snapshot = self.snapshot
+        if snapshot is None:
+            return NotReady(nonce), None  # still joining; waiting here could make two joining nodes wait for each other
+        known = pull.have_incarnation == self._incarnation and pull.have_version == snapshot.version
+        # A snapshot of the step before is fresh: the trainer publishes at every step while peers keep asking.
+        tolerated_steps = 0 if known else 1
+        if may_wait and self.step - snapshot.step > tolerated_steps:
+            return None
+        if known:
+            return NotModified(nonce, self._incarnation, self.finished), None
+        offer = Offer(
+            nonce=nonce,
+            incarnation=self._incarnation,
+            version=snapshot.version,
+            clock=snapshot.state.clock,
+            loss=snapshot.state.loss,
+            codec=Codec.RAW,
+            total_bytes=self._layout.total_bytes,
+            chunk_bytes=CHUNK_BYTES,
+            finished=self.finished,
+        )
+        return offer, snapshot
+
+    def mismatch_body(self) -> bytes:
+        """The layout as text, cut to one chunk, for the frame after a `Mismatch`."""
+        return self._layout.text.encode()[:CHUNK_BYTES]

@@ -1,0 +1,117 @@
+"""How dpwa sets up a ZeroMQ socket: addresses, limits, heartbeats, and what a forked child must let go of.
+
+Must not know: messages, threads. Runs in: the thread that will own the socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+
+import zmq
+
+from dpwa.errors import ConfigError, DpwaError
+from dpwa.transport.wire import MAX_FRAME_BYTES, MAX_WINDOW
+
+__all__ = ["close_inherited", "dealer", "endpoint", "require_libzmq", "router"]
+
+# Older versions have known holes that a peer can use before any of our checks run (CVE-2019-13132, CVE-2020-15166).
+_OLDEST_LIBZMQ = (4, 3, 5)
+
+# One message is header and body; a window of chunks plus a few small answers must fit, and no more.
+_QUEUE_MESSAGES = 2 * MAX_WINDOW
+
+_COMMON: dict[int, int] = {
+    zmq.LINGER: 0,  # the default -1 makes closing the context hang while a peer does not read
+    zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
+    zmq.SNDHWM: _QUEUE_MESSAGES,
+    zmq.RCVHWM: _QUEUE_MESSAGES,
+    zmq.HANDSHAKE_IVL: 2000,  # ms; a client that connects and says nothing is closed after this
+    zmq.HEARTBEAT_IVL: 500,  # ms; finds a vanished machine, which TCP alone does not for minutes
+    zmq.HEARTBEAT_TIMEOUT: 1500,
+    zmq.HEARTBEAT_TTL: 1500,
+    zmq.TCP_KEEPALIVE: 1,
+}
+
+
+def require_libzmq() -> None:
+    """Refuse to run on a ZeroMQ library with known holes.
+
+    Raises:
+        DpwaError: libzmq is older than 4.3.5.
+    """
+    if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
+        needed = ".".join(map(str, _OLDEST_LIBZMQ))
+        raise DpwaError(f"libzmq {needed} or newer is needed, found {zmq.zmq_version()}; install a current pyzmq wheel")
+
+
+def endpoint(host: str, port: int) -> str:
+    """The ZeroMQ address of a host and port, with the host resolved to a number (IPv4 first).
+
+    Raises:
+        ConfigError: the host cannot be resolved. (ZeroMQ itself would say nothing and never connect.)
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(
+            f"host {host}: cannot be resolved ({error}); use a name or address that this host knows"
+        ) from error
+    family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    number = str(address[0])
+    return f"tcp://[{number}]:{port}" if family == socket.AF_INET6 else f"tcp://{number}:{port}"
+
+
+def router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """The socket that serves: a vanished or stuck peer is an error at once, never a silent drop or a wait."""
+    made = context.socket(zmq.ROUTER)
+    _configure(made, {zmq.ROUTER_MANDATORY: 1, zmq.IPV6: 1})
+    return made
+
+
+def dealer(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """The socket that pulls from one peer: queues nothing until it is connected."""
+    made = context.socket(zmq.DEALER)
+    _configure(
+        made,
+        {
+            zmq.IMMEDIATE: 1,
+            zmq.IPV6: 1,
+            zmq.RECONNECT_IVL: 50,  # ms
+        },
+    )
+    return made
+
+
+def _configure(made: zmq.Socket[bytes], special: dict[int, int]) -> None:
+    for option, value in {**_COMMON, **special}.items():
+        made.setsockopt(option, value)
+
+
+def close_inherited(ports: set[int]) -> None:
+    """Close, in a forked child, every TCP socket that listens on or is connected from one of these ports.
+
+    A DataLoader worker inherits the trainer's listening socket. If the trainer is killed, the worker would hold the
+    port for seconds, and a restarted node could not bind it. The threads that used the sockets do not exist in the
+    child, so that nothing there can miss them.
+    """
+    if not os.path.isdir("/dev/fd"):
+        return
+    for entry in os.listdir("/dev/fd"):
+        descriptor = int(entry)
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode) and _local_port(descriptor) in ports:
+                os.close(descriptor)
+
+
+def _local_port(descriptor: int) -> int | None:
+    """The local TCP port of a socket, None for other kinds; leaves the descriptor open."""
+    borrowed = socket.socket(fileno=descriptor)
+    try:
+        if borrowed.family not in (socket.AF_INET, socket.AF_INET6):
+            return None
+        return int(borrowed.getsockname()[1])
+    finally:
+        borrowed.detach()

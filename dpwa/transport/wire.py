@@ -1,0 +1,304 @@
+"""The messages of protocol version 1: bytes to messages and back, checked field by field.
+
+A message is one msgpack list of at most 4 KiB; `Chunk` and `Mismatch` are followed by one frame of raw bytes.
+`docs/protocol.md` tells who sends what and when. Nothing here is ever unpickled, and every length, count and number
+has a limit that is checked before anything is done with it.
+
+Must not know: sockets, threads, time, tensors. Runs in: any thread; pure functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import ClassVar, Final, TypeVar, Union
+
+import msgpack
+
+from dpwa.errors import RemoteProtocolError
+
+__all__ = [
+    "MAX_CHUNK_BYTES",
+    "MAX_FRAME_BYTES",
+    "MAX_HEADER_BYTES",
+    "MAX_WINDOW",
+    "PROTOCOL_VERSION",
+    "Busy",
+    "Chunk",
+    "Codec",
+    "Message",
+    "Mismatch",
+    "More",
+    "NotModified",
+    "NotReady",
+    "Offer",
+    "Pull",
+    "Refused",
+    "decode",
+    "encode",
+]
+
+PROTOCOL_VERSION: Final = 1
+
+# --- Limits on what a peer can send, each with its reason ---------------------------------------------------------
+
+MAX_HEADER_BYTES: Final = 4096
+"""The longest legal header takes about 700 bytes; msgpack may blow a header up seventyfold in memory: 280 KiB."""
+
+MAX_CHUNK_BYTES: Final = 1 << 20
+"""Frames of 256 KiB to 1 MiB move fastest, and bound what one frame can make the receiver allocate."""
+
+MAX_FRAME_BYTES: Final = MAX_CHUNK_BYTES + MAX_HEADER_BYTES
+"""Set as ZeroMQ's MAXMSGSIZE: a longer frame ends the connection before its memory is taken."""
+
+MAX_WINDOW: Final = 16
+"""Chunks that may be under way to one peer: what a peer that stops reading costs the server, in chunks."""
+
+MAX_NAME_CHARS: Final = 64
+"""As in the cluster file."""
+
+MAX_TEXT_CHARS: Final = 256
+"""A reason for a refusal is one line."""
+
+MAX_COUNTER: Final = 2**53
+"""Versions, steps, nonces: every integer up to here is exact in a float, too; 1,000 a second last 285,000 years."""
+
+MAX_CHUNKS: Final = 1 << 24
+"""16 TiB in chunks of 1 MiB."""
+
+INCARNATION_BYTES: Final = 8
+FINGERPRINT_BYTES: Final = 16
+
+
+class Kind(IntEnum):
+    """The number of each message on the wire. Append only: a number is never given a new meaning."""
+
+    PULL = 1
+    MORE = 2
+    OFFER = 3
+    CHUNK = 4
+    NOT_MODIFIED = 5
+    NOT_READY = 6
+    BUSY = 7
+    MISMATCH = 8
+    REFUSED = 9
+
+
+class Codec(IntEnum):
+    """How a snapshot's bytes are encoded. Append only."""
+
+    RAW = 0
+    """Each tensor in its own dtype, little-endian, in the order of the layout."""
+
+
+# --- Messages -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Asks a peer for its newest snapshot. Tx to Rx."""
+
+    KIND: ClassVar = Kind.PULL
+    nonce: int
+    """Chosen by the asker; every answer repeats it, so that late answers are recognised and dropped."""
+    run: str
+    node: str
+    incarnation: bytes
+    fingerprint: bytes
+    """Of the asker's layout."""
+    have_incarnation: bytes
+    have_version: int
+    """The snapshot of this peer that the asker blended last; version 0 for none."""
+    codec: int
+    window: int
+    """Chunks to send at once; further ones follow `More`."""
+    finished: bool
+    """The asker has ended its training and only waits for the others."""
+
+
+@dataclass(frozen=True)
+class More:
+    """Asks for further chunks of the transfer that `Pull` began. Tx to Rx."""
+
+    KIND: ClassVar = Kind.MORE
+    nonce: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Describes the snapshot whose chunks follow. Rx to Tx."""
+
+    KIND: ClassVar = Kind.OFFER
+    nonce: int
+    incarnation: bytes
+    version: int
+    clock: float
+    loss: float | None
+    """None: the peer has no loss yet. NaN or infinite: the peer has diverged and says so."""
+    codec: int
+    total_bytes: int
+    chunk_bytes: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One piece of a snapshot; its bytes are the frame after this header. Rx to Tx."""
+
+    KIND: ClassVar = Kind.CHUNK
+    nonce: int
+    index: int
+
+
+@dataclass(frozen=True)
+class NotModified:
+    """The asker already has the newest snapshot. Rx to Tx."""
+
+    KIND: ClassVar = Kind.NOT_MODIFIED
+    nonce: int
+    incarnation: bytes
+    finished: bool
+
+
+@dataclass(frozen=True)
+class NotReady:
+    """Nothing has been published yet. Rx to Tx."""
+
+    KIND: ClassVar = Kind.NOT_READY
+    nonce: int
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Too many transfers are under way. Rx to Tx."""
+
+    KIND: ClassVar = Kind.BUSY
+    nonce: int
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The layouts differ; the frame after this header is the server's `Layout.text`, cut to one chunk. Rx to Tx."""
+
+    KIND: ClassVar = Kind.MISMATCH
+    nonce: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The server will not answer this asker. Rx to Tx."""
+
+    KIND: ClassVar = Kind.REFUSED
+    nonce: int
+    reason: str
+
+
+Message = Union[Pull, More, Offer, Chunk, NotModified, NotReady, Busy, Mismatch, Refused]  # noqa: UP007 (used at run time on 3.10)
+
+HAS_BODY: Final = (Chunk, Mismatch)
+"""Messages whose header is followed by exactly one frame of bytes; all others stand alone."""
+
+# --- Field rules --------------------------------------------------------------------------------------------------
+
+_Rule = Callable[[object], bool]
+
+
+def _integer(low: int, high: int) -> _Rule:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _text(max_chars: int) -> _Rule:
+    return lambda value: type(value) is str and len(value) <= max_chars and value.isprintable()
+
+
+def _bytes(length: int) -> _Rule:
+    return lambda value: type(value) is bytes and len(value) == length
+
+
+def _boolean(value: object) -> bool:
+    return type(value) is bool
+
+
+def _clock(value: object) -> bool:
+    return type(value) is float and math.isfinite(value) and 0.0 <= value <= MAX_COUNTER
+
+
+def _loss(value: object) -> bool:
+    return value is None or type(value) is float
+
+
+_RULES: Final[dict[str, _Rule]] = {
+    "nonce": _integer(0, MAX_COUNTER),
+    "run": _text(2 * MAX_NAME_CHARS),
+    "node": _text(MAX_NAME_CHARS),
+    "incarnation": _bytes(INCARNATION_BYTES),
+    "fingerprint": _bytes(FINGERPRINT_BYTES),
+    "have_incarnation": _bytes(INCARNATION_BYTES),
+    "have_version": _integer(0, MAX_COUNTER),
+    "version": _integer(1, MAX_COUNTER),
+    "codec": _integer(0, 255),
+    "window": _integer(1, MAX_WINDOW),
+    "finished": _boolean,
+    "first": _integer(0, MAX_CHUNKS),
+    "count": _integer(1, MAX_WINDOW),
+    "index": _integer(0, MAX_CHUNKS),
+    "clock": _clock,
+    "loss": _loss,
+    "total_bytes": _integer(1, MAX_CHUNKS * MAX_CHUNK_BYTES),
+    "chunk_bytes": _integer(1, MAX_CHUNK_BYTES),
+    "reason": _text(MAX_TEXT_CHARS),
+}
+"""One rule per field name, whichever message it stands in: one word, one meaning."""
+
+_CLASSES: Final[dict[int, type[Message]]] = {
+    message.KIND: message for message in (Pull, More, Offer, Chunk, NotModified, NotReady, Busy, Mismatch, Refused)
+}
+_FIELDS: Final[dict[int, tuple[str, ...]]] = {
+    kind: tuple(field.name for field in fields(message)) for kind, message in _CLASSES.items()
+}
+
+_M = TypeVar("_M", bound=Message)
+
+
+def encode(message: Message) -> bytes:
+    """The header frame of a message: a msgpack array of version, kind and the fields in their declared order."""
+    names = _FIELDS[message.KIND]
+    return bytes(msgpack.packb([PROTOCOL_VERSION, int(message.KIND), *(getattr(message, name) for name in names)]))
+
+
+def decode(header: bytes | memoryview, sender: str) -> Message:
+    """Read and check a header frame.
+
+    Args:
+        header: the frame as received.
+        sender: who sent it, for the error's text.
+
+    Raises:
+        RemoteProtocolError: it is anything but a legal message. No other error, whatever the bytes.
+    """
+    if len(header) > MAX_HEADER_BYTES:
+        raise RemoteProtocolError(sender, f"header of {len(header)} bytes, at most {MAX_HEADER_BYTES} are allowed")
+    try:
+        items = msgpack.unpackb(
+            header, use_list=False, max_array_len=32, max_map_len=0, max_ext_len=0, max_str_len=1024, max_bin_len=64
+        )
+    except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        raise RemoteProtocolError(sender, f"header is not msgpack: {str(error)[:100]}") from error
+    if type(items) is not tuple or len(items) < 2 or type(items[0]) is not int or type(items[1]) is not int:
+        raise RemoteProtocolError(sender, "header is not a list that begins with version and kind")
+    version, kind, *values = items
+    if version != PROTOCOL_VERSION:
+        raise RemoteProtocolError(sender, f"protocol version {version}; this node speaks version {PROTOCOL_VERSION}")
+    if kind not in _CLASSES:
+        raise RemoteProtocolError(sender, f"message of unknown kind {kind}")
+    names = _FIELDS[kind]
+    if len(values) != len(names):
+        raise RemoteProtocolError(sender, f"{Kind(kind).name} has {len(values)} fields, expected {len(names)}")
+    for name, value in zip(names, values, strict=True):
+        if not _RULES[name](value):
+            raise RemoteProtocolError(sender, f"{Kind(kind).name} has an illegal {name}: {str(value)[:40]!r}")
+    return _CLASSES[kind](*values)

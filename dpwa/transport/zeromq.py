@@ -1,0 +1,114 @@
+"""A node's transport over ZeroMQ: its context, its Rx thread and its Tx thread.
+
+Must not know: what is exchanged. Runs in: the trainer's thread; the work is done in the two threads.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+
+import zmq
+
+from dpwa.config import ClusterConfig
+from dpwa.errors import InternalError
+from dpwa.exchange import Ask, Exchange
+from dpwa.transport.client import ZmqClient
+from dpwa.transport.doorbell import Doorbell
+from dpwa.transport.interface import Wiring
+from dpwa.transport.rx import RxThread
+from dpwa.transport.sockets import close_inherited, require_libzmq
+from dpwa.transport.tx import TxThread
+
+__all__ = ["ZmqTransport"]
+
+
+class ZmqTransport:
+    """Rx and Tx threads of one node. See `Transport` for the methods.
+
+    Args:
+        config: the cluster.
+        name: this node.
+        wiring: what to serve and how to exchange.
+    """
+
+    def __init__(self, config: ClusterConfig, name: str, wiring: Wiring) -> None:
+        require_libzmq()
+        own = config.node(name)
+        addresses = {peer.name: (peer.host, peer.port) for peer in config.peers_of(name)}
+        # A context of its own, not the process-wide one: tests and studies run several nodes in one process.
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._name = name
+        self._port = own.port
+        self._rx = RxThread(
+            self._context, name=name, host=own.host, port=own.port, service=wiring.service, idle_s=config.timeout_s
+        )
+
+        def make_client(bell: Doorbell) -> ZmqClient:
+            return ZmqClient(
+                self._context,
+                addresses=addresses,
+                timeout_s=config.timeout_s,
+                connect_timeout_s=config.connect_timeout_s,
+                bell=bell,
+            )
+
+        self._tx = TxThread(name=name, exchanger=wiring.exchanger, make_client=make_client)
+        self.counters = self._rx.counters
+
+    def start(self) -> None:
+        """See `Transport.start`."""
+        _open_transports.add(self)
+        self._rx.start()
+        self._tx.start()
+
+    def published(self) -> None:
+        """See `Transport.published`."""
+        self._rx.published()
+
+    def ask(self, ask: Ask) -> None:
+        """See `Transport.ask`."""
+        self._tx.ask(ask)
+
+    def take(self, wait_s: float) -> Exchange | None:
+        """See `Transport.take`."""
+        return self._tx.take(wait_s)
+
+    def error(self) -> BaseException | None:
+        """See `Transport.error`."""
+        return self._rx.error or self._tx.error
+
+    def close(self, timeout_s: float) -> None:
+        """See `Transport.close`."""
+        _open_transports.discard(self)
+        deadline_s = time.monotonic() + timeout_s
+        ended = {
+            "Tx": self._tx.stop(max(0.0, deadline_s - time.monotonic())),
+            "Rx": self._rx.stop(max(0.0, deadline_s - time.monotonic())),
+        }
+        stuck = [thread for thread, has_ended in ended.items() if not has_ended]
+        if stuck:
+            raise InternalError(
+                f"node {self._name}: the {' and '.join(stuck)} thread did not end within {timeout_s:g} s"
+            )
+        # Each thread has closed its own sockets; with none left, ending the context does not wait.
+        self._context.term()
+
+    @property
+    def port(self) -> int:
+        """The port that this transport listens on."""
+        return self._port
+
+
+_open_transports: weakref.WeakSet[ZmqTransport] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    ports = {transport.port for transport in _open_transports}
+    if ports:
+        close_inherited(ports)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
