@@ -38,6 +38,10 @@ _logger = logging.getLogger("dpwa")
 # The newest snapshot, the reference of the exchange in flight, and two that slow peers may still be reading.
 _SNAPSHOT_SLOTS = 4
 
+# The mean step time follows the last ten steps or so, and is not thrown off by a pause for an evaluation.
+_INTERVAL_WEIGHT = 0.1
+_LONGEST_STEP_S = 10.0
+
 # All of `close` together stays below this.
 _CLOSE_TIMEOUT_S = 1.5
 
@@ -168,6 +172,7 @@ class Node:
         self._last_blend: tuple[str, float] | None = None
         self._logged: dict[str, object] = {}
         self._started_s = monotonic_s()
+        self._stepped_s = self._started_s
         self._sampled = (self._started_s, 0)
 
     def _wire(self) -> Wiring:
@@ -346,6 +351,10 @@ class Node:
         self._state = State(self._state.loss, self._state.clock + 1.0)
         self._note_loss(loss)
         self._service.step = self._step
+        now_s = self._monotonic_s()
+        interval_s = min(now_s - self._stepped_s, _LONGEST_STEP_S)
+        self._stepped_s = now_s
+        self._service.step_interval_s += _INTERVAL_WEIGHT * (interval_s - self._service.step_interval_s)
 
     def _note_loss(self, loss: float | None) -> None:
         if loss is not None:
@@ -398,7 +407,7 @@ class Node:
         buffer, memory = lease
         self._model.copy_into(buffer)
         self._version += 1
-        snapshot = Snapshot(self._version, self._step, self._state, memory)
+        snapshot = Snapshot(self._version, self._step, self._monotonic_s(), self._state, memory)
         if not self._joining:
             self._service.wanted = False  # before the swap: a pull that comes between asks for one publish too many
             self._service.snapshot = snapshot

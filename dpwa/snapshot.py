@@ -195,12 +195,14 @@ class Snapshot:
     Attributes:
         version: 1, 2, 3 … within one incarnation of the node.
         step: the trainer's step at which the copy was made.
+        taken_s: the monotonic time of the copy.
         state: loss and clock at that moment.
         memory: the flat bytes, read-only. Whoever holds it, or a slice of it, keeps the buffer from being reused.
     """
 
     version: int
     step: int
+    taken_s: float
     state: State
     memory: memoryview
 

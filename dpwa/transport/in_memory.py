@@ -1,7 +1,10 @@
 """Nodes of one process exchanging by plain function calls: for tests and simulations, with nothing left to chance.
 
-Exchanges run at once, in the thread that asks for them. With seeded nodes stepped in a fixed order, a run gives the
+Exchanges run in the trainer's thread, at the moment that their result is taken. With seeded nodes stepped in a fixed order, a run gives the
 same result bit for bit. The service, the exchange and the blend are the same code as over ZeroMQ.
+
+An exchange lasts from the ask to the next step, and no pull waits: nodes that are stepped in turn see the peers before
+them one step ahead.
 
 Must not know: ZeroMQ. Runs in: one thread, the trainers'.
 """
@@ -56,7 +59,7 @@ class InMemoryTransport:
         self._name = name
         self._service: Service = wiring.service
         self._exchanger = wiring.exchanger
-        self._result: Exchange | None = None
+        self._ask: Ask | None = None
 
     def start(self) -> None:
         """See `Transport.start`."""
@@ -68,13 +71,13 @@ class InMemoryTransport:
         self._service.wanted = True
 
     def ask(self, ask: Ask) -> None:
-        """See `Transport.ask`."""
-        self._result = self._exchanger.perform(ask, self._network)
+        """See `Transport.ask`. The exchange is made when it is taken: it lasts exactly from the ask to there."""
+        self._ask = ask
 
     def take(self, wait_s: float) -> Exchange | None:  # noqa: ARG002  (there is nothing to wait for)
         """See `Transport.take`."""
-        result, self._result = self._result, None
-        return result
+        ask, self._ask = self._ask, None
+        return None if ask is None else self._exchanger.perform(ask, self._network)
 
     def error(self) -> BaseException | None:
         """See `Transport.error`: there is no background thread."""
@@ -86,7 +89,7 @@ class InMemoryTransport:
 
     def serve(self, pull: Pull, into: memoryview) -> Pulled:
         """Answer a peer's pull."""
-        answered = self._service.answer(pull, may_wait=False)
+        answered = self._service.answer(pull, now_s=0.0, may_wait=False)
         if answered is None:
             raise InternalError("a service that may not wait must answer")
         answer, snapshot = answered

@@ -89,7 +89,7 @@ class RxThread:
         host: address to listen on.
         port: port to listen on.
         service: decides the answers.
-        idle_s: a transfer without a request for this long is given up; a pull waits for a fresh snapshot half of it.
+        idle_s: a transfer without a request for this long is given up; no pull waits longer than half of it.
     """
 
     def __init__(
@@ -226,11 +226,13 @@ class RxThread:
         if len(self._peers.transfers) + len(self._peers.waiting) >= _MAX_TRANSFERS:
             self._send(socket, identity, Busy(pull.nonce))
             return
-        self._answer(socket, identity, _Waiting(pull, time.monotonic() + self._idle_s / 2))
+        wait_s = min(self._idle_s / 2, self._service.longest_wait_s())
+        self._answer(socket, identity, _Waiting(pull, time.monotonic() + wait_s))
 
     def _answer(self, socket: zmq.Socket[bytes], identity: bytes, waiting: _Waiting) -> None:
         pull = waiting.pull
-        answered = self._service.answer(pull, may_wait=time.monotonic() < waiting.deadline_s)
+        now_s = time.monotonic()
+        answered = self._service.answer(pull, now_s=now_s, may_wait=now_s < waiting.deadline_s)
         if answered is None:
             self._peers.waiting[identity] = waiting
             return

@@ -2,7 +2,7 @@
 
 Both the Rx thread and the in-memory transport ask a `Service`, so that the rules stand once.
 
-Must not know: sockets, threads, time. Runs in: `answer` in the Rx thread; the attributes are set by the trainer.
+Must not know: sockets, threads, the clock (the time is passed in). Runs in: `answer` in the Rx thread; the attributes are set by the trainer.
 Each attribute is one reference that is swapped whole, so that no lock is needed: see the comments.
 """
 
@@ -38,20 +38,21 @@ class Service:
         # Each set by the trainer in one assignment and read once per answer.
         self.snapshot: Snapshot | None = None
         self.step = 0
+        self.step_interval_s = 0.0
         self.finished = False
         # Set by `answer`, cleared by the trainer when it publishes. Losing a race here costs one step of age.
         self.wanted = False
 
-    def answer(self, pull: Pull, *, may_wait: bool) -> tuple[Message, Snapshot | None] | None:
+    def answer(self, pull: Pull, *, now_s: float, may_wait: bool) -> tuple[Message, Snapshot | None] | None:
         """The answer to a pull, and the snapshot to send after an `Offer`.
 
         Args:
             pull: the request.
+            now_s: monotonic time.
             may_wait: whether the caller can ask again after the next publish.
 
         Returns:
-            None if `may_wait` and the trainer has moved on since its last publish: the next step brings a fresh
-            snapshot. This is what makes lazy publishing invisible to the peers.
+            None if `may_wait` and the next snapshot is the better answer: see `_next_is_better`.
         """
         nonce = pull.nonce
         if pull.run != self._run_id:
@@ -65,9 +66,7 @@ class Service:
         if snapshot is None:
             return NotReady(nonce), None  # still joining; waiting here could make two joining nodes wait for each other
         known = pull.have_incarnation == self._incarnation and pull.have_version == snapshot.version
-        # A snapshot of the step before is fresh: the trainer publishes at every step while peers keep asking.
-        tolerated_steps = 0 if known else 1
-        if may_wait and self.step - snapshot.step > tolerated_steps:
+        if may_wait and self._next_is_better(snapshot, known=known, now_s=now_s):
             return None
         if known:
             return NotModified(nonce, self._incarnation, self.finished), None
@@ -83,6 +82,22 @@ class Service:
             finished=self.finished,
         )
         return offer, snapshot
+
+    def _next_is_better(self, snapshot: Snapshot, *, known: bool, now_s: float) -> bool:
+        """Whether the asker should wait for the next publish, which its asking brings about at the next step.
+
+        The asker compares what it gets with its own snapshot of the moment it asked. A peer's snapshot from half a
+        step before that moment would take half a step off the common progress (times the factor), one from half a
+        step later would add it. Giving the snapshot that is nearest in time makes both cancel out; it also makes
+        lazy publishing invisible to the peers.
+        """
+        if known:
+            return self.step > snapshot.step
+        return now_s - snapshot.taken_s > self.step_interval_s / 2
+
+    def longest_wait_s(self) -> float:
+        """How long a pull may wait for the next publish: two steps. A trainer that pauses holds nobody up."""
+        return 2 * self.step_interval_s
 
     def mismatch_body(self) -> bytes:
         """The layout as text, cut to one chunk, for the frame after a `Mismatch`."""

@@ -1,0 +1,112 @@
+"""What `dpwa check` prints: what a cluster file would run, in words, and what about it deserves a second look.
+
+Must not know: the command line, the terminal. Runs in: any thread; pure functions from a config to text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from dpwa import hosts
+from dpwa.config import FIRST_PORT, ClusterConfig
+
+__all__ = ["describe"]
+
+_MAX_ROWS = 32
+_FIRST_EPHEMERAL_PORT = 32768
+
+
+def describe(config: ClusterConfig, local_names: Collection[str]) -> str:
+    """The cluster in words: a table of its nodes, the settings that matter, and warnings. Plain text without colours.
+
+    Args:
+        config: a valid config.
+        local_names: names of the nodes that belong to this host.
+    """
+    local = [node for node in config.nodes if node.name in local_names]
+    count = len(config.nodes)
+    title = f"run {config.run}: {count} {'node' if count == 1 else 'nodes'}, {len(local)} on this host"
+    parts = [title, _table(config, local_names), _sentences(config)]
+    warnings = [f"warning: {warning}" for warning in _warnings(config, local_names)]
+    if warnings:
+        parts.append("\n".join(warnings))
+    return "\n\n".join(parts)
+
+
+def _table(config: ClusterConfig, local_names: Collection[str]) -> str:
+    rows = [("node", "address", "on this host")]
+    shown = config.nodes[:_MAX_ROWS]
+    rows += [(node.name, node.address, "yes" if node.name in local_names else "no") for node in shown]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    if len(config.nodes) > _MAX_ROWS:
+        lines.append(f"and {len(config.nodes) - _MAX_ROWS} more")
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _sentences(config: ClusterConfig) -> str:
+    wait = "never waits for the answer"
+    if config.wait_ms > 0:
+        wait = f"waits up to {config.wait_ms} ms for the answer"
+    lines = [
+        f"Each step asks one random peer with probability {config.pull_probability:g}, and {wait}.",
+        f"An exchange may take {config.timeout_ms} ms, of which {config.connect_timeout_ms} ms for the connection.",
+        f"The factor: {_factor(config)}.",
+        f"The blend: {_blend(config)}.",
+    ]
+    return "\n".join(lines)
+
+
+def _factor(config: ClusterConfig) -> str:
+    words = {
+        "constant": f"constant {config.constant.value:g}",
+        "clock": "the older model weighs more, peer_clock / (clock + peer_clock)",
+        "loss": "the lower loss weighs more, loss / (loss + peer_loss)",
+    }
+    text = words.get(config.interpolation, f"own rule {config.interpolation}")
+    if config.loss_smoothing > 0:
+        text += f"; losses smoothed with weight {config.loss_smoothing:g}"
+    if config.divergence_threshold > 0:
+        text += f"; shrinks while the own loss is below {config.divergence_threshold:g}"
+    if (config.factor_min, config.factor_max) != (0, 1):
+        text += f"; kept from {config.factor_min:g} to {config.factor_max:g}"
+    return text
+
+
+def _blend(config: ClusterConfig) -> str:
+    if config.blend == "delta":
+        text = "delta, so steps made during an exchange are kept"
+    else:
+        text = "absolute, as in 2017: part of each step made during an exchange is lost"
+    buffers = "blended too" if config.buffers == "blend" else "kept"
+    frozen = "blended too" if config.frozen_parameters == "blend" else "kept"
+    return f"{text}; floating-point buffers are {buffers}; frozen parameters are {frozen}"
+
+
+def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[str]:
+    if len(config.nodes) == 1:
+        yield "there is one node only; it will train alone"
+    elif config.pull_probability == 0:
+        yield "pull_probability is 0; no node will ever ask another one"
+    elif config.factor_max == 0 or (
+        config.interpolation == "constant" and config.constant.value == config.factor_min == 0
+    ):
+        yield "the factor is always 0; nothing will be blended"
+    if not local_names:
+        yield "no node of this file belongs to this host; `dpwa launch` would need --node NAME"
+    networked = [node.name for node in config.nodes if not hosts.is_loopback(node.host)]
+    if networked:
+        yield (
+            "nodes talk over a network without encryption or authentication; use it only where you trust everyone "
+            "who can reach their ports"
+        )
+    if networked and len(networked) < len(config.nodes):
+        yield "some nodes have a loopback address, which nodes on other hosts cannot reach"
+    if config.connect_timeout_ms > config.timeout_ms:
+        yield "connect_timeout_ms is above timeout_ms, which ends an exchange first"
+    if any(node.port >= _FIRST_EPHEMERAL_PORT for node in config.nodes):
+        yield (
+            f"ports from {_FIRST_EPHEMERAL_PORT} up may be taken by outgoing connections of any program; "
+            f"ports from {FIRST_PORT} up are safer"
+        )

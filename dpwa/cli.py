@@ -1,0 +1,146 @@
+"""The `dpwa` command: arguments in, exit codes and messages for people out.
+
+Each command imports what it needs when it runs, so that `dpwa --help` answers at once; torch, numpy, zmq, pydantic and
+rich must not be imported by this module. Exit codes: 0 done, 1 the run failed, 2 wrong usage or config, 128 + N ended
+by signal N.
+
+Must not know: how anything is done. Runs in: the main thread.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dpwa._version import __version__
+from dpwa.errors import ConfigError, DpwaError
+
+__all__ = ["main"]
+
+_EXAMPLE_PACKAGES = {"matplotlib", "sklearn", "torch", "torchvision"}
+
+_cluster_file = click.argument("cluster_file", metavar="CLUSTER.yaml", type=click.Path(path_type=Path))
+
+
+class _Commands(click.Group):
+    """Turns dpwa's errors into lines and exit codes; everything else is click's or a bug."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(128 + signal.SIGINT)
+        except ConfigError as error:
+            self._explain(ctx, error.problems)
+            ctx.exit(2)
+        except DpwaError as error:
+            self._explain(ctx, (f"dpwa: {error}",))
+            ctx.exit(1)
+
+    @staticmethod
+    def _explain(ctx: click.Context, lines: tuple[str, ...]) -> None:
+        if ctx.params["debug"]:
+            traceback.print_exc()
+        for line in lines:
+            click.echo(line, err=True)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="dpwa %(version)s")
+@click.option("--debug", is_flag=True, help="Show the stack trace of an error.")
+def main(*, debug: bool) -> None:
+    """Train one PyTorch model on many machines: no server, no lock-step, no fixed membership."""
+
+
+@main.command()
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the result here."
+)
+@click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for this run.")
+def demo(json_path: Path | None, run_dir: Path | None) -> None:
+    """Watch four nodes learn together what none could alone (about two minutes)."""
+    try:
+        from dpwa.demo import run_demo  # noqa: PLC0415 - imports rich and more
+
+        exit_code = run_demo(json_path, run_dir)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXAMPLE_PACKAGES:
+            raise
+        raise ConfigError(
+            f"dpwa demo: the package {error.name} is not installed; install it with: pip install 'dpwa[examples]'"
+        ) from error
+    sys.exit(exit_code)
+
+
+@main.command()
+@_cluster_file
+@click.option("--node", "names", metavar="NAME", multiple=True, help="Start this node here; may be repeated.")
+@click.option(
+    "--on-failure",
+    type=click.Choice(["continue", "stop", "restart"]),
+    default="continue",
+    show_default=True,
+    help="When a node fails: let the others go on, end them all, or start it again.",
+)
+@click.option(
+    "--max-restarts",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="With restart: how often in a row.",
+)
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Folder for this run.  [default: a new one in runs/]")
+@click.argument("command", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+def launch(
+    *,
+    cluster_file: Path,
+    names: tuple[str, ...],
+    on_failure: str,
+    max_restarts: int,
+    run_dir: Path | None,
+    command: tuple[str, ...],
+) -> None:
+    """Start COMMAND once for each node of the file that belongs to this host.
+
+    Write -- before the command, so that its options are not taken for dpwa's.
+    Each process finds its place in DPWA_CONFIG, DPWA_NODE and DPWA_RUN_DIR.
+    """
+    from dpwa.launch import local  # noqa: PLC0415 - see the module docstring
+
+    exit_code = local.launch(
+        cluster_file,
+        command,
+        names=names,
+        on_failure=local.OnFailure(on_failure),
+        max_restarts=max_restarts,
+        run_dir=run_dir,
+    )
+    sys.exit(exit_code)
+
+
+@main.command()
+@_cluster_file
+def check(cluster_file: Path) -> None:
+    """Check a cluster file and say what it would do."""
+    from dpwa.check import describe  # noqa: PLC0415 - see the module docstring
+    from dpwa.config import ClusterConfig  # noqa: PLC0415
+    from dpwa.launch.hosts import local_node_names  # noqa: PLC0415
+
+    config = ClusterConfig.load(cluster_file)
+    click.echo(describe(config, local_node_names(config)))
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of cluster files, for editors."""
+    import json  # noqa: PLC0415 - see the module docstring
+
+    from dpwa.config import json_schema  # noqa: PLC0415
+
+    click.echo(json.dumps(json_schema(), indent=2))

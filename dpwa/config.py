@@ -1,0 +1,359 @@
+"""The cluster's configuration: what may be written, what it means, and the frozen object that the rest works with.
+
+Names and units here are those of the file (`timeout_ms`); the properties ending in `_s` are the one place where
+milliseconds become seconds. `cluster_file` reads a file, `config_checks` checks what goes beyond single values, and
+`config_problems` has the words for mistakes.
+
+Must not know: sockets, threads, models, the command line. Runs in: any thread; a ClusterConfig never changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from dpwa import cluster_file, hosts
+from dpwa.cluster_file import YAML_NUMBER, ClusterFile
+from dpwa.config_checks import host_problems, import_plugins, problems_between, rule_problems
+from dpwa.config_problems import OWN_TEXT, WHOLE_CLUSTER, Problem, problems_of
+from dpwa.errors import ConfigError
+from dpwa.interpolation import Interpolator, resolve
+
+__all__ = ["FIRST_PORT", "MAX_NODES", "ClusterConfig", "FlowControlOptions", "NodeConfig", "json_schema"]
+
+MAX_NODES = 4096
+
+FIRST_PORT = 21000
+"""Where the ports of a local cluster begin. The kernel takes the near end of outgoing connections from 32768 upwards
+(Linux) or 49152 (elsewhere). A node's port below that range can never be taken by some program's outgoing connection
+between two starts of the node."""
+
+
+def _checked_host(text: str) -> str:
+    expected = hosts.problem_with(text)
+    if expected is not None:
+        raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": expected})
+    return text
+
+
+_NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"  # also the name of a folder, hence no leading dot
+
+
+def _checked_name(text: str) -> str:
+    if not re.fullmatch(_NAME_PATTERN, text):
+        raise PydanticCustomError(
+            OWN_TEXT, "expected 1 to 64 letters, digits, '.', '_' or '-', and neither '.' nor '-' at the beginning"
+        )
+    return text
+
+
+Name = Annotated[str, AfterValidator(_checked_name), Field(json_schema_extra={"pattern": f"^{_NAME_PATTERN}$"})]
+Host = Annotated[str, AfterValidator(_checked_host)]
+
+
+class _Section(BaseModel):
+    """What all mappings of the file share: nothing unknown, nothing converted, nothing changed later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class NodeConfig(_Section):
+    """One node: its name and where its peers reach it."""
+
+    name: Name = Field(description="Name of the node, unique in the cluster; also the name of its folder in a run.")
+    host: Host = Field("localhost", description="Host name or IPv4 address at which the other nodes reach this one.")
+    port: int = Field(ge=1, le=65535, description="TCP port on which the node serves its snapshots.")
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+        return f"{self.host}:{self.port}"
+
+
+class ConstantOptions(_Section):
+    """What the rule constant can be told."""
+
+    value: float = Field(0.5, ge=0, le=1, description="The factor of every exchange.")
+
+
+class NoOptions(_Section):
+    """Options of a rule that has none."""
+
+
+class FlowControlOptions(_Section):
+    """How the answers of a peer decide how often it is asked."""
+
+    score_min: int = Field(10, ge=1, description="Lowest score; above 0, so that no peer is ever forgotten.")
+    score_max: int = Field(1000, ge=1, description="Highest score.")
+    score_start: int = Field(500, ge=1, description="Score of a peer that has not been asked yet.")
+    success: int = Field(10, ge=0, description="What one complete answer adds to the score.")
+    failure: int = Field(100, ge=0, description="What one timeout or broken answer takes from the score.")
+    probe_s: float = Field(
+        1.0, gt=0, le=3600, description="Seconds after a failure before the peer is asked again; doubles each time."
+    )
+    probe_max_s: float = Field(30.0, gt=0, le=3600, description="Upper limit in seconds of that doubling.")
+
+
+class ClusterConfig(_Section):
+    """All settings of a cluster. The same file goes to every node.
+
+    Make one with `load`, `from_text`, `for_localhost` or `alone`, which raise ConfigError; the plain constructor
+    raises pydantic's ValidationError.
+    """
+
+    run: Name = Field(
+        "dpwa", description="Name of the training run; nodes of different runs do not talk to each other."
+    )
+    nodes: tuple[NodeConfig, ...] = Field(
+        strict=False, min_length=1, max_length=MAX_NODES, description="The nodes of the cluster; the only required key."
+    )
+    pull_probability: float = Field(1.0, ge=0, le=1, description="Probability that a step asks a peer for its model.")
+    timeout_ms: int = Field(2500, ge=1, le=600_000, description="Milliseconds for one exchange, from request to end.")
+    connect_timeout_ms: int = Field(
+        500, ge=1, le=600_000, description="Milliseconds for making a connection to a peer, within timeout_ms."
+    )
+    wait_ms: int = Field(
+        0, ge=0, le=600_000, description="Milliseconds that a step may wait for its exchange; 0 never waits."
+    )
+    interpolation: str = Field(
+        "constant",
+        min_length=1,
+        description='Rule for the factor: constant, clock, loss, or an own one as "module:Class".',
+    )
+    constant: ConstantOptions = Field(ConstantOptions(), description="Options of the rule constant.")
+    clock: NoOptions = Field(NoOptions(), description="Options of the rule clock; it has none.")
+    loss: NoOptions = Field(NoOptions(), description="Options of the rule loss; it has none.")
+    custom: dict[str, JsonValue] = Field({}, description="Options of an own rule: arguments of its constructor.")
+    plugins: tuple[str, ...] = Field(
+        (), strict=False, description="Python modules to import first, because they register own rules."
+    )
+    factor_min: float = Field(0.0, ge=0, le=1, description="Lower bound of the factor for a healthy peer.")
+    factor_max: float = Field(1.0, ge=0, le=1, description="Upper bound of the factor.")
+    divergence_threshold: float = Field(
+        0.0, ge=0, description="Own loss below which the factor shrinks by loss / divergence_threshold; 0 is off."
+    )
+    loss_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the past in the moving average of the loss; 0 is off."
+    )
+    blend: Literal["delta", "absolute"] = Field(
+        "delta", description="delta keeps the steps made during an exchange; absolute is the way of the 2017 dpwa."
+    )
+    buffers: Literal["blend", "keep"] = Field(
+        "blend", description="Whether buffers of floating point, such as BatchNorm statistics, are blended."
+    )
+    frozen_parameters: Literal["keep", "blend"] = Field(
+        "keep", description="Whether parameters that need no gradient are blended."
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the choice of peers and of the pulls.")
+    flow_control: FlowControlOptions = Field(FlowControlOptions(), description="How often a failing peer is asked.")
+    metrics_interval_ms: int = Field(
+        1000, ge=10, le=3_600_000, description="Milliseconds between two lines of a node's metrics file."
+    )
+    insecure: bool = Field(
+        False,  # noqa: FBT003 - the default of a field
+        description="Must be true when nodes talk over a network, because nothing is encrypted or authenticated yet.",
+    )
+
+    @model_validator(mode="after")
+    def _go_together(self) -> ClusterConfig:
+        problems = [_line(None, problem) for problem in problems_between(self.model_dump(), _defaults())]
+        if problems:
+            raise PydanticCustomError(WHOLE_CLUSTER, "{problems}", {"problems": "; ".join(problems)})
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> ClusterConfig:
+        """Read a cluster file and check it, also against the world: host names, and the modules of own rules.
+
+        Own modules are looked for on Python's path, then beside the file, then in the current folder.
+
+        Raises:
+            ConfigError: with every problem, each on a line with file, line, column and place.
+        """
+        path = Path(path)
+        file = cluster_file.read(path)
+        config, problems = _validated(file.values)
+        problems += host_problems(file.values)
+        problems += rule_problems(file.values, folders=(path.parent, Path.cwd()))
+        return _settled(config, problems, file)
+
+    @classmethod
+    def from_text(cls, text: str, name: str = "config") -> ClusterConfig:
+        """Check the text of a cluster file by itself: no host is looked up and no module is imported.
+
+        Args:
+            text: YAML.
+            name: what messages call the text.
+
+        Raises:
+            ConfigError: with every problem, each on a line.
+        """
+        file = cluster_file.parse(text, name)
+        config, problems = _validated(file.values)
+        return _settled(config, problems, file)
+
+    @classmethod
+    def for_localhost(cls, count: int, ports: Sequence[int] | None = None, **settings: object) -> ClusterConfig:
+        """A cluster of `count` nodes w1, w2 … on this machine.
+
+        Args:
+            count: number of nodes.
+            ports: one TCP port per node; from FIRST_PORT upwards by default.
+            settings: any other key of a cluster file, with plain values.
+
+        Raises:
+            ConfigError: with every problem, each on a line.
+        """
+        ports = range(FIRST_PORT, FIRST_PORT + count) if ports is None else ports
+        if len(ports) != count:
+            raise ConfigError(f"a cluster of {count} nodes on localhost: expected {count} ports, got {len(ports)}")
+        nodes = [{"name": f"w{number}", "port": port} for number, port in enumerate(ports, start=1)]
+        config, problems = _validated({**settings, "nodes": nodes})
+        return _settled(config, problems, None)
+
+    @classmethod
+    def alone(cls, name: str = "alone") -> ClusterConfig:
+        """A cluster of one node, which talks to nobody.
+
+        Raises:
+            ConfigError: `name` cannot be the name of a node.
+        """
+        config, problems = _validated({"nodes": [{"name": name, "port": FIRST_PORT}]})
+        return _settled(config, problems, None)
+
+    def node(self, name: str) -> NodeConfig:
+        """The node called `name`.
+
+        Raises:
+            ConfigError: there is none; the message suggests the nearest name.
+        """
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        names = [node.name for node in self.nodes]
+        near = get_close_matches(name, names, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else f"expected one of {_some(names)}"
+        raise ConfigError(f'looking for node "{name}": the cluster has no node of this name, {hint}')
+
+    def peers_of(self, name: str) -> tuple[NodeConfig, ...]:
+        """All nodes but the one called `name`, in the order of the file.
+
+        Raises:
+            ConfigError: there is no node of this name.
+        """
+        own = self.node(name)
+        return tuple(node for node in self.nodes if node is not own)
+
+    def interpolator(self) -> Interpolator:
+        """The configured rule with its guards.
+
+        Raises:
+            ConfigError: the rule is unknown, cannot be imported or refuses its options.
+        """
+        import_plugins(self.plugins)
+        sections: dict[str, BaseModel] = {"constant": self.constant, "clock": self.clock, "loss": self.loss}
+        section = sections.get(self.interpolation)
+        return Interpolator(
+            resolve(self.interpolation, self.custom if section is None else section.model_dump()),
+            divergence_threshold=self.divergence_threshold,
+            factor_min=self.factor_min,
+            factor_max=self.factor_max,
+        )
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run and a hash of its nodes: equal on all nodes that have the same cluster in mind."""
+        nodes = sorted((node.name, hosts.address_key(node.host), node.port) for node in self.nodes)
+        return f"{self.run}-{hashlib.sha256(repr(nodes).encode()).hexdigest()[:12]}"
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds for one exchange, from request to end."""
+        return self.timeout_ms / 1000
+
+    @property
+    def connect_timeout_s(self) -> float:
+        """Seconds for making a connection to a peer."""
+        return self.connect_timeout_ms / 1000
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that a step may wait for its exchange."""
+        return self.wait_ms / 1000
+
+    @property
+    def metrics_interval_s(self) -> float:
+        """Seconds between two lines of the metrics file."""
+        return self.metrics_interval_ms / 1000
+
+    def to_yaml(self) -> str:
+        """All settings as a cluster file; reading it again gives an equal config."""
+        values = self.model_dump(mode="json")
+        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=120)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a cluster file, for editors that complete and check while typing."""
+    schema = ClusterConfig.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "dpwa cluster file"}
+
+
+_LISTED_NAMES = 10
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what our reader takes for a number, such as a node called 1e3, which PyYAML takes for text."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", YAML_NUMBER, None)
+
+
+def _defaults() -> dict[str, Any]:
+    """The default of every key that has one, as plain values."""
+    fields = ClusterConfig.model_fields.items()
+    return {
+        key: field.default.model_dump() if isinstance(field.default, BaseModel) else field.default
+        for key, field in fields
+        if not field.is_required()
+    }
+
+
+def _validated(values: Mapping[str, Any]) -> tuple[ClusterConfig | None, list[Problem]]:
+    """The config that the values make, or None and what is wrong with them."""
+    try:
+        return ClusterConfig.model_validate(values), []
+    except ValidationError as error:
+        problems = list(problems_of(error, ClusterConfig.model_json_schema()))
+    # pydantic checks how values go together only when each is right by itself; a person wants to know all at once.
+    return None, problems + list(problems_between(values, _defaults()))
+
+
+def _settled(config: ClusterConfig | None, problems: Sequence[Problem], file: ClusterFile | None) -> ClusterConfig:
+    """The config if nothing is wrong, otherwise a ConfigError with all problems in the order of the file."""
+    lines = [_line(file, problem) for problem in problems]
+    if file is not None:
+        located = [(*file.locate(problem.place, key=problem.at_key), problem) for problem in problems]
+        marked = [(line, column, _line(file, problem)) for line, column, problem in located]
+        marked += [*file.problems]
+        lines = [f"{file.name}:{line}:{column}: {text}" for line, column, text in sorted(marked)]
+    if config is None or lines:
+        raise ConfigError(list(dict.fromkeys(lines)))
+    return config
+
+
+def _line(file: ClusterFile | None, problem: Problem) -> str:
+    place = cluster_file.written(problem.place) if file is None else file.spell(problem.place)
+    return f"{place}: {problem.text}" if place else problem.text
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _LISTED_NAMES
+    return ", ".join(names[:_LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,48 @@
+"""Which nodes of a cluster file belong to this host.
+
+A host is this one when a socket can be bound to one of its addresses: the only question that interface lists, host
+names and containers answer alike. Must not know: processes, ports. Runs in: any thread; name resolution may take
+seconds when a name server does not answer.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dpwa.config import ClusterConfig
+
+__all__ = ["is_local", "local_node_names"]
+
+
+def is_local(host: str) -> bool:
+    """Whether this name or address means the machine we are on.
+
+    Args:
+        host: a name or an IP address. One that cannot be resolved is not local.
+    """
+    try:
+        addresses = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):  # UnicodeError: an empty or overlong label in the name
+        return False
+    return any(_can_bind(family, address) for family, _, _, _, address in addresses)
+
+
+def local_node_names(config: ClusterConfig) -> list[str]:
+    """Names of the nodes whose host is this one, in the order of the file."""
+    answers: dict[str, bool] = {}  # a cluster names the same few hosts many times
+    for node in config.nodes:
+        if node.host not in answers:
+            answers[node.host] = is_local(node.host)
+    return [node.name for node in config.nodes if answers[node.host]]
+
+
+def _can_bind(family: int, address: object) -> bool:
+    # UDP and port 0: nothing is disturbed, and no port can be in use.
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind(address)  # type: ignore[arg-type]  # as getaddrinfo gave it for this family
+    except OSError:
+        return False
+    return True

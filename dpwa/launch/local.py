@@ -1,0 +1,287 @@
+"""`dpwa launch`: the nodes of a cluster file that belong to this host, from the file to the exit code.
+
+This is also the door for others that start nodes, such as the demo: it gives `Supervisor` and its types, the
+environment of a node, and the run folder.
+
+Must not know: what the nodes compute, click. Runs in: the main thread, because signal handlers live there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpwa.errors import ConfigError, DpwaError
+from dpwa.launch.hosts import local_node_names
+from dpwa.launch.output import LinePrinter
+from dpwa.launch.ports import port_problem
+from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
+
+if TYPE_CHECKING:
+    from dpwa.config import ClusterConfig
+
+__all__ = [
+    "NodeCommand",
+    "NodeEnd",
+    "OnFailure",
+    "Supervisor",
+    "launch",
+    "local_node_names",
+    "make_run_dir",
+    "node_commands",
+    "supervise",
+]
+
+_RUNS_DIR = Path("runs")
+_CONFIG_NAME = "config.yaml"
+_OUTPUT_NAME = "output.log"
+
+_END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PASSED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+
+_LAST_LINES_TIMEOUT_S = 0.5
+"""After a signal, how long the last lines may take to be shown; they are in the files anyway."""
+
+
+def launch(
+    cluster_file: Path,
+    argv: Sequence[str],
+    *,
+    names: Sequence[str] = (),
+    on_failure: OnFailure = OnFailure.CONTINUE,
+    max_restarts: int = 5,
+    run_dir: Path | None = None,
+) -> int:
+    """Starts the command once per node of this host, shows what the nodes print, and waits for the last one.
+
+    Args:
+        cluster_file: the YAML file.
+        argv: the command and its arguments.
+        names: nodes to start; empty for all that belong to this host.
+        on_failure: what to do when a node fails.
+        max_restarts: how often in a row a node is started again.
+        run_dir: the run folder; None makes a new one under `runs`.
+
+    Returns:
+        The exit code: 0 if every node ended well, 1 if not, 128 + N after signal N.
+
+    Raises:
+        ConfigError: something can be seen to be wrong before anything is started.
+        DpwaError: there are not enough processes or files for a launch.
+    """
+    from dpwa.config import ClusterConfig  # noqa: PLC0415 - pydantic is slow to import, and the demo has it already
+
+    config = ClusterConfig.load(cluster_file)
+    chosen = _chosen_names(config, names, cluster_file)
+    problems = [*_command_problems(argv), *_port_problems(config, chosen, cluster_file)]
+    if problems:
+        raise ConfigError(problems)
+    run_dir = make_run_dir(config, run_dir)
+    _tell(f"dpwa: {len(chosen)} of {len(config.nodes)} nodes start here: {', '.join(chosen)}; run folder {run_dir}")
+    commands = node_commands(config, chosen, argv, run_dir, config_path=cluster_file)
+    try:
+        ends, signal_number = asyncio.run(_run_shown(commands, on_failure, max_restarts))
+    except OSError as error:
+        raise DpwaError(f"launching {', '.join(chosen)}: the operating system refused: {error}") from error
+    return _report(ends, signal_number, run_dir)
+
+
+def node_commands(
+    config: ClusterConfig,
+    names: Sequence[str],
+    argv: Sequence[str],
+    run_dir: Path,
+    *,
+    config_path: Path | None = None,
+) -> list[NodeCommand]:
+    """What to start for each of these nodes.
+
+    Args:
+        config: the cluster.
+        names: the nodes that run on this host.
+        argv: the command, the same for all.
+        run_dir: the run folder.
+        config_path: the file that the user named, which own rules may lie beside; None for the run folder's copy.
+    """
+    common = dict(os.environ)
+    common.update(_thread_limits(common, len(names)))
+    common.setdefault("PYTHONUNBUFFERED", "1")  # else a node's lines come in blocks, and the last ones never
+    common["DPWA_CONFIG"] = str((config_path or run_dir / _CONFIG_NAME).absolute())
+    common["DPWA_RUN_DIR"] = str(run_dir.absolute())
+    return [
+        NodeCommand(
+            name=config.node(name).name,
+            argv=tuple(argv),
+            environment={**common, "DPWA_NODE": name},
+            output_path=_output_path(run_dir, name).absolute(),
+        )
+        for name in names
+    ]
+
+
+def make_run_dir(config: ClusterConfig, run_dir: Path | None = None) -> Path:
+    """Makes the run folder and writes the resolved config into it.
+
+    Args:
+        config: the cluster.
+        run_dir: this very folder, which may exist: parts of one cluster can share it, and a node that is started again
+            goes on in it. None makes a new folder `runs/RUN-YYYYmmdd-HHMMSS`.
+
+    Returns:
+        The folder, as an absolute path.
+
+    Raises:
+        ConfigError: it cannot be written, or it holds the run of another config.
+    """
+    text = config.to_yaml()
+    try:
+        folder = _new_run_dir(config.run) if run_dir is None else run_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        copy = folder / _CONFIG_NAME
+        if copy.exists() and copy.read_text(encoding="utf-8") != text:
+            raise ConfigError(f"run folder {folder}: it holds a run with another config; name an empty or a new folder")
+        # Through a second name: a launch of another part of the cluster may read it at this moment.
+        draft = folder / f".{_CONFIG_NAME}.{os.getpid()}"
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(copy)
+    except (OSError, UnicodeDecodeError) as error:
+        place = run_dir or _RUNS_DIR
+        raise ConfigError(f"run folder {place}: cannot be written: {error}; name another with --run-dir") from error
+    return folder.absolute()
+
+
+async def supervise(supervisor: Supervisor) -> tuple[tuple[NodeEnd, ...], int | None]:
+    """Runs the supervisor with the launcher's signals: SIGINT, SIGTERM and SIGHUP end it, SIGUSR1 and 2 are passed on.
+
+    Returns:
+        The ends of the nodes, and the first signal that asked for the end, if one did.
+    """
+    loop = asyncio.get_running_loop()
+    received: list[int] = []
+
+    def end(number: int) -> None:
+        received.append(number)
+        supervisor.stop(number)
+
+    # A SIGHUP that is ignored already was meant to be: `nohup dpwa launch ...`.
+    ending = [s for s in _END_SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+    for number in ending:
+        loop.add_signal_handler(number, end, number)
+    for number in _PASSED_SIGNALS:
+        loop.add_signal_handler(number, supervisor.send_signal, number)
+    try:
+        ends = await supervisor.run()
+    finally:
+        for number in (*ending, *_PASSED_SIGNALS):
+            loop.remove_signal_handler(number)
+    return ends, received[0] if received else None
+
+
+async def _run_shown(
+    commands: Sequence[NodeCommand], on_failure: OnFailure, max_restarts: int
+) -> tuple[tuple[NodeEnd, ...], int | None]:
+    loop = asyncio.get_running_loop()
+    gone: list[int] = []
+
+    def reader_gone() -> None:
+        gone.append(signal.SIGPIPE)
+        supervisor.stop()
+
+    def tell_loop() -> None:  # from the printer's thread; the loop may have ended by then
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(reader_gone)
+
+    sys.stdout.flush()
+    printer = LinePrinter(
+        sys.stdout.fileno(),
+        [command.name for command in commands],
+        has_colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR"),
+        on_reader_gone=tell_loop,
+    )
+    supervisor = Supervisor(
+        commands, on_failure=on_failure, max_restarts=max_restarts, on_line=printer.put, has_room=printer.has_room
+    )
+    ends, signal_number = await supervise(supervisor)
+    signal_number = signal_number or next(iter(gone), None)
+    printer.close(timeout_s=_LAST_LINES_TIMEOUT_S if signal_number else None)
+    return ends, signal_number
+
+
+def _chosen_names(config: ClusterConfig, names: Sequence[str], cluster_file: Path) -> list[str]:
+    if names:
+        return list(dict.fromkeys(config.node(name).name for name in names))
+    local = local_node_names(config)
+    if not local:
+        hosts = ", ".join(dict.fromkeys(node.host for node in config.nodes))
+        raise ConfigError(
+            f"{cluster_file}: no node of this file belongs to this host (its hosts: {hosts}); "
+            f"run this on one of them, or name nodes to start here with --node NAME"
+        )
+    return local
+
+
+def _command_problems(argv: Sequence[str]) -> list[str]:
+    if shutil.which(argv[0]) is not None:
+        return []
+    if os.sep in argv[0]:
+        return [f"cannot start {argv[0]}: there is no such program, or it is not executable; correct the command"]
+    hint = f"; the Python that runs dpwa is {sys.executable}" if argv[0].startswith("python") else ""
+    return [f"cannot start {argv[0]}: there is no such program in PATH; correct the command{hint}"]
+
+
+def _port_problems(config: ClusterConfig, names: Sequence[str], cluster_file: Path) -> list[str]:
+    nodes = [config.node(name) for name in names]
+    found = [(node.name, port_problem(node.host, node.port)) for node in nodes]
+    return [f"{cluster_file}: node {name}: {problem}" for name, problem in found if problem is not None]
+
+
+def _thread_limits(environment: Mapping[str, str], count: int) -> dict[str, str]:
+    """Each node's share of the processors: left alone, every node would start a thread for each of them."""
+    if "OMP_NUM_THREADS" in environment or "MKL_NUM_THREADS" in environment:
+        return {}
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, usable // max(1, count)))}
+
+
+def _new_run_dir(run: str) -> Path:
+    stem = f"{run}-{datetime.now():%Y%m%d-%H%M%S}"
+    _RUNS_DIR.mkdir(exist_ok=True)
+    number = 1
+    while True:
+        folder = _RUNS_DIR / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:  # two launches in one second
+            number += 1
+        else:
+            return folder
+
+
+def _output_path(run_dir: Path, name: str) -> Path:
+    return run_dir / "nodes" / name / _OUTPUT_NAME
+
+
+def _report(ends: Sequence[NodeEnd], signal_number: int | None, run_dir: Path) -> int:
+    failed = [end for end in ends if end.failed]
+    for end in failed:
+        after = f" (restarts: {end.restarts})" if end.restarts else ""
+        _tell(f"dpwa: node {end.name} failed: {end.reason}{after}; its output is in {_output_path(run_dir, end.name)}")
+    if signal_number is not None:
+        _tell(f"dpwa: ended by {signal.Signals(signal_number).name}; run folder {run_dir}")
+        return 128 + signal_number
+    _tell(f"dpwa: {len(ends) - len(failed)} of {len(ends)} nodes ended well; run folder {run_dir}")
+    return 1 if failed else 0
+
+
+def _tell(line: str) -> None:
+    # The nodes' lines go to stdout and the launcher's to stderr, so that both can be used by a script.
+    with suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)

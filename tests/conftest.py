@@ -1,0 +1,48 @@
+"""Fixtures that own what they make, and the rule that no test leaves a thread of dpwa behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from support import Cluster
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch, tmp_path):
+    """Nothing of the caller's dpwa settings reaches a test, and nothing of a test lands in the checkout."""
+    for name in [name for name in os.environ if name.startswith("DPWA_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left():
+    yield
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("dpwa-")]
+    assert left == []
+
+
+@pytest.fixture(params=["in_memory", "zeromq"])
+def cluster(request):
+    """A cluster over each transport in turn: the conformance suite's subject."""
+    made = Cluster(request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def in_memory():
+    """A cluster over the in-memory transport alone: for results that must be exact."""
+    made = Cluster("in_memory")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def zeromq():
+    """A cluster over real sockets alone: for what the in-memory transport does not have."""
+    made = Cluster("zeromq")
+    yield made
+    made.close()

@@ -1,0 +1,147 @@
+"""Scores and the choice of a peer, under a clock and a random generator of the test's own."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from dpwa.config import FlowControlOptions
+from dpwa.peers.flow_control import FlowControl
+from dpwa.peers.membership import Membership
+
+
+def _flow(peers: str = "abcd", **options: float) -> FlowControl:
+    return FlowControl(peers, FlowControlOptions(**options), random.Random(0))
+
+
+def test_equally_good_peers_are_asked_uniformly():
+    flow = _flow()
+    counts = Counter(flow.choose(0.0) for _ in range(8000))
+    assert set(counts) == set("abcd")
+    assert all(1850 < count < 2150 for count in counts.values())
+
+
+def test_scores_rise_with_success_and_fall_with_failure_within_their_bounds():
+    flow = _flow("ab")
+    for _ in range(100):
+        flow.succeeded("a")
+        flow.failed("b", 0.0)
+    assert flow.scores() == {"a": 1000, "b": 10}
+
+
+def test_after_three_failures_a_peer_is_asked_rarely_but_never_forgotten():
+    flow = _flow("abcdefgh")
+    for _ in range(3):
+        flow.failed("a", 0.0)
+    asked = Counter()
+    for tick in range(100_000):  # 100 exchanges a second
+        now_s = tick / 100
+        peer = flow.choose(now_s)
+        asked[peer] += 1
+        flow.failed("a", now_s) if peer == "a" else flow.succeeded(peer)
+    assert 0 < asked["a"] / 100_000 <= 0.01
+
+
+def test_a_failing_peer_is_tried_again_after_a_pause_that_doubles_up_to_an_end():
+    flow = _flow("a", probe_s=1.0, probe_max_s=8.0)
+    now_s, pauses = 0.0, []
+    for _ in range(8):
+        flow.failed("a", now_s)
+        start_s = now_s
+        while flow.choose(now_s) is None:
+            now_s += 0.01
+        pauses.append(now_s - start_s)
+    for pause, expected in zip(pauses, [1, 2, 4, 8, 8, 8, 8, 8], strict=True):
+        assert 0.74 * expected <= pause <= 1.27 * expected
+
+
+def test_a_peer_that_answers_again_is_healthy_at_once():
+    flow = _flow("ab")
+    flow.failed("a", 0.0)
+    assert flow.is_failing("a")
+    assert all(flow.choose(0.1) == "b" for _ in range(50))
+    flow.succeeded("a")
+    assert not flow.is_failing("a")
+    assert "a" in {flow.choose(0.1) for _ in range(50)}
+
+
+def test_a_restarted_peer_starts_with_a_clean_slate():
+    flow = _flow("ab")
+    for _ in range(10):
+        flow.failed("a", 0.0)
+    flow.restarted("a")
+    assert flow.scores()["a"] == 500
+    assert "a" in {flow.choose(0.1) for _ in range(50)}
+
+
+def test_hundreds_of_dead_peers_leave_nine_of_ten_exchanges_to_the_living():
+    flow = FlowControl([*range(300), "alive"], FlowControlOptions(), random.Random(1))
+    for dead in range(300):
+        flow.failed(dead, 0.0)
+    chosen = Counter(flow.choose(1e6) == "alive" for _ in range(2000))
+    assert chosen[True] > 1700
+
+
+def test_no_peer_at_all_is_no_choice():
+    assert _flow("").choose(0.0) is None
+
+
+class FlowControlMachine(RuleBasedStateMachine):
+    """Whatever happens in whatever order: a choice is legal, and no peer waits longer than the longest pause."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flow = _flow("abc", probe_max_s=30.0)
+        self.now_s = 0.0
+
+    @rule(seconds=st.floats(0, 100))
+    def time_passes(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @rule(peer=st.sampled_from("abc"))
+    def success(self, peer: str) -> None:
+        self.flow.succeeded(peer)
+
+    @rule(peer=st.sampled_from("abc"))
+    def failure(self, peer: str) -> None:
+        self.flow.failed(peer, self.now_s)
+
+    @rule(peer=st.sampled_from("abc"))
+    def restart(self, peer: str) -> None:
+        self.flow.restarted(peer)
+
+    @invariant()
+    def scores_stay_in_bounds(self) -> None:
+        assert all(10 <= score <= 1000 for score in self.flow.scores().values())
+
+    @invariant()
+    def somebody_is_asked_when_somebody_can_be(self) -> None:
+        peer = self.flow.choose(self.now_s)
+        assert peer is not None or all(self.flow.is_failing(name) for name in "abc")
+
+    @invariant()
+    def nobody_is_forgotten(self) -> None:
+        later_s = self.now_s + 30.0 * 1.25
+        assert {self.flow.choose(later_s) for _ in range(400)} >= {
+            name for name in "abc" if not self.flow.is_failing(name)
+        }
+        assert self.flow.choose(later_s) is not None
+
+
+TestFlowControlMachine = FlowControlMachine.TestCase
+TestFlowControlMachine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+def test_membership_notes_peers_and_no_strangers():
+    membership = Membership(["a", "b"])
+    assert membership["a"].incarnation is None
+    assert membership.heard("a", b"12345678", finished=True)
+    assert membership["a"].finished
+    assert not membership.heard("stranger", b"12345678", finished=False)
+    with pytest.raises(KeyError):
+        membership["stranger"]
