@@ -1,0 +1,52 @@
+"""Fit a small network to a curve. Each node has a learning rate of its own, and only the first one's is a good one.
+
+Runs alone (`--learning-rate` chooses), or in a cluster by `dpwa launch`, where the nodes with the poor rates learn from
+the one that does better.
+"""
+
+import argparse
+
+import torch
+from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+from torch import nn
+
+LEARNING_RATES = [0.05, 0.001, 0.0001]
+STEPS = 3000
+POINTS = 256
+
+
+def curve(x: torch.Tensor) -> torch.Tensor:
+    return torch.sin(3 * x) + 0.5 * x
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--learning-rate", type=float, help="default: by the node's place in the cluster file")
+    arguments = parser.parse_args()
+
+    torch.manual_seed(0)  # all nodes begin with the same weights
+    model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1))
+    with DpwaPyTorchAdapter(model) as dpwa:
+        index = [node.name for node in dpwa.config.nodes].index(dpwa.name)
+        rate = arguments.learning_rate or LEARNING_RATES[index % len(LEARNING_RATES)]
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+        torch.manual_seed(1 + index)  # every node has points and noise of its own
+        x = torch.rand(POINTS, 1) * 4 - 2
+        y = curve(x) + 0.1 * torch.randn(POINTS, 1)
+        for _ in range(STEPS):
+            batch = torch.randint(POINTS, (16,))
+            loss = nn.functional.mse_loss(model(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            dpwa.step(loss)
+        dpwa.finish()
+        test_x = torch.linspace(-2, 2, 200).unsqueeze(1)
+        with torch.no_grad():
+            error = nn.functional.mse_loss(model(test_x), curve(test_x)).item()
+        dpwa.log(test_error=error)
+        print(f"{dpwa.name}: learning rate {rate}, mean squared error against the true curve {error:.4f}")
+
+
+if __name__ == "__main__":
+    main()

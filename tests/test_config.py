@@ -1,0 +1,481 @@
+"""The configuration: defaults, every check and its words, and the ways to make and write one."""
+
+import os
+import socket
+import sys
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dpwa import hosts
+from dpwa.check import describe
+from dpwa.config import FIRST_PORT, MAX_NODES, ClusterConfig, NodeConfig, json_schema
+from dpwa.errors import ConfigError
+from dpwa.interpolation import Constant, Loss, State
+
+NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}]\n"
+
+
+def problems_of(text):
+    with pytest.raises(ConfigError) as caught:
+        ClusterConfig.from_text(text, "c.yaml")
+    return list(caught.value.problems)
+
+
+def test_nodes_alone_are_enough():
+    config = ClusterConfig.from_text(NODES)
+    assert [node.address for node in config.nodes] == ["localhost:21000", "localhost:21001"]
+    assert isinstance(config.interpolator().rule, Constant)
+
+
+def test_milliseconds_become_seconds():
+    config = ClusterConfig.from_text(
+        NODES + "{timeout_ms: 1500, connect_timeout_ms: 20, wait_ms: 7}"[1:-1].replace(", ", "\n")
+    )
+    assert (config.timeout_s, config.connect_timeout_s, config.wait_s) == (1.5, 0.02, 0.007)
+    assert config.metrics_interval_s == 1.0
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("pull_probabilty: 1", '2:1: pull_probabilty: unknown key, did you mean "pull_probability"?'),
+        ("pull_probability: 1.5", "2:19: pull_probability: expected a number from 0 to 1, got 1.5"),
+        ("pull_probability: true", "2:19: pull_probability: expected a number from 0 to 1, got true"),
+        (
+            'pull_probability: "1e-3"',
+            '2:19: pull_probability: expected a number from 0 to 1, got "1e-3"; write the number without quotes',
+        ),
+        ("pull_probability: .nan", "2:19: pull_probability: expected a number from 0 to 1, got NaN"),
+        ("fetch_probability: 2", "2:20: fetch_probability: expected a number from 0 to 1, got 2"),
+        ("timeout_ms: 0", "2:13: timeout_ms: expected a whole number from 1 to 600000, got 0"),
+        ("timeout_ms: 2.5", "2:13: timeout_ms: expected a whole number from 1 to 600000, got 2.5"),
+        ("timeout_ms:", "2:12: timeout_ms: expected a whole number from 1 to 600000, got nothing"),
+        ("loss_smoothing: 1", "2:17: loss_smoothing: expected a number from 0 up to but not including 1, got 1"),
+        ("divergence_threshold: -1", "2:23: divergence_threshold: expected a number of at least 0, got -1"),
+        ("blend: dleta", '2:8: blend: expected one of delta, absolute, got "dleta"; did you mean "delta"?'),
+        ("buffers: 3", "2:10: buffers: expected one of blend, keep, got 3"),
+        ("insecure: yes", '2:11: insecure: expected true or false, got "yes"; write true'),
+        ("insecure: 1", "2:11: insecure: expected true or false, got 1"),
+        ("run: 2017", "2:6: run: expected text, got 2017; put it in quotes"),
+        ("interpolation: [loss]", "2:16: interpolation: expected text, got a list of 1"),
+        ("constant: 0.5", "2:11: constant: expected a mapping (key: value), got 0.5"),
+        ("constant: {value: 2}", "2:19: constant.value: expected a number from 0 to 1, got 2"),
+        ("clock: {value: 2}", "2:9: clock.value: unknown key, expected no keys here"),
+        ("flow_control: {probe_s: 0}", "2:25: flow_control.probe_s: expected a number above 0 and up to 3600, got 0"),
+        (
+            "flow_control: {score_min: 600}",
+            "2:27: flow_control.score_min: expected score_min <= score_start, got 600 and 500",
+        ),
+        (
+            "flow_control: {probe_max_s: 0.5}",
+            "2:29: flow_control.probe_max_s: expected probe_s <= probe_max_s, got 1 and 0.5",
+        ),
+        ("factor_max: 0.5\nfactor_min: 0.6", "2:13: factor_max: expected factor_min <= factor_max, got 0.6 and 0.5"),
+        ("factor_min: 1.0\nfactor_max: 0", "3:13: factor_max: expected factor_min <= factor_max, got 1 and 0"),
+        ("custom: {x: .inf}", "2:13: custom.x: expected a plain, finite value, got Infinity"),
+        ("plugins: my_rules", '2:10: plugins: expected a list, got "my_rules"'),
+        (
+            "seed: 1\nseed: 2",
+            '3:1: the key "seed" stands here and in line 2 of the same mapping; remove one of the two',
+        ),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place_and_what_was_expected(line, problem):
+    assert problems_of(NODES + line) == [f"c.yaml:{problem}"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "problem"),
+    [
+        ("", "1:1: nodes: missing; expected a list of 1 to 4096 entries"),
+        ("nodes: []", "1:8: nodes: expected a list of 1 to 4096 entries, got a list of 0"),
+        ("nodes: 3", "1:8: nodes: expected a list of 1 to 4096 entries, got 3"),
+        ("nodes: [3]", "1:9: nodes[0]: expected a mapping (key: value), got 3"),
+        ("nodes: [{name: a}]", "1:9: nodes[0].port: missing; expected a whole number from 1 to 65535"),
+        (
+            "nodes: [{name: a, port: 80000}]",
+            "1:25: nodes[0].port: expected a whole number from 1 to 65535, got 80000",
+        ),
+        ("nodes: [{name: a, port: 1, nmae: b}]", '1:28: nodes[0].nmae: unknown key, did you mean "name"?'),
+        (
+            "nodes: [{name: a, port: 1}, {name: a, port: 2}]",
+            '1:36: nodes[1].name: nodes[0] is called "a" too; every node needs its own name',
+        ),
+        (
+            "nodes: [{name: a, port: 1}, {name: b, port: 1, host: 127.0.0.1}]",
+            "1:45: nodes[1].port: nodes[0] has port 1 of this host too; give each its own",
+        ),
+        (
+            'nodes: [{name: a, port: 1, host: "::1"}]',
+            '1:34: nodes[0].host: expected a host name or an IPv4 address, got "::1"',
+        ),
+        (
+            "nodes: [{name: a, port: 1, host: 10.0.0.256}]",
+            '1:34: nodes[0].host: expected a host name or an IPv4 address, got "10.0.0.256"',
+        ),
+        (
+            "nodes: [{name: a, port: 1, host: 0.0.0.0}]",
+            '1:34: nodes[0].host: expected an address that peers can reach, such as this node\'s own, got "0.0.0.0"',
+        ),
+    ],
+)
+def test_a_wrong_node_is_named_with_its_place_and_what_was_expected(nodes, problem):
+    assert problems_of(nodes or "seed: 0") == [f"c.yaml:{problem}"]
+
+
+@pytest.mark.parametrize("name", ["", "-a", ".a", "..", "a b", "a/b", "é", "a" * 65, "a\n"])
+def test_names_are_safe_as_names_of_folders(name):
+    (problem,) = problems_of(f'nodes: [{{name: "{name}", port: 1}}]'.replace("\n", "\\n"))
+    assert "nodes[0].name: expected 1 to 64 letters, digits" in problem
+
+
+def test_a_host_in_the_network_needs_the_word_that_admits_it():
+    text = "nodes: [{name: a, port: 1, host: 192.168.1.5}]\n"
+    (problem,) = problems_of(text)
+    assert "no encryption yet" in problem
+    assert "insecure: true" in problem
+    assert ClusterConfig.from_text(text + "insecure: true").insecure
+
+
+def test_all_problems_come_at_once_in_the_order_of_the_file():
+    problems = problems_of(
+        "nodes:\n"
+        "  - {name: w1, port: 21000}\n"
+        "  - {nmae: w2, port: 99999}\n"
+        "  - {name: w1, port: 21000, host: 10.1.2.3}\n"
+        "pull_probability: 7\n"
+        "pull_probability: 8\n"
+        "factor_min: 0.9\n"
+        "factor_max: 0.1\n"
+    )
+    places = [problem.split(": ")[0] for problem in problems]
+    assert places == [
+        "c.yaml:3:5",
+        "c.yaml:3:6",
+        "c.yaml:3:22",
+        "c.yaml:4:12",
+        "c.yaml:4:35",
+        "c.yaml:5:19",
+        "c.yaml:6:1",
+        "c.yaml:8:13",
+    ]
+
+
+def test_the_constructor_refuses_what_does_not_go_together():
+    with pytest.raises(ValidationError, match="give each its own"):
+        ClusterConfig(nodes=(NodeConfig(name="a", port=1), NodeConfig(name="b", port=1)))
+
+
+def test_a_config_never_changes():
+    config = ClusterConfig.alone()
+    with pytest.raises(ValidationError):
+        config.seed = 3
+
+
+def test_a_local_cluster_has_ports_that_outgoing_connections_never_take():
+    config = ClusterConfig.for_localhost(4, seed=7, flow_control={"success": 3})
+    assert [(node.name, node.port) for node in config.nodes] == [(f"w{i}", FIRST_PORT + i - 1) for i in range(1, 5)]
+    assert FIRST_PORT + MAX_NODES < 32768
+    assert (config.seed, config.flow_control.success) == (7, 3)
+
+
+def test_a_local_cluster_takes_the_ports_it_is_given():
+    assert [node.port for node in ClusterConfig.for_localhost(2, ports=[5, 6]).nodes] == [5, 6]
+    with pytest.raises(ConfigError, match="expected 2 ports, got 1"):
+        ClusterConfig.for_localhost(2, ports=[5])
+
+
+@pytest.mark.parametrize(
+    ("count", "given", "message"),
+    [
+        (0, {}, "nodes: expected a list of 1 to 4096 entries, got a list of 0"),
+        (MAX_NODES + 1, {}, "nodes: expected a list of 1 to 4096 entries, got a list of 4097"),
+        (1, {"sed": 1}, 'sed: unknown key, did you mean "seed"?'),
+    ],
+)
+def test_a_local_cluster_is_checked_like_a_file(count, given, message):
+    with pytest.raises(ConfigError) as caught:
+        ClusterConfig.for_localhost(count, **given)
+    assert message in caught.value.problems
+
+
+def test_a_node_alone_has_no_peers():
+    config = ClusterConfig.alone("me")
+    assert config.node("me").name == "me"
+    assert config.peers_of("me") == ()
+
+
+def test_peers_are_all_others():
+    config = ClusterConfig.for_localhost(3)
+    assert [peer.name for peer in config.peers_of("w2")] == ["w1", "w3"]
+
+
+def test_an_unknown_node_is_refused_with_a_suggestion():
+    config = ClusterConfig.for_localhost(20)
+    with pytest.raises(ConfigError, match='no node of this name, did you mean "w1'):
+        config.node("w1x")
+    with pytest.raises(ConfigError, match=r"expected one of w1, w2, .* and 10 more"):
+        config.peers_of("elsewhere")
+
+
+def test_the_run_id_is_the_same_for_the_same_cluster_and_another_one_for_another():
+    first = ClusterConfig.from_text("nodes: [{name: a, port: 1}, {name: b, port: 2}]\nrun: x")
+    same = ClusterConfig.from_text("nodes: [{name: b, port: 2}, {name: a, port: 1, host: 127.0.0.1}]\nrun: x\nseed: 4")
+    other = ClusterConfig.from_text("nodes: [{name: a, port: 1}, {name: b, port: 3}]\nrun: x")
+    assert first.run_id == same.run_id != other.run_id
+    assert first.run_id.startswith("x-")
+
+
+def test_the_interpolator_has_the_configured_rule_and_guards():
+    config = ClusterConfig.for_localhost(2, interpolation="loss", factor_max=0.7, divergence_threshold=0.5)
+    interpolator = config.interpolator()
+    assert isinstance(interpolator.rule, Loss)
+    assert interpolator.factor(State(9.0, 1.0), State(1.0, 1.0)) == 0.7
+    constant = ClusterConfig.for_localhost(2, constant={"value": 0.25}).interpolator()
+    assert constant.factor(State(9.0, 1.0), State(1.0, 1.0)) == 0.25
+
+
+def test_the_schema_describes_every_key():
+    schema = json_schema()
+    assert set(schema["properties"]) == set(ClusterConfig.model_fields)
+    assert all(text["description"] for text in schema["properties"].values())
+    assert schema["required"] == ["nodes"]
+    assert schema["additionalProperties"] is False
+
+
+names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,8}", fullmatch=True)
+texts = st.text(st.characters(blacklist_categories=["Cs"]), max_size=12)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None)
+@given(
+    named=st.lists(names, min_size=1, max_size=4, unique=True),
+    run=names,
+    probability=st.floats(0, 1),
+    threshold=st.floats(0, 1e300),
+    custom=st.dictionaries(texts, json_values, max_size=3),
+    blend=st.sampled_from(["delta", "absolute"]),
+)
+def test_what_is_written_reads_as_the_same_config(named, run, probability, threshold, custom, blend):
+    config = ClusterConfig(
+        run=run,
+        nodes=tuple(NodeConfig(name=name, port=21000 + index) for index, name in enumerate(named)),
+        pull_probability=probability,
+        divergence_threshold=threshold,
+        custom=custom,
+        blend=blend,
+    )
+    assert ClusterConfig.from_text(config.to_yaml()) == config
+
+
+@pytest.mark.parametrize(
+    "name", ["1e3", "1e-3", "0o17", "0x1f", "12", "no", "true", "null", "1.5", "2020-01-01", "010"]
+)
+def test_names_that_look_like_other_values_survive_writing(name):
+    config = ClusterConfig.alone(name)
+    assert ClusterConfig.from_text(config.to_yaml()) == config
+
+
+def write(folder, text):
+    path = folder / "cluster.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def clean_imports(monkeypatch):
+    """Modules and rules that a test brings in are forgotten after it."""
+    known = dict(sys.modules)
+    monkeypatch.setattr("dpwa.interpolation._rules", dict(sys.modules["dpwa.interpolation"]._rules))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield
+    for name in set(sys.modules) - set(known):
+        del sys.modules[name]
+
+
+RULE = """
+from dpwa.interpolation import register
+
+@register("mine")
+class Mine:
+    def __init__(self, share=0.1):
+        self.share = share
+
+    def factor(self, own, peer):
+        return self.share
+"""
+
+
+@pytest.mark.parametrize("beside", ["the file", "the current folder"])
+@pytest.mark.usefixtures("clean_imports")
+def test_an_own_rule_is_found_beside_the_file_and_in_the_current_folder(beside, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (tmp_path if beside == "the file" else elsewhere).joinpath("own_rule_a.py").write_text(RULE)
+    path_before = list(sys.path)
+    config = ClusterConfig.load(write(tmp_path, NODES + "interpolation: own_rule_a:Mine\ncustom: {share: 0.3}"))
+    assert sys.path == path_before
+    assert config.interpolator().factor(State(1.0, 1.0), State(1.0, 1.0)) == 0.3
+
+
+@pytest.mark.usefixtures("clean_imports")
+def test_a_plugin_registers_its_rule_by_name(tmp_path):
+    (tmp_path / "own_rule_b.py").write_text(RULE)
+    config = ClusterConfig.load(write(tmp_path, NODES + "plugins: [own_rule_b]\ninterpolation: mine"))
+    assert config.interpolator().factor(State(1.0, 1.0), State(1.0, 1.0)) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ("interpolation: los", '2:16: interpolation: there is no interpolation "los", did you mean "loss"?'),
+        ("interpolation: own_rule_c:Mien", '2:16: interpolation: interpolation "own_rule_c:Mien": the module'),
+        ("interpolation: own_rule_c:Mine\ncustom: {sahre: 1}", '3:9: custom: Mine has no option "sahre", did you'),
+        ("plugins: [no_such_plugin, own_rule_c]", '2:10: plugins: the plugin "no_such_plugin" cannot be imported'),
+        ("plugins: [broken_rule]", '2:10: plugins: the plugin "broken_rule" cannot be imported (SyntaxError'),
+        ('plugins: ["", ".x"]', '2:10: plugins: the plugin "" cannot be imported'),
+    ],
+)
+@pytest.mark.usefixtures("clean_imports")
+def test_a_rule_that_cannot_be_used_is_found_when_the_file_is_loaded(lines, problem, tmp_path):
+    (tmp_path / "own_rule_c.py").write_text(RULE)
+    (tmp_path / "broken_rule.py").write_text("def factor(:\n")
+    path = write(tmp_path, NODES + lines)
+    with pytest.raises(ConfigError) as caught:
+        ClusterConfig.load(path)
+    assert caught.value.problems[0].startswith(f"{path}:{problem}")
+
+
+def test_mistakes_in_values_and_in_the_world_come_together(tmp_path, monkeypatch):
+    def no_names(*_args, **_kwargs):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_names)
+    path = write(
+        tmp_path,
+        "nodes:\n  - {name: a, port: 1, host: nowhere}\n  - {name: b, port: 2, host: nowhere}\n"
+        "insecure: true\nseed: x\ninterpolation: los\n",
+    )
+    with pytest.raises(ConfigError) as caught:
+        ClusterConfig.load(path)
+    assert len(caught.value.problems) == 4
+    assert caught.value.problems[0] == (
+        f'{path}:2:30: nodes[0].host: the host "nowhere" has no address known to this machine '
+        f"(Name or service not known); correct it, or write its IPv4 address"
+    )
+
+
+def test_an_unreadable_file_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        ClusterConfig.load(str(tmp_path / "none.yaml"))
+
+
+def test_addresses_and_localhost_are_never_looked_up(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **_kwargs: asked.append(args))
+    ClusterConfig.load(write(tmp_path, NODES + "insecure: true"))
+    ClusterConfig.load(write(tmp_path, "nodes: [{name: a, port: 1, host: 10.0.0.1}]\ninsecure: true"))
+    assert asked == []
+
+
+def test_a_resolver_that_does_not_answer_costs_only_the_time_limit():
+    answer = threading.Event()
+    try:
+        failures = hosts.unresolvable(["slow-1", "slow-2"], timeout_s=0.05, lookup=lambda _name: answer.wait(60))
+    finally:
+        answer.set()
+        for thread in threading.enumerate():
+            if thread.name == "dpwa-resolver":
+                thread.join(10)
+    assert failures == {"slow-1": "no answer within 0.05 s", "slow-2": "no answer within 0.05 s"}
+
+
+def test_each_name_is_looked_up_once_and_failures_carry_their_reason():
+    asked = []
+
+    def lookup(name):
+        asked.append(name)
+        if name == "bad":
+            raise OSError(os.EX_NOHOST, "no such name")
+        if name == "odd":
+            raise UnicodeError("label too long")
+
+    failures = hosts.unresolvable(["good", "bad", "odd", "bad"], timeout_s=10, lookup=lookup)
+    assert failures == {"bad": "no such name", "odd": "label too long"}
+    assert sorted(asked) == ["bad", "good", "odd"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost.", "127.0.0.1", "127.1.2.3"])
+def test_loopback_is_known_in_all_its_forms(host):
+    assert hosts.is_loopback(host)
+    assert hosts.problem_with(host) is None
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "example.org", "localhost.example.org", "box", "my_box", "a-b.c"])
+def test_other_hosts_are_not_loopback(host):
+    assert not hosts.is_loopback(host)
+    assert hosts.problem_with(host) is None
+
+
+@pytest.mark.parametrize(
+    "host", ["", " ", "a b", "a..b", "-a", "127.1", "1.2.3.4.5", "a" * 64, "x." * 130, "a:1", "224.0.0.1"]
+)
+def test_what_cannot_be_a_host_is_known_without_asking(host):
+    assert hosts.problem_with(host) is not None
+
+
+def test_check_describes_the_nodes_and_the_settings():
+    text = describe(ClusterConfig.for_localhost(4, factor_max=0.8, loss_smoothing=0.9, wait_ms=5), ["w1", "w2"])
+    assert "run dpwa: 4 nodes, 2 on this host" in text
+    assert "w1    localhost:21000  yes" in text
+    assert "w3    localhost:21002  no" in text
+    assert "one random peer with probability 1, and waits up to 5 ms" in text
+    assert "constant 0.5; losses smoothed with weight 0.9; kept from 0 to 0.8" in text
+    assert "warning" not in text
+    assert text.replace("\n", "").isprintable(), "no control codes of a terminal"
+
+
+@pytest.mark.parametrize(
+    ("config", "local", "warning"),
+    [
+        (ClusterConfig.alone(), ["alone"], "there is one node only"),
+        (ClusterConfig.for_localhost(2, pull_probability=0), ["w1"], "pull_probability is 0"),
+        (ClusterConfig.for_localhost(2, constant={"value": 0}), ["w1"], "the factor is always 0"),
+        (ClusterConfig.for_localhost(2, factor_max=0), ["w1"], "the factor is always 0"),
+        (ClusterConfig.for_localhost(2), [], "no node of this file belongs to this host"),
+        (ClusterConfig.for_localhost(2, timeout_ms=100), ["w1"], "connect_timeout_ms is above timeout_ms"),
+        (ClusterConfig.for_localhost(2, ports=[45000, 45001]), ["w1"], "ports from 32768 up"),
+        (
+            ClusterConfig.from_text(
+                "{nodes: [{name: w1, port: 1, host: 10.0.0.1}, {name: w2, port: 2}], insecure: true}"
+            ),
+            ["w1"],
+            "some nodes have a loopback address",
+        ),
+        (
+            ClusterConfig.from_text("{nodes: [{name: w1, port: 1, host: 10.0.0.1}], insecure: true}"),
+            ["w1"],
+            "nodes talk over a network without encryption",
+        ),
+    ],
+)
+def test_check_warns_of_what_is_allowed_but_odd(config, local, warning):
+    assert f"warning: {warning}" in describe(
+        config, local
+    ) or f"warning: nodes talk over a network {warning}" in describe(config, local)
+
+
+def test_check_shortens_the_table_of_a_large_cluster():
+    text = describe(ClusterConfig.for_localhost(100), ["w1"])
+    assert "and 68 more" in text
+    assert "w33" not in text

@@ -1,0 +1,67 @@
+"""The files under samples/ and the page about the configuration say what the code does."""
+
+from pathlib import Path
+
+import pytest
+
+from dpwa.cluster_file import read
+from dpwa.config import ClusterConfig, ConstantOptions, FlowControlOptions, NodeConfig
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = sorted((ROOT / "samples").glob("*.yaml"))
+SECTIONS = (ClusterConfig, NodeConfig, ConstantOptions, FlowControlOptions)
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_every_sample_loads(path):
+    config = ClusterConfig.load(path)
+    assert ClusterConfig.from_text(config.to_yaml()) == config
+
+
+def test_the_samples_are_there():
+    names = {path.stem for path in SAMPLES}
+    assert {"minimal", "four-local", "two-hosts", "fashion-mnist", "legacy-2017"} <= names
+
+
+def test_the_local_samples_use_ports_that_outgoing_connections_never_take():
+    ports = [node.port for path in SAMPLES for node in ClusterConfig.load(path).nodes]
+    assert min(ports) >= 21000
+    assert max(ports) < 32768
+
+
+def test_four_local_lists_every_key_with_its_default():
+    path = ROOT / "samples" / "four-local.yaml"
+    config = ClusterConfig.load(path)
+    assert config == ClusterConfig(nodes=config.nodes)
+    written = read(path).values
+    assert set(written) == set(ClusterConfig.model_fields)
+    assert set(written["constant"]) == set(ConstantOptions.model_fields)
+    assert set(written["flow_control"]) == set(FlowControlOptions.model_fields)
+
+
+def test_minimal_has_nothing_but_nodes():
+    assert set(read(ROOT / "samples" / "minimal.yaml").values) == {"nodes"}
+
+
+def test_the_2017_sample_means_what_it_meant():
+    config = ClusterConfig.load(ROOT / "samples" / "legacy-2017.yaml")
+    assert config.pull_probability == 1
+    assert config.timeout_ms == 2500
+    assert config.divergence_threshold == 0.2
+    assert [node.name for node in config.nodes] == ["w1", "w2", "w3", "w4"]
+
+
+def test_the_page_about_the_configuration_has_every_key_with_its_default():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    for section in SECTIONS:
+        for key, field in section.model_fields.items():
+            rows = [line for line in page.splitlines() if line.startswith(f"| `{key}` |")]
+            assert rows, f"docs/configuration.md has no row for {key}"
+            if isinstance(field.default, (str, int, float)):
+                shown = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+                assert any(f"| `{shown}` |" in row for row in rows), f"{key}: the page has another default than {shown}"
+
+
+def test_the_example_of_an_own_rule_loads():
+    config = ClusterConfig.load(ROOT / "examples" / "interpolation" / "cluster.yaml")
+    assert type(config.interpolator().rule).__name__ == "BetterOnly"
