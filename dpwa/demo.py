@@ -254,7 +254,8 @@ def _measure(config: ClusterConfig, folder: Path, together: Tails) -> DemoResult
 
     def accuracy(run_dir: Path, of: Sequence[str]) -> float:
         network.load_state_dict(average_models([node_folder(run_dir, name) / "model.safetensors" for name in of]))
-        return accuracy_of(network, held_out)
+        share: float = accuracy_of(network, held_out)
+        return share
 
     last = [tail.last for tail in together.values()]
     return DemoResult(

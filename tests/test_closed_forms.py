@@ -34,7 +34,7 @@ def _joined(cluster: Cluster, vectors: np.ndarray, **settings: object) -> None:
 
 @pytest.mark.parametrize("factor", [0.25, 0.5, 1.0])
 def test_constant_factor_contracts_the_consensus_distance_at_the_expected_rate(factor):
-    """n nodes that each pull one uniformly random peer in a synchronous round contract in expectation by
+    """In a round in which each of n nodes pulls one uniformly random peer, the expected contraction is
 
     (1-f)^2 + f^2 - 2f(1-f)/(n-1) - f^2/n (1 - 1/(n-1)^2):
 

@@ -32,7 +32,7 @@ def test_a_blend_is_the_convex_combination_that_the_factor_says(cluster):
     assert cluster.models[0].vector == pytest.approx(0.75 * before[0] + 0.25 * before[1])
 
 
-def test_state_travels_with_the_snapshot(cluster, tmp_path):
+def test_state_travels_with_the_snapshot(cluster):
     nodes = cluster.start([VectorModel([0.0]), VectorModel([0.0])], interpolation="loss")
     for _ in range(10):
         nodes[0].step(3.0)

@@ -1,10 +1,10 @@
 """Nodes of one process exchanging by plain function calls: for tests and simulations, with nothing left to chance.
 
-Exchanges run in the trainer's thread, at the moment that their result is taken. With seeded nodes stepped in a fixed order, a run gives the
-same result bit for bit. The service, the exchange and the blend are the same code as over ZeroMQ.
+Exchanges run in the trainer's thread, at the moment that their result is taken. With seeded nodes stepped in a fixed
+order, a run gives the same result bit for bit. The service, the exchange and the blend are the same code as over ZeroMQ.
 
-An exchange lasts from the ask to the next step, and no pull waits: nodes that are stepped in turn see the peers before
-them one step ahead.
+An exchange lasts from the ask to the next step, and no pull waits: nodes that are stepped in turn see the peers
+before them one step ahead.
 
 Must not know: ZeroMQ. Runs in: one thread, the trainers'.
 """

@@ -2,8 +2,8 @@
 
 Both the Rx thread and the in-memory transport ask a `Service`, so that the rules stand once.
 
-Must not know: sockets, threads, the clock (the time is passed in). Runs in: `answer` in the Rx thread; the attributes are set by the trainer.
-Each attribute is one reference that is swapped whole, so that no lock is needed: see the comments.
+Must not know: sockets, threads, the clock (the time is passed in). Runs in: `answer` in the Rx thread; the attributes
+are set by the trainer. Each is one reference that is swapped whole, so that no lock is needed: see the comments.
 """
 
 from __future__ import annotations
