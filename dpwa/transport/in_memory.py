@@ -1,7 +1,7 @@
 """Nodes of one process exchanging by plain function calls: for tests and simulations, with nothing left to chance.
 
 Exchanges run in the trainer's thread, at the moment that their result is taken. With seeded nodes stepped in a fixed
-order, a run gives the same result bit for bit. The service, the exchange and the blend are the same code as over ZeroMQ.
+order, a run gives the same result bit for bit. Service, exchange and blend are the same code as over ZeroMQ.
 
 An exchange lasts from the ask to the next step, and no pull waits: nodes that are stepped in turn see the peers
 before them one step ahead.

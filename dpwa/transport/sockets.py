@@ -48,26 +48,24 @@ def require_libzmq() -> None:
 
 
 def endpoint(host: str, port: int) -> str:
-    """The ZeroMQ address of a host and port, with the host resolved to a number (IPv4 first).
+    """The ZeroMQ address of a host and port, with the host resolved to an IPv4 number.
 
     Raises:
         ConfigError: the host cannot be resolved. (ZeroMQ itself would say nothing and never connect.)
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        number = socket.gethostbyname(host)
     except OSError as error:
         raise ConfigError(
             f"host {host}: cannot be resolved ({error}); use a name or address that this host knows"
         ) from error
-    family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    number = str(address[0])
-    return f"tcp://[{number}]:{port}" if family == socket.AF_INET6 else f"tcp://{number}:{port}"
+    return f"tcp://{number}:{port}"
 
 
 def router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     """The socket that serves: a vanished or stuck peer is an error at once, never a silent drop or a wait."""
     made = context.socket(zmq.ROUTER)
-    _configure(made, {zmq.ROUTER_MANDATORY: 1, zmq.IPV6: 1})
+    _configure(made, {zmq.ROUTER_MANDATORY: 1})
     return made
 
 
@@ -78,7 +76,6 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
         made,
         {
             zmq.IMMEDIATE: 1,
-            zmq.IPV6: 1,
             zmq.RECONNECT_IVL: 50,  # ms
         },
     )
@@ -110,8 +107,6 @@ def _local_port(descriptor: int) -> int | None:
     """The local TCP port of a socket, None for other kinds; leaves the descriptor open."""
     borrowed = socket.socket(fileno=descriptor)
     try:
-        if borrowed.family not in (socket.AF_INET, socket.AF_INET6):
-            return None
-        return int(borrowed.getsockname()[1])
+        return int(borrowed.getsockname()[1]) if borrowed.family == socket.AF_INET else None
     finally:
         borrowed.detach()

@@ -1,0 +1,43 @@
+"""A training script for the fault tests: one step per 50 ms, without a framework, so that it starts quickly.
+
+Prints its process id first, and at the end the longest time that dpwa held a step up.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from support import VectorModel
+
+from dpwa.config import ClusterConfig
+from dpwa.node import Node
+
+PACE_S = 0.05
+
+
+def main() -> None:
+    steps = int(sys.argv[1])
+    name = os.environ["DPWA_NODE"]
+    model = VectorModel([0.0, float(name[1:])])
+    node = Node(ClusterConfig.load(os.environ["DPWA_CONFIG"]), name, model, run_dir=Path(os.environ["DPWA_RUN_DIR"]))
+    node.start()
+    print(f"pid {os.getpid()}", flush=True)
+    pace = threading.Event()
+    longest_s = 0.0
+    for _ in range(steps):
+        pace.wait(PACE_S)
+        model.vector[0] += 1.0
+        before_s = time.monotonic()
+        node.step(1.0)
+        longest_s = max(longest_s, time.monotonic() - before_s)
+    print(f"longest {longest_s:.6f}", flush=True)
+    node.finish(timeout_s=2.0)
+    node.close()
+
+
+if __name__ == "__main__":
+    main()
