@@ -130,7 +130,7 @@ def check(cluster_file: Path) -> None:
     """Check a cluster file and say what it would do."""
     from dpwa.check import describe  # noqa: PLC0415 - see the module docstring
     from dpwa.config import ClusterConfig  # noqa: PLC0415
-    from dpwa.launch.hosts import local_node_names  # noqa: PLC0415
+    from dpwa.launch.this_host import local_node_names  # noqa: PLC0415
 
     config = ClusterConfig.load(cluster_file)
     click.echo(describe(config, local_node_names(config)))

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpwa.errors import ConfigError, DpwaError
-from dpwa.launch.hosts import local_node_names
 from dpwa.launch.output import LinePrinter
 from dpwa.launch.ports import port_problem
 from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
+from dpwa.launch.this_host import local_node_names
 
 if TYPE_CHECKING:
     from dpwa.config import ClusterConfig

@@ -180,13 +180,12 @@ class Supervisor:
         now_s = self._loop.time() if self._loop else 0.0
         if not self._stopping.is_set():
             self._stopping.set()
-            self._stop_signal = signal_number
             self._stopped_at_s = now_s
-            self._signal_groups(signal_number)
+            self._end_groups(signal_number)
             if self._loop is not None:
-                self._kill_timer = self._loop.call_later(self._grace_s, self._signal_groups, signal.SIGKILL)
+                self._kill_timer = self._loop.call_later(self._grace_s, self._end_groups, signal.SIGKILL)
         elif now_s - self._stopped_at_s >= _SECOND_STOP_S:
-            self._signal_groups(signal.SIGKILL)
+            self._end_groups(signal.SIGKILL)
 
     def send_signal(self, signal_number: int) -> None:
         """Passes a signal such as SIGUSR1 on to the nodes themselves.
@@ -200,7 +199,8 @@ class Supervisor:
             with suppress(ProcessLookupError):  # it has just ended
                 os.kill(leader, signal_number)
 
-    def _signal_groups(self, signal_number: int) -> None:
+    def _end_groups(self, signal_number: int) -> None:
+        self._stop_signal = signal_number  # a node that is being started at this moment gets it when it is known
         for group in self._groups:
             signal_group(group, signal_number)
 
@@ -257,7 +257,7 @@ class Supervisor:
         self._groups.add(process.pid)
         self._guard.watch(process.pid)
         try:
-            if self._stopping.is_set():  # told while the process was being started
+            if self._stopping.is_set():
                 signal_group(process.pid, self._stop_signal)
             exit_code = await process.wait()
         finally:

@@ -1,0 +1,103 @@
+"""Which hosts are this one, and which ports can be had."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+
+import pytest
+
+from dpwa.config import ClusterConfig
+from dpwa.errors import DpwaError
+from dpwa.launch import ports
+from dpwa.launch.ports import FIRST_PORT, LAST_PORT, free_ports, port_problem
+from dpwa.launch.this_host import is_local, local_node_names
+
+ELSEWHERE = "203.0.113.77"  # TEST-NET-3: nobody's address
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2", socket.gethostname()])
+def test_this_machines_names_and_addresses_are_local(host: str) -> None:
+    assert is_local(host)
+
+
+@pytest.mark.parametrize("host", [ELSEWHERE, "no-such-host.invalid", "a..b", "x" * 64 + ".example"])
+def test_other_machines_and_unknown_names_are_not_local(host: str) -> None:
+    assert not is_local(host)
+
+
+def test_the_nodes_of_this_host_come_in_the_order_of_the_file() -> None:
+    config = ClusterConfig.from_text(
+        f"""
+        insecure: true
+        nodes:
+          - {{name: here-2, host: 127.0.0.1, port: 21002}}
+          - {{name: there, host: {ELSEWHERE}, port: 21001}}
+          - {{name: here-1, host: localhost, port: 21001}}
+        """
+    )
+    assert local_node_names(config) == ["here-2", "here-1"]
+
+
+def test_free_ports_are_different_and_can_all_be_bound_at_once() -> None:
+    found = free_ports(50)
+    assert len(set(found)) == 50
+    assert all(FIRST_PORT <= port <= LAST_PORT for port in found)
+    sockets = [socket.create_server(("127.0.0.1", port)) for port in found]
+    for held in sockets:
+        held.close()
+
+
+def test_free_ports_lie_below_the_range_of_outgoing_connections() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        assert server.getsockname()[1] > LAST_PORT  # the kernel chose it from that range
+
+
+def test_a_port_in_use_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = sorted(free_ports(2))
+    with socket.create_server(("127.0.0.1", first)):
+        monkeypatch.setattr(ports, "FIRST_PORT", first)
+        monkeypatch.setattr(ports, "LAST_PORT", first)
+        with pytest.raises(
+            DpwaError, match=f"looking for 1 free ports on 127.0.0.1 from {first} to {first}: found only 0"
+        ):
+            free_ports(1)
+        monkeypatch.setattr(ports, "FIRST_PORT", second)
+        monkeypatch.setattr(ports, "LAST_PORT", second)
+        assert free_ports(1) == [second]
+
+
+def test_a_port_that_can_be_had_is_no_problem() -> None:
+    (port,) = free_ports(1)
+    assert port_problem("localhost", port) is None
+    assert port_problem("localhost", port) is None  # the first look left nothing behind
+
+
+def test_a_port_just_left_by_a_server_with_a_client_is_no_problem() -> None:
+    (port,) = free_ports(1)
+    with (
+        socket.create_server(("127.0.0.1", port)) as server,
+        socket.create_connection(("127.0.0.1", port)) as client,
+    ):
+        accepted, _ = server.accept()
+        accepted.close()  # the side that closes first keeps the port in TIME_WAIT
+        assert client.recv(1) == b""
+    assert port_problem("127.0.0.1", port) is None
+
+
+def test_a_port_in_use_is_named_with_its_host_and_a_way_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert port_problem("localhost", port) == (
+            f"port {port} on localhost is in use; stop the program that holds it or change the port"
+        )
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [(ELSEWHERE, "203.0.113.77 is not an address of this machine"), ("no-such-host.invalid", "cannot be resolved")],
+)
+def test_a_host_that_is_not_ours_is_a_problem_in_words(host: str, words: str) -> None:
+    problem = port_problem(host, 21000)
+    assert problem is not None
+    assert words in problem

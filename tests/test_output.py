@@ -1,0 +1,164 @@
+"""What nodes print: cut into lines, made printable, shown with a prefix, never waiting for a reader that stopped."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpwa.launch import output
+from dpwa.launch.output import LINE_LIMIT, LinePrinter, LineSplitter, NodeOutput, printable
+
+
+def lines_of(*chunks: bytes, seconds: Iterator[float] | None = None) -> list[str]:
+    splitter = LineSplitter(clock=(lambda: next(seconds)) if seconds else lambda: 0.0)
+    lines = [line for chunk in chunks for line in splitter.feed(chunk)]
+    return lines + splitter.finish()
+
+
+@pytest.mark.parametrize(
+    ("chunks", "expected"),
+    [
+        ([b"one\ntwo\n"], ["one", "two"]),
+        ([b"on", b"e\n", b"two"], ["one", "two"]),
+        ([b"one\r\ntwo\r\n"], ["one", "two"]),
+        ([b"one\r", b"\ntwo"], ["one", "two"]),
+        ([b"\n\n"], ["", ""]),
+        ([b"a\xffb\n"], ["a\ufffdb"]),
+        (["é".encode()[:1], "é".encode()[1:] + b"\n"], ["é"]),
+        ([b"cut \xc3"], ["cut \ufffd"]),
+        ([], []),
+    ],
+)
+def test_bytes_become_lines_however_they_arrive(chunks: list[bytes], expected: list[str]) -> None:
+    assert lines_of(*chunks) == expected
+
+
+def test_a_progress_bar_is_shown_about_once_a_second_and_in_its_last_state() -> None:
+    strokes = [f"\r{percent} %".encode() for percent in range(101)]
+    # 0.1 s per stroke; the clock is read once for each stroke that the next one takes back.
+    shown = lines_of(*strokes, b"\n", seconds=iter(tenth / 10 for tenth in range(101)))
+    assert shown == [*(f"{percent} %" for percent in range(0, 100, 10)), "100 %"]
+
+
+def test_a_line_without_end_is_shown_in_pieces_of_bounded_length() -> None:
+    splitter = LineSplitter()
+    lines = [line for _ in range(64) for line in splitter.feed(b"x" * 10_000)]
+    assert all(len(line) == LINE_LIMIT for line in lines)
+    lines += splitter.finish()
+    assert "".join(lines) == "x" * 640_000
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=5))
+def test_any_bytes_in_any_chunks_give_the_same_lines(data: bytes, cuts: list[int]) -> None:
+    edges = [0, *sorted(cuts), len(data)]
+    chunks = [data[start:end] for start, end in pairwise(edges)]
+    assert lines_of(*chunks) == lines_of(data)
+    assert all("\n" not in line for line in lines_of(data))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("plain\ttext", "plain\ttext"),
+        ("\x1b[1;31mred\x1b[0m", "\x1b[1;31mred\x1b[0m"),
+        ("\x1b[2K\x1b[1Aup", "up"),
+        ("\x1b[?25lhidden\x1b[?25h", "hidden"),
+        ("\x1b]0;title\x07text", "text"),
+        ("bell\x07 null\x00 escape\x1b", "bell null escape"),
+        ("c1\x9b2J", "c12J"),
+    ],
+)
+def test_only_colours_and_tabs_pass_to_the_terminal(line: str, expected: str) -> None:
+    assert printable(line) == expected
+
+
+def test_a_full_disk_is_told_once_and_the_lines_go_on() -> None:
+    lines: list[str] = []
+    kept = NodeOutput(Path("/dev/full"), lines.append)
+    kept.keep(b"one\n")
+    kept.keep(b"two\n")
+    kept.say("three")
+    assert len(lines) == 2
+    assert "no longer kept" in lines[0]
+    assert lines[1] == "[dpwa] three"
+
+
+def test_a_file_that_cannot_be_opened_is_told_and_the_lines_go_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    lines: list[str] = []
+    NodeOutput(tmp_path / "file" / "output.log", lines.append).say("one")
+    assert "is not kept" in lines[0]
+    assert lines[1] == "[dpwa] one"
+
+
+class Terminal:
+    """A pipe whose read end the test holds, and a printer on the other."""
+
+    def __init__(self, names: list[str], *, has_colours: bool = False) -> None:
+        self.read_end, self.write_end = os.pipe()
+        self.reader_gone = threading.Event()
+        self.printer = LinePrinter(self.write_end, names, has_colours=has_colours, on_reader_gone=self.reader_gone.set)
+
+    def read_all(self) -> str:
+        self.printer.close(timeout_s=5)
+        os.close(self.write_end)
+        with os.fdopen(self.read_end, "rb") as stream:
+            return stream.read().decode()
+
+
+def test_each_line_has_the_name_of_its_node_in_front() -> None:
+    terminal = Terminal(["w1", "worker"])
+    terminal.printer.put("w1", "one")
+    terminal.printer.put("worker", "two")
+    assert terminal.read_all() == "w1     | one\nworker | two\n"
+
+
+def test_on_a_terminal_each_name_has_its_own_colour() -> None:
+    terminal = Terminal(["w1", "w2"], has_colours=True)
+    terminal.printer.put("w1", "one")
+    terminal.printer.put("w2", "\x1b[1mtwo")
+    assert terminal.read_all() == "\x1b[36mw1 | \x1b[0mone\x1b[0m\n\x1b[33mw2 | \x1b[0m\x1b[1mtwo\x1b[0m\n"
+
+
+def test_a_reader_that_stopped_blocks_nobody_and_missing_lines_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "STUCK_S", 0.05)
+    terminal = Terminal(["w1"])
+    text = "x" * 100
+    while terminal.printer.has_room():  # until the queue is full
+        terminal.printer.put("w1", text)
+    terminal.printer.close(timeout_s=None)  # gives up, because nothing is read
+    for _ in range(3000):
+        assert terminal.printer.has_room()  # more are welcome, because they are left out
+        terminal.printer.put("w1", text)
+    with os.fdopen(terminal.read_end, "rb") as stream:
+        assert stream.readline() == f"w1 | {text}\n".encode()
+        notice = next(line for line in stream if b"not shown" in line)
+    assert 1000 <= int(notice.split()[1]) <= 3000  # the queue took some while there was room
+    terminal.printer.close(timeout_s=5)  # ends now, because the pipe is broken
+    os.close(terminal.write_end)
+
+
+def test_a_reader_that_went_away_is_reported() -> None:
+    terminal = Terminal(["w1"])
+    os.close(terminal.read_end)
+    terminal.printer.put("w1", "one")
+    assert terminal.reader_gone.wait(5)
+    terminal.printer.close(timeout_s=5)
+    os.close(terminal.write_end)
+
+
+def test_a_descriptor_that_cannot_be_written_ends_the_showing_only() -> None:
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    gone = threading.Event()
+    printer = LinePrinter(descriptor, ["w1"], has_colours=False, on_reader_gone=gone.set)
+    printer.put("w1", "one")
+    printer.close(timeout_s=5)
+    os.close(descriptor)
+    assert not gone.is_set()
