@@ -7,8 +7,9 @@ the one that does better.
 import argparse
 
 import torch
-from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 from torch import nn
+
+from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 
 LEARNING_RATES = [0.05, 0.001, 0.0001]
 STEPS = 3000

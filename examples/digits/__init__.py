@@ -1,0 +1,1 @@
+"""Handwritten digits of 8x8 pixels, bundled with scikit-learn: the example that `dpwa demo` runs."""

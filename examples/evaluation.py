@@ -1,0 +1,92 @@
+"""How good a model is, and the average of several models.
+
+Must not know: how the models were trained. Runs in: the training thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from dpwa.adapters.pytorch import MODEL_FILE, DpwaPyTorchAdapter
+from dpwa.examples.samples import Samples, Transform, unchanged
+
+__all__ = ["accuracy_of", "average_models", "final_models", "report_average"]
+
+EVALUATION_BATCH = 500  # large enough to be fast, small enough for the activations of any example's model
+
+
+@torch.no_grad()
+def accuracy_of(model: nn.Module, samples: Samples, prepare: Transform = unchanged) -> float:
+    """The share of the samples that the model classifies rightly, 0..1.
+
+    The model is left in the mode (training or evaluation) that it was in.
+
+    Args:
+        model: gives one score per class.
+        samples: images and their classes.
+        prepare: turns stored images into the model's input.
+    """
+    was_training = model.training
+    model.eval()
+    right = 0
+    for start in range(0, len(samples), EVALUATION_BATCH):
+        images = prepare(samples.images[start : start + EVALUATION_BATCH])
+        labels = samples.labels[start : start + EVALUATION_BATCH]
+        right += int((model(images).argmax(dim=1) == labels).sum())
+    model.train(was_training)
+    return right / len(samples)
+
+
+def final_models(run_dir: Path, names: Sequence[str]) -> list[Path]:
+    """The saved models of those of the named nodes that have ended well so far, in the order of the names."""
+    paths = [run_dir / "nodes" / name / MODEL_FILE for name in names]
+    return [path for path in paths if path.exists()]
+
+
+def average_models(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """The mean of saved models, tensor by tensor.
+
+    Floating-point tensors, which include the running statistics of BatchNorm, are averaged. Other tensors,
+    such as counters, have no useful mean: they are taken from the first model.
+
+    Args:
+        paths: safetensors files with the same tensors; at least one.
+
+    Raises:
+        ValueError: there is no file, or the files hold different tensors.
+    """
+    if not paths:
+        raise ValueError("averaging models: expected at least one file, got none")
+    first = load_file(paths[0])
+    # Sums in double precision, so that the order of the files cannot be seen in the result.
+    sums = {name: tensor.double() for name, tensor in first.items() if tensor.is_floating_point()}
+    for path in paths[1:]:
+        other = load_file(path)
+        if {name: tensor.shape for name, tensor in other.items()} != {name: t.shape for name, t in first.items()}:
+            raise ValueError(f"averaging models: {path} does not hold the same tensors as {paths[0]}")
+        for name in sums:
+            sums[name] += other[name].double()
+    return first | {name: (total / len(paths)).to(first[name].dtype) for name, total in sums.items()}
+
+
+def report_average(dpwa: DpwaPyTorchAdapter, model: nn.Module, accuracy: Callable[[], float]) -> None:
+    """Closes the node and prints the accuracy of the mean of all models that are saved by now.
+
+    Whoever ends last has them all, and nobody waits for a node that was killed. Prints nothing for a node alone.
+
+    Args:
+        dpwa: the node.
+        model: its model; holds the mean afterwards.
+        accuracy: measures that model, 0..1.
+    """
+    dpwa.close()
+    if dpwa.run_dir is None or dpwa.count == 1:
+        return
+    paths = final_models(dpwa.run_dir, [node.name for node in dpwa.config.nodes])
+    model.load_state_dict(average_models(paths))
+    print(f"averaged model of {len(paths)} of {dpwa.count} nodes: {accuracy():.1%}", flush=True)

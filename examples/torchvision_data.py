@@ -1,0 +1,40 @@
+"""Opens torchvision's data sets, downloading them first when they are not there.
+
+Must not know: models, adapters, shards. Runs in: the training thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import Any
+
+from dpwa.examples.torchvision_import import import_torchvision
+
+__all__ = ["DEFAULT_DATA_DIR", "open_data_set"]
+
+DEFAULT_DATA_DIR = Path("data")
+
+
+def open_data_set(name: str, data_dir: Path | None, *, train: bool) -> Any:
+    """A data set of torchvision, from the folder or from the network.
+
+    Args:
+        name: the class in `torchvision.datasets`, such as "FashionMNIST".
+        data_dir: where the data is, or is to be put; None for ./data.
+        train: whether the training part is wanted, or else the test part.
+
+    Raises:
+        OSError: the data is not there and cannot be downloaded.
+    """
+    kind = getattr(import_torchvision().datasets, name)
+    root = data_dir or DEFAULT_DATA_DIR
+    try:
+        return kind(root, train=train, download=False)
+    except RuntimeError:  # torchvision's way to say that the files are missing or damaged
+        print(f"{name}: not in {root.resolve()}: downloading", flush=True)
+    root.mkdir(parents=True, exist_ok=True)
+    # All nodes of a host come here at the same time: one downloads, the others wait and then find the files.
+    with (root / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return kind(root, train=train, download=True)
