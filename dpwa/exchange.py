@@ -45,6 +45,8 @@ class Outcome(str, Enum):
     """The peer serves too many others."""
     NO_PEER = "no_peer"
     """Every peer failed lately, and none is due for another chance."""
+    GONE = "gone"
+    """The peer had finished its training and has left."""
     TIMED_OUT = "timed_out"
     UNREACHABLE = "unreachable"
     MISMATCH = "mismatch"
@@ -182,11 +184,16 @@ class Exchanger:
         try:
             exchange = self._pull(peer, ask, client)
         except (PeerTimeout, PeerUnreachable, ModelMismatch, RemoteProtocolError) as error:
-            exchange = Exchange(_OUTCOME_OF_ERROR[type(error)], ask.reference, peer, reason=str(error))
+            outcome = _OUTCOME_OF_ERROR[type(error)]
+            if outcome is Outcome.UNREACHABLE and self._membership[peer].finished:
+                outcome = Outcome.GONE
+            exchange = Exchange(outcome, ask.reference, peer, reason=str(error))
         now_s = self._monotonic_s()
         if exchange.outcome.is_failure:
             self.flow_control.failed(peer, now_s)
             self._warn_once(peer, exchange)
+        elif exchange.outcome is Outcome.GONE:
+            self.flow_control.failed(peer, now_s)  # it may come back, but is not worth asking often
         else:
             self.flow_control.succeeded(peer)
         return replace(exchange, duration_s=now_s - start_s)

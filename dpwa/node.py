@@ -330,12 +330,10 @@ class Node:
         flow_control = self._wiring.exchanger.flow_control
         while True:
             self._collect(min(_FINISH_PAUSE_S, max(0.0, deadline_s - time.monotonic())))
-            training = [
-                peer
-                for peer in self._peers
-                if not self._membership[peer].finished and not flow_control.is_failing(peer)
-            ]
-            if not training or time.monotonic() >= deadline_s:
+            present = [peer for peer in self._peers if not flow_control.is_failing(peer)]
+            training = [peer for peer in present if not self._membership[peer].finished]
+            # Whoever leaves unannounced is taken for a failure by those that still ask it.
+            if (not training and self._service.told_finished.issuperset(present)) or time.monotonic() >= deadline_s:
                 self._record("finish", still_training=training)
                 return not training
             self._publish_and_ask(asking=True)
@@ -370,6 +368,8 @@ class Node:
         self._in_flight = False
         if exchange.outcome is Outcome.BLENDED and exchange.peer_state is not None:
             self._apply(exchange, exchange.peer_state)
+        if self._service.finished and exchange.peer is not None and not exchange.outcome.is_failure:
+            self._service.told_finished.add(exchange.peer)
         self._outcomes[exchange.outcome.value] += 1
         self._failures += exchange.outcome.is_failure
         self._bytes_in += exchange.received_bytes

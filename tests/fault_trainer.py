@@ -11,10 +11,9 @@ import threading
 import time
 from pathlib import Path
 
-from support import VectorModel
-
 from dpwa.config import ClusterConfig
 from dpwa.node import Node
+from support import VectorModel
 
 PACE_S = 0.05
 

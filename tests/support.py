@@ -63,7 +63,9 @@ class Cluster:
         self.models.append(model)
         return node
 
-    def step_all(self, times: int = 1, update: Callable[[int, VectorModel], None] | None = None, loss: float = 1.0) -> None:
+    def step_all(
+        self, times: int = 1, update: Callable[[int, VectorModel], None] | None = None, loss: float = 1.0
+    ) -> None:
         """Each node makes one step in turn, `times` times."""
         for _ in range(times):
             for index, node in enumerate(self.nodes):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import VectorModel, step_until
 
 from dpwa.config import ClusterConfig
 from dpwa.errors import NodeClosed
+from support import VectorModel, step_until
 
 SIZES = [1, 1000, 300_000]  # the last takes five chunks
 

@@ -12,11 +12,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from fault_trainer import PACE_S
-from support import wait_until
 
 from dpwa.config import ClusterConfig
 from dpwa.launch.ports import free_ports
+from fault_trainer import PACE_S
+from support import wait_until
 
 TRAINER = Path(__file__).with_name("fault_trainer.py")
 STEPS = 60  # three seconds of training

@@ -14,7 +14,6 @@ import numpy as np
 import psutil
 import pytest
 import zmq
-from support import DEADLINE_S, VectorModel, step_until, wait_until
 
 from dpwa.config import ClusterConfig
 from dpwa.errors import ConfigError, InternalError
@@ -22,6 +21,7 @@ from dpwa.launch.ports import free_ports
 from dpwa.node import Node
 from dpwa.transport import wire
 from dpwa.transport.service import CHUNK_BYTES
+from support import DEADLINE_S, VectorModel, step_until, wait_until
 
 BIG = 3_000_000  # float64: 24 MB, 46 chunks
 

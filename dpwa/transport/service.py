@@ -42,6 +42,8 @@ class Service:
         self.finished = False
         # Set by `answer`, cleared by the trainer when it publishes. Losing a race here costs one step of age.
         self.wanted = False
+        self.told_finished: set[str] = set()
+        """Peers that know that this node has finished: they will not miss it. Adding to a set is atomic."""
 
     def answer(self, pull: Pull, *, now_s: float, may_wait: bool) -> tuple[Message, Snapshot | None] | None:
         """The answer to a pull, and the snapshot to send after an `Offer`.
@@ -61,6 +63,8 @@ class Service:
             return Refused(nonce, "the asking node is not in this node's cluster file"), None
         if pull.fingerprint != self._layout.fingerprint:
             return Mismatch(nonce), None
+        if self.finished:
+            self.told_finished.add(pull.node)
         self.wanted = True
         snapshot = self.snapshot
         if snapshot is None:
