@@ -105,7 +105,7 @@ class Exchange:
     Attributes:
         outcome: how it ended.
         peer: the peer asked; None after `NO_PEER`.
-        reference: the own snapshot of the exchange.
+        ask: what it was made for.
         version: of the peer's snapshot; 0 without one.
         peer_state: the peer's loss and clock; None without a snapshot.
         factor: share of the peer in the blend, 0 to 1.
@@ -115,7 +115,7 @@ class Exchange:
     """
 
     outcome: Outcome
-    reference: Snapshot
+    ask: Ask
     peer: str | None = None
     version: int = 0
     peer_state: State | None = None
@@ -180,14 +180,14 @@ class Exchanger:
         start_s = self._monotonic_s()
         peer = self.flow_control.choose(start_s)
         if peer is None:
-            return Exchange(Outcome.NO_PEER, ask.reference, reason="every peer failed lately")
+            return Exchange(Outcome.NO_PEER, ask, reason="every peer failed lately")
         try:
             exchange = self._pull(peer, ask, client)
         except (PeerTimeout, PeerUnreachable, ModelMismatch, RemoteProtocolError) as error:
             outcome = _OUTCOME_OF_ERROR[type(error)]
             if outcome is Outcome.UNREACHABLE and self._membership[peer].finished:
                 outcome = Outcome.GONE
-            exchange = Exchange(outcome, ask.reference, peer, reason=str(error))
+            exchange = Exchange(outcome, ask, peer, reason=str(error))
         now_s = self._monotonic_s()
         if exchange.outcome.is_failure:
             self.flow_control.failed(peer, now_s)
@@ -234,12 +234,12 @@ class Exchanger:
             return self._prepare(peer, ask, answer)
         if isinstance(answer, NotModified):
             self._note(peer, answer.incarnation, finished=answer.finished)
-            return Exchange(Outcome.NOT_MODIFIED, ask.reference, peer)
+            return Exchange(Outcome.NOT_MODIFIED, ask, peer)
         if isinstance(answer, Mismatch):
             difference = self._layout.first_difference(pulled.peer_layout)
             raise ModelMismatch(peer, f"trains another model; {difference}. All nodes must build the same model")
         if isinstance(answer, Refused):
-            return Exchange(Outcome.REFUSED, ask.reference, peer, reason=f"peer {peer} refused: {answer.reason}")
+            return Exchange(Outcome.REFUSED, ask, peer, reason=f"peer {peer} refused: {answer.reason}")
         return Exchange(Outcome.BUSY if isinstance(answer, Busy) else Outcome.NOT_READY, ask.reference, peer)
 
     def _prepare(self, peer: str, ask: Ask, offer: Offer) -> Exchange:
@@ -250,7 +250,7 @@ class Exchanger:
             factor = 1.0
         return Exchange(
             Outcome.BLENDED if finite else Outcome.REJECTED,
-            ask.reference,
+            ask,
             peer,
             offer.version,
             peer_state,

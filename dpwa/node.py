@@ -1,4 +1,4 @@
-"""The node: the one object that an adapter needs. It publishes, has exchanges made, applies them and keeps count.
+"""The node: the one object that an adapter needs. It publishes, has exchanges made and applies them.
 
 Must not know: torch or any other framework (a `Model` gives it what it needs), sockets. Runs in: every method in the
 trainer's thread; `statistics` in any.
@@ -10,9 +10,7 @@ import logging
 import random
 import secrets
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
@@ -25,13 +23,14 @@ from dpwa.interpolation import LossSmoother, State
 from dpwa.observe.journal import Journal, node_folder
 from dpwa.peers.flow_control import FlowControl
 from dpwa.peers.membership import Membership
+from dpwa.record import NodeStatistics, Record, exchange_fields
 from dpwa.snapshot import Buffer, BufferPool, Layout, Snapshot
 from dpwa.transport.interface import MakeTransport, Transport, Wiring
 from dpwa.transport.service import Service
 from dpwa.transport.wire import INCARNATION_BYTES
 from dpwa.transport.zeromq import ZmqTransport
 
-__all__ = ["Model", "Node", "NodeStatistics"]
+__all__ = ["Model", "Node"]
 
 _logger = logging.getLogger("dpwa")
 
@@ -70,45 +69,6 @@ class _Life(Enum):
     NEW = "new"
     RUNNING = "running"
     CLOSED = "closed"
-
-
-@dataclass(frozen=True)
-class NodeStatistics:
-    """What a node did so far. Frozen: hand it around freely.
-
-    Attributes:
-        step: training steps of this life of the node.
-        clock: age of the model in updates; not whole after a blend.
-        loss: the published loss (smoothed if so configured); None before the first.
-        exchanges: how many exchanges ended with each outcome.
-        blended: exchanges that changed the model.
-        failures: exchanges with an outcome that is a failure.
-        last_peer: peer of the last blend.
-        last_factor: factor of the last blend.
-        bytes_in: bytes of snapshots received.
-        bytes_out: bytes of snapshots sent.
-        served: snapshots sent completely.
-        published: snapshots made.
-        publish_skipped: publishes left out because slow peers held all buffers.
-        protocol_errors: illegal messages that peers sent to the serving side.
-        scores: flow control's score of each peer.
-    """
-
-    step: int
-    clock: float
-    loss: float | None
-    exchanges: Mapping[str, int]
-    blended: int
-    failures: int
-    last_peer: str | None
-    last_factor: float | None
-    bytes_in: int
-    bytes_out: int
-    served: int
-    published: int
-    publish_skipped: int
-    protocol_errors: int
-    scores: Mapping[str, float]
 
 
 class Node:
@@ -155,6 +115,7 @@ class Node:
         self._transport: Transport = (
             make_transport(self._wiring) if make_transport else ZmqTransport(config, name, self._wiring)
         )
+        self._record = Record(monotonic_s())
         self._journal = self._make_journal()
         self._in_flight = False
         # A node joins with its first exchange; until then it serves nothing, so that a restarted node does not
@@ -164,16 +125,7 @@ class Node:
         self._state = State(loss=None, clock=0.0)
         self._step = 0
         self._version = 0
-        self._publish_skipped = 0
-        self._outcomes: Counter[str] = Counter()
-        self._failures = 0
-        self._blended = 0
-        self._bytes_in = 0
-        self._last_blend: tuple[str, float] | None = None
-        self._logged: dict[str, object] = {}
-        self._started_s = monotonic_s()
-        self._stepped_s = self._started_s
-        self._sampled = (self._started_s, 0)
+        self._stepped_s = monotonic_s()
 
     def _wire(self) -> Wiring:
         config, layout = self.config, self._model.layout
@@ -199,7 +151,7 @@ class Node:
             return None
         return Journal(
             node_folder(self.run_dir, self.name),
-            sample=self._sample_metrics,
+            sample=lambda: self._record.metrics(self.statistics(), self._monotonic_s()),
             metrics_interval_s=self.config.metrics_interval_s,
         )
 
@@ -222,7 +174,7 @@ class Node:
             self.close()
             raise
         self._life = _Life.RUNNING
-        self._record("start", run=self.config.run_id, incarnation=self._incarnation.hex(), peers=list(self._peers))
+        self._event("start", run=self.config.run_id, incarnation=self._incarnation.hex(), peers=list(self._peers))
 
     def _start_journal(self) -> None:
         if self._journal is None or self.run_dir is None:
@@ -252,7 +204,7 @@ class Node:
             self._transport.close(_CLOSE_TIMEOUT_S)
         finally:
             if self._journal is not None:
-                self._record("close")
+                self._event("close")
                 self._journal.close(max(0.1, deadline_s - time.monotonic()))
         if was_running:
             self._raise_background_error()
@@ -334,7 +286,7 @@ class Node:
             training = [peer for peer in present if not self._membership[peer].finished]
             # Whoever leaves unannounced is taken for a failure by those that still ask it.
             if (not training and self._service.told_finished.issuperset(present)) or time.monotonic() >= deadline_s:
-                self._record("finish", still_training=training)
+                self._event("finish", still_training=training)
                 return not training
             self._publish_and_ask(asking=True)
             self._check_running()
@@ -342,7 +294,7 @@ class Node:
 
     def log(self, **values: object) -> None:
         """Add values of the training script (epoch, test accuracy …) to every further line of metrics."""
-        self._logged.update(values)
+        self._record.log(values)
 
     def _advance(self, loss: float | None) -> None:
         self._step += 1
@@ -368,12 +320,10 @@ class Node:
         self._in_flight = False
         if exchange.outcome is Outcome.BLENDED and exchange.peer_state is not None:
             self._apply(exchange, exchange.peer_state)
-        if self._service.finished and exchange.peer is not None and not exchange.outcome.is_failure:
+        if exchange.ask.finished and exchange.peer is not None and not exchange.outcome.is_failure:
             self._service.told_finished.add(exchange.peer)
-        self._outcomes[exchange.outcome.value] += 1
-        self._failures += exchange.outcome.is_failure
-        self._bytes_in += exchange.received_bytes
-        self._record_exchange(exchange)
+        self._record.note(exchange)
+        self._event("exchange", **exchange_fields(exchange, self._step))
         if self._joining:
             self._join_tries -= 1
             has_joined = exchange.outcome in (Outcome.BLENDED, Outcome.NO_PEER)
@@ -384,10 +334,8 @@ class Node:
         if factor > 0.0:
             self._model.blend(self._staging.values, factor)
             own = self._state
-            base = exchange.reference.state.clock if self.config.blend == "delta" else own.clock
+            base = exchange.ask.reference.state.clock if self.config.blend == "delta" else own.clock
             self._state = State(own.loss, own.clock + factor * (peer_state.clock - base))
-        self._blended += 1
-        self._last_blend = (exchange.peer or "", factor)
 
     def _publish_and_ask(self, asking: bool) -> None:  # noqa: FBT001  (private, and its callers name it)
         asking = (asking or self._joining) and not self._in_flight and bool(self._peers)
@@ -402,7 +350,7 @@ class Node:
         """Publish a copy of the model; None if slow peers hold all buffers. Never waits for them."""
         lease = self._pool.lease()
         if lease is None:
-            self._publish_skipped += 1
+            self._record.publish_skipped += 1
             return None
         buffer, memory = lease
         self._model.copy_into(buffer)
@@ -419,73 +367,16 @@ class Node:
     def statistics(self) -> NodeStatistics:
         """What the node did so far. Any thread, any state."""
         counters = self._transport.counters
-        last_peer, last_factor = self._last_blend or (None, None)
-        return NodeStatistics(
+        return self._record.statistics(
             step=self._step,
-            clock=self._state.clock,
-            loss=self._state.loss,
-            exchanges=dict(self._outcomes),
-            blended=self._blended,
-            failures=self._failures,
-            last_peer=last_peer,
-            last_factor=last_factor,
-            bytes_in=self._bytes_in,
-            bytes_out=counters.bytes_out,
-            served=counters.served,
+            state=self._state,
             published=self._version,
-            publish_skipped=self._publish_skipped,
+            served=counters.served,
+            bytes_out=counters.bytes_out,
             protocol_errors=counters.protocol_errors,
             scores=self._wiring.exchanger.flow_control.scores(),
         )
 
-    def _sample_metrics(self) -> Mapping[str, object]:
-        """One line of metrics. Journal's thread."""
-        now_s = self._monotonic_s()
-        then_s, then_step = self._sampled
-        statistics = self.statistics()
-        self._sampled = (now_s, statistics.step)
-        return {
-            "elapsed_s": round(now_s - self._started_s, 3),
-            "step": statistics.step,
-            "clock": statistics.clock,
-            "loss": statistics.loss,
-            "steps_per_s": round((statistics.step - then_step) / max(now_s - then_s, 1e-9), 3),
-            "exchanges": statistics.blended,
-            "failures": statistics.failures,
-            "skipped": sum(statistics.exchanges.values()) - statistics.blended - statistics.failures,
-            "last_peer": statistics.last_peer,
-            "last_factor": statistics.last_factor,
-            "bytes_in": statistics.bytes_in,
-            "bytes_out": statistics.bytes_out,
-            "protocol_errors": statistics.protocol_errors,
-            **self._logged,
-        }
-
-    def _record_exchange(self, exchange: Exchange) -> None:
-        if self._journal is None:
-            return
-        own, peer = exchange.reference.state, exchange.peer_state
-        fields: dict[str, object] = {
-            "outcome": exchange.outcome.value,
-            "peer": exchange.peer,
-            "duration_s": round(exchange.duration_s, 6),
-        }
-        if peer is not None:
-            fields |= {
-                "version": exchange.version,
-                "own_version": exchange.reference.version,
-                "clock": own.clock,
-                "peer_clock": peer.clock,
-                "loss": own.loss,
-                "peer_loss": peer.loss,
-                "factor": exchange.factor,
-                "bytes": exchange.received_bytes,
-                "late_steps": self._step - exchange.reference.step,
-            }
-        if exchange.reason:
-            fields["reason"] = exchange.reason
-        self._record("exchange", **fields)
-
-    def _record(self, event: str, **fields: object) -> None:
+    def _event(self, event: str, **fields: object) -> None:
         if self._journal is not None:
             self._journal.record(event, step=self._step, **fields)

@@ -1,0 +1,162 @@
+"""What a node did: counts, the statistics made of them, and their lines in journal and metrics.
+
+Must not know: how an exchange is made, files. Runs in: `note` and `log` in the trainer's thread; the rest in any.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dpwa.exchange import Exchange, Outcome
+from dpwa.interpolation import State
+
+__all__ = ["NodeStatistics", "Record", "exchange_fields"]
+
+
+@dataclass(frozen=True)
+class NodeStatistics:
+    """What a node did so far. Frozen: hand it around freely.
+
+    Attributes:
+        step: training steps of this life of the node.
+        clock: age of the model in updates; not whole after a blend.
+        loss: the published loss (smoothed if so configured); None before the first.
+        exchanges: how many exchanges ended with each outcome.
+        blended: exchanges that changed the model.
+        failures: exchanges with an outcome that is a failure.
+        last_peer: peer of the last blend.
+        last_factor: factor of the last blend.
+        bytes_in: bytes of snapshots received.
+        bytes_out: bytes of snapshots sent.
+        served: snapshots sent completely.
+        published: snapshots made.
+        publish_skipped: publishes left out because slow peers held all buffers.
+        protocol_errors: illegal messages that peers sent to the serving side.
+        scores: flow control's score of each peer.
+    """
+
+    step: int
+    clock: float
+    loss: float | None
+    exchanges: Mapping[str, int]
+    blended: int
+    failures: int
+    last_peer: str | None
+    last_factor: float | None
+    bytes_in: int
+    bytes_out: int
+    served: int
+    published: int
+    publish_skipped: int
+    protocol_errors: int
+    scores: Mapping[str, float]
+
+
+class Record:
+    """Keeps count for one node.
+
+    Args:
+        started_s: monotonic time of the node's start.
+    """
+
+    def __init__(self, started_s: float) -> None:
+        self.publish_skipped = 0
+        self._outcomes: Counter[str] = Counter()
+        self._failures = 0
+        self._bytes_in = 0
+        self._last_blend: tuple[str | None, float | None] = (None, None)
+        self._logged: dict[str, object] = {}
+        self._started_s = started_s
+        self._sampled = (started_s, 0)
+
+    def note(self, exchange: Exchange) -> None:
+        """Count an exchange that has ended, and was applied if there was something to apply."""
+        self._outcomes[exchange.outcome.value] += 1
+        self._failures += exchange.outcome.is_failure
+        self._bytes_in += exchange.received_bytes
+        if exchange.outcome is Outcome.BLENDED:
+            self._last_blend = (exchange.peer, exchange.factor)
+
+    def log(self, values: Mapping[str, object]) -> None:
+        """Add values of the training script to every further line of metrics."""
+        self._logged = {**self._logged, **values}  # swapped whole: the journal's thread may be reading it
+
+    def statistics(
+        self,
+        *,
+        step: int,
+        state: State,
+        published: int,
+        served: int,
+        bytes_out: int,
+        protocol_errors: int,
+        scores: Mapping[str, float],
+    ) -> NodeStatistics:
+        """The counts together with what the node and its transport know."""
+        last_peer, last_factor = self._last_blend
+        exchanges = dict(self._outcomes)
+        return NodeStatistics(
+            step=step,
+            clock=state.clock,
+            loss=state.loss,
+            exchanges=exchanges,
+            blended=exchanges.get(Outcome.BLENDED.value, 0),
+            failures=self._failures,
+            last_peer=last_peer,
+            last_factor=last_factor,
+            bytes_in=self._bytes_in,
+            bytes_out=bytes_out,
+            served=served,
+            published=published,
+            publish_skipped=self.publish_skipped,
+            protocol_errors=protocol_errors,
+            scores=scores,
+        )
+
+    def metrics(self, statistics: NodeStatistics, now_s: float) -> Mapping[str, object]:
+        """One line of metrics; its step rate is that since the line before."""
+        then_s, then_step = self._sampled
+        self._sampled = (now_s, statistics.step)
+        return {
+            "elapsed_s": round(now_s - self._started_s, 3),
+            "step": statistics.step,
+            "clock": statistics.clock,
+            "loss": statistics.loss,
+            "steps_per_s": round((statistics.step - then_step) / max(now_s - then_s, 1e-9), 3),
+            "exchanges": statistics.blended,
+            "failures": statistics.failures,
+            "skipped": sum(statistics.exchanges.values()) - statistics.blended - statistics.failures,
+            "last_peer": statistics.last_peer,
+            "last_factor": statistics.last_factor,
+            "bytes_in": statistics.bytes_in,
+            "bytes_out": statistics.bytes_out,
+            "protocol_errors": statistics.protocol_errors,
+            **self._logged,
+        }
+
+
+def exchange_fields(exchange: Exchange, step: int) -> dict[str, object]:
+    """What the journal tells of an exchange that was taken at a step of the trainer."""
+    reference, peer = exchange.ask.reference, exchange.peer_state
+    fields: dict[str, object] = {
+        "outcome": exchange.outcome.value,
+        "peer": exchange.peer,
+        "duration_s": round(exchange.duration_s, 6),
+    }
+    if peer is not None:
+        fields |= {
+            "version": exchange.version,
+            "own_version": reference.version,
+            "clock": reference.state.clock,
+            "peer_clock": peer.clock,
+            "loss": reference.state.loss,
+            "peer_loss": peer.loss,
+            "factor": exchange.factor,
+            "bytes": exchange.received_bytes,
+            "late_steps": step - reference.step,
+        }
+    if exchange.reason:
+        fields["reason"] = exchange.reason
+    return fields
