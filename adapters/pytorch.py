@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from dpwa.blending import Values
 from dpwa.config import ClusterConfig
 from dpwa.errors import ConfigError
-from dpwa.node import Node, NodeStatistics
+from dpwa.node import Node
 from dpwa.observe.journal import node_folder
+from dpwa.record import NodeStatistics
 from dpwa.snapshot import Buffer, Layout, Role, Section, TensorSpec
 
 __all__ = ["DpwaPyTorchAdapter", "attach"]
@@ -62,8 +63,9 @@ class DpwaPyTorchAdapter:
     def __init__(
         self, model: nn.Module, name: str | None = None, config: str | os.PathLike[str] | ClusterConfig | None = None
     ) -> None:
-        given = config if config is not None else os.environ.get("DPWA_CONFIG")
-        self.config = _load(given)
+        name = name or os.environ.get("DPWA_NODE") or None
+        given = _given_config(config)
+        self.config = given or ClusterConfig.alone(name or "alone")
         self.name = _node_name(self.config, name)
         self.run_dir = _run_dir(self.config, given_cluster=given is not None)
         self._model = model
@@ -72,6 +74,16 @@ class DpwaPyTorchAdapter:
         self._node.start()
         # A script that ends without closing must not leave threads that the interpreter would stop in mid-air.
         atexit.register(self.close)
+
+    @property
+    def index(self) -> int:
+        """Position of this node in the cluster file, from 0: `samples[dpwa.index :: dpwa.count]` is its shard."""
+        return self.config.nodes.index(self.config.node(self.name))
+
+    @property
+    def count(self) -> int:
+        """How many nodes the cluster has."""
+        return len(self.config.nodes)
 
     def __enter__(self) -> DpwaPyTorchAdapter:
         return self
@@ -104,7 +116,9 @@ class DpwaPyTorchAdapter:
 
     def log(self, **values: object) -> None:
         """Add values such as `epoch=1.5, test_accuracy=0.9` to this node's metrics from here on."""
-        self._node.log(**values)
+        # A tensor is read now: later, the journal's thread would write its `repr`, of whatever it holds then.
+        plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
+        self._node.log(**plain)
 
     def finish(self, timeout_s: float = 10.0) -> bool:
         """Call after the last step: go on serving and blending until all peers have finished, too, or are gone.
@@ -123,11 +137,17 @@ class DpwaPyTorchAdapter:
         """What this node did so far. Any thread, any state."""
         return self._node.statistics()
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
+
     def close(self) -> None:
         """End dpwa's threads and save the model in the run folder. May be called in any state, any number of times.
 
         Raises:
             InternalError: a background thread failed.
+            OSError: the model cannot be written; a model saved earlier is still there.
         """
         if self._is_closed:
             return
@@ -150,7 +170,8 @@ def attach(
 ) -> DpwaPyTorchAdapter:
     """Give an existing loop dpwa in one line: every real step of the optimizer becomes a step of the node.
 
-    A step that a GradScaler skips does not count. dpwa ends with the process, or with `close` of what is returned.
+    A step that a GradScaler skips does not count. dpwa ends with the process, or with `close` of what is returned;
+    the optimizer then goes on without it.
 
     Args:
         model: see `DpwaPyTorchAdapter`.
@@ -162,35 +183,40 @@ def attach(
     Raises:
         ConfigError: as `DpwaPyTorchAdapter`; or the config's interpolation needs a loss and none is given.
     """
-    adapter = DpwaPyTorchAdapter(model, name, config)
-    if loss is None and (adapter.config.interpolation == "loss" or adapter.config.divergence_threshold > 0):
-        adapter.close()
+    given = _given_config(config)
+    if loss is None and given is not None and (given.interpolation == "loss" or given.divergence_threshold > 0):
         raise ConfigError(
             "attach: this config's interpolation looks at the loss; pass loss=..., a function that returns the loss of "
             "the latest step, or call adapter.step(loss) in the loop instead"
         )
+    adapter = DpwaPyTorchAdapter(model, name, given)
 
-    def after_step(_optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        adapter.step(loss() if loss is not None else None)
+    def after_step(stepped: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        if not adapter.closed and not _was_skipped(stepped):
+            adapter.step(loss() if loss is not None else None)
 
     optimizer.register_step_post_hook(after_step)
     return adapter
 
 
-def _load(given: str | os.PathLike[str] | ClusterConfig | None) -> ClusterConfig:
-    if isinstance(given, ClusterConfig):
-        return given
-    return (
-        ClusterConfig.alone(os.environ.get("DPWA_NODE") or "alone")
-        if given is None
-        else ClusterConfig.load(Path(given))
-    )
+def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a GradScaler made this step do nothing."""
+    # A GradScaler leaves out the call of most optimizers, but tells a fused one to skip by itself.
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf > 0)
+
+
+def _given_config(config: str | os.PathLike[str] | ClusterConfig | None) -> ClusterConfig | None:
+    """The cluster that the script or the launcher names; None if neither does."""
+    if isinstance(config, ClusterConfig):
+        return config
+    path = config if config is not None else os.environ.get("DPWA_CONFIG") or None
+    return ClusterConfig.load(Path(path)) if path is not None else None
 
 
 def _node_name(config: ClusterConfig, name: str | None) -> str:
-    chosen = name or os.environ.get("DPWA_NODE")
-    if chosen is not None:
-        return config.node(chosen).name
+    if name is not None:
+        return config.node(name).name
     if len(config.nodes) == 1:
         return config.nodes[0].name
     names = ", ".join(node.name for node in config.nodes[:8])
@@ -203,19 +229,28 @@ def _node_name(config: ClusterConfig, name: str | None) -> str:
 def _run_dir(config: ClusterConfig, *, given_cluster: bool) -> Path | None:
     chosen = os.environ.get("DPWA_RUN_DIR")
     if chosen:
-        return Path(chosen)
-    # Without a launcher every node started by hand gets a folder of its own; alone there is nothing to record.
-    return Path("runs") / f"{config.run}-{time.strftime('%Y%m%d-%H%M%S')}" if given_cluster else None
+        return Path(chosen).absolute()
+    if not given_cluster:
+        return None  # alone there is nothing to record
+    # Without a launcher every node started by hand gets a folder of its own; it stays the same when the script changes
+    # its working folder.
+    return Path.cwd() / "runs" / f"{config.run}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _as_float(loss: LossLike) -> float | None:
     if loss is None:
         return None
+    if isinstance(loss, (str, bytes)):  # float() would read the digits in it
+        raise _no_loss(loss)
     try:
         return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
     except (RuntimeError, TypeError, ValueError) as error:
-        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        raise ConfigError(f"loss: expected a number or a tensor of one element, got {what}") from error
+        raise _no_loss(loss) from error
+
+
+def _no_loss(given: object) -> ConfigError:
+    what = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+    return ConfigError(f"loss: expected a number or a tensor of one element, got {what}")
 
 
 class _TorchModel:
@@ -287,7 +322,7 @@ def _exchanged_tensors(module: nn.Module, *, buffers: bool, frozen: bool) -> dic
     """Name to tensor and role; every memory once, however many names it has.
 
     Raises:
-        ConfigError: a tensor has no values yet.
+        ConfigError: a tensor has no values yet, or cannot be written element by element.
     """
     persistent = module.state_dict(keep_vars=True).keys()
     candidates: list[tuple[str, Tensor, Role]] = [
@@ -305,12 +340,29 @@ def _exchanged_tensors(module: nn.Module, *, buffers: bool, frozen: bool) -> dic
             raise ConfigError(f"tensor {name}: has no values yet; run the model once or load its weights before dpwa")
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue  # counters and indices cannot be averaged
-        memory = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and memory in seen:
-            continue
+        memory = _memory(tensor)
+        if not tensor.numel() or memory in seen:
+            continue  # nothing to exchange, or tied to a tensor that is exchanged already
+        if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+            raise ConfigError(
+                f"tensor {name}: is expanded, so that its elements share memory and cannot be blended one by one; "
+                f"expected each in its own place; make it with .expand(...).clone()"
+            )
         seen.add(memory)
         chosen[name] = (tensor, role)
     return chosen
+
+
+def _memory(tensor: Tensor) -> tuple[object, ...]:
+    """Equal for tensors that occupy the same memory, also when one is a transposed or reshaped view of the other."""
+    runs: list[tuple[int, int]] = []  # (stride, size) of each dimension, neighbours that follow on each other merged
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if runs and stride == runs[-1][0] * runs[-1][1]:
+            first_stride, first_size = runs.pop()
+            runs.append((first_stride, first_size * size))
+        elif size > 1:
+            runs.append((stride, size))
+    return (tensor.device, tensor.data_ptr(), *runs)
 
 
 def _save(module: nn.Module, path: Path) -> None:

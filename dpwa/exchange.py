@@ -240,7 +240,7 @@ class Exchanger:
             raise ModelMismatch(peer, f"trains another model; {difference}. All nodes must build the same model")
         if isinstance(answer, Refused):
             return Exchange(Outcome.REFUSED, ask, peer, reason=f"peer {peer} refused: {answer.reason}")
-        return Exchange(Outcome.BUSY if isinstance(answer, Busy) else Outcome.NOT_READY, ask.reference, peer)
+        return Exchange(Outcome.BUSY if isinstance(answer, Busy) else Outcome.NOT_READY, ask, peer)
 
     def _prepare(self, peer: str, ask: Ask, offer: Offer) -> Exchange:
         peer_state = State(loss=offer.loss, clock=offer.clock)

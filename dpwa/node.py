@@ -37,7 +37,8 @@ _logger = logging.getLogger("dpwa")
 # The newest snapshot, the reference of the exchange in flight, and two that slow peers may still be reading.
 _SNAPSHOT_SLOTS = 4
 
-# The mean step time follows the last ten steps or so, and is not thrown off by a pause for an evaluation.
+# The mean time that a step trains (without its time in dpwa: a wait that counted would lengthen the waits of others)
+# follows the last ten steps or so, and is not thrown off by a pause for an evaluation.
 _INTERVAL_WEIGHT = 0.1
 _LONGEST_STEP_S = 10.0
 
@@ -125,7 +126,7 @@ class Node:
         self._state = State(loss=None, clock=0.0)
         self._step = 0
         self._version = 0
-        self._stepped_s = monotonic_s()
+        self._resumed_s = monotonic_s()
 
     def _wire(self) -> Wiring:
         config, layout = self.config, self._model.layout
@@ -240,6 +241,7 @@ class Node:
         self._advance(loss)
         self._collect(self.config.wait_s)
         self._publish_and_ask(self._rng.random() < self.config.pull_probability)
+        self._resumed_s = self._monotonic_s()
 
     def update_send(self, loss: float | None = None) -> None:
         """First half of the 2017 dpwa's pair, called before a batch: publish and ask for an exchange.
@@ -262,6 +264,7 @@ class Node:
         self._check_running()
         self._advance(loss)
         self._collect(self.config.wait_s)
+        self._resumed_s = self._monotonic_s()
 
     def finish(self, timeout_s: float) -> bool:
         """After the last step: go on serving and blending until every peer has finished too, or is gone.
@@ -301,9 +304,7 @@ class Node:
         self._state = State(self._state.loss, self._state.clock + 1.0)
         self._note_loss(loss)
         self._service.step = self._step
-        now_s = self._monotonic_s()
-        interval_s = min(now_s - self._stepped_s, _LONGEST_STEP_S)
-        self._stepped_s = now_s
+        interval_s = min(self._monotonic_s() - self._resumed_s, _LONGEST_STEP_S)
         self._service.step_interval_s += _INTERVAL_WEIGHT * (interval_s - self._service.step_interval_s)
 
     def _note_loss(self, loss: float | None) -> None:

@@ -162,7 +162,10 @@ class Layout:
 
 def _check_specs(specs: tuple[TensorSpec, ...]) -> None:
     if not specs:
-        raise ConfigError("the model has no floating-point tensor to exchange")
+        raise ConfigError(
+            "the model has no floating-point tensor to exchange; parameters that are all frozen are exchanged with "
+            "`frozen_parameters: blend`"
+        )
     if len(specs) > _MAX_TENSORS:
         raise ConfigError(f"the model has {len(specs)} tensors, at most {_MAX_TENSORS} can be exchanged")
     problems: list[str] = []

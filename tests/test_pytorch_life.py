@@ -87,6 +87,15 @@ def test_a_node_started_by_hand_gets_a_run_folder_that_a_change_of_folder_does_n
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_a_relative_run_folder_is_meant_from_where_the_node_started(monkeypatch, tmp_path):
+    monkeypatch.setenv("DPWA_RUN_DIR", "mine")
+    (tmp_path / "elsewhere").mkdir()
+    with DpwaPyTorchAdapter(linear(0.0)) as adapter:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        adapter.step(1.0)
+    assert (tmp_path / "mine" / "nodes" / "alone" / "model.safetensors").is_file()
+
+
 def test_an_unknown_name_is_refused_with_the_nearest_one():
     with pytest.raises(ConfigError, match=r'looking for node "w11": .* did you mean "w1"'):
         DpwaPyTorchAdapter(linear(0.0), "w11", local_cluster())

@@ -102,9 +102,19 @@ class Journal:
 
 
 def _line(fields: Mapping[str, object]) -> str:
-    """One line of strict JSON: NaN and infinity, which JSON lacks, become the words "nan", "inf" and "-inf"."""
-    plain = {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in fields.items()
-    }
-    return json.dumps(plain, allow_nan=False, default=str, separators=(",", ":")) + "\n"
+    """One line of strict JSON."""
+    return json.dumps(_plain(fields), allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _plain(value: object) -> object:
+    """What JSON can hold: NaN and infinity become the words "nan", "inf" and "-inf", arrays lists, the rest text."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    to_list = getattr(value, "tolist", None)  # numbers and arrays of numpy
+    return _plain(to_list()) if callable(to_list) else str(value)
