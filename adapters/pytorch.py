@@ -382,11 +382,14 @@ def _save(module: nn.Module, path: Path) -> None:
         tensors[name] = tensor.detach().cpu().contiguous().clone()
     metadata = {"format": "pt", **({"tied": " ".join(tied)} if tied else {})}
     partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        file.write(save(tensors, metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(save(tensors, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _plain_state(module: nn.Module) -> Mapping[str, Tensor]:

@@ -194,8 +194,10 @@ class Exchanger:
             self._warn_once(peer, exchange)
         elif exchange.outcome is Outcome.GONE:
             self.flow_control.failed(peer, now_s)  # it may come back, but is not worth asking often
-        else:
+        elif exchange.outcome is Outcome.BLENDED:
             self.flow_control.succeeded(peer)
+        else:
+            self.flow_control.answered(peer)
         return replace(exchange, duration_s=now_s - start_s)
 
     def _forgive_restarted_peers(self) -> None:

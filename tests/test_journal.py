@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from support import VectorModel, wait_until
 
 from dpwa.observe.journal import Journal
+from support import VectorModel, wait_until
 
 
 def _strict(line: str) -> dict:

@@ -61,10 +61,14 @@ class FlowControl:
         return self._rng.choices(healthy, [self._standings[peer].score for peer in healthy])[0]
 
     def succeeded(self, peer: str) -> None:
-        """The peer answered as it should."""
+        """The peer gave its snapshot."""
+        self.answered(peer)
         standing = self._standings[peer]
-        standing.failures = 0
         standing.score = min(standing.score + self._settings.success, self._settings.score_max)
+
+    def answered(self, peer: str) -> None:
+        """The peer had nothing to give: it is alive, and no better for it."""
+        self._standings[peer].failures = 0
 
     def failed(self, peer: str, now_s: float) -> None:
         """The peer did not answer, or not as it should."""
