@@ -97,7 +97,9 @@ def test_a_model_that_nobody_wants_is_not_copied(zeromq):
 def test_a_peer_with_nothing_to_give_is_asked_once_a_step_and_is_no_better_for_it(zeromq):
     first, _ = zeromq.start([VectorModel([0.0]), VectorModel([1.0])])
     zeromq.step_all(5)
-    step_until(first, lambda: first.statistics().exchanges.get("not_modified", 0) >= 3, "empty answers")
+    empty = first.statistics().exchanges.get("not_modified", 0)
+    # The first of two may answer an ask from before the peer's last step.
+    step_until(first, lambda: first.statistics().exchanges.get("not_modified", 0) >= empty + 2, "empty answers")
     score, asked = first.statistics().scores["w2"], sum(first.statistics().exchanges.values())
     for _ in range(20):
         first.step(1.0)
