@@ -9,14 +9,17 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow lint bench bench-gpu bench-quick clean
 
 help:
-	@echo "make demo       four nodes learn together, with a table and a picture (about half a minute)"
-	@echo "make test       the tests"
-	@echo "make test-slow  the tests that take more than a few seconds each"
-	@echo "make lint       ruff and mypy"
-	@echo "make clean      remove .venv and everything that was built"
+	@echo "make demo         four nodes learn together, with a table and a picture (about half a minute)"
+	@echo "make test         the tests"
+	@echo "make test-slow    the tests that take more than a few seconds each"
+	@echo "make lint         ruff and mypy"
+	@echo "make bench        all benchmarks, and docs/benchmarks.md made anew (leave the machine alone meanwhile)"
+	@echo "make bench-gpu    the benchmark that needs a GPU"
+	@echo "make bench-quick  shows that the benchmarks run (about a minute)"
+	@echo "make clean        remove .venv and everything that was built"
 
 demo: $(STAMP)
 	@$(BIN)/dpwa demo
@@ -34,6 +37,24 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check
 	@echo "mypy"
 	@$(BIN)/mypy
+
+BENCHMARKS := exchange overhead straggler scale
+
+# HIVEMIND=~/hivemind/bin/python make bench     also hivemind, by an interpreter that can import it
+bench: $(STAMP)
+	@$(BIN)/python benchmarks/exchange.py --json benchmarks/results/exchange.json $(if $(HIVEMIND),--hivemind $(HIVEMIND))
+	@$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
+	@$(BIN)/python benchmarks/straggler.py --json benchmarks/results/straggler.json
+	@$(BIN)/python benchmarks/scale.py --json benchmarks/results/scale.json
+	@$(BIN)/python benchmarks/report.py $(BENCHMARKS:%=benchmarks/results/%.json)
+
+bench-gpu: $(STAMP)
+	@$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
+
+bench-quick: $(STAMP)
+	@set -e; for name in $(BENCHMARKS); do \
+		$(BIN)/python benchmarks/$$name.py --quick --json build/bench-quick/$$name.json; \
+	done
 
 clean:
 	rm -rf .venv build dist dpwa.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,7 +19,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -28,13 +28,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dpwa.blending import Values
 from dpwa.config import ClusterConfig
 from dpwa.errors import ConfigError
 from dpwa.node import Node
 from dpwa.observe.journal import node_folder
 from dpwa.record import NodeStatistics
-from dpwa.snapshot import Buffer, Layout, Role, Section, TensorSpec
+
+from .streams import LateLosses
+from .tensors import TorchModel as _TorchModel
+from .tensors import plain_name
 
 __all__ = ["DpwaPyTorchAdapter", "attach"]
 
@@ -69,7 +71,9 @@ class DpwaPyTorchAdapter:
         self.name = _node_name(self.config, name)
         self.run_dir = _run_dir(self.config, given_cluster=given is not None)
         self._model = model
-        self._node = Node(self.config, self.name, _TorchModel(model, self.config), run_dir=self.run_dir)
+        self._tensors = _TorchModel(model, self.config)
+        self._late_losses = LateLosses()
+        self._node = Node(self.config, self.name, self._tensors, run_dir=self.run_dir)
         self._is_closed = False
         self._node.start()
         # A script that ends without closing must not leave threads that the interpreter would stop in mid-air.
@@ -97,22 +101,23 @@ class DpwaPyTorchAdapter:
         """Call after every `optimizer.step()`. Applies a finished exchange, publishes, asks for the next one.
 
         Args:
-            loss: of this step, a number or a tensor of one element. A tensor on a GPU is waited for.
+            loss: of this step, a number or a tensor of one element. A tensor on a CUDA GPU is not waited for: what
+                counts in this step is the newest loss that has come from there, as a rule that of the step before.
 
         Raises:
             NodeClosed: after `close`.
             ConfigError: the loss is no single number.
             InternalError: a background thread failed.
         """
-        self._node.step(_as_float(loss))
+        self._node.step(self._known(loss))
 
     def update_send(self, loss: LossLike = None) -> None:
         """The 2017 dpwa's call before a batch: publishes and asks for an exchange. Raises as `step`."""
-        self._node.update_send(_as_float(loss))
+        self._node.update_send(self._known(loss))
 
     def update_wait(self, loss: LossLike = None) -> None:
         """The 2017 dpwa's call after a batch: applies the exchange, waiting up to `wait_ms`. Raises as `step`."""
-        self._node.update_wait(_as_float(loss))
+        self._node.update_wait(self._known(loss))
 
     def log(self, **values: object) -> None:
         """Add values such as `epoch=1.5, test_accuracy=0.9` to this node's metrics from here on."""
@@ -155,9 +160,16 @@ class DpwaPyTorchAdapter:
         atexit.unregister(self.close)
         try:
             self._node.close()
+            self._tensors.close()
         finally:
             if self.run_dir is not None and self._node.statistics().step > 0:
                 _save(self._model, node_folder(self.run_dir, self.name) / MODEL_FILE)
+
+    def _known(self, loss: LossLike) -> float | None:
+        """The loss, as far as it is known without waiting for a GPU."""
+        if isinstance(loss, Tensor) and loss.is_cuda and loss.numel() == 1 and not loss.is_complex():
+            return self._late_losses.exchange(loss)
+        return _as_float(loss)
 
 
 def attach(
@@ -170,7 +182,8 @@ def attach(
 ) -> DpwaPyTorchAdapter:
     """Give an existing loop dpwa in one line: every real step of the optimizer becomes a step of the node.
 
-    A step that a GradScaler skips does not count. dpwa ends with the process, or with `close` of what is returned;
+    A step that a GradScaler skips does not count (a fused optimizer's on a GPU does: to know better, the trainer would
+    have to wait for the GPU). dpwa ends with the process, or with `close` of what is returned;
     the optimizer then goes on without it.
 
     Args:
@@ -203,7 +216,7 @@ def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a GradScaler made this step do nothing."""
     # A GradScaler leaves out the call of most optimizers, but tells a fused one to skip by itself.
     found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf > 0)
+    return found_inf is not None and not found_inf.is_cuda and bool(found_inf > 0)
 
 
 def _given_config(config: str | os.PathLike[str] | ClusterConfig | None) -> ClusterConfig | None:
@@ -253,118 +266,6 @@ def _no_loss(given: object) -> ConfigError:
     return ConfigError(f"loss: expected a number or a tensor of one element, got {what}")
 
 
-class _TorchModel:
-    """The exchanged tensors of a module, as `dpwa.node.Model` wants them."""
-
-    def __init__(self, module: nn.Module, config: ClusterConfig) -> None:
-        tensors = _exchanged_tensors(
-            module, buffers=config.buffers == "blend", frozen=config.frozen_parameters == "blend"
-        )
-        self.layout = Layout(
-            TensorSpec(name, tuple(tensor.shape), _dtype_name(tensor), role) for name, (tensor, role) in tensors.items()
-        )
-        self._tensors = [[tensors[spec.name][0] for spec in section.tensors] for section in self.layout.sections]
-        # The same few buffers come again and again; making views of each once keeps a step cheap for small models.
-        self._views: dict[int, tuple[Any, list[list[Tensor]]]] = {}
-        self._value_views: dict[int, tuple[Any, list[Tensor]]] = {}
-
-    @torch.no_grad()
-    def copy_into(self, buffer: Buffer) -> None:
-        """See `dpwa.node.Model`."""
-        if id(buffer) not in self._views:
-            raw = torch.from_numpy(buffer)
-            views = [
-                _tensor_views(raw[section.start_byte : section.stop_byte].view(getattr(torch, section.dtype)), section)
-                for section in self.layout.sections
-            ]
-            self._views[id(buffer)] = (buffer, views)  # holding the buffer keeps its id from being given away
-        for views_of_section, tensors in zip(self._views[id(buffer)][1], self._tensors, strict=True):
-            torch._foreach_copy_(views_of_section, tensors)
-
-    @torch.no_grad()
-    def blend(self, values: Sequence[Values], factor: float) -> None:
-        """See `dpwa.node.Model`."""
-        for section_values, tensors in zip(values, self._tensors, strict=True):
-            views = self._views_of_values(section_values)
-            if tensors[0].dtype == views[0].dtype:
-                _blend_section(tensors, views, factor, is_difference=section_values.is_difference)
-            else:
-                # Half precision is blended in float32 and rounded once.
-                wide = [tensor.to(views[0].dtype) for tensor in tensors]
-                _blend_section(wide, views, factor, is_difference=section_values.is_difference)
-                torch._foreach_copy_(tensors, wide)
-
-    def _views_of_values(self, values: Values) -> list[Tensor]:
-        key = id(values.array)
-        if key not in self._value_views:
-            views = _tensor_views(torch.from_numpy(values.array), values.section)
-            self._value_views[key] = (values.array, views)
-        return self._value_views[key][1]
-
-
-def _blend_section(tensors: list[Tensor], views: list[Tensor], factor: float, *, is_difference: bool) -> None:
-    there = [view.to(tensor.device) for view, tensor in zip(views, tensors, strict=True)]
-    if is_difference:
-        torch._foreach_add_(tensors, there, alpha=factor)
-    else:
-        torch._foreach_lerp_(tensors, there, factor)
-
-
-def _tensor_views(flat: Tensor, section: Section) -> list[Tensor]:
-    return [flat[first : first + spec.size].view(spec.shape) for spec, first in section.offsets()]
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _exchanged_tensors(module: nn.Module, *, buffers: bool, frozen: bool) -> dict[str, tuple[Tensor, Role]]:
-    """Name to tensor and role; every memory once, however many names it has.
-
-    Raises:
-        ConfigError: a tensor has no values yet, or cannot be written element by element.
-    """
-    persistent = module.state_dict(keep_vars=True).keys()
-    candidates: list[tuple[str, Tensor, Role]] = [
-        (name, parameter, Role.PARAMETER)
-        for name, parameter in module.named_parameters()
-        if frozen or parameter.requires_grad
-    ]
-    if buffers:
-        # Buffers outside the state dict are constants or caches, not learned.
-        candidates += [(name, buffer, Role.BUFFER) for name, buffer in module.named_buffers() if name in persistent]
-    chosen: dict[str, tuple[Tensor, Role]] = {}
-    seen: set[tuple[object, ...]] = set()
-    for name, tensor, role in candidates:
-        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
-            raise ConfigError(f"tensor {name}: has no values yet; run the model once or load its weights before dpwa")
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            continue  # counters and indices cannot be averaged
-        memory = _memory(tensor)
-        if not tensor.numel() or memory in seen:
-            continue  # nothing to exchange, or tied to a tensor that is exchanged already
-        if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-            raise ConfigError(
-                f"tensor {name}: is expanded, so that its elements share memory and cannot be blended one by one; "
-                f"expected each in its own place; make it with .expand(...).clone()"
-            )
-        seen.add(memory)
-        chosen[name] = (tensor, role)
-    return chosen
-
-
-def _memory(tensor: Tensor) -> tuple[object, ...]:
-    """Equal for tensors that occupy the same memory, also when one is a transposed or reshaped view of the other."""
-    runs: list[tuple[int, int]] = []  # (stride, size) of each dimension, neighbours that follow on each other merged
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if runs and stride == runs[-1][0] * runs[-1][1]:
-            first_stride, first_size = runs.pop()
-            runs.append((first_stride, first_size * size))
-        elif size > 1:
-            runs.append((stride, size))
-    return (tensor.device, tensor.data_ptr(), *runs)
-
-
 def _save(module: nn.Module, path: Path) -> None:
     """Write the whole state of the model; an existing file is replaced only by a complete one.
 
@@ -394,4 +295,4 @@ def _save(module: nn.Module, path: Path) -> None:
 
 def _plain_state(module: nn.Module) -> Mapping[str, Tensor]:
     """The state dict's tensors; extra state of other kinds has no place in a file of tensors."""
-    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    return {plain_name(name): value for name, value in module.state_dict().items() if isinstance(value, Tensor)}

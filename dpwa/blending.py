@@ -1,9 +1,10 @@
 """The arithmetic of a blend, up to the last multiply-add that the trainer does itself.
 
-A peer's snapshot is received into the raw bytes of a `Staging`. `prepare` turns it, beside the training, into what
-the trainer adds or interpolates in one pass: for parameters under delta blending the difference to the own
-snapshot of the exchange, else the peer's values. Half precision becomes float32 here, because `factor * (peer -
-own)` falls below the resolution of bfloat16 near consensus.
+A `Staging` takes a peer's snapshot piece by piece, as it arrives, and makes of it what the trainer adds or
+interpolates in one pass: for parameters under delta blending the difference to the own snapshot of the exchange, else
+the peer's values. Working piece by piece keeps the numbers in the processor's cache and needs no buffer for the peer's
+own bytes. Half precision becomes float32 here, because `factor * (peer - own)` falls below the resolution of bfloat16
+near consensus.
 
 Must not know: sockets, threads, torch. Runs in: the thread that performs the exchange.
 """
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpwa.snapshot import Buffer, Layout, Role, Section
+from dpwa.snapshot import Layout, Role, Section
+from dpwa.transport.codecs import decode, encode, encoded_bytes
+from dpwa.transport.wire import Codec
 
-__all__ = ["Staging", "Values"]
+__all__ = ["Staging", "Values", "encode_chunk", "encoded_chunk_bytes"]
 
 FloatArray = npt.NDArray[Any]
 
@@ -29,8 +32,9 @@ _WIRE_TYPES: dict[str, type[np.generic]] = {
     "bfloat16": np.uint16,
 }
 
-# Elements that are looked at in one go when a suspicious sum asks for a full check: 4 MiB of float32.
-_BLOCK = 1 << 20
+# Elements worked on at one time, 1 MiB each of own, peer and difference in float32: larger blocks fall out of the
+# caches between subtraction and check, smaller ones cost more calls.
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -60,56 +64,146 @@ class Staging:
     """
 
     def __init__(self, layout: Layout, *, absolute: bool) -> None:
-        raw: Buffer = np.empty(layout.total_bytes, np.uint8)
-        self.memory: memoryview = raw.data
-        """Where the peer's bytes are received, (layout.total_bytes,)."""
-        values = []
-        for section in layout.sections:
-            wire = _typed(raw, section)
-            widened = section.dtype in ("float16", "bfloat16")
-            array = np.empty(section.size, np.float32) if widened else wire
-            values.append(Values(section, array, section.role is Role.PARAMETER and not absolute))
-        self._raw = raw
-        self.values = tuple(values)
-        """What the trainer blends after `prepare`, section by section."""
+        self.layout = layout
+        self.values = tuple(
+            Values(
+                section,
+                np.zeros(section.size, np.float64 if section.dtype == "float64" else np.float32),
+                section.role is Role.PARAMETER and not absolute,
+            )
+            for section in layout.sections
+        )
+        """What the trainer blends when all pieces have been accepted, section by section."""
+        self._own: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._is_finite = True
+        self._is_partial = False
 
-    def prepare(self, reference: memoryview) -> bool:
-        """Turn the received bytes into `values`.
+    def begin(self, reference: memoryview, *, whole: bool) -> None:
+        """Forget the last exchange.
 
         Args:
-            reference: the own snapshot of this exchange, same layout.
-
-        Returns:
-            False if a value is NaN or infinite, in the peer's snapshot or in the own: then nothing may be blended.
+            reference: the own snapshot of this exchange.
+            whole: every byte will be accepted. Otherwise the differences that do not come are zero.
         """
-        own = np.frombuffer(reference, np.uint8)
-        # A peer's numbers may overflow on the way; the check below is what decides, not a warning.
-        with np.errstate(all="ignore"):
+        self._own = np.frombuffer(reference, np.uint8)
+        self._is_finite = True
+        if not whole:
             for values in self.values:
-                section = values.section
-                peer_wire, out = _typed(self._raw, section), values.array
+                values.array.fill(0)
+
+    def accept(self, first_byte: int, stop_byte: int, data: memoryview, codec: Codec = Codec.RAW) -> None:
+        """Take a piece of the peer's snapshot.
+
+        Args:
+            first_byte: where it begins within the snapshot, a multiple of 64.
+            stop_byte: one past its end.
+            data: the piece in the codec, of exactly `encoded_chunk_bytes`.
+            codec: how it is encoded.
+        """
+        taken = 0
+        # A peer's numbers may overflow on the way; the check is what decides, not a warning.
+        with np.errstate(all="ignore"):
+            for values, first, count in self._pieces(first_byte, stop_byte):
+                section, out = values.section, values.array[first : first + count]
+                if codec is Codec.RAW:
+                    start = section.start_byte + first * section.item_bytes - first_byte
+                    peer = _typed(data[start : start + count * section.item_bytes], section)
+                    self._take_raw(values, first, peer, out)
+                    continue
+                used = _codec_of(codec, section)
+                size = encoded_bytes(used, section.dtype, count)
+                decode(used, section.dtype, data[taken : taken + size], out)
+                taken += size
                 if values.is_difference:
-                    np.subtract(_widened(peer_wire, section), _widened(_typed(own, section), section), out=out)
-                elif out is not peer_wire:
-                    np.copyto(out, _widened(peer_wire, section))
-                if not _all_finite(out):
-                    return False
-        return True
+                    np.subtract(out, self._own_values(section, first, count), out=out)
+                self._is_finite = self._is_finite and _all_finite(out)
+
+    def finish(self) -> bool:
+        """Whether everything that was accepted, and the own snapshot beside it, was finite: then it may be blended."""
+        self._own = np.empty(0, np.uint8)  # lets go of the reference's buffer
+        return self._is_finite
+
+    def _pieces(self, first_byte: int, stop_byte: int) -> list[tuple[Values, int, int]]:
+        return [
+            (self.values[index], first, count) for index, first, count in _pieces(self.layout, first_byte, stop_byte)
+        ]
+
+    def _own_values(self, section: Section, first: int, count: int) -> FloatArray:
+        start = section.start_byte + first * section.item_bytes
+        return _widened(_typed(self._own.data[start : start + count * section.item_bytes], section), section)
+
+    def _take_raw(self, values: Values, first: int, peer: FloatArray, out: FloatArray) -> None:
+        section = values.section
+        for start in range(0, len(peer), _BLOCK):
+            block = out[start : start + _BLOCK]
+            theirs = _widened(peer[start : start + _BLOCK], section)
+            if values.is_difference:
+                np.subtract(theirs, self._own_values(section, first + start, len(block)), out=block)
+            else:
+                np.copyto(block, theirs)
+            self._is_finite = self._is_finite and _all_finite(block)
 
 
-def is_finite(memory: memoryview, layout: Layout) -> bool:
-    """Whether every value of a snapshot is finite."""
-    raw = np.frombuffer(memory, np.uint8)
-    with np.errstate(all="ignore"):
-        return all(_all_finite(_widened(_typed(raw, section), section)) for section in layout.sections)
+def encode_chunk(
+    layout: Layout, memory: memoryview, first_byte: int, stop_byte: int, codec: Codec
+) -> tuple[Codec, memoryview | bytes]:
+    """A piece of a snapshot in a codec, and the codec used: `RAW` where the wanted one cannot hold a value.
+
+    Buffers (running statistics) are few and delicate: they are never encoded.
+
+    Args:
+        layout: of the snapshot.
+        memory: the whole snapshot.
+        first_byte: where the piece begins.
+        stop_byte: one past its end.
+        codec: the codec wanted.
+    """
+    if codec is Codec.RAW:
+        return codec, memory[first_byte:stop_byte]
+    encoded = []
+    for index, first, count in _pieces(layout, first_byte, stop_byte):
+        section = layout.sections[index]
+        start = section.start_byte + first * section.item_bytes
+        values = _typed(memory[start : start + count * section.item_bytes], section)
+        part = encode(_codec_of(codec, section), section.dtype, values)
+        if part is None:
+            return Codec.RAW, memory[first_byte:stop_byte]
+        encoded.append(part)
+    return codec, b"".join(encoded)
 
 
-def _typed(raw: Buffer, section: Section) -> FloatArray:
-    return raw[section.start_byte : section.stop_byte].view(_WIRE_TYPES[section.dtype])
+def encoded_chunk_bytes(layout: Layout, first_byte: int, stop_byte: int, codec: Codec) -> int:
+    """Exact size of a piece of a snapshot in a codec."""
+    if codec is Codec.RAW:
+        return stop_byte - first_byte
+    sections = layout.sections
+    return sum(
+        encoded_bytes(_codec_of(codec, sections[index]), sections[index].dtype, count)
+        for index, _, count in _pieces(layout, first_byte, stop_byte)
+    )
+
+
+def _pieces(layout: Layout, first_byte: int, stop_byte: int) -> list[tuple[int, int, int]]:
+    """The parts of sections within a range of bytes: index of the section, first element, number of elements."""
+    pieces = []
+    for index, section in enumerate(layout.sections):
+        start, stop = max(first_byte, section.start_byte), min(stop_byte, section.stop_byte)
+        if start < stop:
+            first = (start - section.start_byte) // section.item_bytes
+            pieces.append((index, first, (stop - start) // section.item_bytes))
+    return pieces
+
+
+def _codec_of(codec: Codec, section: Section) -> Codec:
+    return codec if section.role is Role.PARAMETER else Codec.RAW
+
+
+def _typed(data: memoryview, section: Section) -> FloatArray:
+    return np.frombuffer(data, _WIRE_TYPES[section.dtype])
 
 
 def _widened(wire: FloatArray, section: Section) -> FloatArray:
-    """The values in the type they are blended in: a view if that is the type they travel in."""
+    """The values in the type they are blended in: as they are if that is the type they travel in."""
     if section.dtype == "bfloat16":
         # A bfloat16 is the upper 16 bits of the float32 with the same value.
         return np.left_shift(wire, 16, dtype=np.uint32).view(np.float32)
@@ -119,10 +213,15 @@ def _widened(wire: FloatArray, section: Section) -> FloatArray:
 
 
 def _all_finite(array: FloatArray) -> bool:
-    """A NaN or infinity makes the sum non-finite; so may large honest numbers, which the second look acquits.
+    """Whether no value is NaN or infinite, from the bits: exact, and several times as fast as `isfinite(array).all()`.
 
-    The sum costs about a twentieth of `isfinite(array).all()` and allocates nothing.
+    Read as unsigned integers, negative floats are the largest, and -inf and the NaNs beyond it the largest of them;
+    read as signed integers, positive floats are, and +inf and the NaNs beyond it.
     """
-    if np.isfinite(array.sum()):
+    if array.size == 0:
         return True
-    return all(bool(np.isfinite(array[i : i + _BLOCK]).all()) for i in range(0, array.size, _BLOCK))
+    unsigned, signed = (np.uint64, np.int64) if array.dtype == np.float64 else (np.uint32, np.int32)
+    infinity = array.dtype.type(np.inf)
+    return bool(
+        array.view(unsigned).max() < (-infinity).view(unsigned) and array.view(signed).max() < infinity.view(signed)
+    )

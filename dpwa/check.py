@@ -54,6 +54,9 @@ def _sentences(config: ClusterConfig) -> str:
         f"An exchange may take {config.timeout_ms} ms, of which {config.connect_timeout_ms} ms for the connection.",
         f"The factor: {_factor(config)}.",
         f"The blend: {_blend(config)}.",
+        f"Parameters travel {_links(config)}.",
+        f"Memory beside the model: {config.snapshot_slots} snapshots and the differences of one exchange; "
+        f"at most {config.max_connections} open connections to peers.",
     ]
     return "\n".join(lines)
 
@@ -84,7 +87,26 @@ def _blend(config: ClusterConfig) -> str:
     return f"{text}; floating-point buffers are {buffers}; frozen parameters are {frozen}"
 
 
+def _links(config: ClusterConfig) -> str:
+    words = {
+        "auto": "as they are on fast links and smaller on slow ones",
+        "raw": "as they are",
+        "fp16": "as fp16",
+        "bf16": "as bf16",
+        "int8": "as int8 with a scale per block",
+    }
+    text = words[config.codec]
+    if config.shared_memory == "auto":
+        text += "; between nodes of one host and user by shared memory"
+    if config.pull_fraction < 1:
+        text += f"; an exchange pulls {config.pull_fraction:g} of them, another part each time"
+    if config.bandwidth_limit is not None:
+        text += f"; a node receives at most {config.bandwidth_limit} over the network"
+    return text
+
+
 def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[str]:
+    networked = [node.name for node in config.nodes if not hosts.is_loopback(node.host)]
     if len(config.nodes) == 1:
         yield "there is one node only; it will train alone"
     elif config.pull_probability == 0:
@@ -93,9 +115,10 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
         config.interpolation == "constant" and config.constant.value == config.factor_min == 0
     ):
         yield "the factor is always 0; nothing will be blended"
+    if config.bandwidth_limit is not None and config.shared_memory == "auto" and not networked:
+        yield "bandwidth_limit concerns the network; all nodes are on one host, where shared memory does not count"
     if not local_names:
         yield "no node of this file belongs to this host; `dpwa launch` would need --node NAME"
-    networked = [node.name for node in config.nodes if not hosts.is_loopback(node.host)]
     if networked:
         yield (
             "nodes talk over a network without encryption or authentication; use it only where you trust everyone "

@@ -17,13 +17,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from dpwa import cluster_file, hosts
 from dpwa.cluster_file import YAML_NUMBER, ClusterFile
 from dpwa.config_checks import host_problems, import_plugins, problems_between, rule_problems
 from dpwa.config_problems import OWN_TEXT, WHOLE_CLUSTER, Problem, problems_of
+from dpwa.data_rate import DATA_RATE_PATTERN, bytes_per_s, expected_rate, hint_for_rate
 from dpwa.errors import ConfigError
 from dpwa.interpolation import Interpolator, resolve
 
@@ -55,8 +65,17 @@ def _checked_name(text: str) -> str:
     return text
 
 
+def _checked_rate(value: object) -> object:
+    if value is None or (isinstance(value, str) and bytes_per_s(value) is not None):
+        return value
+    raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": expected_rate(), "hint": hint_for_rate(value)})
+
+
 Name = Annotated[str, AfterValidator(_checked_name), Field(json_schema_extra={"pattern": f"^{_NAME_PATTERN}$"})]
 Host = Annotated[str, AfterValidator(_checked_host)]
+DataRate = Annotated[
+    str | None, BeforeValidator(_checked_rate), Field(json_schema_extra={"pattern": f"^{DATA_RATE_PATTERN}$"})
+]
 
 
 class _Section(BaseModel):
@@ -151,6 +170,25 @@ class ClusterConfig(_Section):
     )
     frozen_parameters: Literal["keep", "blend"] = Field(
         "keep", description="Whether parameters that need no gradient are blended."
+    )
+    codec: Literal["auto", "raw", "fp16", "bf16", "int8"] = Field(
+        "auto", description="How parameters travel: auto sends them as they are on fast links, smaller on slow ones."
+    )
+    shared_memory: Literal["auto", "off"] = Field(
+        "auto", description="Whether nodes of one host and user read each other's snapshots from shared memory."
+    )
+    pull_fraction: float = Field(
+        1.0, gt=0, le=1, description="Share of the parameters that an exchange pulls, another part each time."
+    )
+    bandwidth_limit: DataRate = Field(
+        None,
+        description='Most that a node receives, such as "20 MB/s"; null is no limit. Shared memory is not counted.',
+    )
+    max_connections: int = Field(
+        6, ge=1, le=4096, description="Connections to peers kept open; the least recently used one is closed."
+    )
+    memory: Literal["normal", "low"] = Field(
+        "normal", description="Memory beside the model: normal keeps three snapshots, low two."
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the choice of peers and of the pulls.")
     flow_control: FlowControlOptions = Field(FlowControlOptions(), description="How often a failing peer is asked.")
@@ -293,6 +331,19 @@ class ClusterConfig(_Section):
     def metrics_interval_s(self) -> float:
         """Seconds between two lines of the metrics file."""
         return self.metrics_interval_ms / 1000
+
+    @property
+    def bandwidth_limit_bytes_per_s(self) -> float | None:
+        """Most bytes per second that a node receives over the network, or None for no limit."""
+        return None if self.bandwidth_limit is None else bytes_per_s(self.bandwidth_limit)
+
+    @property
+    def snapshot_slots(self) -> int:
+        """Snapshots of the own model that may exist at the same time: the newest, the reference of the exchange in
+
+        flight (often the same), and with normal memory one that a peer is still reading.
+        """
+        return 2 if self.memory == "low" else 3
 
     def to_yaml(self) -> str:
         """All settings as a cluster file; reading it again gives an equal config."""

@@ -22,6 +22,7 @@ from dpwa.interpolation import find_rule, make_rule
 __all__ = ["host_problems", "import_plugins", "problems_between", "rule_problems"]
 
 _RESOLVE_TIMEOUT_S = 5.0
+_REMEDY = "write blend: delta, or leave this key out"
 _WITH_OWN_SECTION = ("constant", "clock", "loss")  # rules whose options have a model of their own
 
 
@@ -37,6 +38,7 @@ def problems_between(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
         named = [(index, node) for index, node in enumerate(nodes) if isinstance(node, Mapping)]
         yield from _problems_between_nodes(named, insecure=values.get("insecure", False) is True)
     yield from _out_of_order(values, defaults, (), ("factor_min", "factor_max"))
+    yield from _partial_and_absolute(values)
     flow_control = values.get("flow_control")
     if isinstance(flow_control, Mapping):
         place, usual = ("flow_control",), defaults["flow_control"]
@@ -67,6 +69,22 @@ def _problems_between_nodes(nodes: list[tuple[int, Mapping[str, Any]]], *, insec
                 f'"{host}" is reached over a network, but there is no encryption yet: whoever reaches the port can '
                 f"read and poison the model; where you trust the whole network, write insecure: true",
             )
+
+
+def _partial_and_absolute(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """A problem for each key that makes exchanges pull parts of a model, where the blend needs all of it."""
+    if values.get("blend") != "absolute":
+        return
+    fraction = values.get("pull_fraction")
+    if isinstance(fraction, (int, float)) and 0 < fraction < 1:
+        yield Problem(
+            ("pull_fraction",), f"a part of a model cannot be blended with blend: absolute, got {fraction:g}; {_REMEDY}"
+        )
+    if isinstance(values.get("bandwidth_limit"), str):
+        yield Problem(
+            ("bandwidth_limit",),
+            f"a limit makes exchanges pull parts, which cannot be blended with blend: absolute; {_REMEDY}",
+        )
 
 
 def _out_of_order(

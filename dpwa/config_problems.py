@@ -20,7 +20,7 @@ from dpwa.cluster_file import YAML_NUMBER, Place
 __all__ = ["OWN_TEXT", "WHOLE_CLUSTER", "Problem", "problems_of", "shown"]
 
 OWN_TEXT = "dpwa_value"
-"""Type of a custom pydantic error whose message says what was expected."""
+"""Type of a custom pydantic error whose message says what was expected; "hint" in its context, what to do."""
 
 WHOLE_CLUSTER = "dpwa_cluster"
 """Type of the custom pydantic error about how values go together; `problems_of` leaves it to the caller."""
@@ -58,7 +58,7 @@ def problems_of(error: ValidationError, schema: Mapping[str, Any]) -> Iterator[P
         elif kind == "missing":
             yield Problem(place, f"missing; expected {_expected(_schema_at(schema, place))}")
         elif kind == OWN_TEXT:
-            yield Problem(place, f"{item['msg']}, got {shown(value)}")
+            yield Problem(place, f"{item['msg']}, got {shown(value)}{item.get('ctx', {}).get('hint', '')}")
         elif not (here := _schema_at(schema, place)):
             # Inside `custom`, where the last part is pydantic's name for the kind of the value. YAML and JSON have
             # the same kinds of values, but JSON has neither NaN nor infinity.

@@ -15,10 +15,13 @@ from enum import Enum
 from dpwa.blending import Staging
 from dpwa.errors import ModelMismatch, PeerTimeout, PeerUnreachable, RemoteProtocolError, TransportError
 from dpwa.interpolation import Interpolator, State
+from dpwa.parts import Part, Rotation
 from dpwa.peers.flow_control import FlowControl
+from dpwa.peers.link_codecs import LinkCodecs
 from dpwa.peers.membership import Membership
 from dpwa.snapshot import Layout, Snapshot
-from dpwa.transport.client import WINDOW, Client, Pulled
+from dpwa.transport.pulling import Client, Pulled, Target
+from dpwa.transport.reception import RUN
 from dpwa.transport.wire import INCARNATION_BYTES, Busy, Codec, Mismatch, NotModified, Offer, Pull, Refused
 
 __all__ = ["Ask", "Exchange", "Exchanger", "Outcome"]
@@ -29,7 +32,7 @@ _logger = logging.getLogger("dpwa")
 # no loss to either side; half of an untrained model would be one to every peer that blends it later.
 _JOIN_LEAD = 50
 
-_NO_INCARNATION = bytes(INCARNATION_BYTES)
+_NOTHING = (bytes(INCARNATION_BYTES), 0)
 
 
 class Outcome(str, Enum):
@@ -89,11 +92,13 @@ class Ask:
 
     Attributes:
         reference: the own snapshot that the peer's is compared with; newer than the last blend.
+        fraction: share of the parameters to pull, above 0 up to 1.
         joining: this is the node's first exchange; a peer that is far ahead is then taken over whole.
         finished: the trainer has ended its training.
     """
 
     reference: Snapshot
+    fraction: float = 1.0
     joining: bool = False
     finished: bool = False
 
@@ -109,9 +114,13 @@ class Exchange:
         version: of the peer's snapshot; 0 without one.
         peer_state: the peer's loss and clock; None without a snapshot.
         factor: share of the peer in the blend, 0 to 1.
-        received_bytes: bytes of the peer's snapshot.
+        share: share of the parameters that was pulled.
+        received_bytes: bytes of the peer's snapshot, as they travelled or were read.
+        is_shared: they were read from shared memory.
+        codec: how they were encoded.
         duration_s: from the choice of the peer to here.
         reason: what went wrong, for a person to read; empty after a success.
+        note: why shared memory was not used although it was offered; empty otherwise.
     """
 
     outcome: Outcome
@@ -120,9 +129,13 @@ class Exchange:
     version: int = 0
     peer_state: State | None = None
     factor: float = 0.0
+    share: float = 0.0
     received_bytes: int = 0
+    is_shared: bool = False
+    codec: Codec = Codec.RAW
     duration_s: float = 0.0
     reason: str = ""
+    note: str = ""
 
 
 class Exchanger:
@@ -137,6 +150,8 @@ class Exchanger:
         interpolator: computes the factor.
         flow_control: chooses the peer.
         membership: who is there; told what peers say of themselves.
+        rotation: chooses the part to pull.
+        link_codecs: chooses the codec.
         monotonic_s: the clock; a simulation passes its own.
     """
 
@@ -151,6 +166,8 @@ class Exchanger:
         interpolator: Interpolator,
         flow_control: FlowControl,
         membership: Membership,
+        rotation: Rotation,
+        link_codecs: LinkCodecs,
         monotonic_s: Callable[[], float],
     ) -> None:
         self._run_id = run_id
@@ -161,6 +178,8 @@ class Exchanger:
         self._interpolator = interpolator
         self.flow_control = flow_control
         self._membership = membership
+        self._rotation = rotation
+        self._link_codecs = link_codecs
         self._monotonic_s = monotonic_s
         # A random start, so that a restarted node cannot take an answer to its former life for one to its own.
         self._nonce = secrets.randbits(32)
@@ -188,6 +207,7 @@ class Exchanger:
             if outcome is Outcome.UNREACHABLE and self._membership[peer].finished:
                 outcome = Outcome.GONE
             exchange = Exchange(outcome, ask, peer, reason=str(error))
+            self._staging.finish()  # what was begun lets go of the own snapshot's buffer
         now_s = self._monotonic_s()
         if exchange.outcome.is_failure:
             self.flow_control.failed(peer, now_s)
@@ -208,32 +228,47 @@ class Exchanger:
                 self.flow_control.restarted(peer)
 
     def _pull(self, peer: str, ask: Ask, client: Client) -> Exchange:
-        have_incarnation, have_version = self._blended.get(peer, (_NO_INCARNATION, 0))
+        part = self._rotation.whole() if ask.joining else self._rotation.next(ask.fraction)
+        # Another part of a snapshot that was blended in part is worth having; the whole of it a second time is not.
+        known = self._blended.get(peer, _NOTHING) if part.is_whole else _NOTHING
+        codec = self._link_codecs.choose(peer, self._layout.total_bytes * part.share)
+        first, count = next(iter(part.requests(RUN)))
         self._nonce += 1
-        pulled = client.pull(
-            peer,
-            Pull(
-                nonce=self._nonce,
-                run=self._run_id,
-                node=self._node,
-                incarnation=self._incarnation,
-                fingerprint=self._layout.fingerprint,
-                have_incarnation=have_incarnation,
-                have_version=have_version,
-                codec=Codec.RAW,
-                window=WINDOW,
-                finished=ask.finished,
-            ),
-            self._staging.memory,
+        request = Pull(
+            nonce=self._nonce,
+            run=self._run_id,
+            node=self._node,
+            incarnation=self._incarnation,
+            fingerprint=self._layout.fingerprint,
+            have_incarnation=known[0],
+            have_version=known[1],
+            codec=codec,
+            chunk_bytes=part.chunk_bytes,
+            first=first,
+            count=count,
+            shared=client.can_share(peer),
+            finished=ask.finished,
         )
-        return self._examine(peer, ask, pulled)
+        pulled = client.pull(peer, request, Target(self._staging, ask.reference.memory, part))
+        if not pulled.is_shared:
+            self._link_codecs.measured(peer, pulled.received_bytes, pulled.transfer_s)
+        return self._examine(peer, ask, part, codec, pulled)
 
-    def _examine(self, peer: str, ask: Ask, pulled: Pulled) -> Exchange:
+    def _examine(self, peer: str, ask: Ask, part: Part, codec: Codec, pulled: Pulled) -> Exchange:
         answer = pulled.answer
         if isinstance(answer, Offer):
             self._note(peer, answer.incarnation, finished=answer.finished)
-            self._blended[peer] = (answer.incarnation, answer.version)
-            return self._prepare(peer, ask, answer)
+            if part.is_whole:
+                self._blended[peer] = (answer.incarnation, answer.version)
+            exchange = self._finish(peer, ask, answer)
+            return replace(
+                exchange,
+                share=part.share,
+                received_bytes=pulled.received_bytes,
+                is_shared=pulled.is_shared,
+                codec=Codec.RAW if pulled.is_shared else codec,
+                note=pulled.note,
+            )
         if isinstance(answer, NotModified):
             self._note(peer, answer.incarnation, finished=answer.finished)
             return Exchange(Outcome.NOT_MODIFIED, ask, peer)
@@ -244,22 +279,15 @@ class Exchanger:
             return Exchange(Outcome.REFUSED, ask, peer, reason=f"peer {peer} refused: {answer.reason}")
         return Exchange(Outcome.BUSY if isinstance(answer, Busy) else Outcome.NOT_READY, ask, peer)
 
-    def _prepare(self, peer: str, ask: Ask, offer: Offer) -> Exchange:
-        peer_state = State(loss=offer.loss, clock=offer.clock)
-        finite = self._staging.prepare(ask.reference.memory)
-        factor = self._interpolator.factor(ask.reference.state, peer_state) if finite else 0.0
-        if ask.joining and factor > 0.0 and peer_state.clock >= ask.reference.state.clock + _JOIN_LEAD:
+    def _finish(self, peer: str, ask: Ask, offer: Offer) -> Exchange:
+        if not self._staging.finish():
+            reason = f"the snapshot of peer {peer}, or the own one, holds NaN or infinite values"
+            return Exchange(Outcome.REJECTED, ask, peer, offer.version, reason=reason)
+        own, peer_state = ask.reference.state, State(loss=offer.loss, clock=offer.clock)
+        factor = self._interpolator.factor(own, peer_state)
+        if ask.joining and factor > 0.0 and peer_state.clock >= own.clock + _JOIN_LEAD:
             factor = 1.0
-        return Exchange(
-            Outcome.BLENDED if finite else Outcome.REJECTED,
-            ask,
-            peer,
-            offer.version,
-            peer_state,
-            factor=factor,
-            received_bytes=offer.total_bytes,
-            reason="" if finite else f"the snapshot of peer {peer}, or the own one, holds NaN or infinite values",
-        )
+        return Exchange(Outcome.BLENDED, ask, peer, offer.version, peer_state, factor)
 
     def _note(self, peer: str, incarnation: bytes, *, finished: bool) -> None:
         self._membership.heard(peer, incarnation, finished=finished)

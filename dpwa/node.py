@@ -1,7 +1,7 @@
 """The node: the one object that an adapter needs. It publishes, has exchanges made and applies them.
 
 Must not know: torch or any other framework (a `Model` gives it what it needs), sockets. Runs in: every method in the
-trainer's thread; `statistics` in any.
+trainer's thread; `statistics` in any, `_hand_out` in the publish thread for copies that a GPU makes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
 
 from dpwa.blending import Staging, Values
 from dpwa.config import ClusterConfig
@@ -21,21 +24,22 @@ from dpwa.errors import ConfigError, DpwaError, InternalError, NodeClosed
 from dpwa.exchange import Ask, Exchange, Exchanger, Outcome
 from dpwa.interpolation import LossSmoother, State
 from dpwa.observe.journal import Journal, node_folder
+from dpwa.parts import Rotation
+from dpwa.peers.budget import Budget
 from dpwa.peers.flow_control import FlowControl
+from dpwa.peers.link_codecs import LinkCodecs
 from dpwa.peers.membership import Membership
 from dpwa.record import NodeStatistics, Record, exchange_fields
 from dpwa.snapshot import Buffer, BufferPool, Layout, Snapshot
 from dpwa.transport.interface import MakeTransport, Transport, Wiring
 from dpwa.transport.service import Service
+from dpwa.transport.shared_memory import Segment, SegmentUnusable, remove_stale_segments
 from dpwa.transport.wire import INCARNATION_BYTES
 from dpwa.transport.zeromq import ZmqTransport
 
 __all__ = ["Model", "Node"]
 
 _logger = logging.getLogger("dpwa")
-
-# The newest snapshot, the reference of the exchange in flight, and two that slow peers may still be reading.
-_SNAPSHOT_SLOTS = 4
 
 # The mean time that a step trains (without its time in dpwa: a wait that counted would lengthen the waits of others)
 # follows the last ten steps or so, and is not thrown off by a pause for an evaluation.
@@ -59,11 +63,19 @@ class Model(Protocol):
     def layout(self) -> Layout:
         """The exchanged tensors."""
 
-    def copy_into(self, buffer: Buffer) -> None:
-        """Copy the exchanged tensors into a buffer in the order of the layout. The same few buffers come again."""
+    def copy_into(self, buffer: Buffer) -> Callable[[], None] | None:
+        """Copy the exchanged tensors into a buffer in the order of the layout. The same few buffers come again.
+
+        Returns:
+            None if the bytes are there. Else a function that blocks until they are, of the values of this moment, and
+            until the values of the last `blend` are no longer read. It is called once, from any thread.
+        """
 
     def blend(self, values: Sequence[Values], factor: float) -> None:
-        """Apply an exchange in place: add `factor` times a difference, or go the share `factor` towards a value."""
+        """Apply an exchange in place: add `factor` times a difference, or go the share `factor` towards a value.
+
+        The values may be read after the return, until the function that the next `copy_into` returns has ended.
+        """
 
 
 class _Life(Enum):
@@ -107,10 +119,17 @@ class Node:
         # Own streams of random numbers per node: with one seed for all, every node would make the same choices.
         self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
         self._smoother = LossSmoother(config.loss_smoothing)
-        self._pool = BufferPool(model.layout.total_bytes, _SNAPSHOT_SLOTS)
+        self._segment: Segment | None = None
+        self._pool = BufferPool(self._make_buffer, config.snapshot_slots)
+        self._budget = Budget(
+            config.bandwidth_limit_bytes_per_s,
+            model_bytes=model.layout.total_bytes,
+            most_fraction=config.pull_fraction,
+        )
         self._staging = Staging(model.layout, absolute=config.blend == "absolute")
         self._incarnation = secrets.token_bytes(INCARNATION_BYTES)
         self._membership = Membership(self._peers)
+        self._shared_slots: set[int] = set()
         self._wiring = self._wire()
         self._service = self._wiring.service
         self._transport: Transport = (
@@ -143,6 +162,8 @@ class Node:
             interpolator=config.interpolator(),
             flow_control=FlowControl(self._peers, config.flow_control, rng),
             membership=self._membership,
+            rotation=Rotation(layout, random.Random(f"{config.seed}/{self.name}/part")),  # noqa: S311
+            link_codecs=LinkCodecs(config.codec),
             monotonic_s=self._monotonic_s,
         )
         return Wiring(service, exchanger)
@@ -171,11 +192,38 @@ class Node:
             self._start_journal()
             if self._peers:
                 self._transport.start()
+                self._share_memory()
         except BaseException:
             self.close()
             raise
         self._life = _Life.RUNNING
         self._event("start", run=self.config.run_id, incarnation=self._incarnation.hex(), peers=list(self._peers))
+
+    def _share_memory(self) -> None:
+        """Let peers of this host read the snapshots from shared memory, where there is any."""
+        if not self._transport.shares_memory:
+            return
+        # The port is bound: no other life of this node is running, and what one left behind is nobody's.
+        remove_stale_segments(self.config.run_id, [self.name])
+        try:
+            self._segment = Segment(
+                run_id=self.config.run_id,
+                node=self.name,
+                incarnation=self._incarnation,
+                size_bytes=self._model.layout.total_bytes,
+                slots=self.config.snapshot_slots,
+            )
+        except SegmentUnusable as error:
+            _logger.warning("node %s: %s; its snapshots are streamed", self.name, error)
+            return
+        self._service.token = self._segment.token
+
+    def _make_buffer(self, index: int) -> Buffer:
+        buffer = self._segment.slot(index) if self._segment is not None else None
+        if buffer is None:
+            return np.empty(self._model.layout.total_bytes, np.uint8)
+        self._shared_slots.add(index)
+        return buffer
 
     def _start_journal(self) -> None:
         if self._journal is None or self.run_dir is None:
@@ -204,6 +252,8 @@ class Node:
         try:
             self._transport.close(_CLOSE_TIMEOUT_S)
         finally:
+            if self._segment is not None:
+                self._segment.close()
             if self._journal is not None:
                 self._event("close")
                 self._journal.close(max(0.1, deadline_s - time.monotonic()))
@@ -321,6 +371,9 @@ class Node:
         self._in_flight = False
         if exchange.outcome is Outcome.BLENDED and exchange.peer_state is not None:
             self._apply(exchange, exchange.peer_state)
+        if exchange.received_bytes and not exchange.is_shared:
+            # A joining node takes the whole model, whatever part the budget had planned.
+            self._budget.spent(exchange.received_bytes, self._monotonic_s(), complete=not exchange.ask.joining)
         if exchange.ask.finished and exchange.peer is not None and not exchange.outcome.is_failure:
             self._service.told_finished.add(exchange.peer)
         self._record.note(exchange)
@@ -336,32 +389,60 @@ class Node:
             self._model.blend(self._staging.values, factor)
             own = self._state
             base = exchange.ask.reference.state.clock if self.config.blend == "delta" else own.clock
-            self._state = State(own.loss, own.clock + factor * (peer_state.clock - base))
+            self._state = State(own.loss, own.clock + factor * exchange.share * (peer_state.clock - base))
 
     def _publish_and_ask(self, asking: bool) -> None:  # noqa: FBT001  (private, and its callers name it)
-        asking = (asking or self._joining) and not self._in_flight and bool(self._peers)
-        if not (asking or self._service.wanted):
+        fraction = self._fraction_to_ask() if asking or self._joining else None
+        if fraction is None and not self._service.wanted:
             return  # nobody would look at it
-        snapshot = self._publish()
-        if snapshot is not None and asking:
+        taken = self._take_snapshot()
+        if taken is None:
+            return
+        snapshot, ready = taken
+        ask = None
+        if fraction is not None:
             self._in_flight = True
-            self._transport.ask(Ask(snapshot, joining=self._joining, finished=self._service.finished))
+            ask = Ask(snapshot, fraction, joining=self._joining, finished=self._service.finished)
+        hand_out = partial(self._hand_out, snapshot, ask, serving=not self._joining)
+        if not self._joining:
+            self._service.wanted = False  # before the swap: a pull that comes between asks for one publish too many
+        if ready is None:
+            hand_out()
+        else:
+            self._transport.defer(ready, hand_out)
 
-    def _publish(self) -> Snapshot | None:
-        """Publish a copy of the model; None if slow peers hold all buffers. Never waits for them."""
+    def _fraction_to_ask(self) -> float | None:
+        """How much of the parameters to ask for in this step; None for nothing."""
+        if self._in_flight or not self._peers:
+            return None
+        return self._budget.next_fraction(self._monotonic_s(), self._service.step_interval_s)
+
+    def _take_snapshot(self) -> tuple[Snapshot, Callable[[], None] | None] | None:
+        """Copy the model, and what blocks until the copy is there if it is not yet. Never waits.
+
+        Returns:
+            None if slow peers hold all buffers.
+        """
         lease = self._pool.lease()
         if lease is None:
             self._record.publish_skipped += 1
             return None
-        buffer, memory = lease
-        self._model.copy_into(buffer)
         self._version += 1
-        snapshot = Snapshot(self._version, self._step, self._monotonic_s(), self._state, memory)
-        if not self._joining:
-            self._service.wanted = False  # before the swap: a pull that comes between asks for one publish too many
+        slot = lease.index if lease.index in self._shared_slots else None
+        if self._segment is not None and slot is not None:
+            self._segment.mark(slot, 0)
+        ready = self._model.copy_into(lease.buffer)
+        return Snapshot(self._version, self._step, self._monotonic_s(), self._state, slot, lease.memory), ready
+
+    def _hand_out(self, snapshot: Snapshot, ask: Ask | None, *, serving: bool) -> None:
+        """Serve a snapshot that is complete, and have an exchange made with it; in any thread, one at a time."""
+        if self._segment is not None and snapshot.slot is not None:
+            self._segment.mark(snapshot.slot, snapshot.version)
+        if serving:
             self._service.snapshot = snapshot
             self._transport.published()
-        return snapshot
+        if ask is not None:
+            self._transport.ask(ask)
 
     # --- What it did ----------------------------------------------------------------------------------------------
 
@@ -373,7 +454,7 @@ class Node:
             state=self._state,
             published=self._version,
             served=counters.served,
-            bytes_out=counters.bytes_out,
+            bytes_out=counters.bytes_out + counters.shared_out * self._model.layout.total_bytes,
             protocol_errors=counters.protocol_errors,
             scores=self._wiring.exchanger.flow_control.scores(),
         )

@@ -155,8 +155,13 @@ def exchange_fields(exchange: Exchange, step: int) -> dict[str, object]:
             "peer_loss": peer.loss,
             "factor": exchange.factor,
             "bytes": exchange.received_bytes,
+            "share": exchange.share,
+            "via": "shared_memory" if exchange.is_shared else "stream",
+            "codec": exchange.codec.name.lower(),
             "late_steps": step - reference.step,
         }
     if exchange.reason:
         fields["reason"] = exchange.reason
+    if exchange.note:
+        fields["note"] = exchange.note
     return fields

@@ -13,7 +13,7 @@ import hashlib
 import math
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from dpwa.errors import ConfigError
 from dpwa.interpolation import State
 
-__all__ = ["Buffer", "BufferPool", "Layout", "Role", "Section", "Snapshot", "TensorSpec"]
+__all__ = ["Buffer", "BufferPool", "Layout", "Lease", "Role", "Section", "Snapshot", "TensorSpec"]
 
 Buffer = npt.NDArray[np.uint8]
 
@@ -84,9 +84,14 @@ class Section:
     tensors: tuple[TensorSpec, ...]
 
     @property
+    def item_bytes(self) -> int:
+        """Bytes of one element."""
+        return ITEM_BYTES[self.dtype]
+
+    @property
     def stop_byte(self) -> int:
         """One past the last byte."""
-        return self.start_byte + self.size * ITEM_BYTES[self.dtype]
+        return self.start_byte + self.size * self.item_bytes
 
     def offsets(self) -> Iterable[tuple[TensorSpec, int]]:
         """Each tensor with the index of its first element within the section."""
@@ -200,6 +205,7 @@ class Snapshot:
         step: the trainer's step at which the copy was made.
         taken_s: the monotonic time of the copy.
         state: loss and clock at that moment.
+        slot: where it stands in the node's shared segment; None if it stands in private memory.
         memory: the flat bytes, read-only. Whoever holds it, or a slice of it, keeps the buffer from being reused.
     """
 
@@ -207,6 +213,22 @@ class Snapshot:
     step: int
     taken_s: float
     state: State
+    slot: int | None
+    memory: memoryview
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A free buffer, to be written and published.
+
+    Attributes:
+        index: number of the buffer within its pool.
+        buffer: what the trainer writes to; does not hold the lease.
+        memory: the same bytes, read-only. The buffer is free again when this and all its slices are gone.
+    """
+
+    index: int
+    buffer: Buffer
     memory: memoryview
 
 
@@ -219,30 +241,27 @@ class BufferPool:
     Thread: the trainer leases; buffers come back from any thread.
 
     Args:
-        size_bytes: size of each buffer.
-        slots: how many buffers there may be at most. They are made when first needed.
+        make: makes the buffer of an index, when it is first needed.
+        slots: how many buffers there may be at most.
     """
 
-    def __init__(self, size_bytes: int, slots: int) -> None:
-        self._size_bytes = size_bytes
-        self._unmade = slots
-        self._free: deque[Buffer] = deque()  # append and popleft are atomic
+    def __init__(self, make: Callable[[int], Buffer], slots: int) -> None:
+        self._make = make
+        self._slots = slots
+        self._made = 0
+        self._free: deque[tuple[int, Buffer]] = deque()  # append and popleft are atomic
 
-    def lease(self) -> tuple[Buffer, memoryview] | None:
-        """A free buffer to write, and the memory to publish it with; None when all are in use.
-
-        The array and the memoryview are the same bytes. The buffer is taken back when the memoryview and all its
-        slices are gone; the array alone does not hold it.
-        """
+    def lease(self) -> Lease | None:
+        """A free buffer; None when all are in use."""
         try:
-            base = self._free.popleft()
+            index, base = self._free.popleft()
         except IndexError:
-            if self._unmade == 0:
+            if self._made == self._slots:
                 return None
-            self._unmade -= 1
-            base = np.empty(self._size_bytes, np.uint8)
+            index, base = self._made, self._make(self._made)
+            self._made += 1
         # A new array object over the same bytes: slices of a memoryview hold on to the object that exported it, so
         # this object dies exactly when the last slice does. (Slices of a numpy array would hold `base` instead.)
         exporter = base[:]
-        weakref.finalize(exporter, self._free.append, base).atexit = False
-        return base, exporter.data.toreadonly()
+        weakref.finalize(exporter, self._free.append, (index, base)).atexit = False
+        return Lease(index, base, exporter.data.toreadonly())

@@ -1,6 +1,7 @@
 """The configuration: defaults, every check and its words, and the ways to make and write one."""
 
 import os
+import re
 import socket
 import sys
 import threading
@@ -16,6 +17,10 @@ from dpwa.config import FIRST_PORT, MAX_NODES, ClusterConfig, NodeConfig, json_s
 from dpwa.errors import ConfigError
 from dpwa.interpolation import Constant, Loss, State
 
+EXPECTED_RATE = (
+    'expected a rate above 0 with its unit, such as "20 MB/s" '
+    "(units B/s, kB/s, MB/s, GB/s, KiB/s, MiB/s, GiB/s, kbit/s, Mbit/s, Gbit/s)"
+)
 NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}]\n"
 
 
@@ -76,6 +81,23 @@ def test_milliseconds_become_seconds():
         ),
         ("factor_max: 0.5\nfactor_min: 0.6", "2:13: factor_max: expected factor_min <= factor_max, got 0.6 and 0.5"),
         ("factor_min: 1.0\nfactor_max: 0", "3:13: factor_max: expected factor_min <= factor_max, got 1 and 0"),
+        ("codec: int", '2:8: codec: expected one of auto, raw, fp16, bf16, int8, got "int"; did you mean "int8"?'),
+        ("shared_memory: off_", '2:16: shared_memory: expected one of auto, off, got "off_"; did you mean "off"?'),
+        ("shared_memory: false", "2:16: shared_memory: expected one of auto, off, got false"),
+        ("memory: tiny", '2:9: memory: expected one of normal, low, got "tiny"'),
+        ("pull_fraction: 0", "2:16: pull_fraction: expected a number above 0 and up to 1, got 0"),
+        ("pull_fraction: 1.5", "2:16: pull_fraction: expected a number above 0 and up to 1, got 1.5"),
+        ("max_connections: 0", "2:18: max_connections: expected a whole number from 1 to 4096, got 0"),
+        (
+            "blend: absolute\npull_fraction: 0.5",
+            "3:16: pull_fraction: a part of a model cannot be blended with blend: absolute, got 0.5; "
+            "write blend: delta, or leave this key out",
+        ),
+        (
+            "bandwidth_limit: 1 MB/s\nblend: absolute",
+            "2:18: bandwidth_limit: a limit makes exchanges pull parts, which cannot be blended with blend: absolute; "
+            "write blend: delta, or leave this key out",
+        ),
         ("custom: {x: .inf}", "2:13: custom.x: expected a plain, finite value, got Infinity"),
         ("plugins: my_rules", '2:10: plugins: expected a list, got "my_rules"'),
         (
@@ -86,6 +108,80 @@ def test_milliseconds_become_seconds():
 )
 def test_a_wrong_value_is_named_with_its_place_and_what_was_expected(line, problem):
     assert problems_of(NODES + line) == [f"c.yaml:{problem}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "hint"),
+    [
+        ("0", "0", "; leave the key out for no limit"),
+        ("0.0 MB/s", '"0.0 MB/s"', "; leave the key out for no limit"),
+        ("-5 MB/s", '"-5 MB/s"', "; leave the key out for no limit"),
+        ("unlimited", '"unlimited"', "; leave the key out for no limit"),
+        ("20", "20", '; write the unit, too: "20 MB/s" or another'),
+        ("2.5e6", "2500000.0", '; write the unit, too: "2500000 MB/s" or another'),
+        ('"20"', '"20"', '; write the unit, too: "20 MB/s" or another'),
+        ("20 MBs", '"20 MBs"', '; did you mean "20 MB/s"?'),
+        ("20 mb/s", '"20 mb/s"', '; did you mean "20 MB/s"?'),
+        ("1.5 KB/s", '"1.5 KB/s"', '; did you mean "1.5 kB/s"?'),
+        ("20 MB", '"20 MB"', '; did you mean "20 MB/s"?'),
+        ("20 MiB", '"20 MiB"', '; did you mean "20 MiB/s"?'),
+        ("20 MBps", '"20 MBps"', '; did you mean "20 MB/s"?'),
+        ("20 Mbps", '"20 Mbps"', '; did you mean "20 Mbit/s"?'),
+        ("20 GB per second", '"20 GB per second"', '; did you mean "20 GB/s"?'),
+        ("20 apples", '"20 apples"', ""),
+        ("1e9 MB/s", '"1e9 MB/s"', ""),
+        ("1,5 MB/s", '"1,5 MB/s"', ""),
+        ("true", "true", ""),
+        (".inf", "Infinity", ""),
+        ("[1 MB/s]", "a list of 1", ""),
+    ],
+)
+def test_a_wrong_rate_is_named_with_what_was_probably_meant(text, shown, hint):
+    assert problems_of(f"{NODES}bandwidth_limit: {text}") == [
+        f"c.yaml:2:18: bandwidth_limit: {EXPECTED_RATE}, got {shown}{hint}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("1 B/s", 1),
+        ("20 kB/s", 20e3),
+        ("20 MB/s", 20e6),
+        ("1.5GB/s", 1.5e9),
+        ("2 KiB/s", 2048),
+        ("0.5 MiB/s", 2**19),
+        ("1 GiB/s", 2**30),
+        ("8 kbit/s", 1e3),
+        ("100 Mbit/s", 12.5e6),
+        ("1 Gbit/s", 125e6),
+        ("null", None),
+        ("", None),
+    ],
+)
+def test_a_rate_means_bytes_per_second(text, rate):
+    config = ClusterConfig.from_text(f"{NODES}bandwidth_limit: {text}")
+    assert config.bandwidth_limit_bytes_per_s == rate
+    assert ClusterConfig.from_text(config.to_yaml()) == config
+    if text:
+        pattern = json_schema()["properties"]["bandwidth_limit"]["pattern"]
+        assert text == "null" or re.search(pattern, text), "editors accept what dpwa accepts"
+
+
+def test_a_rate_that_overflows_is_no_rate():
+    (problem,) = problems_of(f"{NODES}bandwidth_limit: {'9' * 400} MB/s")
+    assert problem.startswith(f"c.yaml:2:18: bandwidth_limit: {EXPECTED_RATE}, got ")
+
+
+def test_parts_and_limits_go_with_blending_by_difference():
+    config = ClusterConfig.for_localhost(2, pull_fraction=0.25, bandwidth_limit="1 MB/s")
+    assert (config.pull_fraction, config.bandwidth_limit_bytes_per_s) == (0.25, 1e6)
+    assert ClusterConfig.for_localhost(2, pull_fraction=1, blend="absolute").pull_fraction == 1
+
+
+def test_low_memory_means_fewer_snapshots():
+    assert ClusterConfig.alone().snapshot_slots == 3
+    assert ClusterConfig.for_localhost(2, memory="low").snapshot_slots == 2
 
 
 @pytest.mark.parametrize(
@@ -264,15 +360,23 @@ json_values = st.recursive(
     threshold=st.floats(0, 1e300),
     custom=st.dictionaries(texts, json_values, max_size=3),
     blend=st.sampled_from(["delta", "absolute"]),
+    codec=st.sampled_from(["auto", "raw", "fp16", "bf16", "int8"]),
+    limit=st.none() | st.from_regex(r"[1-9][0-9]{0,5}(\.[0-9]{1,3})? ?(B|[kMG]B|[KMG]iB|[kMG]bit)/s", fullmatch=True),
+    fraction=st.floats(0, 1, exclude_min=True),
+    connections=st.integers(1, 4096),
 )
-def test_what_is_written_reads_as_the_same_config(named, run, probability, threshold, custom, blend):
+def test_what_is_written_reads_as_the_same_config(named, blend, limit, fraction, probability, threshold, **other):
     config = ClusterConfig(
-        run=run,
+        run=other["run"],
         nodes=tuple(NodeConfig(name=name, port=21000 + index) for index, name in enumerate(named)),
         pull_probability=probability,
         divergence_threshold=threshold,
-        custom=custom,
+        custom=other["custom"],
         blend=blend,
+        codec=other["codec"],
+        pull_fraction=fraction if blend == "delta" else 1.0,
+        bandwidth_limit=limit if blend == "delta" else None,
+        max_connections=other["connections"],
     )
     assert ClusterConfig.from_text(config.to_yaml()) == config
 
@@ -445,6 +549,20 @@ def test_check_describes_the_nodes_and_the_settings():
     assert text.replace("\n", "").isprintable(), "no control codes of a terminal"
 
 
+def test_check_describes_links_and_memory():
+    text = describe(ClusterConfig.for_localhost(2), ["w1"])
+    assert (
+        "travel as they are on fast links and smaller on slow ones; between nodes of one host and user by sha" in text
+    )
+    assert "3 snapshots and the differences of one exchange; at most 6 open connections" in text
+    changed = {"codec": "int8", "shared_memory": "off", "pull_fraction": 0.25, "bandwidth_limit": "20 MB/s"}
+    text = describe(ClusterConfig.for_localhost(2, memory="low", max_connections=3, **changed), ["w1"])
+    assert "as int8 with a scale per block; an exchange pulls 0.25 of them, another part each time; a node rec" in text
+    assert "receives at most 20 MB/s over the network." in text
+    assert "2 snapshots and the differences of one exchange; at most 3 open connections" in text
+    assert "warning" not in text
+
+
 @pytest.mark.parametrize(
     ("config", "local", "warning"),
     [
@@ -454,6 +572,7 @@ def test_check_describes_the_nodes_and_the_settings():
         (ClusterConfig.for_localhost(2, factor_max=0), ["w1"], "the factor is always 0"),
         (ClusterConfig.for_localhost(2), [], "no node of this file belongs to this host"),
         (ClusterConfig.for_localhost(2, timeout_ms=100), ["w1"], "connect_timeout_ms is above timeout_ms"),
+        (ClusterConfig.for_localhost(2, bandwidth_limit="1 MB/s"), ["w1"], "bandwidth_limit concerns the network"),
         (ClusterConfig.for_localhost(2, ports=[45000, 45001]), ["w1"], "ports from 32768 up"),
         (
             ClusterConfig.from_text(

@@ -5,14 +5,16 @@ Blends are made here without nodes: the peer's bytes go straight into a staging 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
-from torch_support import DEVICES
+from torch_support import DEVICES, local_cluster
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter, _TorchModel
 from dpwa.blending import Staging
@@ -30,15 +32,24 @@ def blended(
     mine, theirs = _TorchModel(own, config), _TorchModel(peer, config)
     assert mine.layout.fingerprint == theirs.layout.fingerprint
     staging = Staging(mine.layout, absolute=config.blend == "absolute")
-    reference = np.empty(mine.layout.total_bytes, np.uint8)
-    mine.copy_into(reference)
-    theirs.copy_into(np.frombuffer(staging.memory, np.uint8))
-    assert staging.prepare(reference.data)
+    reference, received = copied(mine), copied(theirs)
+    staging.begin(reference.data, whole=True)
+    staging.accept(0, len(received), received.data)
+    assert staging.finish()
     if meanwhile is not None:
         with torch.no_grad():
             meanwhile()
     mine.blend(staging.values, factor)
     return mine
+
+
+def copied(model: _TorchModel) -> np.ndarray:
+    """A snapshot's bytes; from a GPU they come later."""
+    buffer = np.empty(model.layout.total_bytes, np.uint8)
+    ready = model.copy_into(buffer)
+    if ready is not None:
+        ready()
+    return buffer
 
 
 def exchanged(module: nn.Module, **settings: object) -> list[str]:
@@ -223,13 +234,13 @@ def test_a_blend_works_in_place_whatever_the_memory_format(device, dtype):
     assert own.transposed.tolist() == [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
     assert own.channels_last.unique().tolist() == own.strided.unique().tolist() == [1.0]
     # What is published is the values in their logical order.
-    published = np.empty(model.layout.total_bytes, np.uint8)
-    model.copy_into(published)
+    published = copied(model)
     again = make(9.0)
     staged = _TorchModel(again, ClusterConfig.for_localhost(1, blend="absolute"))
     staging = Staging(staged.layout, absolute=True)
-    np.frombuffer(staging.memory, np.uint8)[:] = published
-    assert staging.prepare(published.data)
+    staging.begin(published.data, whole=True)
+    staging.accept(0, len(published), published.data)
+    assert staging.finish()
     staged.blend(staging.values, 1.0)
     assert again.transposed.tolist() == own.transposed.tolist()
 
@@ -249,6 +260,84 @@ def test_a_blend_does_not_touch_the_optimizer():
     assert optimizer.param_groups[0]["params"] == list(own.parameters())
     torch.testing.assert_close(optimizer.state_dict(), state, rtol=0, atol=0)
     torch.testing.assert_close(own.weight.grad, gradient, rtol=0, atol=0)
+
+
+# --- Compiled models and mixed precision ------------------------------------------------------------------------------
+
+
+def part_compiled() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    model[0] = torch.compile(model[0], backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [lambda: torch.compile(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), backend="eager"), part_compiled],
+    ids=["whole", "a part"],
+)
+def test_a_compiled_model_and_a_plain_one_are_one_model(compiled):
+    own, peer = filled(compiled(), 0.0), filled(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), 8.0)
+    names = ["0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"]
+    assert exchanged(own) == exchanged(peer) == names
+    own(torch.ones(2, 4)).sum().backward()  # compiled now, with the values from before the blend
+    blended(own, peer, 0.25)
+    assert all(parameter.unique().tolist() == [2.0] for parameter in own.parameters())
+    plain = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    plain.load_state_dict({name.replace("_orig_mod.", ""): value for name, value in own.state_dict().items()})
+    inputs = torch.arange(4.0).view(1, 4)
+    assert torch.equal(own.eval()(inputs), plain.eval()(inputs))
+
+
+def test_a_compiled_model_is_saved_under_the_names_of_the_plain_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPWA_RUN_DIR", str(tmp_path))
+    model = torch.compile(nn.Linear(2, 2), backend="eager")
+    with DpwaPyTorchAdapter(model, config=ClusterConfig.for_localhost(1)) as dpwa:
+        dpwa.step()
+    plain = nn.Linear(2, 2)
+    plain.load_state_dict(load_file(tmp_path / "nodes" / dpwa.name / "model.safetensors"))
+    assert torch.equal(plain.weight, model.weight)
+
+
+def test_the_names_that_data_parallel_gives_are_kept_for_a_model_may_have_a_part_of_that_name():
+    assert exchanged(nn.ModuleDict({"module": nn.Linear(1, 1)})) == ["module.weight", "module.bias"]
+
+
+def test_nodes_that_train_with_autocast_and_a_grad_scaler_exchange_float32_and_learn():
+    config = local_cluster(2, constant={"value": 0.5})
+    torch.manual_seed(5)
+    inputs = torch.randn(64, 8)
+    targets = inputs @ torch.randn(8, 1)
+    start = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+    models = [copy.deepcopy(start) for _ in range(2)]
+    optimizers = [torch.optim.Adam(model.parameters(), lr=0.01) for model in models]
+    scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0) for _ in models]
+    losses: list[list[float]] = [[], []]
+    with contextlib.ExitStack() as stack:
+        nodes = [
+            stack.enter_context(DpwaPyTorchAdapter(model, f"w{number}", config))
+            for number, model in enumerate(models, start=1)
+        ]
+        for _ in range(150):
+            for index, (model, optimizer, scaler, node) in enumerate(
+                zip(models, optimizers, scalers, nodes, strict=True)
+            ):
+                mine = slice(32 * index, 32 * index + 32)
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    loss = nn.functional.mse_loss(model(inputs[mine]), targets[mine])
+                    scaler.scale(loss).backward()
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad()
+                    node.step(loss)  # under autocast: that must not round what is exchanged
+                losses[index].append(float(loss.detach()))
+        statistics = [node.statistics() for node in nodes]
+    assert all(made.blended > 50 and made.failures == 0 for made in statistics)
+    assert all(of_one[-1] < 0.1 * of_one[0] for of_one in losses)
+    for first, second in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert first.dtype is torch.float32
+        assert (first - second).abs().max() < 0.1
+        assert not torch.equal(first, first.bfloat16().float())
 
 
 # --- Models that cannot be used ---------------------------------------------------------------------------------------

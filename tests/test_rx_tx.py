@@ -13,46 +13,17 @@ import msgpack
 import numpy as np
 import psutil
 import pytest
-import zmq
+from fake_peers import Peers, node_with_absent_peer, pull_of
 
 from dpwa.config import ClusterConfig
 from dpwa.errors import ConfigError, InternalError
 from dpwa.launch.ports import free_ports
 from dpwa.node import Node
+from dpwa.parts import CHUNK_BYTES
 from dpwa.transport import wire
-from dpwa.transport.service import CHUNK_BYTES
 from support import DEADLINE_S, VectorModel, step_until, wait_until
 
 BIG = 3_000_000  # float64: 24 MB, 46 chunks
-
-
-class Peers:
-    """Sockets in the place of peers; closed together at the end of the test."""
-
-    def __init__(self) -> None:
-        self._context = zmq.Context()
-        self._sockets: list[zmq.Socket] = []
-
-    def dealer(self, zeromq) -> zmq.Socket:
-        """A socket that pulls from the first node."""
-        return self._made(zmq.DEALER, lambda made: made.connect(f"tcp://127.0.0.1:{zeromq.config.nodes[0].port}"))
-
-    def router(self, port: int) -> zmq.Socket:
-        """A socket that serves in the place of a node."""
-        return self._made(zmq.ROUTER, lambda made: made.bind(f"tcp://127.0.0.1:{port}"))
-
-    def _made(self, kind: int, address) -> zmq.Socket:
-        made = self._context.socket(kind)
-        self._sockets.append(made)
-        made.setsockopt(zmq.LINGER, 0)
-        made.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
-        address(made)
-        return made
-
-    def close(self) -> None:
-        for made in self._sockets:
-            made.close()
-        self._context.term()
 
 
 @pytest.fixture
@@ -60,31 +31,6 @@ def peers():
     made = Peers()
     yield made
     made.close()
-
-
-def _node_with_absent_peer(zeromq, size=10, **settings) -> tuple[Node, int]:
-    """A node that has joined and serves, and the port at which its only peer is missing."""
-    settings.setdefault("connect_timeout_ms", 20)
-    zeromq.config = ClusterConfig.for_localhost(2, ports=free_ports(2), **settings)
-    node = zeromq.add("w1", VectorModel(np.arange(float(size))))
-    step_until(node, lambda: sum(node.statistics().exchanges.values()) >= 2, "the node serves")
-    return node, zeromq.config.nodes[1].port
-
-
-def _pull(node: Node, **changed) -> wire.Pull:
-    fields = {
-        "nonce": 1,
-        "run": node.config.run_id,
-        "node": "w2",
-        "incarnation": b"i" * 8,
-        "fingerprint": node._model.layout.fingerprint,
-        "have_incarnation": bytes(8),
-        "have_version": 0,
-        "codec": 0,
-        "window": 8,
-        "finished": False,
-    }
-    return wire.Pull(**{**fields, **changed})
 
 
 # --- What peers may send --------------------------------------------------------------------------------------------
@@ -102,12 +48,12 @@ _GARBAGE = {
 
 @pytest.mark.parametrize("frames", _GARBAGE.values(), ids=_GARBAGE.keys())
 def test_a_peer_that_sends_garbage_is_cut_off_and_counted_and_others_are_served(zeromq, peers, frames):
-    node, _ = _node_with_absent_peer(zeromq)
+    node, _ = node_with_absent_peer(zeromq)
     rogue, honest = peers.dealer(zeromq), peers.dealer(zeromq)
     rogue.send_multipart(frames)
     wait_until(lambda: node.statistics().protocol_errors == 1, "the garbage is counted")
-    rogue.send(wire.encode(_pull(node)))  # legal, but the sender has lost its credit
-    honest.send(wire.encode(_pull(node)))
+    rogue.send(wire.encode(pull_of(node)))  # legal, but the sender has lost its credit
+    honest.send(wire.encode(pull_of(node)))
     assert isinstance(wire.decode(honest.recv(), "w1"), wire.Offer)
     assert rogue.poll(50) == 0
     assert node.statistics().protocol_errors == 1
@@ -116,7 +62,7 @@ def test_a_peer_that_sends_garbage_is_cut_off_and_counted_and_others_are_served(
 
 
 def test_an_oversized_frame_ends_the_connection_before_it_takes_memory(zeromq):
-    node, _ = _node_with_absent_peer(zeromq)
+    node, _ = node_with_absent_peer(zeromq)
     before = psutil.Process().memory_info().rss
     with socket.create_connection(("127.0.0.1", zeromq.config.nodes[0].port), DEADLINE_S) as raw:
         raw.settimeout(DEADLINE_S)
@@ -132,7 +78,7 @@ def test_an_oversized_frame_ends_the_connection_before_it_takes_memory(zeromq):
 
 
 def test_a_server_that_sends_garbage_is_a_counted_failure(zeromq, peers):
-    node, port = _node_with_absent_peer(zeromq, flow_control={"probe_s": 0.01, "probe_max_s": 0.05})
+    node, port = node_with_absent_peer(zeromq, flow_control={"probe_s": 0.01, "probe_max_s": 0.05})
     impostor = peers.router(port)
     before = list(zeromq.models[0].vector)
 
@@ -153,9 +99,9 @@ def _offer(nonce: int, total_bytes: int, **changed) -> wire.Offer:
         "version": 1,
         "clock": 1.0,
         "loss": 1.0,
-        "codec": 0,
         "total_bytes": total_bytes,
-        "chunk_bytes": CHUNK_BYTES,
+        "slot": -1,
+        "token": bytes(wire.TOKEN_BYTES),
         "finished": False,
     }
     return wire.Offer(**{**fields, **changed})
@@ -164,26 +110,29 @@ def _offer(nonce: int, total_bytes: int, **changed) -> wire.Offer:
 _LIES = {
     "more bytes than the model has": lambda nonce: [[_offer(nonce, 81), None]],
     "fewer bytes than the model has": lambda nonce: [[_offer(nonce, 8), None]],
-    "an unknown codec": lambda nonce: [[_offer(nonce, 80, codec=7), None]],
-    "a chunk that is too long": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0), bytes(81)]],
-    "a chunk that is too short": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0), bytes(79)]],
-    "a wrong chunk": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 1), bytes(80)]],
-    "a chunk without a body": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0), None]],
-    "a chunk before any offer": lambda nonce: [[wire.Chunk(nonce, 0), bytes(80)]],
+    "an unknown codec": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0, 7), bytes(80)]],
+    "a codec that was not asked for": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0, 1), bytes(20)]],
+    "shared memory that was not asked for": lambda nonce: [[_offer(nonce, 80, slot=0), None]],
+    "a chunk with two bodies": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0, 0), bytes(80), b"more"]],
+    "a chunk that is too long": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0, 0), bytes(81)]],
+    "a chunk that is too short": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0, 0), bytes(79)]],
+    "a wrong chunk": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 1, 0), bytes(80)]],
+    "a chunk without a body": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0, 0), None]],
+    "a chunk before any offer": lambda nonce: [[wire.Chunk(nonce, 0, 0), bytes(80)]],
     "a request": lambda nonce: [[wire.More(nonce, 0, 1), None]],
 }
 
 
 @pytest.mark.parametrize("lie", _LIES.values(), ids=_LIES.keys())
 def test_a_lying_server_is_found_out_and_never_blended(zeromq, peers, lie):
-    node, port = _node_with_absent_peer(zeromq, flow_control={"probe_s": 0.01, "probe_max_s": 0.05})
+    node, port = node_with_absent_peer(zeromq, flow_control={"probe_s": 0.01, "probe_max_s": 0.05})
     liar = peers.router(port)
 
     def answered() -> bool:
         if liar.poll(0):
             identity, header = liar.recv_multipart()
-            for message, body in lie(wire.decode(header, "w1").nonce):
-                liar.send_multipart([identity, wire.encode(message), *([] if body is None else [body])])
+            for message, *bodies in lie(wire.decode(header, "w1").nonce):
+                liar.send_multipart([identity, wire.encode(message), *(body for body in bodies if body is not None)])
         return node.statistics().exchanges.get("protocol_error", 0) >= 1
 
     step_until(node, answered, "the lie is counted")
@@ -192,7 +141,7 @@ def test_a_lying_server_is_found_out_and_never_blended(zeromq, peers, lie):
 
 def test_a_late_answer_is_dropped_and_the_next_pull_is_right(zeromq, peers):
     settings = {"timeout_ms": 100, "flow_control": {"probe_s": 0.01, "probe_max_s": 0.05}}
-    node, port = _node_with_absent_peer(zeromq, constant={"value": 1.0}, **settings)
+    node, port = node_with_absent_peer(zeromq, constant={"value": 1.0}, **settings)
     slow = peers.router(port)
     pulls: list[tuple[bytes, wire.Pull]] = []
 
@@ -211,7 +160,7 @@ def test_a_late_answer_is_dropped_and_the_next_pull_is_right(zeromq, peers):
         if newest.nonce != late.nonce:
             for nonce, value in ((late.nonce, 666.0), (newest.nonce, 5.0)):
                 slow.send_multipart([identity, wire.encode(_offer(nonce, 80, version=nonce))])
-                slow.send_multipart([identity, wire.encode(wire.Chunk(nonce, 0)), np.full(10, value).tobytes()])
+                slow.send_multipart([identity, wire.encode(wire.Chunk(nonce, 0, 0)), np.full(10, value).tobytes()])
             pulls.append((identity, late))
         return node.statistics().blended >= 1
 
@@ -223,10 +172,10 @@ def test_a_late_answer_is_dropped_and_the_next_pull_is_right(zeromq, peers):
 
 
 def test_a_peer_that_reads_nothing_costs_the_server_a_window_and_no_more(zeromq, peers):
-    node, _ = _node_with_absent_peer(zeromq, size=BIG)
+    node, _ = node_with_absent_peer(zeromq, size=BIG)
     stuck = [peers.dealer(zeromq) for _ in range(8)]
     for dealer in stuck:
-        dealer.send(wire.encode(_pull(node, window=wire.MAX_WINDOW)))
+        dealer.send(wire.encode(pull_of(node, count=wire.MAX_WINDOW)))
     wait_until(lambda: node.statistics().bytes_out >= 8 * wire.MAX_WINDOW * CHUNK_BYTES, "eight windows are sent")
     for _ in range(20):
         node.step(1.0)
@@ -236,11 +185,11 @@ def test_a_peer_that_reads_nothing_costs_the_server_a_window_and_no_more(zeromq,
 
 def test_peers_that_hold_all_snapshots_never_stop_the_trainer(zeromq, peers):
     """Each stuck reader holds another snapshot; when none is free, publishing is left out and training goes on."""
-    node, _ = _node_with_absent_peer(zeromq, size=BIG)
+    node, _ = node_with_absent_peer(zeromq, size=BIG)
     before = node.statistics().published
     for _ in range(6):
         reader = peers.dealer(zeromq)
-        reader.send(wire.encode(_pull(node, window=1)))
+        reader.send(wire.encode(pull_of(node, count=1)))
         assert isinstance(wire.decode(reader.recv(), "w1"), wire.Offer)
         node.step(1.0)
         node.step(1.0)
@@ -250,20 +199,20 @@ def test_peers_that_hold_all_snapshots_never_stop_the_trainer(zeromq, peers):
 
 
 def test_a_transfer_that_is_not_asked_on_is_given_up_and_frees_its_snapshot(zeromq, peers):
-    node, _ = _node_with_absent_peer(zeromq, size=BIG, timeout_ms=100)
+    node, _ = node_with_absent_peer(zeromq, size=BIG, timeout_ms=100)
     reader = peers.dealer(zeromq)
-    reader.send(wire.encode(_pull(node, window=1)))
+    reader.send(wire.encode(pull_of(node, count=1)))
     assert isinstance(wire.decode(reader.recv(), "w1"), wire.Offer)
     counters = node._transport.counters
     step_until(node, lambda: counters.dropped == 1, "the transfer is given up")
 
 
 def test_many_peers_pull_one_large_snapshot_at_once(zeromq, peers):
-    node, _ = _node_with_absent_peer(zeromq, size=BIG)
+    node, _ = node_with_absent_peer(zeromq, size=BIG)
     readers = [peers.dealer(zeromq) for _ in range(4)]
     received = [bytearray() for _ in readers]
     for reader in readers:
-        reader.send(wire.encode(_pull(node)))
+        reader.send(wire.encode(pull_of(node)))
     deadline_s = time.monotonic() + DEADLINE_S
     while any(len(got) < 8 * BIG for got in received):
         assert time.monotonic() < deadline_s
@@ -276,6 +225,8 @@ def test_many_peers_pull_one_large_snapshot_at_once(zeromq, peers):
                 sent = len(got) // CHUNK_BYTES
                 if len(got) < 8 * BIG:
                     reader.send(wire.encode(wire.More(1, sent + 7, 1)))
+                else:
+                    reader.send(wire.encode(wire.Done(1)))
     expected = np.arange(float(BIG)).tobytes()
     assert all(got == expected for got in received)
     wait_until(lambda: node.statistics().served == 4, "all four are counted")
@@ -297,11 +248,11 @@ def test_close_before_start():
 
 
 def test_close_during_a_transfer(zeromq, peers):
-    node, port = _node_with_absent_peer(zeromq, flow_control={"probe_s": 0.01, "probe_max_s": 0.05}, timeout_ms=60_000)
+    node, port = node_with_absent_peer(zeromq, flow_control={"probe_s": 0.01, "probe_max_s": 0.05}, timeout_ms=60_000)
     silent = peers.router(port)
     step_until(node, lambda: silent.poll(0), "a pull that is never answered")
     reader = peers.dealer(zeromq)
-    reader.send(wire.encode(_pull(node, window=1)))
+    reader.send(wire.encode(pull_of(node, count=1)))
     assert reader.poll(DEADLINE_S * 1000)
     _closes_quickly(node)
 
@@ -334,7 +285,7 @@ def test_close_after_a_failed_start():
 
 
 def test_a_bug_in_a_background_thread_reaches_the_trainer(zeromq, monkeypatch):
-    node, _ = _node_with_absent_peer(zeromq)
+    node, _ = node_with_absent_peer(zeromq)
     broken = RuntimeError("a bug")
 
     def fail(*_args: object) -> None:
@@ -354,7 +305,7 @@ def test_a_bug_in_a_background_thread_reaches_the_trainer(zeromq, monkeypatch):
 
 def test_a_forked_child_does_not_hold_the_port(zeromq):
     """As a DataLoader worker that outlives its trainer would."""
-    node, _ = _node_with_absent_peer(zeromq)
+    node, _ = node_with_absent_peer(zeromq)
     port = zeromq.config.nodes[0].port
     parent_end, child_end = socket.socketpair()
     child = os.fork()

@@ -85,9 +85,15 @@ def test_tensors_that_cannot_be_exchanged_are_refused(specs, said):
         Layout(specs)
 
 
+def _pool(slots: int, size_bytes: int = 1000) -> BufferPool:
+    return BufferPool(lambda _: np.empty(size_bytes, np.uint8), slots)
+
+
 def test_a_buffer_comes_back_when_the_last_slice_of_its_memory_is_gone():
-    pool = BufferPool(1000, slots=2)
-    buffer, memory = pool.lease()
+    pool = _pool(2)
+    lease = pool.lease()
+    buffer, index, memory = lease.buffer, lease.index, lease.memory
+    del lease
     buffer[:] = 7
     last = memory[10:20]
     other = pool.lease()
@@ -97,11 +103,34 @@ def test_a_buffer_comes_back_when_the_last_slice_of_its_memory_is_gone():
     assert pool.lease() is None, "a slice is still in use"
     assert bytes(last) == b"\x07" * 10
     del last
-    assert pool.lease()[0] is buffer
-    assert other is not None
+    again = pool.lease()
+    assert again.buffer is buffer
+    assert again.index == index
+    assert other.index != index
+
+
+def test_buffers_are_made_one_by_one_when_they_are_needed_and_each_knows_its_number():
+    made: list[int] = []
+
+    def make(index: int) -> np.ndarray:
+        made.append(index)
+        return np.full(10, index, np.uint8)
+
+    pool = BufferPool(make, slots=3)
+    assert made == []
+    leases = [pool.lease()]
+    assert made == [0]
+    leases.append(pool.lease())
+    assert [(lease.index, lease.memory[0]) for lease in leases] == [(0, 0), (1, 1)]
+    leases.clear()
+    for _ in range(20):
+        assert pool.lease() is not None
+    assert made == [0, 1]
 
 
 def test_published_memory_cannot_be_written():
-    _, memory = BufferPool(10, slots=1).lease()
+    lease = _pool(1, 10).lease()
     with pytest.raises(TypeError, match="read-only"):
-        memory[0] = 1
+        lease.memory[0] = 1
+    lease.buffer[0] = 1
+    assert lease.memory[0] == 1

@@ -26,7 +26,6 @@ _FIELDS = {
     "have_version": _COUNTERS,
     "version": st.integers(1, wire.MAX_COUNTER),
     "codec": st.integers(0, 255),
-    "window": st.integers(1, wire.MAX_WINDOW),
     "finished": st.booleans(),
     "first": st.integers(0, wire.MAX_CHUNKS),
     "count": st.integers(1, wire.MAX_WINDOW),
@@ -34,13 +33,16 @@ _FIELDS = {
     "clock": st.floats(0, wire.MAX_COUNTER),
     "loss": st.none() | st.floats(),
     "total_bytes": st.integers(1, 2**40),
-    "chunk_bytes": st.integers(1, wire.MAX_CHUNK_BYTES),
+    "chunk_bytes": st.integers(1, wire.MAX_CHUNK_BYTES // 64).map(lambda lines: 64 * lines),
+    "shared": st.booleans(),
+    "slot": st.integers(-1, wire.MAX_SLOTS - 1),
+    "token": st.binary(min_size=16, max_size=16),
     "reason": _NAMES,
 }
 _CLASSES = [wire.Pull, wire.More, wire.Offer, wire.Chunk, wire.NotModified, wire.NotReady, wire.Busy, wire.Mismatch]
 _MESSAGES = st.one_of(
     st.builds(cls, **{field.name: _FIELDS[field.name] for field in dataclasses.fields(cls)})
-    for cls in [*_CLASSES, wire.Refused]
+    for cls in [*_CLASSES, wire.Done, wire.Refused]
 )
 
 
@@ -81,8 +83,9 @@ def test_lists_of_wrong_values_are_refused_or_legal(kind, values):
     assert wire.decode(wire.encode(message), "w2").nonce == message.nonce
 
 
-_PULL = wire.Pull(1, "run", "w1", b"i" * 8, b"f" * 16, b"h" * 8, 0, 0, 8, False)
-_OFFER = wire.Offer(1, b"i" * 8, 1, 1.0, 0.5, 0, 100, 100, False)
+_PULL = wire.Pull(1, "run", "w1", b"i" * 8, b"f" * 16, b"h" * 8, 0, 0, 4096, 0, 8, False, False)
+_OFFER = wire.Offer(1, b"i" * 8, 1, 1.0, 0.5, 100, -1, bytes(16), False)
+_CHUNK = wire.Chunk(1, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +98,16 @@ _OFFER = wire.Offer(1, b"i" * 8, 1, 1.0, 0.5, 0, 100, 100, False)
         (_PULL, "node", "x" * 65),
         (_PULL, "node", "w1\x1b[31m"),
         (_PULL, "incarnation", b"short"),
-        (_PULL, "window", 0),
-        (_PULL, "window", wire.MAX_WINDOW + 1),
+        (_PULL, "first", -1),
+        (_PULL, "first", wire.MAX_CHUNKS + 1),
+        (_PULL, "count", 0),
+        (_PULL, "count", wire.MAX_WINDOW + 1),
+        (_PULL, "chunk_bytes", 0),
+        (_PULL, "chunk_bytes", 65),
+        (_PULL, "chunk_bytes", 2**30),
+        (_PULL, "chunk_bytes", "4096"),
+        (_PULL, "codec", 256),
+        (_PULL, "shared", 1),
         (_PULL, "finished", 1),
         (_OFFER, "version", 0),
         (_OFFER, "clock", -1.0),
@@ -106,7 +117,13 @@ _OFFER = wire.Offer(1, b"i" * 8, 1, 1.0, 0.5, 0, 100, 100, False)
         (_OFFER, "loss", "0.5"),
         (_OFFER, "total_bytes", 0),
         (_OFFER, "total_bytes", 2**60),
-        (_OFFER, "chunk_bytes", 2**30),
+        (_OFFER, "slot", -2),
+        (_OFFER, "slot", wire.MAX_SLOTS),
+        (_OFFER, "slot", False),
+        (_OFFER, "token", b"short"),
+        (_OFFER, "token", "x" * 16),
+        (_CHUNK, "index", -1),
+        (_CHUNK, "codec", -1),
     ],
 )
 def test_a_field_outside_its_limit_is_named(message, field, value):
@@ -154,4 +171,6 @@ def test_numbers_of_messages_are_never_reused():
         ("BUSY", 7),
         ("MISMATCH", 8),
         ("REFUSED", 9),
+        ("DONE", 10),
     ]
+    assert [(codec.name, codec.value) for codec in wire.Codec] == [("RAW", 0), ("FP16", 1), ("BF16", 2), ("INT8", 3)]

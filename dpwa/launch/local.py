@@ -91,6 +91,8 @@ def launch(
         ends, signal_number = asyncio.run(_run_shown(commands, on_failure, max_restarts))
     except OSError as error:
         raise DpwaError(f"launching {', '.join(chosen)}: the operating system refused: {error}") from error
+    finally:
+        _remove_segments(config.run_id, chosen)
     return _report(ends, signal_number, run_dir)
 
 
@@ -183,6 +185,13 @@ async def supervise(supervisor: Supervisor) -> tuple[tuple[NodeEnd, ...], int | 
         for number in (*ending, *_PASSED_SIGNALS):
             loop.remove_signal_handler(number)
     return ends, received[0] if received else None
+
+
+def _remove_segments(run_id: str, names: Sequence[str]) -> None:
+    """Remove the shared memory of nodes that were killed; all of them have ended."""
+    from dpwa.transport.shared_memory import remove_stale_segments  # noqa: PLC0415 - imports numpy, needed at the end
+
+    remove_stale_segments(run_id, names)
 
 
 async def _run_shown(

@@ -11,13 +11,16 @@ Must not know: ZeroMQ. Runs in: one thread, the trainers'.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from dpwa.blending import encode_chunk
 from dpwa.errors import InternalError, PeerUnreachable
 from dpwa.exchange import Ask, Exchange
-from dpwa.transport.client import Pulled
 from dpwa.transport.interface import Wiring
+from dpwa.transport.pulling import Pulled, Target
 from dpwa.transport.rx import RxCounters
 from dpwa.transport.service import Service
-from dpwa.transport.wire import Mismatch, Offer, Pull
+from dpwa.transport.wire import Codec, Mismatch, Offer, Pull
 
 __all__ = ["InMemoryNetwork", "InMemoryTransport"]
 
@@ -36,12 +39,16 @@ class InMemoryNetwork:
         """Make a node unreachable."""
         self._transports.pop(name, None)
 
-    def pull(self, peer: str, pull: Pull, into: memoryview) -> Pulled:
+    def can_share(self, peer: str) -> bool:  # noqa: ARG002
+        """See `Client.can_share`: all memory is one here."""
+        return False
+
+    def pull(self, peer: str, pull: Pull, target: Target) -> Pulled:
         """See `Client.pull`; the network is every node's client."""
         transport = self._transports.get(peer)
         if transport is None:
             raise PeerUnreachable(peer, "not on the in-memory network")
-        return transport.serve(pull, into)
+        return transport.serve(pull, target)
 
 
 class InMemoryTransport:
@@ -55,6 +62,7 @@ class InMemoryTransport:
 
     def __init__(self, network: InMemoryNetwork, name: str, wiring: Wiring) -> None:
         self.counters = RxCounters()
+        self.shares_memory = False
         self._network = network
         self._name = name
         self._service: Service = wiring.service
@@ -69,6 +77,11 @@ class InMemoryTransport:
     def published(self) -> None:
         """See `Transport.published`. No pull can wait here, so every step publishes: nothing served is stale."""
         self._service.wanted = True
+
+    def defer(self, ready: Callable[[], None], then: Callable[[], None]) -> None:
+        """See `Transport.defer`. There is no other thread: the trainer waits."""
+        ready()
+        then()
 
     def ask(self, ask: Ask) -> None:
         """See `Transport.ask`. The exchange is made when it is taken: it lasts exactly from the ask to there."""
@@ -87,7 +100,7 @@ class InMemoryTransport:
         """See `Transport.close`."""
         self._network.leave(self._name)
 
-    def serve(self, pull: Pull, into: memoryview) -> Pulled:
+    def serve(self, pull: Pull, target: Target) -> Pulled:
         """Answer a peer's pull."""
         answered = self._service.answer(pull, now_s=0.0, may_wait=False)
         if answered is None:
@@ -98,7 +111,14 @@ class InMemoryTransport:
         if not isinstance(answer, Offer) or snapshot is None:
             self.counters.refused += 1
             return Pulled(answer)
-        into[:] = snapshot.memory
+        target.begin()
+        received = 0
+        for index in target.part.chunks():
+            first_byte = index * pull.chunk_bytes
+            stop_byte = min(first_byte + pull.chunk_bytes, len(snapshot.memory))
+            codec, body = encode_chunk(self._service.layout, snapshot.memory, first_byte, stop_byte, Codec(pull.codec))
+            target.staging.accept(first_byte, stop_byte, memoryview(body), codec)
+            received += len(body)
         self.counters.served += 1
-        self.counters.bytes_out += len(into)
-        return Pulled(answer, len(into))
+        self.counters.bytes_out += received
+        return Pulled(answer, received)

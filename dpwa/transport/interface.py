@@ -1,6 +1,7 @@
 """What a node needs of a transport. `zeromq.py` and `in_memory.py` have it; one conformance suite tests both.
 
-Must not know: how. Runs in: every method is called by the trainer's thread.
+Must not know: how. Runs in: every method is called by the trainer's thread; `published` and `ask` also by what was
+deferred.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Transport(Protocol):
 
     counters: RxCounters
     """What the serving side did."""
+    shares_memory: bool
+    """Whether peers may read snapshots from shared memory."""
 
     def start(self) -> None:
         """Begin to serve.
@@ -44,6 +47,12 @@ class Transport(Protocol):
 
     def published(self) -> None:
         """A new snapshot stands in the service."""
+
+    def defer(self, ready: Callable[[], None], then: Callable[[], None]) -> None:
+        """Have `ready` called, which blocks until a copy is there, and then `then`; in the order of the calls.
+
+        The trainer does not wait, and `then` may run in another thread. What either raises is a background error.
+        """
 
     def ask(self, ask: Ask) -> None:
         """Have one exchange made; never waits. At most one is under way."""

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 
 import zmq
 
+from dpwa.blending import encode_chunk
 from dpwa.errors import ConfigError, InternalError, RemoteProtocolError
 from dpwa.snapshot import Snapshot
 from dpwa.transport.doorbell import Doorbell
-from dpwa.transport.service import CHUNK_BYTES, Service
-from dpwa.transport.sockets import endpoint, router
-from dpwa.transport.wire import Busy, Chunk, Message, Mismatch, More, Offer, Pull, decode, encode
+from dpwa.transport.service import Service
+from dpwa.transport.sockets import Links, endpoint, router
+from dpwa.transport.wire import Busy, Chunk, Codec, Done, Message, Mismatch, More, Offer, Pull, decode, encode
 
 __all__ = ["RxCounters", "RxThread"]
 
@@ -41,13 +42,15 @@ class RxCounters:
 
     Attributes:
         bytes_out: bytes of snapshots handed to ZeroMQ.
-        served: snapshots sent completely.
+        shared_out: snapshots that peers read from shared memory.
+        served: transfers that peers have called done.
         refused: pulls that were answered without a snapshot because of run, name or layout.
         protocol_errors: illegal messages received; each cuts its sender off.
         dropped: transfers given up because the peer stopped reading or vanished.
     """
 
     bytes_out: int = 0
+    shared_out: int = 0
     served: int = 0
     refused: int = 0
     protocol_errors: int = 0
@@ -56,8 +59,9 @@ class RxCounters:
 
 @dataclass
 class _Transfer:
-    nonce: int
+    pull: Pull
     snapshot: Snapshot
+    is_shared: bool
     idle_deadline_s: float
 
 
@@ -88,6 +92,7 @@ class RxThread:
         name: the node's name, for the thread's name and messages.
         host: address to listen on.
         port: port to listen on.
+        links: other ways than plain TCP.
         service: decides the answers.
         idle_s: a transfer without a request for this long is given up; no pull waits longer than half of it.
     """
@@ -99,6 +104,7 @@ class RxThread:
         name: str,
         host: str,
         port: int,
+        links: Links,
         service: Service,
         idle_s: float,
     ) -> None:
@@ -107,6 +113,7 @@ class RxThread:
         self._context = context
         self._name = name
         self._host, self._port = host, port
+        self._links = links
         self._service = service
         self._idle_s = idle_s
         self._bell = Doorbell()
@@ -151,7 +158,7 @@ class RxThread:
 
     def _run(self) -> None:
         try:
-            with contextlib.closing(router(self._context)) as socket:
+            with contextlib.closing(router(self._context, self._links.curve)) as socket:
                 self._bind(socket)
                 self._ready.set()
                 self._serve(socket)
@@ -163,7 +170,7 @@ class RxThread:
 
     def _bind(self, socket: zmq.Socket[bytes]) -> None:
         try:
-            socket.bind(endpoint(self._host, self._port))
+            socket.bind(self._links.listen or endpoint(self._host, self._port))
         except zmq.ZMQError as error:
             raise ConfigError(
                 f"node {self._name}: cannot listen on {self._host}:{self._port} ({error.strerror}); "
@@ -208,6 +215,8 @@ class RxThread:
                 self._pull(socket, identity, message)
             elif isinstance(message, More):
                 self._more(socket, identity, message)
+            elif isinstance(message, Done):
+                self._done(identity, message)
             else:
                 raise RemoteProtocolError("?", f"{type(message).__name__} sent to the serving side")
         except RemoteProtocolError:
@@ -241,8 +250,10 @@ class RxThread:
         body = self._service.mismatch_body() if isinstance(answer, Mismatch) else None
         self.counters.refused += not isinstance(answer, Offer)
         if self._send(socket, identity, answer, body) and snapshot is not None:
-            self._peers.transfers[identity] = _Transfer(pull.nonce, snapshot, time.monotonic() + self._idle_s)
-            self._send_chunks(socket, identity, 0, pull.window)
+            is_shared = isinstance(answer, Offer) and answer.slot >= 0
+            self._peers.transfers[identity] = _Transfer(pull, snapshot, is_shared, time.monotonic() + self._idle_s)
+            if not is_shared:
+                self._send_chunks(socket, identity, pull.first, pull.count)
 
     def _answer_waiting(self, socket: zmq.Socket[bytes]) -> None:
         for identity, waiting in list(self._peers.waiting.items()):
@@ -250,25 +261,31 @@ class RxThread:
 
     def _more(self, socket: zmq.Socket[bytes], identity: bytes, more: More) -> None:
         transfer = self._peers.transfers.get(identity)
-        if transfer is None or transfer.nonce != more.nonce:
+        if transfer is None or transfer.pull.nonce != more.nonce:
             return  # of a transfer that has ended meanwhile: late, not illegal
         transfer.idle_deadline_s = time.monotonic() + self._idle_s
+        transfer.is_shared = False
         self._send_chunks(socket, identity, more.first, more.count)
+
+    def _done(self, identity: bytes, done: Done) -> None:
+        transfer = self._peers.transfers.get(identity)
+        if transfer is not None and transfer.pull.nonce == done.nonce:
+            self.counters.served += 1
+            self.counters.shared_out += transfer.is_shared
+            self._peers.forget(identity)
 
     def _send_chunks(self, socket: zmq.Socket[bytes], identity: bytes, first: int, count: int) -> None:
         transfer = self._peers.transfers[identity]
-        memory = transfer.snapshot.memory
+        memory, pull = transfer.snapshot.memory, transfer.pull
         for index in range(first, first + count):
-            body = memory[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
-            if not body:
+            first_byte = index * pull.chunk_bytes
+            stop_byte = min(first_byte + pull.chunk_bytes, len(memory))
+            if first_byte >= stop_byte:
                 return  # asked for more than there is: harmless
-            if not self._send(socket, identity, Chunk(transfer.nonce, index), body):
+            codec, body = encode_chunk(self._service.layout, memory, first_byte, stop_byte, _known(pull.codec))
+            if not self._send(socket, identity, Chunk(pull.nonce, index, codec), body):
                 return
             self.counters.bytes_out += len(body)
-            if (index + 1) * CHUNK_BYTES >= len(memory):
-                self.counters.served += 1
-                self._peers.forget(identity)
-                return
 
     def _send(
         self, socket: zmq.Socket[bytes], identity: bytes, message: Message, body: bytes | memoryview | None = None
@@ -294,3 +311,8 @@ class RxThread:
             if transfer.idle_deadline_s <= now_s:
                 self.counters.dropped += 1
                 self._peers.forget(identity)
+
+
+def _known(codec: int) -> Codec:
+    """The codec asked for, or the plain one where a newer peer asks for one that this node does not know."""
+    return Codec(codec) if codec in Codec.__members__.values() else Codec.RAW

@@ -12,12 +12,21 @@ from typing import Final
 
 from dpwa.peers.membership import Membership
 from dpwa.snapshot import Layout, Snapshot
-from dpwa.transport.wire import Codec, Message, Mismatch, NotModified, NotReady, Offer, Pull, Refused
+from dpwa.transport.wire import (
+    MAX_CHUNK_BYTES,
+    TOKEN_BYTES,
+    Message,
+    Mismatch,
+    NotModified,
+    NotReady,
+    Offer,
+    Pull,
+    Refused,
+)
 
-__all__ = ["CHUNK_BYTES", "Service"]
+__all__ = ["Service"]
 
-CHUNK_BYTES: Final = 512 * 1024
-"""Bytes of one chunk: between 256 KiB and 1 MiB a stream runs at the speed of the socket."""
+_NO_TOKEN: Final = bytes(TOKEN_BYTES)
 
 
 class Service:
@@ -31,11 +40,13 @@ class Service:
     """
 
     def __init__(self, *, run_id: str, incarnation: bytes, layout: Layout, membership: Membership) -> None:
+        self.layout = layout
         self._run_id = run_id
         self._incarnation = incarnation
-        self._layout = layout
         self._membership = membership
         # Each set by the trainer in one assignment and read once per answer.
+        self.token: bytes | None = None
+        """Of the segment that snapshots with a slot stand in."""
         self.snapshot: Snapshot | None = None
         self.step = 0
         self.step_interval_s = 0.0
@@ -61,7 +72,7 @@ class Service:
             return Refused(nonce, f"this node belongs to run {self._run_id}, the pull to another"), None
         if not self._membership.heard(pull.node, pull.incarnation, finished=pull.finished):
             return Refused(nonce, "the asking node is not in this node's cluster file"), None
-        if pull.fingerprint != self._layout.fingerprint:
+        if pull.fingerprint != self.layout.fingerprint:
             return Mismatch(nonce), None
         if self.finished:
             self.told_finished.add(pull.node)
@@ -74,15 +85,17 @@ class Service:
             return None
         if known:
             return NotModified(nonce, self._incarnation, self.finished), None
+        token, slot = self.token, snapshot.slot
+        is_shared = pull.shared and token is not None and slot is not None
         offer = Offer(
             nonce=nonce,
             incarnation=self._incarnation,
             version=snapshot.version,
             clock=snapshot.state.clock,
             loss=snapshot.state.loss,
-            codec=Codec.RAW,
-            total_bytes=self._layout.total_bytes,
-            chunk_bytes=CHUNK_BYTES,
+            total_bytes=self.layout.total_bytes,
+            slot=slot if is_shared and slot is not None else -1,
+            token=token if is_shared and token is not None else _NO_TOKEN,
             finished=self.finished,
         )
         return offer, snapshot
@@ -105,4 +118,4 @@ class Service:
 
     def mismatch_body(self) -> bytes:
         """The layout as text, cut to one chunk, for the frame after a `Mismatch`."""
-        return self._layout.text.encode()[:CHUNK_BYTES]
+        return self.layout.text.encode()[:MAX_CHUNK_BYTES]

@@ -9,16 +9,31 @@ import contextlib
 import os
 import socket
 import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
 import zmq
 
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.transport.wire import MAX_FRAME_BYTES, MAX_WINDOW
 
-__all__ = ["close_inherited", "dealer", "endpoint", "require_libzmq", "router"]
+__all__ = [
+    "CurveKeys",
+    "Links",
+    "close_inherited",
+    "dealer",
+    "endpoint",
+    "keep_freed_memory",
+    "require_libzmq",
+    "router",
+]
 
 # Older versions have known holes that a peer can use before any of our checks run (CVE-2019-13132, CVE-2020-15166).
 _OLDEST_LIBZMQ = (4, 3, 5)
+
+# glibc never raises its threshold above 32 MiB.
+_LARGEST_KEPT_BYTES = 31 << 20
 
 # One message is header and body; a window of chunks plus a few small answers must fit, and no more.
 _QUEUE_MESSAGES = 2 * MAX_WINDOW
@@ -36,6 +51,36 @@ _COMMON: dict[int, int] = {
 }
 
 
+@dataclass(frozen=True)
+class CurveKeys:
+    """Keys for encrypted links. They hide the traffic; who may connect is another matter, and not decided here.
+
+    Attributes:
+        public: this node's public key, as `zmq.curve_keypair` makes it.
+        secret: its secret key.
+        peers: each peer's public key.
+    """
+
+    public: bytes
+    secret: bytes = field(repr=False)
+    peers: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Links:
+    """Other ways to the peers than plain TCP at the addresses of the cluster file.
+
+    Attributes:
+        listen: ZeroMQ endpoint to serve at; None for the address of the cluster file.
+        peers: ZeroMQ endpoint of each peer that is not reached at its address.
+        curve: keys for encryption; None for none.
+    """
+
+    listen: str | None = None
+    peers: Mapping[str, str] = field(default_factory=dict)
+    curve: CurveKeys | None = None
+
+
 def require_libzmq() -> None:
     """Refuse to run on a ZeroMQ library with known holes.
 
@@ -45,6 +90,18 @@ def require_libzmq() -> None:
     if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
         needed = ".".join(map(str, _OLDEST_LIBZMQ))
         raise DpwaError(f"libzmq {needed} or newer is needed, found {zmq.zmq_version()}; install a current pyzmq wheel")
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory of received frames instead of giving it back and asking for it again.
+
+    ZeroMQ allocates each frame anew. At first glibc takes blocks of a chunk's size straight from the kernel, a page
+    fault for every 4 KiB, which makes a stream half as fast again as it need be. Freeing one large block raises its
+    threshold for that (mallopt(3), M_MMAP_THRESHOLD: "dynamic"). Training does so by itself sooner or later; here it is
+    done at once. Elsewhere than on glibc this allocates a block and frees it.
+    """
+    block = np.empty(_LARGEST_KEPT_BYTES, np.uint8)
+    del block
 
 
 def endpoint(host: str, port: int) -> str:
@@ -62,14 +119,17 @@ def endpoint(host: str, port: int) -> str:
     return f"tcp://{number}:{port}"
 
 
-def router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+def router(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None = None) -> zmq.Socket[bytes]:
     """The socket that serves: a vanished or stuck peer is an error at once, never a silent drop or a wait."""
     made = context.socket(zmq.ROUTER)
     _configure(made, {zmq.ROUTER_MANDATORY: 1})
+    if curve is not None:
+        made.setsockopt(zmq.CURVE_SERVER, 1)
+        made.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
     return made
 
 
-def dealer(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None, peer: str) -> zmq.Socket[bytes]:
     """The socket that pulls from one peer: queues nothing until it is connected."""
     made = context.socket(zmq.DEALER)
     _configure(
@@ -79,6 +139,10 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
             zmq.RECONNECT_IVL: 50,  # ms
         },
     )
+    if curve is not None:
+        made.setsockopt(zmq.CURVE_SERVERKEY, curve.peers[peer])
+        made.setsockopt(zmq.CURVE_PUBLICKEY, curve.public)
+        made.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
     return made
 
 

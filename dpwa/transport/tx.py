@@ -73,5 +73,6 @@ class TxThread:
             with contextlib.closing(self._make_client(self._bell)) as client, contextlib.suppress(NodeClosed):
                 while (ask := self._asks.get()) is not None:
                     self._results.put(self._exchanger.perform(ask, client))
+                    del ask  # its snapshot's buffer must come back while this thread waits for the next
         except Exception as error:  # noqa: BLE001  the one broad catch of this thread: kept, and raised to the trainer
             self.error = error

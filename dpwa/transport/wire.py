@@ -28,6 +28,7 @@ __all__ = [
     "Busy",
     "Chunk",
     "Codec",
+    "Done",
     "Message",
     "Mismatch",
     "More",
@@ -68,7 +69,11 @@ MAX_COUNTER: Final = 2**53
 MAX_CHUNKS: Final = 1 << 24
 """16 TiB in chunks of 1 MiB."""
 
+MAX_SLOTS: Final = 32
+"""Snapshot buffers of one node; the default is 3."""
+
 INCARNATION_BYTES: Final = 8
+TOKEN_BYTES: Final = 16
 FINGERPRINT_BYTES: Final = 16
 
 
@@ -84,6 +89,7 @@ class Kind(IntEnum):
     BUSY = 7
     MISMATCH = 8
     REFUSED = 9
+    DONE = 10
 
 
 class Codec(IntEnum):
@@ -91,6 +97,12 @@ class Codec(IntEnum):
 
     RAW = 0
     """Each tensor in its own dtype, little-endian, in the order of the layout."""
+    FP16 = 1
+    """Float16: half the bytes of float32."""
+    BF16 = 2
+    """Bfloat16: half the bytes, the range of float32, fewer digits."""
+    INT8 = 3
+    """8-bit integers with a scale per block: a quarter of the bytes."""
 
 
 # --- Messages -----------------------------------------------------------------------------------------------------
@@ -112,8 +124,13 @@ class Pull:
     have_version: int
     """The snapshot of this peer that the asker blended last; version 0 for none."""
     codec: int
-    window: int
+    chunk_bytes: int
+    """Bytes of the snapshot per chunk (before the codec), a multiple of 64."""
+    first: int
+    count: int
     """Chunks to send at once; further ones follow `More`."""
+    shared: bool
+    """The asker would rather read the snapshot from shared memory; then no chunk is sent before a `More`."""
     finished: bool
     """The asker has ended its training and only waits for the others."""
 
@@ -139,9 +156,11 @@ class Offer:
     clock: float
     loss: float | None
     """None: the peer has no loss yet. NaN or infinite: the peer has diverged and says so."""
-    codec: int
     total_bytes: int
-    chunk_bytes: int
+    slot: int
+    """Where the snapshot stands in the server's shared segment; -1: not shared, the chunks follow."""
+    token: bytes
+    """What the segment's own header must say."""
     finished: bool
 
 
@@ -152,6 +171,16 @@ class Chunk:
     KIND: ClassVar = Kind.CHUNK
     nonce: int
     index: int
+    codec: int
+    """The codec asked for, or `RAW` where it cannot hold a value of this chunk."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The asker needs no more of the transfer: the server may reuse the snapshot's buffer. Tx to Rx."""
+
+    KIND: ClassVar = Kind.DONE
+    nonce: int
 
 
 @dataclass(frozen=True)
@@ -197,7 +226,7 @@ class Refused:
     reason: str
 
 
-Message = Union[Pull, More, Offer, Chunk, NotModified, NotReady, Busy, Mismatch, Refused]  # noqa: UP007 (used at run time on 3.10)
+Message = Union[Pull, More, Done, Offer, Chunk, NotModified, NotReady, Busy, Mismatch, Refused]  # noqa: UP007 (used at run time on 3.10)
 
 HAS_BODY: Final = (Chunk, Mismatch)
 """Messages whose header is followed by exactly one frame of bytes; all others stand alone."""
@@ -241,7 +270,6 @@ _RULES: Final[dict[str, _Rule]] = {
     "have_version": _integer(0, MAX_COUNTER),
     "version": _integer(1, MAX_COUNTER),
     "codec": _integer(0, 255),
-    "window": _integer(1, MAX_WINDOW),
     "finished": _boolean,
     "first": _integer(0, MAX_CHUNKS),
     "count": _integer(1, MAX_WINDOW),
@@ -249,13 +277,17 @@ _RULES: Final[dict[str, _Rule]] = {
     "clock": _clock,
     "loss": _loss,
     "total_bytes": _integer(1, MAX_CHUNKS * MAX_CHUNK_BYTES),
-    "chunk_bytes": _integer(1, MAX_CHUNK_BYTES),
+    "chunk_bytes": lambda value: _integer(64, MAX_CHUNK_BYTES)(value) and value % 64 == 0,  # type: ignore[operator]
+    "shared": _boolean,
+    "slot": _integer(-1, MAX_SLOTS - 1),
+    "token": _bytes(TOKEN_BYTES),
     "reason": _text(MAX_TEXT_CHARS),
 }
 """One rule per field name, whichever message it stands in: one word, one meaning."""
 
 _CLASSES: Final[dict[int, type[Message]]] = {
-    message.KIND: message for message in (Pull, More, Offer, Chunk, NotModified, NotReady, Busy, Mismatch, Refused)
+    message.KIND: message
+    for message in (Pull, More, Done, Offer, Chunk, NotModified, NotReady, Busy, Mismatch, Refused)
 }
 _FIELDS: Final[dict[int, tuple[str, ...]]] = {
     kind: tuple(field.name for field in fields(message)) for kind, message in _CLASSES.items()

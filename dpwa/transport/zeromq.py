@@ -8,17 +8,21 @@ from __future__ import annotations
 import os
 import time
 import weakref
+from collections.abc import Callable
 
 import zmq
 
+from dpwa import hosts
 from dpwa.config import ClusterConfig
 from dpwa.errors import InternalError
 from dpwa.exchange import Ask, Exchange
 from dpwa.transport.client import ZmqClient
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.interface import Wiring
+from dpwa.transport.publisher import PublishThread
 from dpwa.transport.rx import RxThread
-from dpwa.transport.sockets import close_inherited, require_libzmq
+from dpwa.transport.segments import Segments
+from dpwa.transport.sockets import Links, close_inherited, keep_freed_memory, require_libzmq
 from dpwa.transport.tx import TxThread
 
 __all__ = ["ZmqTransport"]
@@ -31,34 +35,55 @@ class ZmqTransport:
         config: the cluster.
         name: this node.
         wiring: what to serve and how to exchange.
+        links: other ways to the peers than plain TCP.
     """
 
-    def __init__(self, config: ClusterConfig, name: str, wiring: Wiring) -> None:
+    def __init__(self, config: ClusterConfig, name: str, wiring: Wiring, links: Links | None = None) -> None:
         require_libzmq()
+        links = links or Links()
         own = config.node(name)
         addresses = {peer.name: (peer.host, peer.port) for peer in config.peers_of(name)}
         # A context of its own, not the process-wide one: tests and studies run several nodes in one process.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._name = name
         self._port = own.port
+        neighbours = [
+            peer.name for peer in config.peers_of(name) if hosts.address_key(peer.host) == hosts.address_key(own.host)
+        ]
+        self.shares_memory = config.shared_memory == "auto" and bool(neighbours)
         self._rx = RxThread(
-            self._context, name=name, host=own.host, port=own.port, service=wiring.service, idle_s=config.timeout_s
+            self._context,
+            name=name,
+            host=own.host,
+            port=own.port,
+            links=links,
+            service=wiring.service,
+            idle_s=config.timeout_s,
         )
 
         def make_client(bell: Doorbell) -> ZmqClient:
             return ZmqClient(
                 self._context,
                 addresses=addresses,
+                links=links,
+                segments=Segments(
+                    run_id=config.run_id,
+                    neighbours=neighbours if self.shares_memory else (),
+                    size_bytes=wiring.service.layout.total_bytes,
+                ),
+                max_connections=config.max_connections,
                 timeout_s=config.timeout_s,
                 connect_timeout_s=config.connect_timeout_s,
                 bell=bell,
             )
 
         self._tx = TxThread(name=name, exchanger=wiring.exchanger, make_client=make_client)
+        self._publisher = PublishThread(name)
         self.counters = self._rx.counters
 
     def start(self) -> None:
         """See `Transport.start`."""
+        keep_freed_memory()
         _open_transports.add(self)
         self._rx.start()
         self._tx.start()
@@ -66,6 +91,10 @@ class ZmqTransport:
     def published(self) -> None:
         """See `Transport.published`."""
         self._rx.published()
+
+    def defer(self, ready: Callable[[], None], then: Callable[[], None]) -> None:
+        """See `Transport.defer`."""
+        self._publisher.defer(ready, then)
 
     def ask(self, ask: Ask) -> None:
         """See `Transport.ask`."""
@@ -77,7 +106,7 @@ class ZmqTransport:
 
     def error(self) -> BaseException | None:
         """See `Transport.error`."""
-        return self._rx.error or self._tx.error
+        return self._rx.error or self._tx.error or self._publisher.error
 
     def close(self, timeout_s: float) -> None:
         """See `Transport.close`."""
@@ -87,13 +116,16 @@ class ZmqTransport:
             "Tx": self._tx.stop(max(0.0, deadline_s - time.monotonic())),
             "Rx": self._rx.stop(max(0.0, deadline_s - time.monotonic())),
         }
+        if all(ended.values()):
+            # Each thread has closed its own sockets; with none left, ending the context does not wait.
+            self._context.term()
+        # Last: it may wait for a GPU, and what it would still hand out finds nobody any more.
+        ended["publish"] = self._publisher.stop(max(0.0, deadline_s - time.monotonic()))
         stuck = [thread for thread, has_ended in ended.items() if not has_ended]
         if stuck:
             raise InternalError(
                 f"node {self._name}: the {' and '.join(stuck)} thread did not end within {timeout_s:g} s"
             )
-        # Each thread has closed its own sockets; with none left, ending the context does not wait.
-        self._context.term()
 
     @property
     def port(self) -> int:

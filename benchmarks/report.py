@@ -1,0 +1,205 @@
+"""Puts measured results into docs/benchmarks.md: tables between marker comments, and a picture for each benchmark.
+
+    python benchmarks/report.py benchmarks/results/*.json
+
+A page keeps everything outside of its markers, `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+
+Must not know: how anything is measured. Runs in: the main thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from measure import ROOT
+from rich.console import Console
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+Found = dict[str, Any]
+
+_BLUE, _GREY, _RED = "#2a6fbb", "#b0b0b0", "#c0504d"
+_RIVALS_OF_OTHERS = ("lerp", "raw_tcp", "gloo_send", "gloo_all_reduce", "hivemind")
+
+
+def main() -> None:
+    """Renew the page."""
+    parser = argparse.ArgumentParser(description="Puts measured results into docs/benchmarks.md.")
+    parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="JSON files of the benchmarks")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page to renew")
+    given = parser.parse_args()
+    page: Path = given.page
+    text = page.read_text(encoding="utf-8")
+    for path in given.results:
+        found: Found = json.loads(path.read_text(encoding="utf-8"))
+        name = found["name"]
+        picture = page.with_name(f"{page.stem}-{name}.png")
+        draw(found, picture)
+        text = between_markers(text, name, block_of(found, picture.name))
+        Console().print(f"{name}: table and {picture.name}")
+    page.write_text(text, encoding="utf-8")
+
+
+def between_markers(text: str, name: str, block: str) -> str:
+    """The page with another block between the markers of `name`.
+
+    Raises:
+        ValueError: the page has no such markers.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise ValueError(f"the page needs the lines {begin} and {end}, in this order, for the results of {name}")
+    return f"{before}{begin}\n\n{block}\n\n{end}{after}"
+
+
+def block_of(found: Found, picture: str) -> str:
+    """Origin, picture, ratios and rows as markdown."""
+    machine = found["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    origin = (
+        f"Measured at commit `{found['commit']}` on {machine['cores']} cores of {machine['processor']}, "
+        f"{machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}, {packages}."
+    )
+    ratios = [
+        [name, case, *_ratio_cells(made)] for name, cases in found["ratios"].items() for case, made in cases.items()
+    ]
+    rows = found["rows"]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return "\n\n".join(
+        [
+            origin,
+            f"![{found['name']}]({picture})",
+            _table(["ratio", "case", "value (10th to 90th percentile)", "pairs", "of", "to", "aim"], ratios),
+            _table(columns, [[_cell(row.get(column)) for column in columns] for row in rows]),
+        ]
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _ratio_cells(made: Found) -> list[str]:
+    value = f"**{made['value']:.3g}** ({made['low']:.3g} to {made['high']:.3g})"
+    sides = [
+        f"{side['what']} {side['median']:.4g} {side['unit']}".strip()
+        for side in (made["numerator"], made["denominator"])
+    ]
+    return [value, str(made["repetitions"]), *sides, _aim(made)]
+
+
+def _aim(made: Found) -> str:
+    if made["reached"] is None:
+        return ""
+    wanted = f"at least {made['at_least']:g}" if made["at_least"] is not None else f"at most {made['at_most']:g}"
+    return f"{wanted}: {'reached' if made['reached'] else 'missed'}"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        if "median" in value:
+            return f"{value['median']:.4g} ({value['p10']:.4g} to {value['p90']:.4g})"
+        return ", ".join(f"{key} {number}" for key, number in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+# --- Pictures -----------------------------------------------------------------------------------------------------
+
+
+def draw(found: Found, path: Path) -> None:
+    """The picture of one benchmark."""
+    _PICTURES[found["name"]](found)
+    plt.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close("all")
+
+
+def _bars(axes: Axes, names: list[str], values: list[Found], colours: list[str]) -> None:
+    """Horizontal bars of medians with whiskers from the 10th to the 90th percentile; the first name on top."""
+    medians = [value["median"] for value in values]
+    below = [value["median"] - value["p10"] for value in values]
+    above = [value["p90"] - value["median"] for value in values]
+    axes.barh(names, medians, xerr=[below, above], color=colours, error_kw={"lw": 1, "capsize": 2})
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def _draw_exchange(found: Found) -> None:
+    sizes = list(dict.fromkeys(row["size_mb"] for row in found["rows"]))
+    _, grid = plt.subplots(1, len(sizes), figsize=(4.5 * len(sizes), 4), squeeze=False)
+    for axes, size in zip(grid[0], sizes, strict=True):
+        rows = [row for row in found["rows"] if row["size_mb"] == size]
+        names = [row["by"] for row in rows]
+        colours = [_GREY if name in _RIVALS_OF_OTHERS else _BLUE for name in names]
+        _bars(axes, names, [row["blended_ms"] for row in rows], colours)
+        axes.set_xscale("log")
+        axes.set_title(f"{size:g} MB")
+        axes.set_xlabel("ms from request to blended")
+    plt.tight_layout()
+
+
+def _draw_overhead(found: Found) -> None:
+    cases = list(dict.fromkeys(row["case"] for row in found["rows"]))
+    _, grid = plt.subplots(1, len(cases), figsize=(4 * len(cases), 2), squeeze=False)
+    for axes, case in zip(grid[0], cases, strict=True):
+        rows = [row for row in found["rows"] if row["case"] == case]
+        names = [f"{row['dpwa']} dpwa" for row in rows]
+        _bars(axes, names, [row["step_ms"] for row in rows], [_GREY, _BLUE])
+        axes.set_title(f"{case}: {found['ratios']['step_time'][case]['value']:.3f}")
+        axes.set_xlabel("ms of a step")
+    plt.tight_layout()
+
+
+def _draw_straggler(found: Found) -> None:
+    _, axes = plt.subplots(figsize=(7, 2))
+    rows = found["rows"]
+    colours = {"dpwa": _BLUE, "free-running": _GREY}
+    names = [row["training"] for row in rows]
+    _bars(axes, names, [row["samples_per_s"] for row in rows], [colours.get(name, _RED) for name in names])
+    axes.set_xlabel("samples per second of all nodes")
+    plt.tight_layout()
+
+
+def _draw_scale(found: Found) -> None:
+    quantities = {
+        "uss_mb": "memory of a node alone, MB",
+        "descriptors": "descriptors of a node",
+        "threads": "threads of a node",
+        "cpu": "processor seconds per second of a node",
+    }
+    _, grid = plt.subplots(1, len(quantities), figsize=(4 * len(quantities), 3))
+    counts = [row["nodes"] for row in found["rows"]]
+    for axes, (quantity, title) in zip(grid, quantities.items(), strict=True):
+        medians = [row[quantity]["median"] for row in found["rows"]]
+        axes.plot(counts, medians, "o-", color=_BLUE)
+        axes.set_ylim(0, 1.3 * max(medians))
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("nodes")
+        axes.grid(alpha=0.3)
+    plt.tight_layout()
+
+
+_PICTURES: dict[str, Callable[[Found], None]] = {
+    "exchange": _draw_exchange,
+    "overhead": _draw_overhead,
+    "straggler": _draw_straggler,
+    "scale": _draw_scale,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The publish thread: hands out snapshots whose bytes are still on their way from a GPU.
+
+A copy from a GPU ends when the GPU has done the work that was queued before it: a step later, perhaps. The trainer does
+not wait for it, and no other thread can. The Rx thread serves other peers meanwhile. The Tx thread may be in a pull
+that waits for a peer's next publish, and that peer for this one: each would hold up the other.
+
+It is started by the first such copy, so models in the processor's memory never have it.
+
+Must not know: GPUs, what a snapshot is. Runs in: the thread named `dpwa-publish-…`; `defer` and `stop` are called by
+the trainer's thread.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+__all__ = ["PublishThread"]
+
+Job = tuple[Callable[[], None], Callable[[], None]]
+
+
+class PublishThread:
+    """Waits for one thing after the other, and does what is to follow each.
+
+    Args:
+        name: the node's name, for the thread's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.error: BaseException | None = None
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # no more than there are snapshot buffers
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"dpwa-publish-{name}", daemon=True)
+
+    def defer(self, ready: Callable[[], None], then: Callable[[], None]) -> None:
+        """Have `ready` called, which blocks, and `then` after it; in the order of the calls. Never waits."""
+        if self._thread.ident is None:
+            self._thread.start()
+        self._jobs.put((ready, then))
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread; nothing follows what it waits for. True if it ended in time. May be called again."""
+        self._stopping = True
+        self._jobs.put(None)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    # --- Publish thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._did_next():
+                pass
+        except Exception as error:  # noqa: BLE001  the one broad catch of this thread: kept, and raised to the trainer
+            self.error = error
+
+    def _did_next(self) -> bool:
+        """Do one job; False if there are no more. A function, so that an idle thread holds no snapshot's buffer."""
+        job = self._jobs.get()
+        if job is None:
+            return False
+        ready, then = job
+        ready()
+        if self._stopping:
+            return False
+        then()
+        return True
