@@ -9,6 +9,7 @@ Must not know: the statistics. Runs in: the main thread of each of the two worke
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import time
@@ -40,6 +41,7 @@ def work(parent: Connection, peer: Connection, side: Side, core: int | None) -> 
     torch.set_num_threads(1)
     while True:
         job: Job = parent.recv()
+        gc.collect()  # nodes of former blocks hold gigabytes in cycles, which Python counts as a few objects
         if job.rival in DPWA_RIVALS and side == "serve":
             serve_dpwa(job, peer)
             parent.send([])

@@ -65,7 +65,7 @@ class Staging:
 
     def __init__(self, layout: Layout, *, absolute: bool) -> None:
         self.layout = layout
-        self.values = tuple(
+        self.values: tuple[Values, ...] = tuple(
             Values(
                 section,
                 np.zeros(section.size, np.float64 if section.dtype == "float64" else np.float32),
@@ -117,6 +117,11 @@ class Staging:
                 if values.is_difference:
                     np.subtract(out, self._own_values(section, first, count), out=out)
                 self._is_finite = self._is_finite and _all_finite(out)
+
+    def close(self) -> None:
+        """Let go of the buffers."""
+        self.values = ()
+        self._own = np.empty(0, np.uint8)
 
     def finish(self) -> bool:
         """Whether everything that was accepted, and the own snapshot beside it, was finite: then it may be blended."""

@@ -252,13 +252,21 @@ class Node:
         try:
             self._transport.close(_CLOSE_TIMEOUT_S)
         finally:
-            if self._segment is not None:
-                self._segment.close()
+            self._release_memory()
             if self._journal is not None:
                 self._event("close")
                 self._journal.close(max(0.1, deadline_s - time.monotonic()))
         if was_running:
             self._raise_background_error()
+
+    def _release_memory(self) -> None:
+        """Let go of all buffers at once: the node itself may be kept, for its statistics."""
+        self._service.snapshot = None
+        self._pool.close()
+        self._staging.close()
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
 
     def _check_running(self) -> None:
         if self._life is not _Life.RUNNING:

@@ -249,7 +249,18 @@ class BufferPool:
         self._make = make
         self._slots = slots
         self._made = 0
+        self._is_closed = False
         self._free: deque[tuple[int, Buffer]] = deque()  # append and popleft are atomic
+
+    def close(self) -> None:
+        """Let go of all buffers that are free, and make no more."""
+        self._is_closed = True
+        self._made = self._slots
+        self._free.clear()
+
+    def _take_back(self, index: int, base: Buffer) -> None:
+        if not self._is_closed:
+            self._free.append((index, base))
 
     def lease(self) -> Lease | None:
         """A free buffer; None when all are in use."""
@@ -263,5 +274,5 @@ class BufferPool:
         # A new array object over the same bytes: slices of a memoryview hold on to the object that exported it, so
         # this object dies exactly when the last slice does. (Slices of a numpy array would hold `base` instead.)
         exporter = base[:]
-        weakref.finalize(exporter, self._free.append, (index, base)).atexit = False
+        weakref.finalize(exporter, self._take_back, index, base).atexit = False
         return Lease(index, base, exporter.data.toreadonly())
