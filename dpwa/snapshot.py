@@ -258,7 +258,8 @@ class BufferPool:
         self._made = self._slots
         self._free.clear()
 
-    def _take_back(self, index: int, base: Buffer) -> None:
+    def take_back(self, index: int, base: Buffer) -> None:
+        """Note that nobody refers to a buffer any more. Any thread; called by the lease's end alone."""
         if not self._is_closed:
             self._free.append((index, base))
 
@@ -274,5 +275,13 @@ class BufferPool:
         # A new array object over the same bytes: slices of a memoryview hold on to the object that exported it, so
         # this object dies exactly when the last slice does. (Slices of a numpy array would hold `base` instead.)
         exporter = base[:]
-        weakref.finalize(exporter, self._take_back, index, base).atexit = False
+        # The pool is referred to weakly: the registry of finalizers would else keep it, and through it everything that
+        # keeps this very object, alive for ever.
+        weakref.finalize(exporter, _give_back, weakref.ref(self), index, base).atexit = False
         return Lease(index, base, exporter.data.toreadonly())
+
+
+def _give_back(pool: weakref.ref[BufferPool], index: int, base: Buffer) -> None:
+    alive = pool()
+    if alive is not None:
+        alive.take_back(index, base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -134,3 +135,19 @@ def test_published_memory_cannot_be_written():
         lease.memory[0] = 1
     lease.buffer[0] = 1
     assert lease.memory[0] == 1
+
+
+def test_a_pool_is_freed_with_its_node_although_a_lease_is_part_of_the_same_cycle():
+    """The registry of finalizers must not keep a closed node's buffers: gigabytes in a process with several nodes."""
+
+    class Holder:
+        def __init__(self) -> None:
+            self.pool = BufferPool(self.make, slots=2)
+            self.lease = self.pool.lease()
+
+        def make(self, _index: int) -> np.ndarray:
+            return np.zeros(10, np.uint8)
+
+    holder = weakref.ref(Holder())
+    gc.collect()
+    assert holder() is None
