@@ -144,7 +144,6 @@ def _draw_exchange(found: Found) -> None:
         names = [row["by"] for row in rows]
         colours = [_GREY if name in _RIVALS_OF_OTHERS else _BLUE for name in names]
         _bars(axes, names, [row["blended_ms"] for row in rows], colours)
-        axes.set_xscale("log")
         axes.set_title(f"{size:g} MB")
         axes.set_xlabel("ms from request to blended")
     plt.tight_layout()
