@@ -193,10 +193,10 @@ class Node:
             if self._peers:
                 self._transport.start()
                 self._share_memory()
-        except BaseException:
-            self.close()
-            raise
-        self._life = _Life.RUNNING
+            self._life = _Life.RUNNING
+        finally:
+            if self._life is not _Life.RUNNING:
+                self.close()
         self._event("start", run=self.config.run_id, incarnation=self._incarnation.hex(), peers=list(self._peers))
 
     def _share_memory(self) -> None:
