@@ -22,8 +22,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -138,6 +139,27 @@ class DpwaPyTorchAdapter:
         """
         return self._node.finish(timeout_s)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep beside model and optimizer: clock, mass, anchors, momentum …, as plain tensors.
+
+        Waits for a push under way, up to some seconds: a mass must be in one place.
+
+            torch.save({"model": model.state_dict(), "dpwa": dpwa.state_dict()}, path)
+
+        Raises:
+            NodeClosed: after `close`.
+            InternalError: a background thread failed.
+        """
+        return cast("dict[str, Any]", _as_tensors(self._node.state_dict()))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; call it before the first step, after the model has been loaded.
+
+        Raises:
+            ConfigError: it is of another method or model, or damaged.
+        """
+        self._node.load_state_dict(cast("dict[str, Any]", _as_arrays(state)))
+
     def statistics(self) -> NodeStatistics:
         """What this node did so far. Any thread, any state."""
         return self._node.statistics()
@@ -217,6 +239,19 @@ def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
     # A GradScaler leaves out the call of most optimizers, but tells a fused one to skip by itself.
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and not found_inf.is_cuda and bool(found_inf > 0)
+
+
+def _as_tensors(value: object) -> object:
+    """The same with tensors for arrays, which `torch.load` takes without trusting the file."""
+    if isinstance(value, Mapping):
+        return {key: _as_tensors(item) for key, item in value.items()}
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _as_arrays(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _as_arrays(item) for key, item in value.items()}
+    return value.numpy() if isinstance(value, Tensor) else value
 
 
 def _given_config(config: str | os.PathLike[str] | ClusterConfig | None) -> ClusterConfig | None:

@@ -169,8 +169,9 @@ class _Watched(ZmqTransport):
 
     def take(self, wait_s: float) -> Exchange | None:
         """See `Transport.take`."""
-        self.last = super().take(wait_s)
-        return self.last
+        taken = super().take(wait_s)
+        self.last = taken or self.last
+        return taken
 
 
 def _links(job: Job, name: str) -> Links:

@@ -11,6 +11,8 @@ Must not know: sockets, threads, torch. Runs in: the thread that performs the ex
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ from dpwa.snapshot import Layout, Role, Section
 from dpwa.transport.codecs import decode, encode, encoded_bytes
 from dpwa.transport.wire import Codec
 
-__all__ = ["Staging", "Values", "encode_chunk", "encoded_chunk_bytes"]
+__all__ = ["Staging", "Values", "encode_chunk", "encoded_chunk_bytes", "parameter_arrays", "section_values"]
 
 FloatArray = npt.NDArray[Any]
 
@@ -60,33 +62,46 @@ class Staging:
 
     Args:
         layout: the model's layout.
-        absolute: True for `blend: absolute`; then no differences are made.
+        absolute: no differences are made: for `blend: absolute`, and for values that are merged by their masses.
+        measures_distance: also measure how far the peer's parameters are from the own.
     """
 
-    def __init__(self, layout: Layout, *, absolute: bool) -> None:
+    def __init__(self, layout: Layout, *, absolute: bool, measures_distance: bool = False) -> None:
         self.layout = layout
+        self.is_free = True
+        """False from the moment in which values are handed to the trainer to the end of their blend."""
+        self.disturb: Callable[[FloatArray], None] | None = None
+        """Adds noise to the peer's parameters as they come, for experiments."""
         self.values: tuple[Values, ...] = tuple(
             Values(
                 section,
-                np.zeros(section.size, np.float64 if section.dtype == "float64" else np.float32),
-                section.role is Role.PARAMETER and not absolute,
+                np.zeros(section.size, section.value_type),
+                section.role is not Role.BUFFER and not absolute,
             )
             for section in layout.sections
         )
         """What the trainer blends when all pieces have been accepted, section by section."""
         self._own: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         self._is_finite = True
-        self._is_partial = False
+        self._measures_distance = measures_distance and not absolute
+        self._squares = [0.0, 0.0]
 
-    def begin(self, reference: memoryview, *, whole: bool) -> None:
+    @property
+    def distance(self) -> float | None:
+        """Distance of the peer's parameters from the own ones, relative to these; None if it was not measured."""
+        difference, own = self._squares
+        return math.sqrt(difference / own) if own > 0 else None
+
+    def begin(self, reference: memoryview | None, *, whole: bool) -> None:
         """Forget the last exchange.
 
         Args:
-            reference: the own snapshot of this exchange.
+            reference: the own snapshot of this exchange; None where no differences are made.
             whole: every byte will be accepted. Otherwise the differences that do not come are zero.
         """
-        self._own = np.frombuffer(reference, np.uint8)
+        self._own = np.frombuffer(reference or b"", np.uint8)
         self._is_finite = True
+        self._squares = [0.0, 0.0]
         if not whole:
             for values in self.values:
                 values.array.fill(0)
@@ -105,18 +120,41 @@ class Staging:
         with np.errstate(all="ignore"):
             for values, first, count in self._pieces(first_byte, stop_byte):
                 section, out = values.section, values.array[first : first + count]
+                is_disturbed = self.disturb is not None and section.role is not Role.BUFFER
                 if codec is Codec.RAW:
                     start = section.start_byte + first * section.item_bytes - first_byte
                     peer = _typed(data[start : start + count * section.item_bytes], section)
-                    self._take_raw(values, first, peer, out)
-                    continue
-                used = _codec_of(codec, section)
-                size = encoded_bytes(used, section.dtype, count)
-                decode(used, section.dtype, data[taken : taken + size], out)
-                taken += size
+                    if not is_disturbed:
+                        self._take_raw(values, first, peer, out)
+                        continue
+                    np.copyto(out, _widened(peer, section))
+                else:
+                    used = _codec_of(codec, section)
+                    size = encoded_bytes(used, section.dtype, count)
+                    decode(used, section.dtype, data[taken : taken + size], out)
+                    taken += size
+                if self.disturb is not None and is_disturbed:
+                    self.disturb(out)
                 if values.is_difference:
-                    np.subtract(out, self._own_values(section, first, count), out=out)
+                    own = self._own_values(section, first, count)
+                    np.subtract(out, own, out=out)
+                    self._measure(out, own)
                 self._is_finite = self._is_finite and _all_finite(out)
+
+    def merge(self, other: Staging, share: float) -> None:
+        """Go the share of the way to the values of another staging of the same kind.
+
+        Args:
+            other: what came later.
+            share: of it in the sum of all that came, 0 to 1.
+        """
+        for mine, theirs in zip(self.values, other.values, strict=True):
+            for start in range(0, len(mine.array), _BLOCK):
+                block, step = mine.array[start : start + _BLOCK], theirs.array[start : start + _BLOCK]
+                # In place in `other`, whose values are not needed any more.
+                np.subtract(step, block, out=step)
+                np.multiply(step, share, out=step)
+                np.add(block, step, out=block)
 
     def close(self) -> None:
         """Let go of the buffers."""
@@ -137,16 +175,42 @@ class Staging:
         start = section.start_byte + first * section.item_bytes
         return _widened(_typed(self._own.data[start : start + count * section.item_bytes], section), section)
 
+    def _measure(self, difference: FloatArray, own: FloatArray) -> None:
+        if self._measures_distance:
+            self._squares[0] += float(np.dot(difference, difference))
+            self._squares[1] += float(np.dot(own, own))
+
     def _take_raw(self, values: Values, first: int, peer: FloatArray, out: FloatArray) -> None:
         section = values.section
         for start in range(0, len(peer), _BLOCK):
             block = out[start : start + _BLOCK]
             theirs = _widened(peer[start : start + _BLOCK], section)
             if values.is_difference:
-                np.subtract(theirs, self._own_values(section, first + start, len(block)), out=block)
+                own = self._own_values(section, first + start, len(block))
+                np.subtract(theirs, own, out=block)
+                self._measure(block, own)
             else:
                 np.copyto(block, theirs)
             self._is_finite = self._is_finite and _all_finite(block)
+
+
+def parameter_arrays(layout: Layout, memory: npt.NDArray[np.uint8]) -> list[FloatArray]:
+    """The parameters of a snapshot, section by section, as views of the type they travel in (bfloat16 as uint16).
+
+    Args:
+        layout: whose sections are meant; the snapshot may have more behind them.
+        memory: the snapshot.
+    """
+    return [
+        memory[section.start_byte : section.stop_byte].view(_WIRE_TYPES[section.dtype])
+        for section in layout.sections
+        if section.role is Role.PARAMETER
+    ]
+
+
+def section_values(section: Section, memory: npt.NDArray[np.uint8]) -> FloatArray:
+    """A section of a snapshot in the type it is blended in: a view if it travels in that type."""
+    return _widened(memory[section.start_byte : section.stop_byte].view(_WIRE_TYPES[section.dtype]), section)
 
 
 def encode_chunk(

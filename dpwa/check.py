@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from dpwa import hosts
-from dpwa.config import FIRST_PORT, ClusterConfig
+from dpwa.config import FIRST_PORT, ClusterConfig, ConsensusOptions
+from dpwa.topology.options import TopologyOptions
 
 __all__ = ["describe"]
 
@@ -27,6 +28,8 @@ def describe(config: ClusterConfig, local_names: Collection[str]) -> str:
     count = len(config.nodes)
     title = f"run {config.run}: {count} {'node' if count == 1 else 'nodes'}, {len(local)} on this host"
     parts = [title, _table(config, local_names), _sentences(config)]
+    if config.topology != TopologyOptions():
+        parts.append(_topology(config))
     warnings = [f"warning: {warning}" for warning in _warnings(config, local_names)]
     if warnings:
         parts.append("\n".join(warnings))
@@ -61,11 +64,21 @@ def _sentences(config: ClusterConfig) -> str:
     return "\n".join(lines)
 
 
+def _topology(config: ClusterConfig) -> str:
+    from dpwa.topology.spectrum import describe_topology  # noqa: PLC0415 - imports numpy, which few files need
+
+    names = [node.name for node in config.nodes]
+    return "\n".join(describe_topology(config.topology, config.topology_of_nodes, names))
+
+
 def _factor(config: ClusterConfig) -> str:
     words = {
         "constant": f"constant {config.constant.value:g}",
         "clock": "the older model weighs more, peer_clock / (clock + peer_clock)",
         "loss": "the lower loss weighs more, loss / (loss + peer_loss)",
+        "staleness": f"{config.staleness.value:g}, halved for each {config.staleness.half_life:g} updates "
+        "that the peer is behind",
+        "consensus": _consensus(config.consensus),
     }
     text = words.get(config.interpolation, f"own rule {config.interpolation}")
     if config.loss_smoothing > 0:
@@ -74,6 +87,16 @@ def _factor(config: ClusterConfig) -> str:
         text += f"; shrinks while the own loss is below {config.divergence_threshold:g}"
     if (config.factor_min, config.factor_max) != (0, 1):
         text += f"; kept from {config.factor_min:g} to {config.factor_max:g}"
+    return text
+
+
+def _consensus(options: ConsensusOptions) -> str:
+    text = f"up to {options.value:g}, controlled to keep models at a distance of {options.target:g} of their norm"
+    if options.late_target is not None and options.late_clock is not None:
+        text += (
+            f", and of {options.late_target:g} from clock {2 * options.late_clock:g} on "
+            f"(the change begins at {options.late_clock:g})"
+        )
     return text
 
 
@@ -107,13 +130,12 @@ def _links(config: ClusterConfig) -> str:
 
 def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[str]:
     networked = [node.name for node in config.nodes if not hosts.is_loopback(node.host)]
+    most = {"constant": config.constant.value, "staleness": config.staleness.value}.get(config.interpolation, 1.0)
     if len(config.nodes) == 1:
         yield "there is one node only; it will train alone"
     elif config.pull_probability == 0:
         yield "pull_probability is 0; no node will ever ask another one"
-    elif config.factor_max == 0 or (
-        config.interpolation == "constant" and config.constant.value == config.factor_min == 0
-    ):
+    elif config.factor_max == 0 or most == config.factor_min == 0:
         yield "the factor is always 0; nothing will be blended"
     if config.bandwidth_limit is not None and config.shared_memory == "auto" and not networked:
         yield "bandwidth_limit concerns the network; all nodes are on one host, where shared memory does not count"

@@ -136,6 +136,41 @@ def check(cluster_file: Path) -> None:
     click.echo(describe(config, local_node_names(config)))
 
 
+@main.group()
+def topology() -> None:
+    """Look at who exchanges with whom."""
+
+
+@topology.command()
+@_cluster_file
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("topology.png"),
+    show_default=True,
+    help="The picture.",
+)
+def draw(cluster_file: Path, output: Path) -> None:
+    """Draw the graph of a cluster file beside its matrix."""
+    from dpwa.config import ClusterConfig  # noqa: PLC0415 - see the module docstring
+
+    config = ClusterConfig.load(cluster_file)
+    try:
+        from dpwa.topology.drawing import draw_topology  # noqa: PLC0415 - imports matplotlib
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise ConfigError(
+            "dpwa topology draw: the package matplotlib is not installed; install it with: pip install 'dpwa[plot]'"
+        ) from error
+    try:
+        draw_topology(output, config.topology_of_nodes, [node.name for node in config.nodes], config.topology.graph)
+    except OSError as error:
+        raise ConfigError(f"{output}: the picture cannot be written: {error.strerror or error}") from error
+    click.echo(f"wrote {output}")
+
+
 @main.command()
 def schema() -> None:
     """Print the JSON Schema of cluster files, for editors."""

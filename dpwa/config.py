@@ -13,8 +13,9 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -31,11 +32,24 @@ from pydantic_core import PydanticCustomError
 
 from dpwa import cluster_file, hosts
 from dpwa.cluster_file import YAML_NUMBER, ClusterFile
-from dpwa.config_checks import host_problems, import_plugins, problems_between, rule_problems
+from dpwa.config_checks import host_problems, import_plugins, matrix_problems, problems_between, rule_problems
 from dpwa.config_problems import OWN_TEXT, WHOLE_CLUSTER, Problem, problems_of
 from dpwa.data_rate import DATA_RATE_PATTERN, bytes_per_s, expected_rate, hint_for_rate
 from dpwa.errors import ConfigError
 from dpwa.interpolation import Interpolator, resolve
+from dpwa.methods.options import (
+    DPSGDOptions,
+    ElasticOptions,
+    NoLoCoOptions,
+    OuterOptions,
+    SGPOptions,
+    SpartaOptions,
+)
+from dpwa.topology.options import TopologyOptions, with_folder
+
+if TYPE_CHECKING:
+    from dpwa.methods.base import Method
+    from dpwa.topology.schedule import Topology
 
 __all__ = ["FIRST_PORT", "MAX_NODES", "ClusterConfig", "FlowControlOptions", "NodeConfig", "json_schema"]
 
@@ -103,6 +117,27 @@ class ConstantOptions(_Section):
     value: float = Field(0.5, ge=0, le=1, description="The factor of every exchange.")
 
 
+class StalenessOptions(_Section):
+    """What the rule staleness can be told."""
+
+    value: float = Field(0.5, ge=0, le=1, description="The factor for a peer that is not behind.")
+    half_life: float = Field(10.0, gt=0, description="Updates that a peer must be behind to weigh half as much.")
+
+
+class ConsensusOptions(_Section):
+    """What the rule consensus can be told."""
+
+    target: float = Field(0.05, gt=0, description="Distance to keep between models, relative to the own model's norm.")
+    late_target: float | None = Field(
+        None, gt=0, description="Distance to keep late in training; null is the same all along."
+    )
+    late_clock: float | None = Field(
+        None, gt=0, description="Clock at which the target begins to move; it arrives at twice that clock."
+    )
+    gain: float = Field(0.5, gt=0, le=1, description="How strongly a distance off the target moves the factor.")
+    value: float = Field(0.5, gt=0, le=1, description="The largest factor, and the first.")
+
+
 class NoOptions(_Section):
     """Options of a rule that has none."""
 
@@ -134,7 +169,27 @@ class ClusterConfig(_Section):
     nodes: tuple[NodeConfig, ...] = Field(
         strict=False, min_length=1, max_length=MAX_NODES, description="The nodes of the cluster; the only required key."
     )
-    pull_probability: float = Field(1.0, ge=0, le=1, description="Probability that a step asks a peer for its model.")
+    topology: TopologyOptions = Field(
+        TopologyOptions(), description="Who exchanges with whom, and with which weights; a word is the name of a graph."
+    )
+    method: str = Field(
+        "pull",
+        min_length=1,
+        description="The averaging method: pull, gosgd, sgp, adpsgd, dpsgd, noloco, elastic, sparta, or an own "
+        '"module:Class".',
+    )
+    sgp: SGPOptions = Field(SGPOptions(), description="Options of the method sgp.")
+    dpsgd: DPSGDOptions = Field(DPSGDOptions(), description="Options of the method dpsgd.")
+    noloco: NoLoCoOptions = Field(NoLoCoOptions(), description="Options of the method noloco.")
+    elastic: ElasticOptions = Field(ElasticOptions(), description="Options of the method elastic.")
+    sparta: SpartaOptions = Field(SpartaOptions(), description="Options of the method sparta.")
+    own_method: dict[str, JsonValue] = Field({}, description="Options of an own method: arguments of its constructor.")
+    outer: OuterOptions | None = Field(
+        None, description="Outer momentum on top of the method, in the way of DiLoCo; null is none."
+    )
+    pull_probability: float = Field(
+        1.0, ge=0, le=1, description="Probability that a step begins an exchange: a pull, a push or a pair."
+    )
     timeout_ms: int = Field(2500, ge=1, le=600_000, description="Milliseconds for one exchange, from request to end.")
     connect_timeout_ms: int = Field(
         500, ge=1, le=600_000, description="Milliseconds for making a connection to a peer, within timeout_ms."
@@ -145,11 +200,13 @@ class ClusterConfig(_Section):
     interpolation: str = Field(
         "constant",
         min_length=1,
-        description='Rule for the factor: constant, clock, loss, or an own one as "module:Class".',
+        description='Rule for the factor: constant, clock, loss, staleness, consensus, or an own "module:Class".',
     )
     constant: ConstantOptions = Field(ConstantOptions(), description="Options of the rule constant.")
     clock: NoOptions = Field(NoOptions(), description="Options of the rule clock; it has none.")
     loss: NoOptions = Field(NoOptions(), description="Options of the rule loss; it has none.")
+    staleness: StalenessOptions = Field(StalenessOptions(), description="Options of the rule staleness.")
+    consensus: ConsensusOptions = Field(ConsensusOptions(), description="Options of the rule consensus.")
     custom: dict[str, JsonValue] = Field({}, description="Options of an own rule: arguments of its constructor.")
     plugins: tuple[str, ...] = Field(
         (), strict=False, description="Python modules to import first, because they register own rules."
@@ -218,7 +275,9 @@ class ClusterConfig(_Section):
         """
         path = Path(path)
         file = cluster_file.read(path)
-        config, problems = _validated(file.values)
+        values = with_folder(file.values, path.parent)
+        config, problems = _validated(values)
+        problems += matrix_problems(values)
         problems += host_problems(file.values)
         problems += rule_problems(file.values, folders=(path.parent, Path.cwd()))
         return _settled(config, problems, file)
@@ -297,7 +356,13 @@ class ClusterConfig(_Section):
             ConfigError: the rule is unknown, cannot be imported or refuses its options.
         """
         import_plugins(self.plugins)
-        sections: dict[str, BaseModel] = {"constant": self.constant, "clock": self.clock, "loss": self.loss}
+        sections: dict[str, BaseModel] = {
+            "constant": self.constant,
+            "clock": self.clock,
+            "loss": self.loss,
+            "staleness": self.staleness,
+            "consensus": self.consensus,
+        }
         section = sections.get(self.interpolation)
         return Interpolator(
             resolve(self.interpolation, self.custom if section is None else section.model_dump()),
@@ -306,11 +371,59 @@ class ClusterConfig(_Section):
             factor_max=self.factor_max,
         )
 
+    def method_for(self, name: str) -> Method:
+        """The configured method, as the node called `name` runs it.
+
+        Raises:
+            ConfigError: the method is unknown, cannot be imported or refuses its options.
+        """
+        from dpwa.methods.registry import METHODS, make_method  # noqa: PLC0415 - imports numpy; see below
+        from dpwa.neighbourhood import Neighbourhood  # noqa: PLC0415
+
+        import_plugins(self.plugins)
+        word, options, fraction = self.method, dict[str, object](self.own_method), self.pull_fraction
+        if word == "sparta":
+            word, fraction = self.sparta.base, min(fraction, self.sparta.fraction)
+        if word in METHODS:
+            options = {}
+            section = {"sgp": self.sgp, "noloco": self.noloco, "elastic": self.elastic}.get(word)
+            if section is not None:
+                options = section.model_dump()
+            elif word == "dpsgd":
+                options = {"every": self.dpsgd.every, "deadline_s": self.dpsgd.deadline_ms / 1000}
+        names = [node.name for node in self.nodes]
+        return make_method(
+            word,
+            options,
+            links=Neighbourhood(self.topology_of_nodes, names, names.index(name)),
+            count=len(names),
+            probability=self.pull_probability,
+            fraction=fraction,
+        )
+
+    @property
+    def least_fraction(self) -> float:
+        """The smallest share of the parameters that the method asks for."""
+        return min(self.pull_fraction, self.sparta.fraction) if self.method == "sparta" else self.pull_fraction
+
+    @cached_property
+    def topology_of_nodes(self) -> Topology:
+        """The topology of the nodes, numbered in the order of the file: who hears whom in each round. Made once.
+
+        Raises:
+            ConfigError: a file of a matrix cannot be used. `load` has looked at it before.
+        """
+        from dpwa.topology.checks import topology_for  # noqa: PLC0415 - imports numpy; launching needs none of it
+
+        return topology_for(self.topology, [node.name for node in self.nodes], self.seed)
+
     @property
     def run_id(self) -> str:
-        """Name of the run and a hash of its nodes: equal on all nodes that have the same cluster in mind."""
-        nodes = sorted((node.name, hosts.address_key(node.host), node.port) for node in self.nodes)
-        return f"{self.run}-{hashlib.sha256(repr(nodes).encode()).hexdigest()[:12]}"
+        """Name of the run and a hash of nodes and topology: equal on all nodes that have the same cluster in mind."""
+        same: list[object] = [*sorted((node.name, hosts.address_key(node.host), node.port) for node in self.nodes)]
+        if self.topology != TopologyOptions():  # in which the order of the nodes counts
+            same += [self.topology_of_nodes.fingerprint, *(node.name for node in self.nodes)]
+        return f"{self.run}-{hashlib.sha256(repr(same).encode()).hexdigest()[:12]}"
 
     @property
     def timeout_s(self) -> float:
@@ -354,6 +467,13 @@ class ClusterConfig(_Section):
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a cluster file, for editors that complete and check while typing."""
     schema = ClusterConfig.model_json_schema()
+    topology = schema["properties"]["topology"]
+    words = schema["$defs"]["TopologyOptions"]["properties"]["graph"]["enum"]
+    schema["properties"]["topology"] = {
+        "anyOf": [{"$ref": topology.pop("$ref")}, {"enum": words}],
+        **topology,
+        "default": "complete",
+    }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "dpwa cluster file"}
 
 

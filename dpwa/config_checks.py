@@ -19,11 +19,15 @@ from dpwa.config_problems import Problem
 from dpwa.errors import ConfigError
 from dpwa.interpolation import find_rule, make_rule
 
-__all__ = ["host_problems", "import_plugins", "problems_between", "rule_problems"]
+__all__ = ["host_problems", "import_plugins", "matrix_problems", "problems_between", "rule_problems"]
 
 _RESOLVE_TIMEOUT_S = 5.0
 _REMEDY = "write blend: delta, or leave this key out"
-_WITH_OWN_SECTION = ("constant", "clock", "loss")  # rules whose options have a model of their own
+_REMEDY_BLEND = "write blend: delta, or choose another rule"
+# Rules whose options have a model of their own.
+_WHOLE_MODELS = ("gosgd", "sgp", "dpsgd", "noloco")
+_METHODS_WITHOUT_PULL = (*_WHOLE_MODELS, "adpsgd", "elastic")
+_WITH_OWN_SECTION = ("constant", "clock", "loss", "staleness", "consensus")
 
 
 def problems_between(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[Problem]:
@@ -39,6 +43,12 @@ def problems_between(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
         yield from _problems_between_nodes(named, insecure=values.get("insecure", False) is True)
     yield from _out_of_order(values, defaults, (), ("factor_min", "factor_max"))
     yield from _partial_and_absolute(values)
+    yield from _beside_method(values)
+    if values.get("topology") not in (None, defaults["topology"]):
+        from dpwa.topology.checks import topology_problems  # noqa: PLC0415 - imports numpy, which few files need
+
+        yield from topology_problems(values)
+    yield from _consensus_problems(values)
     flow_control = values.get("flow_control")
     if isinstance(flow_control, Mapping):
         place, usual = ("flow_control",), defaults["flow_control"]
@@ -71,6 +81,25 @@ def _problems_between_nodes(nodes: list[tuple[int, Mapping[str, Any]]], *, insec
             )
 
 
+def _beside_method(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Keys that only make sense where a peer's newest model is pulled, or where a pair is."""
+    method = values.get("method", "pull")
+    if method not in _METHODS_WITHOUT_PULL:
+        return
+    if values.get("blend") == "absolute":
+        yield Problem(("blend",), f"absolute is a way of the method pull; with method {method} leave this key out")
+    fraction = values.get("pull_fraction")
+    if method in _WHOLE_MODELS and isinstance(fraction, int | float) and 0 < fraction < 1:
+        yield Problem(
+            ("pull_fraction",), f"method {method} exchanges whole models; leave this key out, or use pull or adpsgd"
+        )
+    if values.get("bandwidth_limit") is not None:
+        yield Problem(
+            ("bandwidth_limit",),
+            f"a limit is kept by pulling less, which method {method} does not; leave this key out, or use pull",
+        )
+
+
 def _partial_and_absolute(values: Mapping[str, Any]) -> Iterator[Problem]:
     """A problem for each key that makes exchanges pull parts of a model, where the blend needs all of it."""
     if values.get("blend") != "absolute":
@@ -84,6 +113,19 @@ def _partial_and_absolute(values: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             ("bandwidth_limit",),
             f"a limit makes exchanges pull parts, which cannot be blended with blend: absolute; {_REMEDY}",
+        )
+
+
+def _consensus_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the rule consensus misses: the other half of a late target, and differences to measure distances of."""
+    options = values.get("consensus")
+    if isinstance(options, Mapping):
+        for given, missing in (("late_target", "late_clock"), ("late_clock", "late_target")):
+            if options.get(given) is not None and options.get(missing) is None:
+                yield Problem(("consensus", given), f"expected {missing} with it; write both, or neither")
+    if values.get("interpolation") == "consensus" and values.get("blend") == "absolute":
+        yield Problem(
+            ("interpolation",), f"consensus measures differences, which blend: absolute does not make; {_REMEDY_BLEND}"
         )
 
 
@@ -120,28 +162,57 @@ def host_problems(values: Mapping[str, Any]) -> list[Problem]:
     ]
 
 
+def matrix_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the files of matrices that the topology names."""
+    topology = values.get("topology")
+    if not isinstance(topology, Mapping) or not topology.keys() & {"matrix", "matrices"}:
+        return []
+    from dpwa.topology.checks import file_problems  # noqa: PLC0415 - imports numpy, which few files need
+
+    return file_problems(values)
+
+
 def rule_problems(values: Mapping[str, Any], folders: Sequence[Path]) -> list[Problem]:
-    """What keeps the configured rule from being made. The options of dpwa's own rules are not looked at here.
+    """What keeps the configured rule and method from being made. The options of dpwa's own are not looked at here.
 
     Args:
         values: keys and values of a cluster file.
         folders: where modules of own rules may be, besides Python's path.
     """
-    name, plugins, options = values.get("interpolation"), values.get("plugins", []), values.get("custom", {})
-    place: tuple[str, ...] = ("plugins",)
-    try:
-        with _importable(folders):
+    plugins = values.get("plugins", [])
+    with _importable(folders):
+        try:
             if isinstance(plugins, list):
                 import_plugins([plugin for plugin in plugins if isinstance(plugin, str)])
-            place = ("interpolation",)
-            if not isinstance(name, str):
-                return []
+        except ConfigError as error:
+            return [Problem(("plugins",), problem) for problem in error.problems]
+        return [*_interpolation_problems(values), *_method_problems(values)]
+
+
+def _interpolation_problems(values: Mapping[str, Any]) -> list[Problem]:
+    name, options = values.get("interpolation"), values.get("custom", {})
+    place = "interpolation"
+    try:
+        if isinstance(name, str):
             rule = find_rule(name)
-            place = ("custom",)
+            place = "custom"
             if name not in _WITH_OWN_SECTION and isinstance(options, Mapping):
                 make_rule(rule, options)
     except ConfigError as error:
-        return [Problem(place, problem) for problem in error.problems]
+        return [Problem((place,), problem) for problem in error.problems]
+    return []
+
+
+def _method_problems(values: Mapping[str, Any]) -> list[Problem]:
+    name = values.get("method")
+    if not isinstance(name, str) or name == "sparta":
+        return []
+    from dpwa.methods.registry import find_method  # noqa: PLC0415 - imports numpy, which a plain file does not need
+
+    try:
+        find_method(name)
+    except ConfigError as error:
+        return [Problem(("method",), problem) for problem in error.problems]
     return []
 
 

@@ -98,6 +98,8 @@ def _schema_at(schema: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
 def _expected(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
+    if "anyOf" in schema:  # a value or null
+        return " or ".join("null" if one.get("type") == "null" else _expected(one) for one in schema["anyOf"])
     kind = schema.get("type")
     if kind in ("integer", "number"):
         return ("a whole number" if kind == "integer" else "a number") + _range(schema)
@@ -124,6 +126,7 @@ def _range(schema: Mapping[str, Any]) -> str:
 
 def _hint(schema: Mapping[str, Any], value: object) -> str:
     """What to do, where the mistake is a common one."""
+    schema = next((one for one in schema.get("anyOf", ()) if one.get("type") != "null"), schema)
     kind = schema.get("type")
     if isinstance(value, str):
         if "enum" in schema:

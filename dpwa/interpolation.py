@@ -1,11 +1,11 @@
-"""How much of a peer goes into a blend: the rules, their registry, and the guards around every rule.
+"""How much of a peer goes into a blend: the names of the rules, own rules, and the guards around every rule.
 
 A rule is a small class with a method `factor(own, peer)` that looks at two states and answers the share of the peer,
 0 (keep mine) to 1 (take the peer's). `Interpolator` puts the guards around a rule, so that no rule and no peer can
 produce a factor that harms this node. An own rule needs no change here: see `register` and docs/interpolation.md.
 
 Must not know: models, tensors, sockets, threads, time, files. Runs in: any thread; nothing here keeps state between
-calls but `LossSmoother`, which belongs to the thread that made it.
+calls but `LossSmoother`, which belongs to the thread that made it, and rules with a memory.
 """
 
 from __future__ import annotations
@@ -16,17 +16,30 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 from dpwa.errors import ConfigError
+from dpwa.interpolation_rules import (
+    Clock,
+    Consensus,
+    Constant,
+    DistanceInterpolation,
+    Interpolation,
+    Loss,
+    Staleness,
+    State,
+)
 
 __all__ = [
     "Clock",
+    "Consensus",
     "Constant",
+    "DistanceInterpolation",
     "Interpolation",
     "Interpolator",
     "Loss",
     "LossSmoother",
+    "Staleness",
     "State",
     "find_rule",
     "make_rule",
@@ -35,31 +48,15 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class State:
-    """What travels with a snapshot and a rule may look at.
-
-    Attributes:
-        loss: training loss of the model; None while the node has not computed one yet. NaN or infinity means that the
-            model has diverged.
-        clock: age of the model: the number of training updates that went into it.
-    """
-
-    loss: float | None
-    clock: float
-
-
-class Interpolation(Protocol):
-    """A rule for the factor."""
-
-    def factor(self, own: State, peer: State) -> float:
-        """The share of the peer in the blend, 0 (keep mine) to 1 (take the peer's)."""
-        ...
-
-
 Rule = TypeVar("Rule", bound=type[Interpolation])
 
-_rules: dict[str, type[Interpolation]] = {}
+_rules: dict[str, type[Interpolation]] = {
+    "constant": Constant,
+    "clock": Clock,
+    "loss": Loss,
+    "staleness": Staleness,
+    "consensus": Consensus,
+}
 
 
 def register(name: str) -> Callable[[Rule], Rule]:
@@ -88,58 +85,11 @@ def register(name: str) -> Callable[[Rule], Rule]:
     return add
 
 
-@register("constant")
-class Constant:
-    """Always the same share of the peer."""
-
-    def __init__(self, value: float = 0.5) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise ConfigError(f"value of interpolation constant: expected a number from 0 to 1, got {value!r}")
-        self.value = float(value)
-
-    def factor(self, own: State, peer: State) -> float:  # noqa: ARG002 - the states do not matter to this rule
-        """The configured value."""
-        return self.value
-
-
-@register("clock")
-class Clock:
-    """An older model, one with more updates in it, weighs more: peer_clock / (clock + peer_clock)."""
-
-    def factor(self, own: State, peer: State) -> float:
-        """The peer's part of the two clocks together."""
-        return _part(peer.clock, own.clock)
-
-
-@register("loss")
-class Loss:
-    """The model with the lower loss weighs more: loss / (loss + peer_loss).
-
-    Losses below zero count as zero, because the formula has no meaning for them. With a loss unknown: 0.5.
-    """
-
-    def factor(self, own: State, peer: State) -> float:
-        """The own part of the two losses together."""
-        if own.loss is None or peer.loss is None:
-            return 0.5
-        return _part(max(own.loss, 0.0), max(peer.loss, 0.0))
-
-
-def _part(one: float, other: float) -> float:
-    """The first number's part of both, for two numbers that are not negative; 0.5 when both are zero."""
-    total = one + other
-    if total == 0:
-        return 0.5
-    if math.isinf(total):  # two huge numbers: their halves still have a finite sum
-        return (one / 2) / (one / 2 + other / 2)
-    return one / total
-
-
 def resolve(name: str, options: Mapping[str, object]) -> Interpolation:
     """Make the rule that a config names.
 
     Args:
-        name: a registered word ("constant", "clock", "loss", or one of an own module), or "module:Class".
+        name: a registered word ("constant", "clock" …, or one of an own module), or "module:Class".
         options: keyword arguments of the rule's constructor.
 
     Raises:
@@ -264,8 +214,19 @@ class Interpolator:
                 f"divergence_threshold: expected a finite number of at least 0, got {self.divergence_threshold}"
             )
 
-    def factor(self, own: State, peer: State) -> float:
+    @property
+    def uses_distance(self) -> bool:
+        """Whether the rule wants the distance between the models, which is worth measuring only then."""
+        return bool(getattr(self.rule, "uses_distance", False))
+
+    def factor(self, own: State, peer: State, distance: float | None = None) -> float:
         """The share of the peer: 0, or a number within [factor_min, factor_max].
+
+        Args:
+            own: this node's state.
+            peer: the peer's state.
+            distance: ||x_peer - x_own|| / ||x_own||; a rule that uses it is told None instead of a negative number,
+                NaN or infinity.
 
         Raises:
             ConfigError: an own rule answered something that is no number at all.
@@ -274,7 +235,9 @@ class Interpolator:
             return 0.0
         if _diverged(own):
             return 0.0 if peer.loss is None else self.factor_max
-        factor = self._ask_rule(own, peer)
+        if distance is not None and not (math.isfinite(distance) and distance >= 0):
+            distance = None
+        factor = self._ask_rule(own, peer, distance)
         if not math.isfinite(factor):
             return 0.0
         threshold = self.divergence_threshold
@@ -282,10 +245,13 @@ class Interpolator:
             factor *= max(own.loss, 0.0) / threshold
         return min(max(factor, self.factor_min), self.factor_max)
 
-    def _ask_rule(self, own: State, peer: State) -> float:
+    def _ask_rule(self, own: State, peer: State, distance: float | None) -> float:
         """The rule's answer as a float; NaN where the numbers of the two states broke its arithmetic."""
         try:
-            answer = self.rule.factor(own, peer)
+            if self.uses_distance:
+                answer = cast("DistanceInterpolation", self.rule).factor(own, peer, distance)
+            else:
+                answer = self.rule.factor(own, peer)
             if isinstance(answer, complex):  # for example the square root of a negative loss
                 return math.nan
             return float(answer)

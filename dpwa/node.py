@@ -6,40 +6,35 @@ trainer's thread; `statistics` in any, `_hand_out` in the publish thread for cop
 
 from __future__ import annotations
 
-import logging
+import math
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-import numpy as np
-
-from dpwa.blending import Staging, Values
 from dpwa.config import ClusterConfig
 from dpwa.errors import ConfigError, DpwaError, InternalError, NodeClosed
-from dpwa.exchange import Ask, Exchange, Exchanger, Outcome
+from dpwa.exchange import Ask, Exchange, Outcome
+from dpwa.extended_model import ExtendedModel, Model
 from dpwa.interpolation import LossSmoother, State
+from dpwa.methods.base import Arrival, Kind, Plan
+from dpwa.methods.diloco import OuterMomentum
 from dpwa.observe.journal import Journal, node_folder
-from dpwa.parts import Rotation
 from dpwa.peers.budget import Budget
-from dpwa.peers.flow_control import FlowControl
-from dpwa.peers.link_codecs import LinkCodecs
-from dpwa.peers.membership import Membership
+from dpwa.publishing import Publisher, Taken
 from dpwa.record import NodeStatistics, Record, exchange_fields
-from dpwa.snapshot import Buffer, BufferPool, Layout, Snapshot
-from dpwa.transport.interface import MakeTransport, Transport, Wiring
-from dpwa.transport.service import Service
-from dpwa.transport.shared_memory import Segment, SegmentUnusable, remove_stale_segments
-from dpwa.transport.wire import INCARNATION_BYTES
+from dpwa.snapshot import Snapshot
+from dpwa.transport.interface import MakeTransport, Transport
+from dpwa.transport.wire import INCARNATION_BYTES, NO_EXCHANGE
 from dpwa.transport.zeromq import ZmqTransport
+from dpwa.wiring import wire
 
 __all__ = ["Model", "Node"]
-
-_logger = logging.getLogger("dpwa")
 
 # The mean time that a step trains (without its time in dpwa: a wait that counted would lengthen the waits of others)
 # follows the last ten steps or so, and is not thrown off by a pause for an evaluation.
@@ -56,26 +51,13 @@ _JOIN_TRIES = 3
 _FINISH_PAUSE_S = 0.02
 
 
-class Model(Protocol):
-    """What a node needs of a model; the adapters implement it."""
+# What a gathering that ends at its deadline takes to reach the trainer.
+_HAND_OVER_S = 0.05
 
-    @property
-    def layout(self) -> Layout:
-        """The exchanged tensors."""
 
-    def copy_into(self, buffer: Buffer) -> Callable[[], None] | None:
-        """Copy the exchanged tensors into a buffer in the order of the layout. The same few buffers come again.
-
-        Returns:
-            None if the bytes are there. Else a function that blocks until they are, of the values of this moment, and
-            until the values of the last `blend` are no longer read. It is called once, from any thread.
-        """
-
-    def blend(self, values: Sequence[Values], factor: float) -> None:
-        """Apply an exchange in place: add `factor` times a difference, or go the share `factor` towards a value.
-
-        The values may be read after the return, until the function that the next `copy_into` returns has ended.
-        """
+# A push is taken or comes back within the config's timeout and a little more.
+_SETTLE_TIMEOUT_S = 10.0
+_SETTLE_PAUSE_S = 0.05
 
 
 class _Life(Enum):
@@ -96,7 +78,7 @@ class Node:
         monotonic_s: the clock that scores and durations go by.
 
     Raises:
-        ConfigError: the name is not in the config, or the interpolation cannot be made.
+        ConfigError: the name is not in the config, or the method or interpolation cannot be made.
     """
 
     def __init__(
@@ -112,61 +94,52 @@ class Node:
         self.config = config
         self.name = config.node(name).name
         self.run_dir = run_dir
-        self._model = model
         self._life = _Life.NEW
         self._monotonic_s = monotonic_s
         self._peers = tuple(peer.name for peer in config.peers_of(name))
-        # Own streams of random numbers per node: with one seed for all, every node would make the same choices.
         self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
+        self.method = config.method_for(name)
+        self._model = ExtendedModel(model, self.method)
+        self._outer = None if config.outer is None else OuterMomentum(model, **config.outer.model_dump())
+        if self._outer is not None:
+            self._outer.restart()
         self._smoother = LossSmoother(config.loss_smoothing)
-        self._segment: Segment | None = None
-        self._pool = BufferPool(self._make_buffer, config.snapshot_slots)
+        layout = self._model.layout
         self._budget = Budget(
-            config.bandwidth_limit_bytes_per_s,
-            model_bytes=model.layout.total_bytes,
-            most_fraction=config.pull_fraction,
+            config.bandwidth_limit_bytes_per_s, model_bytes=layout.total_bytes, most_fraction=config.pull_fraction
         )
-        self._staging = Staging(model.layout, absolute=config.blend == "absolute")
         self._incarnation = secrets.token_bytes(INCARNATION_BYTES)
-        self._membership = Membership(self._peers)
-        self._shared_slots: set[int] = set()
-        self._wiring = self._wire()
-        self._service = self._wiring.service
+        self._parts = wire(
+            config,
+            name,
+            incarnation=self._incarnation,
+            layout=layout,
+            method=self.method,
+            monotonic_s=monotonic_s,
+        )
+        self._service = self._parts.wiring.service
+        self._publisher = Publisher(self._model, self._service, self._snapshot_slots())
         self._transport: Transport = (
-            make_transport(self._wiring) if make_transport else ZmqTransport(config, name, self._wiring)
+            make_transport(self._parts.wiring) if make_transport else ZmqTransport(config, name, self._parts.wiring)
         )
         self._record = Record(monotonic_s())
         self._journal = self._make_journal()
         self._in_flight = False
+        self._wait_s = config.wait_s
         # A node joins with its first exchange; until then it serves nothing, so that a restarted node does not
         # spread its untrained model among peers that have trained for hours.
         self._joining = bool(self._peers)
         self._join_tries = min(len(self._peers), _JOIN_TRIES)
+        # Pairs that have been applied: the node is free for another when a snapshot that holds them is served.
+        self._applied_pairs: list[bytes] = []
         self._state = State(loss=None, clock=0.0)
         self._step = 0
-        self._version = 0
+        self._last: Taken | None = None
         self._resumed_s = monotonic_s()
 
-    def _wire(self) -> Wiring:
-        config, layout = self.config, self._model.layout
-        service = Service(
-            run_id=config.run_id, incarnation=self._incarnation, layout=layout, membership=self._membership
-        )
-        rng = random.Random(f"{config.seed}/{self.name}/peer")  # noqa: S311  (no secret)
-        exchanger = Exchanger(
-            run_id=config.run_id,
-            node=self.name,
-            incarnation=self._incarnation,
-            layout=layout,
-            staging=self._staging,
-            interpolator=config.interpolator(),
-            flow_control=FlowControl(self._peers, config.flow_control, rng),
-            membership=self._membership,
-            rotation=Rotation(layout, random.Random(f"{config.seed}/{self.name}/part")),  # noqa: S311
-            link_codecs=LinkCodecs(config.codec),
-            monotonic_s=self._monotonic_s,
-        )
-        return Wiring(service, exchanger)
+    def _snapshot_slots(self) -> int:
+        # A round more is kept for neighbours that are a step behind.
+        return self.config.snapshot_slots + (self.method.kind is Kind.GATHER)
 
     def _make_journal(self) -> Journal | None:
         if self.run_dir is None:
@@ -192,38 +165,13 @@ class Node:
             self._start_journal()
             if self._peers:
                 self._transport.start()
-                self._share_memory()
+                if self._transport.shares_memory:
+                    self._publisher.share(run_id=self.config.run_id, node=self.name, incarnation=self._incarnation)
             self._life = _Life.RUNNING
         finally:
             if self._life is not _Life.RUNNING:
                 self.close()
         self._event("start", run=self.config.run_id, incarnation=self._incarnation.hex(), peers=list(self._peers))
-
-    def _share_memory(self) -> None:
-        """Let peers of this host read the snapshots from shared memory, where there is any."""
-        if not self._transport.shares_memory:
-            return
-        # The port is bound: no other life of this node is running, and what one left behind is nobody's.
-        remove_stale_segments(self.config.run_id, [self.name])
-        try:
-            self._segment = Segment(
-                run_id=self.config.run_id,
-                node=self.name,
-                incarnation=self._incarnation,
-                size_bytes=self._model.layout.total_bytes,
-                slots=self.config.snapshot_slots,
-            )
-        except SegmentUnusable as error:
-            _logger.warning("node %s: %s; its snapshots are streamed", self.name, error)
-            return
-        self._service.token = self._segment.token
-
-    def _make_buffer(self, index: int) -> Buffer:
-        buffer = self._segment.slot(index) if self._segment is not None else None
-        if buffer is None:
-            return np.empty(self._model.layout.total_bytes, np.uint8)
-        self._shared_slots.add(index)
-        return buffer
 
     def _start_journal(self) -> None:
         if self._journal is None or self.run_dir is None:
@@ -252,21 +200,16 @@ class Node:
         try:
             self._transport.close(_CLOSE_TIMEOUT_S)
         finally:
-            self._release_memory()
+            # Let go of all buffers at once: the node itself may be kept, for its statistics.
+            self._last = None
+            self._publisher.close()
+            for staging in self._parts.stagings:
+                staging.close()
             if self._journal is not None:
-                self._event("close")
+                self._event("close", **self.method.statistics())
                 self._journal.close(max(0.1, deadline_s - time.monotonic()))
         if was_running:
             self._raise_background_error()
-
-    def _release_memory(self) -> None:
-        """Let go of all buffers at once: the node itself may be kept, for its statistics."""
-        self._service.snapshot = None
-        self._pool.close()
-        self._staging.close()
-        if self._segment is not None:
-            self._segment.close()
-            self._segment = None
 
     def _check_running(self) -> None:
         if self._life is not _Life.RUNNING:
@@ -283,7 +226,7 @@ class Node:
     # --- Training -------------------------------------------------------------------------------------------------
 
     def step(self, loss: float | None = None) -> None:
-        """Tell that a training step was made: apply a finished exchange, publish, ask for the next.
+        """Tell that a training step was made: apply what has come, publish, begin the next exchange.
 
         The order matters: the snapshot that the next exchange refers to must hold the blend before it, or that blend
         would count twice.
@@ -297,8 +240,7 @@ class Node:
         """
         self._check_running()
         self._advance(loss)
-        self._collect(self.config.wait_s)
-        self._publish_and_ask(self._rng.random() < self.config.pull_probability)
+        self._publish_and_ask()
         self._resumed_s = self._monotonic_s()
 
     def update_send(self, loss: float | None = None) -> None:
@@ -310,7 +252,7 @@ class Node:
         """
         self._check_running()
         self._note_loss(loss)
-        self._publish_and_ask(self._rng.random() < self.config.pull_probability)
+        self._publish_and_ask()
 
     def update_wait(self, loss: float | None = None) -> None:
         """Second half of the pair, called after the batch: apply the exchange, waiting up to `wait_ms` for it.
@@ -321,7 +263,6 @@ class Node:
         """
         self._check_running()
         self._advance(loss)
-        self._collect(self.config.wait_s)
         self._resumed_s = self._monotonic_s()
 
     def finish(self, timeout_s: float) -> bool:
@@ -340,16 +281,16 @@ class Node:
         self._check_running()
         self._service.finished = True
         deadline_s = time.monotonic() + timeout_s
-        flow_control = self._wiring.exchanger.flow_control
+        flow_control = self._parts.wiring.exchanger.flow_control
         while True:
             self._collect(min(_FINISH_PAUSE_S, max(0.0, deadline_s - time.monotonic())))
             present = [peer for peer in self._peers if not flow_control.is_failing(peer)]
-            training = [peer for peer in present if not self._membership[peer].finished]
+            training = [peer for peer in present if not self._parts.membership[peer].finished]
             # Whoever leaves unannounced is taken for a failure by those that still ask it.
             if (not training and self._service.told_finished.issuperset(present)) or time.monotonic() >= deadline_s:
                 self._event("finish", still_training=training)
                 return not training
-            self._publish_and_ask(asking=True)
+            self._publish_and_ask()
             self._check_running()
             time.sleep(_FINISH_PAUSE_S)
 
@@ -357,97 +298,239 @@ class Node:
         """Add values of the training script (epoch, test accuracy …) to every further line of metrics."""
         self._record.log(values)
 
+    def state_dict(self, timeout_s: float = _SETTLE_TIMEOUT_S) -> dict[str, Any]:
+        """What a checkpoint must keep beside the model: the clock, and the method's numbers and arrays.
+
+        A push under way is waited for, because its mass must not be kept here and there.
+
+        Args:
+            timeout_s: for that wait. What is not settled by then counts as this node's.
+
+        Raises:
+            NodeClosed: the node is not running.
+            InternalError: a background thread failed.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while self.method.kind is Kind.PUSH and self._in_flight and time.monotonic() < deadline_s:
+            self._check_running()
+            self._collect(_SETTLE_PAUSE_S)
+        return {
+            "clock": self._state.clock,
+            "loss": self._state.loss,
+            "method": self.config.method,
+            "of_method": self.method.state_dict(),
+            "of_outer": None if self._outer is None else self._outer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave, before the first step; the model has been loaded.
+
+        Raises:
+            ConfigError: it is of another method or model, or damaged.
+        """
+        if self._step:
+            raise ConfigError(f"node {self.name}: a checkpoint is loaded before the first step, not after {self._step}")
+        if state.get("method") != self.config.method:
+            raise ConfigError(
+                f"node {self.name}: the checkpoint was made with method {state.get('method')}, the cluster file says "
+                f"{self.config.method}"
+            )
+        clock = float(state["clock"])
+        if not (math.isfinite(clock) and clock >= 0):
+            raise ConfigError(f"node {self.name}: the checkpoint has a clock of {clock}, expected a number from 0")
+        self._state = State(state["loss"], clock)
+        self.method.load_state_dict(state["of_method"])
+        if self._outer is not None and state["of_outer"] is not None:
+            self._outer.load_state_dict(state["of_outer"])
+
     def _advance(self, loss: float | None) -> None:
         self._step += 1
+        self.method.advance()
+        self._correct()
         self._state = State(self._state.loss, self._state.clock + 1.0)
         self._note_loss(loss)
         self._service.step = self._step
         interval_s = min(self._monotonic_s() - self._resumed_s, _LONGEST_STEP_S)
         self._service.step_interval_s += _INTERVAL_WEIGHT * (interval_s - self._service.step_interval_s)
+        self._collect(self._wait_s)
+        if self._outer is not None and not self._joining:
+            self._outer.advance()
+
+    def _correct(self) -> None:
+        """Scale the training step that was just made, for methods that want that."""
+        share = self.method.correction()
+        if share is not None and self._last is not None:
+            self._last.is_complete.wait()
+            self._model.go_towards(self._last.buffer, share)
 
     def _note_loss(self, loss: float | None) -> None:
         if loss is not None:
             self._state = State(self._smoother.update(loss), self._state.clock)
 
+    # --- Exchanges ------------------------------------------------------------------------------------------------
+
     def _collect(self, wait_s: float) -> None:
-        """Take the finished exchange, if there is one, and apply it."""
-        if not self._in_flight:
-            return
-        exchange = self._transport.take(wait_s)
-        if exchange is None:
-            return
-        self._in_flight = False
-        if exchange.outcome is Outcome.BLENDED and exchange.peer_state is not None:
-            self._apply(exchange, exchange.peer_state)
+        """Take the exchanges that have ended, own ones and peers', and apply them."""
+        wait_s = wait_s if self._in_flight else 0.0
+        while True:
+            exchange = self._transport.take(wait_s if self._in_flight else 0.0)
+            if exchange is None:
+                return
+            if exchange.ask is not None:
+                self._in_flight = False
+                self._wait_s = self.config.wait_s
+            self._end(exchange)
+
+    def _end(self, exchange: Exchange) -> None:
+        factor = self._apply(exchange) if exchange.outcome is Outcome.BLENDED else 0.0
+        if exchange.kind is Kind.PUSH and exchange.ask is not None:
+            self._end_push(exchange.outcome, exchange.ask.mass)
+        if exchange.kind is Kind.PAIR and exchange.exchange != NO_EXCHANGE:
+            if factor > 0.0:
+                self._applied_pairs.append(exchange.exchange)
+            else:
+                self._parts.proposals.disengage(exchange.exchange)
+        if exchange.staging is not None:
+            exchange.staging.is_free = True
+            if self._parts.proposals.has_notice:
+                self._parts.proposals.wake()
         if exchange.received_bytes and not exchange.is_shared:
             # A joining node takes the whole model, whatever part the budget had planned.
-            self._budget.spent(exchange.received_bytes, self._monotonic_s(), complete=not exchange.ask.joining)
-        if exchange.ask.finished and exchange.peer is not None and not exchange.outcome.is_failure:
+            is_planned = exchange.ask is not None and not exchange.ask.joining
+            self._budget.spent(exchange.received_bytes, self._monotonic_s(), complete=is_planned)
+        ask = exchange.ask
+        if ask is not None and ask.finished and exchange.peer is not None and not exchange.outcome.is_failure:
             self._service.told_finished.add(exchange.peer)
-        self._record.note(exchange)
-        self._event("exchange", **exchange_fields(exchange, self._step))
-        if self._joining:
-            self._join_tries -= 1
-            has_joined = exchange.outcome in (Outcome.BLENDED, Outcome.NO_PEER)
-            self._joining = not has_joined and self._join_tries > 0
+        self._record.note(exchange, factor)
+        self._event("exchange", **exchange_fields(exchange, self._step, factor), **self.method.statistics())
+        if ask is not None and self._joining:
+            self._try_to_join(exchange)
 
-    def _apply(self, exchange: Exchange, peer_state: State) -> None:
-        factor = exchange.factor
-        if factor > 0.0:
-            self._model.blend(self._staging.values, factor)
-            own = self._state
-            base = exchange.ask.reference.state.clock if self.config.blend == "delta" else own.clock
-            self._state = State(own.loss, own.clock + factor * exchange.share * (peer_state.clock - base))
+    def _end_push(self, outcome: Outcome, mass: float) -> None:
+        if outcome is Outcome.LOST:
+            self.method.lost(mass)
+        elif outcome is Outcome.PUSHED:
+            self.method.delivered(mass)
+        else:
+            self.method.took_back(mass)
 
-    def _publish_and_ask(self, asking: bool) -> None:  # noqa: FBT001  (private, and its callers name it)
-        fraction = self._fraction_to_ask() if asking or self._joining else None
-        if fraction is None and not self._service.wanted:
-            return  # nobody would look at it
-        taken = self._take_snapshot()
-        if taken is None:
-            return
-        snapshot, ready = taken
-        ask = None
-        if fraction is not None:
-            self._in_flight = True
-            ask = Ask(snapshot, fraction, joining=self._joining, finished=self._service.finished)
-        hand_out = partial(self._hand_out, snapshot, ask, serving=not self._joining)
+    def _try_to_join(self, exchange: Exchange) -> None:
+        self._join_tries -= 1
+        has_joined = exchange.outcome in (Outcome.BLENDED, Outcome.NO_PEER)
+        self._joining = not has_joined and self._join_tries > 0
         if not self._joining:
+            self.method.joined(exchange.peer_state, takes_over=exchange.takes_over)
+            if self._outer is not None and exchange.takes_over:
+                self._outer.restart()
+            self._service.joined = True
+
+    def _apply(self, exchange: Exchange) -> float:
+        """Blend what has come; the factor by which, 0 for nothing."""
+        peer, staging, reference = exchange.peer_state, exchange.staging, exchange.reference
+        if peer is None or staging is None:
+            return 0.0
+        factor, values = exchange.factor, staging.values
+        if exchange.ask is None or not exchange.ask.joining:
+            arrival = Arrival(
+                kind=exchange.kind or Kind.PULL,
+                peer_state=peer,
+                reference=reference,
+                values=values,
+                factor=exchange.factor,
+                share=exchange.share,
+                weight=exchange.weight,
+                missed=exchange.missed,
+            )
+            blend = self.method.blend(arrival, self._state)
+            factor = blend.factor
+        if factor == 0.0:
+            return 0.0
+        self._model.blend(values, factor)
+        own = self._state
+        is_delta = self.config.blend == "delta" and reference is not None
+        base = reference.state.clock if is_delta and reference is not None else own.clock
+        clock = own.clock + min(factor, 1.0) * exchange.share * (peer.clock - base)
+        self._state = State(own.loss, max(0.0, clock))
+        return factor
+
+    def _publish_and_ask(self) -> None:
+        plan = self._plan()
+        if plan is None and not (self._service.wanted or self._applied_pairs or self._wants_snapshot):
+            return  # nobody would look at it
+        self._state = State(self._state.loss, self._state.clock, self.method.mass, self.method.round)
+        taken = self._publisher.take(step=self._step, taken_s=self._monotonic_s(), state=self._state)
+        if taken is None:
+            self._record.publish_skipped += 1
+            if plan is not None and plan.kind is Kind.PAIR:
+                self._applied_pairs.append(NO_EXCHANGE)  # what the last pair brought is in no snapshot yet
+            return
+        self._last = taken
+        ask = self._ask(plan, taken.snapshot) if plan is not None else None
+        serving = not self._joining
+        hand_out = partial(self._hand_out, taken.snapshot, ask, self._applied_pairs if serving else [], serving=serving)
+        if serving:
+            self._applied_pairs = []
             self._service.wanted = False  # before the swap: a pull that comes between asks for one publish too many
-        if ready is None:
+        if taken.ready is None:
             hand_out()
         else:
-            self._transport.defer(ready, hand_out)
+            self._transport.defer(taken.complete, hand_out)
 
-    def _fraction_to_ask(self) -> float | None:
-        """How much of the parameters to ask for in this step; None for nothing."""
+    @property
+    def _wants_snapshot(self) -> bool:
+        return self.method.wants_snapshot and not self._joining and bool(self._peers)
+
+    def _plan(self) -> Plan | None:
+        """The exchange to begin at this step boundary."""
+        self._service.pair_rounds = self.method.pair_rounds
         if self._in_flight or not self._peers:
             return None
-        return self._budget.next_fraction(self._monotonic_s(), self._service.step_interval_s)
-
-    def _take_snapshot(self) -> tuple[Snapshot, Callable[[], None] | None] | None:
-        """Copy the model, and what blocks until the copy is there if it is not yet. Never waits.
-
-        Returns:
-            None if slow peers hold all buffers.
-        """
-        lease = self._pool.lease()
-        if lease is None:
-            self._record.publish_skipped += 1
+        if self._joining:
+            return Plan(Kind.PULL)
+        if self._service.finished:
+            if self.method.kind is Kind.PULL:
+                return self._within_budget(Plan(Kind.PULL))
+            untold = {peer: 1.0 for peer in self._peers if peer not in self._service.told_finished}
+            return Plan(None, peers=untold or None)
+        plan = self.method.plan(self._rng)
+        if plan is None:
             return None
-        self._version += 1
-        slot = lease.index if lease.index in self._shared_slots else None
-        if self._segment is not None and slot is not None:
-            self._segment.mark(slot, 0)
-        ready = self._model.copy_into(lease.buffer)
-        return Snapshot(self._version, self._step, self._monotonic_s(), self._state, slot, lease.memory), ready
+        if plan.kind is Kind.PAIR:
+            if not self._parts.proposals.engage(self._applied_pairs):
+                return None  # it takes part in a peer's
+            self._applied_pairs = []
+        return self._within_budget(plan) if plan.kind is Kind.PULL else plan
 
-    def _hand_out(self, snapshot: Snapshot, ask: Ask | None, *, serving: bool) -> None:
+    def _within_budget(self, plan: Plan) -> Plan | None:
+        fraction = self._budget.next_fraction(self._monotonic_s(), self._service.step_interval_s)
+        return None if fraction is None else replace(plan, fraction=min(fraction, plan.fraction))
+
+    def _ask(self, plan: Plan, snapshot: Snapshot) -> Ask:
+        self._in_flight = True
+        exchange = NO_EXCHANGE
+        if plan.kind in (Kind.PUSH, Kind.PAIR):
+            exchange = self._parts.proposals.open(snapshot)
+        if plan.kind is Kind.PUSH:
+            self.method.gave(plan.mass)
+        self._wait_s = max(self.config.wait_s, plan.wait_s + _HAND_OVER_S if plan.wait_s > 0 else 0.0)
+        return Ask(
+            snapshot,
+            plan.kind,
+            peers=plan.peers,
+            fraction=plan.fraction,
+            mass=plan.mass,
+            wait_s=plan.wait_s,
+            exchange=exchange,
+            joining=self._joining,
+            finished=self._service.finished,
+        )
+
+    def _hand_out(self, snapshot: Snapshot, ask: Ask | None, pairs: Sequence[bytes], *, serving: bool) -> None:
         """Serve a snapshot that is complete, and have an exchange made with it; in any thread, one at a time."""
-        if self._segment is not None and snapshot.slot is not None:
-            self._segment.mark(snapshot.slot, snapshot.version)
+        self._publisher.hand_out(snapshot, serving=serving)
+        for exchange in pairs:
+            self._parts.proposals.disengage(exchange)
         if serving:
-            self._service.snapshot = snapshot
             self._transport.published()
         if ask is not None:
             self._transport.ask(ask)
@@ -460,11 +543,12 @@ class Node:
         return self._record.statistics(
             step=self._step,
             state=self._state,
-            published=self._version,
+            published=self._publisher.version,
             served=counters.served,
             bytes_out=counters.bytes_out + counters.shared_out * self._model.layout.total_bytes,
             protocol_errors=counters.protocol_errors,
-            scores=self._wiring.exchanger.flow_control.scores(),
+            scores=self._parts.wiring.exchanger.flow_control.scores(),
+            method=self.method.statistics(),
         )
 
     def _event(self, event: str, **fields: object) -> None:

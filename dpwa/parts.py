@@ -5,6 +5,7 @@ Must not know: sockets, threads, time. Runs in: the thread that performs the exc
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ class Part:
     chunk_bytes: int
     ranges: tuple[tuple[int, int], ...]
     share: float
+    window: tuple[int, int] = (0, 0)
+    """First piece and number of pieces, by which `Rotation.window` gives the same part at another node; (0, 0) for the
+    whole."""
 
     @property
     def is_whole(self) -> bool:
@@ -69,14 +73,15 @@ class Rotation:
     Args:
         layout: of the model.
         rng: where the window begins; seeded per node, so that nodes pull different parts at one time.
+        least_fraction: the smallest share that will be asked for.
     """
 
-    def __init__(self, layout: Layout, rng: random.Random) -> None:
+    def __init__(self, layout: Layout, rng: random.Random, least_fraction: float = 1.0) -> None:
         parameters = [section.stop_byte for section in layout.sections if section.role is Role.PARAMETER]
         buffers = [section.start_byte for section in layout.sections if section.role is Role.BUFFER]
         self._total_bytes = layout.total_bytes
         parameter_bytes = max(parameters, default=0)
-        piece_bytes = -(-parameter_bytes // _PIECES)
+        piece_bytes = -(-parameter_bytes // max(_PIECES, math.ceil(1 / least_fraction)))
         self._chunk_bytes = min(CHUNK_BYTES, max(_LEAST_CHUNK_BYTES, -(-piece_bytes // 64) * 64))
         self._pieces = chunk_count(parameter_bytes, self._chunk_bytes)
         self._first_of_buffers = min(buffers) // self._chunk_bytes if buffers else None
@@ -95,8 +100,21 @@ class Rotation:
         wanted = max(1, round(fraction * self._pieces))
         if wanted >= self._pieces:
             return self.whole()
-        first, pieces = self._first, self._pieces
-        self._first = (first + wanted) % pieces
+        part = self.window(self._first, wanted)
+        self._first = (self._first + wanted) % self._pieces
+        return part
+
+    def window(self, first: int, wanted: int) -> Part:
+        """The part that begins with a piece and has so many, as another node of the same model names it.
+
+        Args:
+            first: the first piece; taken modulo their number.
+            wanted: how many; 0, or more than there are, is the whole snapshot.
+        """
+        pieces = self._pieces
+        if wanted == 0 or wanted >= pieces:
+            return self.whole()
+        first %= pieces
         ranges = [(first, min(wanted, pieces - first))]
         if first + wanted > pieces:
             ranges.append((0, first + wanted - pieces))
@@ -104,4 +122,5 @@ class Rotation:
             # The first chunk of buffers may end the parameters, and be in the window already.
             start = max(self._first_of_buffers, *(first + count for first, count in ranges))
             ranges.append((start, chunk_count(self._total_bytes, self._chunk_bytes) - start))
-        return Part(self._chunk_bytes, tuple(item for item in ranges if item[1] > 0), wanted / pieces)
+        found = tuple(item for item in ranges if item[1] > 0)
+        return Part(self._chunk_bytes, found, wanted / pieces, (first, wanted))

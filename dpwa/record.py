@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dpwa.exchange import Exchange, Outcome
 from dpwa.interpolation import State
+from dpwa.methods.base import Kind
+from dpwa.transport.wire import NO_EXCHANGE
 
 __all__ = ["NodeStatistics", "Record", "exchange_fields"]
 
@@ -35,6 +37,8 @@ class NodeStatistics:
         publish_skipped: publishes left out because slow peers held all buffers.
         protocol_errors: illegal messages that peers sent to the serving side.
         scores: flow control's score of each peer.
+        method: numbers of the averaging method, such as the mass of a push method.
+        faults: how many faults of each kind were injected; empty if none were asked for.
     """
 
     step: int
@@ -52,6 +56,8 @@ class NodeStatistics:
     publish_skipped: int
     protocol_errors: int
     scores: Mapping[str, float]
+    method: Mapping[str, float]
+    faults: Mapping[str, int] = field(default_factory=dict)
 
 
 class Record:
@@ -71,13 +77,18 @@ class Record:
         self._started_s = started_s
         self._sampled = (started_s, 0)
 
-    def note(self, exchange: Exchange) -> None:
-        """Count an exchange that has ended, and was applied if there was something to apply."""
+    def note(self, exchange: Exchange, factor: float) -> None:
+        """Count an exchange that has ended, and was applied if there was something to apply.
+
+        Args:
+            exchange: it.
+            factor: by which it was applied.
+        """
         self._outcomes[exchange.outcome.value] += 1
         self._failures += exchange.outcome.is_failure
         self._bytes_in += exchange.received_bytes
         if exchange.outcome is Outcome.BLENDED:
-            self._last_blend = (exchange.peer, exchange.factor)
+            self._last_blend = (exchange.peer, factor)
 
     def log(self, values: Mapping[str, object]) -> None:
         """Add values of the training script to every further line of metrics."""
@@ -93,6 +104,8 @@ class Record:
         bytes_out: int,
         protocol_errors: int,
         scores: Mapping[str, float],
+        method: Mapping[str, float],
+        faults: Mapping[str, int],
     ) -> NodeStatistics:
         """The counts together with what the node and its transport know."""
         last_peer, last_factor = self._last_blend
@@ -113,6 +126,8 @@ class Record:
             publish_skipped=self.publish_skipped,
             protocol_errors=protocol_errors,
             scores=scores,
+            method=method,
+            faults=faults,
         )
 
     def metrics(self, statistics: NodeStatistics, now_s: float) -> Mapping[str, object]:
@@ -137,31 +152,49 @@ class Record:
         }
 
 
-def exchange_fields(exchange: Exchange, step: int) -> dict[str, object]:
-    """What the journal tells of an exchange that was taken at a step of the trainer."""
-    reference, peer = exchange.ask.reference, exchange.peer_state
+def exchange_fields(exchange: Exchange, step: int, factor: float) -> dict[str, object]:
+    """What the journal tells of an exchange that was taken at a step of the trainer, and applied by a factor."""
     fields: dict[str, object] = {
         "outcome": exchange.outcome.value,
         "peer": exchange.peer,
         "duration_s": round(exchange.duration_s, 6),
     }
-    if peer is not None:
-        fields |= {
-            "version": exchange.version,
-            "own_version": reference.version,
-            "clock": reference.state.clock,
-            "peer_clock": peer.clock,
-            "loss": reference.state.loss,
-            "peer_loss": peer.loss,
-            "factor": exchange.factor,
-            "bytes": exchange.received_bytes,
-            "share": exchange.share,
-            "via": "shared_memory" if exchange.is_shared else "stream",
-            "codec": exchange.codec.name.lower(),
-            "late_steps": step - reference.step,
-        }
+    if exchange.kind not in (None, Kind.PULL):
+        fields |= {"kind": exchange.kind.value, "own": exchange.ask is not None}
+    if exchange.exchange != NO_EXCHANGE:
+        fields["exchange"] = exchange.exchange.hex()
+    if exchange.peer_state is not None:
+        fields |= _blend_fields(exchange, exchange.peer_state, step, factor)
+    if exchange.missed:
+        fields["missed"] = exchange.missed
     if exchange.reason:
         fields["reason"] = exchange.reason
     if exchange.note:
         fields["note"] = exchange.note
+    return fields
+
+
+def _blend_fields(exchange: Exchange, peer: State, step: int, factor: float) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "version": exchange.version,
+        "peer_clock": peer.clock,
+        "peer_loss": peer.loss,
+        "factor": factor,
+        "bytes": exchange.received_bytes,
+        "share": exchange.share,
+        "via": "shared_memory" if exchange.is_shared else "stream",
+        "codec": exchange.codec.name.lower(),
+    }
+    reference = exchange.reference
+    if reference is not None:
+        fields |= {
+            "own_version": reference.version,
+            "clock": reference.state.clock,
+            "loss": reference.state.loss,
+            "late_steps": step - reference.step,
+        }
+    if exchange.distance is not None:
+        fields["distance"] = exchange.distance
+    if exchange.kind in (Kind.PUSH, Kind.GATHER):
+        fields |= {"weight": exchange.weight, "merged": exchange.merged}
     return fields

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,8 @@ class Role(str, Enum):
     """Trained; blended as the config's `blend` says."""
     BUFFER = "buffer"
     """Running statistics; always interpolated, never extrapolated: a variance must not become negative."""
+    ANCHOR = "anchor"
+    """What a method keeps for a parameter, and blends itself."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,11 @@ class Section:
     def item_bytes(self) -> int:
         """Bytes of one element."""
         return ITEM_BYTES[self.dtype]
+
+    @property
+    def value_type(self) -> np.dtype[Any]:
+        """Type that its values are blended in."""
+        return np.dtype(np.float64 if self.dtype == "float64" else np.float32)
 
     @property
     def stop_byte(self) -> int:

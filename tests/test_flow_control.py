@@ -74,9 +74,26 @@ def test_a_restarted_peer_starts_with_a_clean_slate():
     flow = _flow("ab")
     for _ in range(10):
         flow.failed("a", 0.0)
-    flow.restarted("a")
+    flow.seen_as("a", b"a new life")
     assert flow.scores()["a"] == 500
     assert "a" in {flow.choose(0.1) for _ in range(50)}
+
+
+def test_a_peer_that_answered_in_its_new_life_is_not_forgiven_once_more():
+    flow = _flow("ab")
+    flow.answered_as("a", b"a new life")
+    flow.failed("a", 0.0)
+    flow.seen_as("a", b"a new life")
+    assert flow.is_failing("a")
+
+
+def test_choice_among_some_peers_follows_their_weights():
+    flow = _flow("abcd")
+    chosen = Counter(flow.choose(0.0, {"a": 0.75, "b": 0.25}) for _ in range(4000))
+    assert set(chosen) == {"a", "b"}
+    assert chosen["a"] / 4000 == pytest.approx(0.75, abs=0.05)
+    assert flow.choose(0.0, {"a": 0.75, "b": 0.25}, without=["a"]) == "b"
+    assert flow.choose(0.0, {"a": 1.0}, without=["a"]) is None
 
 
 def test_hundreds_of_dead_peers_leave_nine_of_ten_exchanges_to_the_living():
@@ -111,9 +128,9 @@ class FlowControlMachine(RuleBasedStateMachine):
     def failure(self, peer: str) -> None:
         self.flow.failed(peer, self.now_s)
 
-    @rule(peer=st.sampled_from("abc"))
-    def restart(self, peer: str) -> None:
-        self.flow.restarted(peer)
+    @rule(peer=st.sampled_from("abc"), life=st.binary(min_size=8, max_size=8))
+    def restart(self, peer: str, life: bytes) -> None:
+        self.flow.seen_as(peer, life)
 
     @invariant()
     def scores_stay_in_bounds(self) -> None:

@@ -190,7 +190,7 @@ def test_the_three_rules_resolve_by_name():
     ("name", "options", "message"),
     [
         ("constnat", {}, 'there is no interpolation "constnat", did you mean "constant"?'),
-        ("zzz", {}, "known: clock, constant, loss"),
+        ("zzz", {}, "known: clock, consensus, constant, loss, staleness"),
         ("constant", {"valeu": 1}, 'Constant has no option "valeu", did you mean "value"?'),
         ("clock", {"value": 1}, 'Clock has no option "value", it takes: none'),
         ("constant", {"value": 7}, "expected a number from 0 to 1, got 7"),

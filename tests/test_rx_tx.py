@@ -291,7 +291,7 @@ def test_a_bug_in_a_background_thread_reaches_the_trainer(zeromq, monkeypatch):
     def fail(*_args: object) -> None:
         raise broken
 
-    monkeypatch.setattr(node._wiring.exchanger, "perform", fail)
+    monkeypatch.setattr(node._parts.wiring.exchanger, "perform", fail)
     with pytest.raises(InternalError, match="a bug") as raised:
         step_until(node, lambda: False, "the error is raised")
     assert raised.value.__cause__ is broken

@@ -26,6 +26,7 @@ from dpwa.node import Node
 from dpwa.parts import Part
 from dpwa.snapshot import ITEM_BYTES, Layout, Role, TensorSpec
 from dpwa.transport import shared_memory, wire
+from dpwa.transport.conversation import Conversation
 from dpwa.transport.pulling import Target
 from dpwa.transport.reception import Reception
 from dpwa.transport.segments import Segments
@@ -354,7 +355,7 @@ def test_what_cannot_be_read_from_shared_memory_is_streamed_and_the_journal_says
 
 def test_a_slot_with_another_version_than_offered_is_streamed(zeromq, run, tmp_path):
     _spoilt_cluster(zeromq, run, tmp_path)
-    segment = zeromq.nodes[1]._segment
+    segment = zeromq.nodes[1]._publisher._segment
     segment.mark = lambda index, version: Segment.mark(segment, index, version + 1)
     _assert_streamed(zeromq, tmp_path, "holds another version")
 
@@ -363,7 +364,7 @@ def test_a_slot_that_is_overwritten_while_it_is_read_is_streamed_and_its_values_
     zeromq, run, tmp_path, monkeypatch
 ):
     _spoilt_cluster(zeromq, run, tmp_path)
-    segment, read = zeromq.nodes[1]._segment, SegmentReader.read
+    segment, read = zeromq.nodes[1]._publisher._segment, SegmentReader.read
 
     def overwritten(self: SegmentReader, index: int) -> memoryview:
         memory = read(self, index)
@@ -545,7 +546,7 @@ def test_no_read_of_a_slot_that_is_written_at_full_speed_is_torn(run, children):
     own = np.zeros(layout.total_bytes, np.uint8)
     target = Target(staging, own.data, Part(wire.MAX_CHUNK_BYTES, ((0, 1),), 1.0))
     pull = wire.Pull(1, run, "w2", bytes(8), layout.fingerprint, bytes(8), 0, 0, 1 << 20, 0, 1, True, False)
-    reception = Reception("w1", None, lambda: False, segments, pull, target)
+    reception = Reception(Conversation("w1", None, lambda: False, pull), segments, pull, target)
     slot = segments.reader("w1", INCARNATION, token)
     read, versions, reasons = 0, set(), Counter()
     end_s = time.monotonic() + 2.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tracemalloc
+from typing import get_args
 
 import msgpack
 import pytest
@@ -38,11 +39,18 @@ _FIELDS = {
     "slot": st.integers(-1, wire.MAX_SLOTS - 1),
     "token": st.binary(min_size=16, max_size=16),
     "reason": _NAMES,
+    "exchange": st.binary(min_size=16, max_size=16),
+    "round": st.integers(-1, wire.MAX_COUNTER),
+    "mass": st.floats(0, wire.MAX_MASS),
+    "is_pair": st.booleans(),
+    "gives_up": st.booleans(),
+    "piece": st.integers(0, wire.MAX_CHUNKS),
+    "pieces": st.integers(0, wire.MAX_CHUNKS),
+    "verdict": st.sampled_from([int(verdict) for verdict in wire.Verdict]),
 }
-_CLASSES = [wire.Pull, wire.More, wire.Offer, wire.Chunk, wire.NotModified, wire.NotReady, wire.Busy, wire.Mismatch]
 _MESSAGES = st.one_of(
     st.builds(cls, **{field.name: _FIELDS[field.name] for field in dataclasses.fields(cls)})
-    for cls in [*_CLASSES, wire.Done, wire.Refused]
+    for cls in get_args(wire.Message)
 )
 
 
@@ -86,6 +94,8 @@ def test_lists_of_wrong_values_are_refused_or_legal(kind, values):
 _PULL = wire.Pull(1, "run", "w1", b"i" * 8, b"f" * 16, b"h" * 8, 0, 0, 4096, 0, 8, False, False)
 _OFFER = wire.Offer(1, b"i" * 8, 1, 1.0, 0.5, 100, -1, bytes(16), False)
 _CHUNK = wire.Chunk(1, 0, 0)
+_PROPOSE = wire.Propose(1, "run", "w1", b"i" * 8, b"f" * 16, b"e" * 16, False, 0.5, 1.0, None, 3, 0, 0)
+_SETTLED = wire.Settled(1, b"i" * 8, 1, False)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +132,16 @@ _CHUNK = wire.Chunk(1, 0, 0)
         (_OFFER, "slot", False),
         (_OFFER, "token", b"short"),
         (_OFFER, "token", "x" * 16),
+        (_PULL, "exchange", b"short"),
+        (_PULL, "round", -2),
+        (_OFFER, "mass", -1.0),
+        (_OFFER, "mass", float("nan")),
+        (_OFFER, "mass", 2.0 * wire.MAX_MASS),
+        (_PROPOSE, "is_pair", 1),
+        (_PROPOSE, "mass", float("inf")),
+        (_PROPOSE, "piece", -1),
+        (_PROPOSE, "pieces", wire.MAX_CHUNKS + 1),
+        (_SETTLED, "verdict", 3),
         (_CHUNK, "index", -1),
         (_CHUNK, "codec", -1),
     ],
@@ -172,5 +192,10 @@ def test_numbers_of_messages_are_never_reused():
         ("MISMATCH", 8),
         ("REFUSED", 9),
         ("DONE", 10),
+        ("PROPOSE", 11),
+        ("ACCEPTED", 12),
+        ("SETTLE", 13),
+        ("SETTLED", 14),
+        ("PAST", 15),
     ]
     assert [(codec.name, codec.value) for codec in wire.Codec] == [("RAW", 0), ("FP16", 1), ("BF16", 2), ("INT8", 3)]

@@ -11,7 +11,7 @@ simulation runs the same code. Runs in: the thread that performs the exchanges.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from dpwa.config import FlowControlOptions
@@ -45,20 +45,33 @@ class FlowControl:
         self._settings = settings
         self._rng = rng
         self._standings = {peer: _Standing(settings.score_start) for peer in peers}
+        self._incarnations: dict[str, bytes | None] = {}
 
-    def choose(self, now_s: float) -> str | None:
+    def choose(
+        self, now_s: float, among: Mapping[str, float] | None = None, without: Collection[str] = ()
+    ) -> str | None:
         """A peer to ask, or None while every peer is failing and none is due for another chance.
 
         Args:
             now_s: monotonic time.
+            among: only these, each with a weight that its score is multiplied by; None: all, with equal weights.
+            without: not these.
         """
-        healthy = [peer for peer, standing in self._standings.items() if standing.failures == 0]
-        due = [peer for peer, standing in self._standings.items() if standing.failures and standing.due_s <= now_s]
+        names = self._standings if among is None else among
+        standings = [(peer, self._standings[peer]) for peer in names if peer not in without]
+        healthy = [(peer, standing) for peer, standing in standings if standing.failures == 0]
+        due = [(peer, standing) for peer, standing in standings if standing.failures and standing.due_s <= now_s]
         if due and (not healthy or self._rng.random() < _PROBE_SHARE):
-            return min(due, key=lambda peer: self._standings[peer].due_s)
+            return min(due, key=lambda item: item[1].due_s)[0]
         if not healthy:
             return None
-        return self._rng.choices(healthy, [self._standings[peer].score for peer in healthy])[0]
+        weights = [standing.score * (1.0 if among is None else among[peer]) for peer, standing in healthy]
+        return self._rng.choices(healthy, weights)[0][0]
+
+    def may_ask(self, peer: str, now_s: float) -> bool:
+        """Whether the peer answered last time, or is due for another chance."""
+        standing = self._standings[peer]
+        return standing.failures == 0 or standing.due_s <= now_s
 
     def succeeded(self, peer: str) -> None:
         """The peer gave its snapshot."""
@@ -80,9 +93,15 @@ class FlowControl:
         standing.due_s = now_s + pause_s * self._rng.uniform(0.75, 1.25)
         standing.failures += 1
 
-    def restarted(self, peer: str) -> None:
-        """The peer began a new life: what its former one did is forgotten."""
-        self._standings[peer] = _Standing(self._settings.score_start)
+    def answered_as(self, peer: str, incarnation: bytes) -> None:
+        """The peer gave an answer in this life: that proves its health as well, and nothing need be forgiven."""
+        self._incarnations[peer] = incarnation
+
+    def seen_as(self, peer: str, incarnation: bytes | None) -> None:
+        """The peer was heard of in this life. If it is a new one, what its former one did is forgotten."""
+        if incarnation != self._incarnations.get(peer):
+            self._incarnations[peer] = incarnation
+            self._standings[peer] = _Standing(self._settings.score_start)
 
     def is_failing(self, peer: str) -> bool:
         """Whether the peer's last exchange failed."""

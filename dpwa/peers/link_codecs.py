@@ -30,17 +30,18 @@ class LinkCodecs:
         self._fixed = None if codec == "auto" else Codec[codec.upper()]
         self._bytes_per_s: dict[str, float] = {}
 
-    def choose(self, peer: str, wanted_bytes: float) -> Codec:
+    def choose(self, peer: str, wanted_bytes: float, *, exact: bool = False) -> Codec:
         """The codec for a pull.
 
         Args:
             peer: the peer to be asked.
             wanted_bytes: what the pull brings without a codec.
+            exact: `auto` must not round: what is fetched has its counterpart at another node.
         """
         if self._fixed is not None:
             return self._fixed
         speed = self._bytes_per_s.get(peer)
-        if speed is None or wanted_bytes / speed <= _FAST_S:
+        if exact or speed is None or wanted_bytes / speed <= _FAST_S:
             return Codec.RAW
         return Codec.FP16 if wanted_bytes / 2 / speed <= _SLOW_S else Codec.INT8
 

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import zmq
 
 from dpwa.errors import ConfigError, NodeClosed, PeerUnreachable, RemoteProtocolError
+from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.pulling import Pulled, Target
 from dpwa.transport.reception import Reception
 from dpwa.transport.segments import Segments
 from dpwa.transport.sockets import Links, dealer, endpoint
-from dpwa.transport.wire import Pull, encode
+from dpwa.transport.wire import Message, Propose, Pull, Settle, encode
 
 __all__ = ["ZmqClient"]
+
+_Received = TypeVar("_Received")
 
 # How often a pull looks whether the connection still stands while nothing arrives.
 _CHECK_S = 0.1
@@ -58,6 +62,7 @@ class ZmqClient:
         self._addresses = addresses
         self._links = links
         self._segments = segments
+        self.patience_s = timeout_s
         self._timeout_s = timeout_s
         self._connect_timeout_s = min(connect_timeout_s, timeout_s)
         self._max_connections = max_connections
@@ -68,19 +73,40 @@ class ZmqClient:
         """See `Client.can_share`."""
         return self._segments.can_share(peer)
 
-    def pull(self, peer: str, pull: Pull, target: Target) -> Pulled:
+    def pull(self, peer: str, pull: Pull, target: Target, within_s: float | None = None) -> Pulled:
         """See `Client.pull`."""
+        return self._ask(peer, pull, lambda talk: Reception(talk, self._segments, pull, target).run(), within_s)
+
+    def request(self, peer: str, message: Propose | Settle) -> Message:
+        """See `Client.request`."""
+        return self._ask(peer, message, Conversation.answer)
+
+    def pause(self, pause_s: float) -> None:
+        """See `Client.pause`."""
+        poller = zmq.Poller()
+        poller.register(self._bell.fileno(), zmq.POLLIN)
+        if poller.poll(int(pause_s * 1000) + 1):
+            raise NodeClosed("the node was closed during an exchange")
+
+    def _ask(
+        self,
+        peer: str,
+        message: Pull | Propose | Settle,
+        receive: Callable[[Conversation], _Received],
+        within_s: float | None = None,
+    ) -> _Received:
         start_s = time.monotonic()
+        timeout_s = self._timeout_s if within_s is None else min(self._timeout_s, within_s)
         socket = self._open(peer)
         try:
-            self._connect(peer, socket, start_s + self._connect_timeout_s)
-            socket.send(encode(pull), zmq.NOBLOCK)
-            deadline_s = start_s + self._timeout_s
+            self._connect(peer, socket, start_s + min(timeout_s, self._connect_timeout_s))
+            socket.send(encode(message), zmq.NOBLOCK)
+            deadline_s = start_s + timeout_s
 
             def wait() -> bool:
                 return self._wait(peer, socket, zmq.POLLIN, deadline_s)
 
-            return Reception(peer, socket, wait, self._segments, pull, target).run()
+            return receive(Conversation(peer, socket, wait, message))
         except zmq.Again as error:  # the connection broke between the poll and the send
             self._hang_up(peer)
             raise PeerUnreachable(peer, "connection lost before the request was sent") from error

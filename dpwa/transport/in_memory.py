@@ -1,10 +1,11 @@
 """Nodes of one process exchanging by plain function calls: for tests and simulations, with nothing left to chance.
 
-Exchanges run in the trainer's thread, at the moment that their result is taken. With seeded nodes stepped in a fixed
-order, a run gives the same result bit for bit. Service, exchange and blend are the same code as over ZeroMQ.
+Pulls are made in the trainer's thread at the moment that their result is taken; pushes and pairs when they are asked
+for, and the peer takes its part in the same call. With seeded nodes stepped in a fixed order, a run gives the same
+result bit for bit. Service, exchange and blend are the same code as over ZeroMQ.
 
-An exchange lasts from the ask to the next step, and no pull waits: nodes that are stepped in turn see the peers
-before them one step ahead.
+A pull lasts from the ask to the next step, and none waits: nodes that are stepped in turn see the peers before them
+one step ahead.
 
 Must not know: ZeroMQ. Runs in: one thread, the trainers'.
 """
@@ -14,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dpwa.blending import encode_chunk
-from dpwa.errors import InternalError, PeerUnreachable
+from dpwa.errors import InternalError, ModelMismatch, PeerUnreachable
 from dpwa.exchange import Ask, Exchange
+from dpwa.methods.base import Kind
+from dpwa.snapshot import Snapshot
 from dpwa.transport.interface import Wiring
 from dpwa.transport.pulling import Pulled, Target
 from dpwa.transport.rx import RxCounters
-from dpwa.transport.service import Service
-from dpwa.transport.wire import Codec, Mismatch, Offer, Pull
+from dpwa.transport.service import Request, Service
+from dpwa.transport.wire import NO_EXCHANGE, Codec, Message, Mismatch, Offer, Propose, Pull, Settle
 
 __all__ = ["InMemoryNetwork", "InMemoryTransport"]
 
@@ -29,6 +32,7 @@ class InMemoryNetwork:
     """Connects the nodes of one process. A node that is not on it is unreachable."""
 
     def __init__(self) -> None:
+        self.patience_s = 0.0
         self._transports: dict[str, InMemoryTransport] = {}
 
     def join(self, name: str, transport: InMemoryTransport) -> None:
@@ -43,12 +47,25 @@ class InMemoryNetwork:
         """See `Client.can_share`: all memory is one here."""
         return False
 
-    def pull(self, peer: str, pull: Pull, target: Target) -> Pulled:
+    def pull(self, peer: str, pull: Pull, target: Target, within_s: float | None = None) -> Pulled:  # noqa: ARG002
         """See `Client.pull`; the network is every node's client."""
+        return self._find(peer).serve(pull, target)
+
+    def request(self, peer: str, message: Propose | Settle) -> Message:
+        """See `Client.request`."""
+        answer = self._find(peer).answer(message)
+        if isinstance(answer, Mismatch):
+            raise ModelMismatch(peer, "trains another model. All nodes must build the same model")
+        return answer
+
+    def pause(self, pause_s: float) -> None:
+        """See `Client.pause`: nothing changes while one waits."""
+
+    def _find(self, peer: str) -> InMemoryTransport:
         transport = self._transports.get(peer)
         if transport is None:
             raise PeerUnreachable(peer, "not on the in-memory network")
-        return transport.serve(pull, target)
+        return transport
 
 
 class InMemoryTransport:
@@ -84,13 +101,19 @@ class InMemoryTransport:
         then()
 
     def ask(self, ask: Ask) -> None:
-        """See `Transport.ask`. The exchange is made when it is taken: it lasts exactly from the ask to there."""
-        self._ask = ask
+        """See `Transport.ask`. A pull is made when it is taken: it lasts exactly from the ask to there."""
+        if ask.kind in (Kind.PUSH, Kind.PAIR) and not ask.joining:
+            self._exchanger.perform(ask, self._network)
+        else:
+            self._ask = ask
 
     def take(self, wait_s: float) -> Exchange | None:  # noqa: ARG002  (there is nothing to wait for)
         """See `Transport.take`."""
         ask, self._ask = self._ask, None
-        return None if ask is None else self._exchanger.perform(ask, self._network)
+        if ask is not None:
+            self._exchanger.perform(ask, self._network)
+        self._exchanger.work(self._network)
+        return self._exchanger.results.take(0.0)
 
     def error(self) -> BaseException | None:
         """See `Transport.error`: there is no background thread."""
@@ -100,12 +123,15 @@ class InMemoryTransport:
         """See `Transport.close`."""
         self._network.leave(self._name)
 
+    def answer(self, request: Propose | Settle) -> Message:
+        """Answer a peer's proposal or question; what was accepted is fetched at once."""
+        answer, _ = self._answered(request)
+        self._exchanger.work(self._network)
+        return answer
+
     def serve(self, pull: Pull, target: Target) -> Pulled:
         """Answer a peer's pull."""
-        answered = self._service.answer(pull, now_s=0.0, may_wait=False)
-        if answered is None:
-            raise InternalError("a service that may not wait must answer")
-        answer, snapshot = answered
+        answer, snapshot = self._answered(pull)
         if isinstance(answer, Mismatch):
             return Pulled(answer, peer_layout=self._service.mismatch_body().decode())
         if not isinstance(answer, Offer) or snapshot is None:
@@ -121,4 +147,12 @@ class InMemoryTransport:
             received += len(body)
         self.counters.served += 1
         self.counters.bytes_out += received
+        if pull.exchange != NO_EXCHANGE:
+            self._service.proposals.fetched(pull.exchange)
         return Pulled(answer, received)
+
+    def _answered(self, request: Request) -> tuple[Message, Snapshot | None]:
+        answered = self._service.answer(request, now_s=0.0, may_wait=False)
+        if answered is None:
+            raise InternalError("a service that may not wait must answer")
+        return answered

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from dpwa.exchange import Ask, Exchange, Exchanger
+from dpwa.exchange import Ask, Exchange
+from dpwa.exchanger import Exchanger
 from dpwa.transport.rx import RxCounters
 from dpwa.transport.service import Service
 
@@ -55,10 +56,13 @@ class Transport(Protocol):
         """
 
     def ask(self, ask: Ask) -> None:
-        """Have one exchange made; never waits. At most one is under way."""
+        """Have one exchange made; never waits. At most one is under way.
+
+        Of a push that the peer accepts the end comes when the peer has taken it.
+        """
 
     def take(self, wait_s: float) -> Exchange | None:
-        """The finished exchange, waiting at most so long for it; None if it is not finished."""
+        """An exchange that has ended, an own one or a peer's, waiting at most so long for it; None if there is none."""
 
     def error(self) -> BaseException | None:
         """What ended a background thread, if one has ended by itself."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from dpwa.blending import Staging
 from dpwa.parts import Part
-from dpwa.transport.wire import Message, Pull
+from dpwa.transport.wire import Message, Propose, Pull, Settle
 
 __all__ = ["Client", "Pulled", "Target"]
 
@@ -21,12 +21,12 @@ class Target:
 
     Attributes:
         staging: takes the bytes.
-        reference: the own snapshot of this exchange.
+        reference: the own snapshot of this exchange; None if the values are not compared with one.
         part: which chunks are wanted.
     """
 
     staging: Staging
-    reference: memoryview
+    reference: memoryview | None
     part: Part
 
     def begin(self) -> None:
@@ -58,17 +58,43 @@ class Pulled:
 class Client(Protocol):
     """What an exchange needs of a transport."""
 
+    patience_s: float
+    """How long an answer may take that depends on another node's trainer or threads; 0: all answer at once."""
+
     def can_share(self, peer: str) -> bool:
         """Whether it is worth asking a peer for its shared memory."""
         ...
 
-    def pull(self, peer: str, pull: Pull, target: Target) -> Pulled:
+    def pull(self, peer: str, pull: Pull, target: Target, within_s: float | None = None) -> Pulled:
         """Ask a peer for its snapshot, or part of it, and receive it.
+
+        Args:
+            peer: whom.
+            pull: what.
+            target: where to.
+            within_s: deadline, if shorter than the config's.
 
         Raises:
             PeerUnreachable: no connection in time, or it broke.
             PeerTimeout: connected, but no complete answer in time.
             RemoteProtocolError: the peer sent something illegal.
+            NodeClosed: this node is being closed.
+        """
+        ...
+
+    def request(self, peer: str, message: Propose | Settle) -> Message:
+        """Send a message that is answered by one without a body, and give the answer.
+
+        Raises:
+            PeerUnreachable, PeerTimeout, RemoteProtocolError, NodeClosed: as for `pull`.
+            ModelMismatch: the peer trains another model.
+        """
+        ...
+
+    def pause(self, pause_s: float) -> None:
+        """Wait a moment.
+
+        Raises:
             NodeClosed: this node is being closed.
         """
         ...

@@ -21,9 +21,24 @@ from dpwa.blending import encode_chunk
 from dpwa.errors import ConfigError, InternalError, RemoteProtocolError
 from dpwa.snapshot import Snapshot
 from dpwa.transport.doorbell import Doorbell
-from dpwa.transport.service import Service
+from dpwa.transport.service import Request, Service
 from dpwa.transport.sockets import Links, endpoint, router
-from dpwa.transport.wire import Busy, Chunk, Codec, Done, Message, Mismatch, More, Offer, Pull, decode, encode
+from dpwa.transport.wire import (
+    NO_EXCHANGE,
+    Busy,
+    Chunk,
+    Codec,
+    Done,
+    Message,
+    Mismatch,
+    More,
+    Offer,
+    Propose,
+    Pull,
+    Settle,
+    decode,
+    encode,
+)
 
 __all__ = ["RxCounters", "RxThread"]
 
@@ -67,7 +82,7 @@ class _Transfer:
 
 @dataclass
 class _Waiting:
-    pull: Pull
+    request: Request
     deadline_s: float
 
 
@@ -211,8 +226,8 @@ class RxThread:
             if len(frames) != 2:
                 raise RemoteProtocolError("?", f"request of {len(frames) - 1} frames, expected 1")
             message = decode(frames[1], "?")
-            if isinstance(message, Pull):
-                self._pull(socket, identity, message)
+            if isinstance(message, Pull | Propose | Settle):
+                self._request(socket, identity, message)
             elif isinstance(message, More):
                 self._more(socket, identity, message)
             elif isinstance(message, Done):
@@ -230,30 +245,31 @@ class RxThread:
         if len(self._peers.cut_off) > _MAX_CUT_OFF:
             self._peers.cut_off.popitem(last=False)
 
-    def _pull(self, socket: zmq.Socket[bytes], identity: bytes, pull: Pull) -> None:
-        self._peers.forget(identity)  # a new pull ends the connection's former one
+    def _request(self, socket: zmq.Socket[bytes], identity: bytes, request: Request) -> None:
+        self._peers.forget(identity)  # a new request ends the connection's former one
         if len(self._peers.transfers) + len(self._peers.waiting) >= _MAX_TRANSFERS:
-            self._send(socket, identity, Busy(pull.nonce))
+            self._send(socket, identity, Busy(request.nonce))
             return
-        wait_s = min(self._idle_s / 2, self._service.longest_wait_s())
-        self._answer(socket, identity, _Waiting(pull, time.monotonic() + wait_s))
+        wait_s = self._service.longest_wait_s(request, self._idle_s)
+        self._answer(socket, identity, _Waiting(request, time.monotonic() + wait_s))
 
     def _answer(self, socket: zmq.Socket[bytes], identity: bytes, waiting: _Waiting) -> None:
-        pull = waiting.pull
+        request = waiting.request
         now_s = time.monotonic()
-        answered = self._service.answer(pull, now_s=now_s, may_wait=now_s < waiting.deadline_s)
+        answered = self._service.answer(request, now_s=now_s, may_wait=now_s < waiting.deadline_s)
         if answered is None:
             self._peers.waiting[identity] = waiting
             return
         self._peers.waiting.pop(identity, None)
         answer, snapshot = answered
         body = self._service.mismatch_body() if isinstance(answer, Mismatch) else None
-        self.counters.refused += not isinstance(answer, Offer)
-        if self._send(socket, identity, answer, body) and snapshot is not None:
+        is_pull = isinstance(request, Pull)
+        self.counters.refused += is_pull and not isinstance(answer, Offer)
+        if self._send(socket, identity, answer, body) and snapshot is not None and isinstance(request, Pull):
             is_shared = isinstance(answer, Offer) and answer.slot >= 0
-            self._peers.transfers[identity] = _Transfer(pull, snapshot, is_shared, time.monotonic() + self._idle_s)
+            self._peers.transfers[identity] = _Transfer(request, snapshot, is_shared, time.monotonic() + self._idle_s)
             if not is_shared:
-                self._send_chunks(socket, identity, pull.first, pull.count)
+                self._send_chunks(socket, identity, request.first, request.count)
 
     def _answer_waiting(self, socket: zmq.Socket[bytes]) -> None:
         for identity, waiting in list(self._peers.waiting.items()):
@@ -273,6 +289,8 @@ class RxThread:
             self.counters.served += 1
             self.counters.shared_out += transfer.is_shared
             self._peers.forget(identity)
+            if transfer.pull.exchange != NO_EXCHANGE:
+                self._service.proposals.fetched(transfer.pull.exchange)
 
     def _send_chunks(self, socket: zmq.Socket[bytes], identity: bytes, first: int, count: int) -> None:
         transfer = self._peers.transfers[identity]

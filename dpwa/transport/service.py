@@ -1,4 +1,4 @@
-"""What a node answers when a peer asks for its parameters.
+"""What a node answers its peers: pulls of its parameters, proposals, and questions what became of them.
 
 Both the Rx thread and the in-memory transport ask a `Service`, so that the rules stand once.
 
@@ -10,44 +10,80 @@ from __future__ import annotations
 
 from typing import Final
 
+from dpwa.methods.base import Kind
 from dpwa.peers.membership import Membership
 from dpwa.snapshot import Layout, Snapshot
+from dpwa.transport.proposals import Answer, Proposals
 from dpwa.transport.wire import (
     MAX_CHUNK_BYTES,
+    NEWEST_ROUND,
+    NO_EXCHANGE,
     TOKEN_BYTES,
+    Accepted,
+    Busy,
     Message,
     Mismatch,
     NotModified,
     NotReady,
     Offer,
+    Past,
+    Propose,
     Pull,
     Refused,
+    Settle,
+    Settled,
+    Verdict,
 )
 
-__all__ = ["Service"]
+__all__ = ["Request", "Service"]
 
 _NO_TOKEN: Final = bytes(TOKEN_BYTES)
+
+Request = Pull | Propose | Settle
+
+Answered = tuple[Message, Snapshot | None]
 
 
 class Service:
     """The serving side of a node.
 
     Args:
-        run_id: pulls of another run are refused.
+        run_id: requests of another run are refused.
         incarnation: random id of this life of the node.
         layout: of this node's model.
-        membership: told about every legal pull.
+        membership: told about every legal request.
+        proposals: those of this node and of its peers.
+        kind: the kind of exchange of this node's method.
     """
 
-    def __init__(self, *, run_id: str, incarnation: bytes, layout: Layout, membership: Membership) -> None:
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        incarnation: bytes,
+        layout: Layout,
+        membership: Membership,
+        proposals: Proposals,
+        kind: Kind,
+    ) -> None:
         self.layout = layout
+        self.proposals = proposals
         self._run_id = run_id
         self._incarnation = incarnation
         self._membership = membership
+        self._kind = kind
+        self.keeps_rounds = kind is Kind.GATHER
+        """Whether the snapshot of the last round is kept beside the newest."""
         # Each set by the trainer in one assignment and read once per answer.
         self.token: bytes | None = None
         """Of the segment that snapshots with a slot stand in."""
         self.snapshot: Snapshot | None = None
+        self.last_round: Snapshot | None = None
+        """The snapshot of the round before the newest one, for a peer that is a step behind."""
+        self.joined = False
+        """Until a node has joined it takes no proposals: its model is not one to be averaged with."""
+        self.pair_rounds: tuple[int, int] | None = None
+        """The lowest and highest round of peers whose pairs the method has a use for now."""
         self.step = 0
         self.step_interval_s = 0.0
         self.finished = False
@@ -56,49 +92,51 @@ class Service:
         self.told_finished: set[str] = set()
         """Peers that know that this node has finished: they will not miss it. Adding to a set is atomic."""
 
-    def answer(self, pull: Pull, *, now_s: float, may_wait: bool) -> tuple[Message, Snapshot | None] | None:
-        """The answer to a pull, and the snapshot to send after an `Offer`.
+    def answer(self, request: Request, *, now_s: float, may_wait: bool) -> Answered | None:
+        """The answer to a request, and the snapshot to send after an `Offer`.
 
         Args:
-            pull: the request.
+            request: a pull, a proposal, or a question what became of one.
             now_s: monotonic time.
-            may_wait: whether the caller can ask again after the next publish.
+            may_wait: whether the caller can ask again after the next publish, or after an exchange has ended.
 
         Returns:
-            None if `may_wait` and the next snapshot is the better answer: see `_next_is_better`.
+            None if `may_wait` and there is a better answer to come.
         """
-        nonce = pull.nonce
-        if pull.run != self._run_id:
-            return Refused(nonce, f"this node belongs to run {self._run_id}, the pull to another"), None
-        if not self._membership.heard(pull.node, pull.incarnation, finished=pull.finished):
+        nonce = request.nonce
+        if request.run != self._run_id:
+            return Refused(nonce, f"this node belongs to run {self._run_id}, the request to another"), None
+        finished = not isinstance(request, Propose) and request.finished
+        if not self._membership.heard(request.node, request.incarnation, finished=finished):
             return Refused(nonce, "the asking node is not in this node's cluster file"), None
-        if pull.fingerprint != self.layout.fingerprint:
+        if isinstance(request, Settle):
+            return self._settle(request, may_wait=may_wait)
+        if request.fingerprint != self.layout.fingerprint:
             return Mismatch(nonce), None
+        if isinstance(request, Propose):
+            return self._consider(request), None
         if self.finished:
-            self.told_finished.add(pull.node)
+            self.told_finished.add(request.node)
+        if request.exchange != NO_EXCHANGE:
+            return self._answer_for_exchange(request)
+        if request.round != NEWEST_ROUND:
+            return self._answer_for_round(request, may_wait=may_wait)
+        return self._answer_newest(request, now_s=now_s, may_wait=may_wait)
+
+    # --- Pulls ----------------------------------------------------------------------------------------------------
+
+    def _answer_newest(self, pull: Pull, *, now_s: float, may_wait: bool) -> Answered | None:
         self.wanted = True
         snapshot = self.snapshot
         if snapshot is None:
-            return NotReady(nonce), None  # still joining; waiting here could make two joining nodes wait for each other
+            # Still joining; waiting here could make two joining nodes wait for each other.
+            return NotReady(pull.nonce), None
         known = pull.have_incarnation == self._incarnation and pull.have_version == snapshot.version
         if may_wait and self._next_is_better(snapshot, known=known, now_s=now_s):
             return None
         if known:
-            return NotModified(nonce, self._incarnation, self.finished), None
-        token, slot = self.token, snapshot.slot
-        is_shared = pull.shared and token is not None and slot is not None
-        offer = Offer(
-            nonce=nonce,
-            incarnation=self._incarnation,
-            version=snapshot.version,
-            clock=snapshot.state.clock,
-            loss=snapshot.state.loss,
-            total_bytes=self.layout.total_bytes,
-            slot=slot if is_shared and slot is not None else -1,
-            token=token if is_shared and token is not None else _NO_TOKEN,
-            finished=self.finished,
-        )
-        return offer, snapshot
+            return NotModified(pull.nonce, self._incarnation, self.finished), None
+        return self._offer(pull, snapshot)
 
     def _next_is_better(self, snapshot: Snapshot, *, known: bool, now_s: float) -> bool:
         """Whether the asker should wait for the next publish, which its asking brings about at the next step.
@@ -112,9 +150,81 @@ class Service:
             return self.step > snapshot.step
         return now_s - snapshot.taken_s > self.step_interval_s / 2
 
-    def longest_wait_s(self) -> float:
-        """How long a pull may wait for the next publish: two steps. A trainer that pauses holds nobody up."""
-        return 2 * self.step_interval_s
+    def _answer_for_exchange(self, pull: Pull) -> Answered:
+        snapshot = self.proposals.snapshot_for(pull.exchange, pull.node)
+        if snapshot is None:
+            return Past(pull.nonce, self._incarnation, self.finished), None
+        return self._offer(pull, snapshot)
+
+    def _answer_for_round(self, pull: Pull, *, may_wait: bool) -> Answered | None:
+        newest, last = self.snapshot, self.last_round
+        for snapshot in (newest, last):
+            if snapshot is not None and snapshot.state.round == pull.round:
+                return self._offer(pull, snapshot)
+        if newest is None:
+            return NotReady(pull.nonce), None
+        if self.finished or newest.state.round > pull.round:
+            return Past(pull.nonce, self._incarnation, self.finished), None
+        return None if may_wait else (NotReady(pull.nonce), None)
+
+    def _offer(self, pull: Pull, snapshot: Snapshot) -> Answered:
+        token, slot = self.token, snapshot.slot
+        is_shared = pull.shared and token is not None and slot is not None
+        offer = Offer(
+            nonce=pull.nonce,
+            incarnation=self._incarnation,
+            version=snapshot.version,
+            clock=snapshot.state.clock,
+            loss=snapshot.state.loss,
+            total_bytes=self.layout.total_bytes,
+            slot=slot if is_shared and slot is not None else -1,
+            token=token if is_shared and token is not None else _NO_TOKEN,
+            finished=self.finished,
+            mass=snapshot.state.mass,
+            round=snapshot.state.round,
+        )
+        return offer, snapshot
+
+    # --- Proposals ------------------------------------------------------------------------------------------------
+
+    def _consider(self, propose: Propose) -> Message:
+        if self._kind is not (Kind.PAIR if propose.is_pair else Kind.PUSH):
+            return Refused(propose.nonce, "this node averages by another method; all nodes need the same cluster file")
+        if not self.joined:
+            return NotReady(propose.nonce)
+        rounds = self.pair_rounds
+        if propose.is_pair and (rounds is None or not rounds[0] <= propose.round <= rounds[1]):
+            return Busy(propose.nonce)
+        answer = self.proposals.consider(propose, self.snapshot)
+        if answer is Answer.BUSY:
+            return Busy(propose.nonce)
+        if answer is Answer.STALE:
+            return Past(propose.nonce, self._incarnation, self.finished)
+        return Accepted(propose.nonce, self._incarnation)
+
+    def _settle(self, settle: Settle, *, may_wait: bool) -> Answered | None:
+        if self.finished:
+            self.told_finished.add(settle.node)
+        verdict = Verdict.ABORTED
+        if settle.exchange != NO_EXCHANGE:
+            verdict = self.proposals.settle(settle.node, settle.exchange, gives_up=settle.gives_up)
+            if verdict is Verdict.PENDING and may_wait:
+                return None
+        return Settled(settle.nonce, self._incarnation, int(verdict), self.finished), None
+
+    def longest_wait_s(self, request: Request, idle_s: float) -> float:
+        """How long a request may wait for a better answer.
+
+        A pull of the newest snapshot: two steps, so that a trainer that pauses holds nobody up. What can only be
+        answered later: as long as the asker waits at all, or nearly.
+
+        Args:
+            request: it.
+            idle_s: how long the asker waits for an answer, or less.
+        """
+        if isinstance(request, Pull) and request.round == NEWEST_ROUND:
+            return min(idle_s / 2, 2 * self.step_interval_s)
+        return idle_s / 2
 
     def mismatch_body(self) -> bytes:
         """The layout as text, cut to one chunk, for the frame after a `Mismatch`."""

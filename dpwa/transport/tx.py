@@ -1,10 +1,10 @@
 """The Tx thread: makes this node's exchanges, one at a time, beside the training.
 
-The trainer puts an ask into a mailbox of one and later takes the finished exchange out of another. Neither side ever
-waits for the other unless the trainer says so.
+The trainer puts an ask into a mailbox of one and later finds the finished exchange among the results. Neither side ever
+waits for the other unless the trainer says so. Between asks the thread goes on with what peers have proposed.
 
-Must not know: what an exchange consists of. Runs in: the thread named `dpwa-tx-…`; `ask`, `take` and `stop` are called
-by the trainer's thread. Sockets are made, used and closed in the Tx thread alone.
+Must not know: what an exchange consists of. Runs in: the thread named `dpwa-tx-…`; `ask` and `stop` are called by
+the trainer's thread, `wake` by any. Sockets are made, used and closed in the Tx thread alone.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from dpwa.errors import NodeClosed
-from dpwa.exchange import Ask, Exchange, Exchanger
+from dpwa.exchange import Ask
+from dpwa.exchanger import Exchanger
 from dpwa.transport.client import ZmqClient
 from dpwa.transport.doorbell import Doorbell
 
@@ -35,8 +37,8 @@ class TxThread:
         self.error: BaseException | None = None
         self._exchanger = exchanger
         self._make_client = make_client
-        self._asks: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()  # at most one ask, and the mark to stop
-        self._results: queue.SimpleQueue[Exchange] = queue.SimpleQueue()  # at most one
+        self._jobs: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()  # at most one ask; None: look around
+        self._stopping = False
         self._bell = Doorbell()
         self._thread = threading.Thread(target=self._run, name=f"dpwa-tx-{name}", daemon=True)
 
@@ -46,18 +48,16 @@ class TxThread:
 
     def ask(self, ask: Ask) -> None:
         """Have an exchange made. The caller has taken the result of the former one."""
-        self._asks.put(ask)
+        self._jobs.put(ask)
 
-    def take(self, wait_s: float) -> Exchange | None:
-        """The finished exchange, or None if there is none within the wait."""
-        try:
-            return self._results.get(timeout=wait_s) if wait_s > 0 else self._results.get_nowait()
-        except queue.Empty:
-            return None
+    def wake(self) -> None:
+        """Have the thread look at the proposals."""
+        self._jobs.put(None)
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread, giving up an exchange under way; True if it ended in time. May be called again."""
-        self._asks.put(None)
+        self._stopping = True
+        self._jobs.put(None)
         self._bell.ring()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
@@ -71,8 +71,24 @@ class TxThread:
     def _run(self) -> None:
         try:
             with contextlib.closing(self._make_client(self._bell)) as client, contextlib.suppress(NodeClosed):
-                while (ask := self._asks.get()) is not None:
-                    self._results.put(self._exchanger.perform(ask, client))
-                    del ask  # its snapshot's buffer must come back while this thread waits for the next
+                while not self._stopping:
+                    self._do_next(client)
         except Exception as error:  # noqa: BLE001  the one broad catch of this thread: kept, and raised to the trainer
             self.error = error
+
+    def _do_next(self, client: ZmqClient) -> None:
+        """Do one job. A function, so that a thread that waits holds no snapshot's buffer."""
+        ask = self._next_job()
+        if ask is not None:
+            self._exchanger.perform(ask, client)
+        if not self._stopping:
+            self._exchanger.work(client)
+
+    def _next_job(self) -> Ask | None:
+        deadline_s = self._exchanger.next_deadline_s()
+        if deadline_s is None:
+            return self._jobs.get()
+        try:
+            return self._jobs.get(timeout=max(0.0, deadline_s - time.monotonic()))
+        except queue.Empty:
+            return None

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import ClassVar, Final, TypeVar, Union
+from typing import ClassVar, Final, TypeVar, Union, get_args
 
 import msgpack
 
@@ -24,7 +24,10 @@ __all__ = [
     "MAX_FRAME_BYTES",
     "MAX_HEADER_BYTES",
     "MAX_WINDOW",
+    "NEWEST_ROUND",
+    "NO_EXCHANGE",
     "PROTOCOL_VERSION",
+    "Accepted",
     "Busy",
     "Chunk",
     "Codec",
@@ -35,8 +38,13 @@ __all__ = [
     "NotModified",
     "NotReady",
     "Offer",
+    "Past",
+    "Propose",
     "Pull",
     "Refused",
+    "Settle",
+    "Settled",
+    "Verdict",
     "decode",
     "encode",
 ]
@@ -72,7 +80,16 @@ MAX_CHUNKS: Final = 1 << 24
 MAX_SLOTS: Final = 32
 """Snapshot buffers of one node; the default is 3."""
 
+MAX_MASS: Final = 2.0**20
+"""The masses of a cluster sum up to 1 (GoSGD) or to the number of nodes (SGP)."""
+
 INCARNATION_BYTES: Final = 8
+EXCHANGE_BYTES: Final = 16
+"""An incarnation and a number within it: no two proposals have one id."""
+
+NO_EXCHANGE: Final = bytes(EXCHANGE_BYTES)
+NEWEST_ROUND: Final = -1
+
 TOKEN_BYTES: Final = 16
 FINGERPRINT_BYTES: Final = 16
 
@@ -90,6 +107,11 @@ class Kind(IntEnum):
     MISMATCH = 8
     REFUSED = 9
     DONE = 10
+    PROPOSE = 11
+    ACCEPTED = 12
+    SETTLE = 13
+    SETTLED = 14
+    PAST = 15
 
 
 class Codec(IntEnum):
@@ -103,6 +125,17 @@ class Codec(IntEnum):
     """Bfloat16: half the bytes, the range of float32, fewer digits."""
     INT8 = 3
     """8-bit integers with a scale per block: a quarter of the bytes."""
+
+
+class Verdict(IntEnum):
+    """What became of a proposal, by word of the one who accepted it. Append only."""
+
+    ABORTED = 0
+    """Nothing was taken, and nothing ever will be under this id."""
+    TAKEN = 1
+    """The values have been received and are, or will be, part of the model."""
+    PENDING = 2
+    """They are still on their way."""
 
 
 # --- Messages -----------------------------------------------------------------------------------------------------
@@ -133,6 +166,10 @@ class Pull:
     """The asker would rather read the snapshot from shared memory; then no chunk is sent before a `More`."""
     finished: bool
     """The asker has ended its training and only waits for the others."""
+    exchange: bytes = NO_EXCHANGE
+    """The snapshot that was set aside for this proposal is wanted; all zero: the newest."""
+    round: int = NEWEST_ROUND
+    """The snapshot of this round is wanted; -1: the newest."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +199,8 @@ class Offer:
     token: bytes
     """What the segment's own header must say."""
     finished: bool
+    mass: float = 0.0
+    round: int = 0
 
 
 @dataclass(frozen=True)
@@ -226,7 +265,93 @@ class Refused:
     reason: str
 
 
-Message = Union[Pull, More, Done, Offer, Chunk, NotModified, NotReady, Busy, Mismatch, Refused]  # noqa: UP007 (used at run time on 3.10)
+@dataclass(frozen=True)
+class Propose:
+    """Proposes an exchange that the asker begins: its snapshot waits to be fetched by the id. Tx to Rx."""
+
+    KIND: ClassVar = Kind.PROPOSE
+    nonce: int
+    run: str
+    node: str
+    incarnation: bytes
+    fingerprint: bytes
+    exchange: bytes
+    is_pair: bool
+    """True: the other one's snapshot is wanted too, and both sides move or neither. False: a push."""
+    mass: float
+    """What a push carries."""
+    clock: float
+    loss: float | None
+    round: int
+    piece: int
+    """First piece of the part to exchange."""
+    pieces: int
+    """Pieces in that part; 0: the whole snapshot."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The proposal stands; its values will be fetched. Rx to Tx."""
+
+    KIND: ClassVar = Kind.ACCEPTED
+    nonce: int
+    incarnation: bytes
+
+
+@dataclass(frozen=True)
+class Settle:
+    """Asks what became of a proposal, or tells that its side of it is complete. Tx to Rx."""
+
+    KIND: ClassVar = Kind.SETTLE
+    nonce: int
+    run: str
+    node: str
+    incarnation: bytes
+    exchange: bytes
+    """All zero: nothing to settle, the asker only tells that it has finished and asks the same."""
+    gives_up: bool
+    """The proposer has failed: nothing may be taken any more."""
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The answer to `Settle`. Rx to Tx."""
+
+    KIND: ClassVar = Kind.SETTLED
+    nonce: int
+    incarnation: bytes
+    verdict: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Past:
+    """The round that was asked for is gone: the server has trained on. Rx to Tx."""
+
+    KIND: ClassVar = Kind.PAST
+    nonce: int
+    incarnation: bytes
+    finished: bool
+
+
+Message = Union[  # noqa: UP007 (used at run time on 3.10)
+    Pull,
+    More,
+    Done,
+    Offer,
+    Chunk,
+    NotModified,
+    NotReady,
+    Busy,
+    Mismatch,
+    Refused,
+    Propose,
+    Accepted,
+    Settle,
+    Settled,
+    Past,
+]
 
 HAS_BODY: Final = (Chunk, Mismatch)
 """Messages whose header is followed by exactly one frame of bytes; all others stand alone."""
@@ -282,13 +407,18 @@ _RULES: Final[dict[str, _Rule]] = {
     "slot": _integer(-1, MAX_SLOTS - 1),
     "token": _bytes(TOKEN_BYTES),
     "reason": _text(MAX_TEXT_CHARS),
+    "exchange": _bytes(EXCHANGE_BYTES),
+    "is_pair": _boolean,
+    "gives_up": _boolean,
+    "mass": lambda value: type(value) is float and 0.0 <= value <= MAX_MASS,
+    "round": _integer(-1, MAX_COUNTER),
+    "piece": _integer(0, MAX_CHUNKS),
+    "pieces": _integer(0, MAX_CHUNKS),
+    "verdict": _integer(0, len(Verdict) - 1),
 }
 """One rule per field name, whichever message it stands in: one word, one meaning."""
 
-_CLASSES: Final[dict[int, type[Message]]] = {
-    message.KIND: message
-    for message in (Pull, More, Done, Offer, Chunk, NotModified, NotReady, Busy, Mismatch, Refused)
-}
+_CLASSES: Final[dict[int, type[Message]]] = {message.KIND: message for message in get_args(Message)}
 _FIELDS: Final[dict[int, tuple[str, ...]]] = {
     kind: tuple(field.name for field in fields(message)) for kind, message in _CLASSES.items()
 }

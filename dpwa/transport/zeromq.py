@@ -78,6 +78,10 @@ class ZmqTransport:
             )
 
         self._tx = TxThread(name=name, exchanger=wiring.exchanger, make_client=make_client)
+        self._results = wiring.exchanger.results
+        proposals = wiring.service.proposals
+        proposals.wake = self._tx.wake
+        proposals.decided = self._rx.published
         self._publisher = PublishThread(name)
         self.counters = self._rx.counters
 
@@ -102,7 +106,7 @@ class ZmqTransport:
 
     def take(self, wait_s: float) -> Exchange | None:
         """See `Transport.take`."""
-        return self._tx.take(wait_s)
+        return self._results.take(wait_s)
 
     def error(self) -> BaseException | None:
         """See `Transport.error`."""

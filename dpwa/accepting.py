@@ -1,0 +1,183 @@
+"""The side of a push or a pair that a peer has begun.
+
+Must not know: sockets, threads, what a mass means. Runs in: the thread that makes the exchanges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from dpwa.blending import Staging
+from dpwa.errors import TransportError
+from dpwa.exchange import Exchange, Outcome
+from dpwa.fetching import Fetched, Fetcher
+from dpwa.interpolation import State
+from dpwa.methods.base import Kind
+from dpwa.parts import Rotation
+from dpwa.results import Results
+from dpwa.transport.proposals import Notice, Proposals
+from dpwa.transport.pulling import Client
+from dpwa.transport.wire import Offer, Propose, Verdict
+
+__all__ = ["Accepter"]
+
+# A proposer that is silent for so many timeouts after its half was fetched is gone.
+_PATIENCE = 2.0
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    notice: Notice
+    ended: Exchange
+    due_s: float
+
+
+class Accepter:
+    """Takes part for one node.
+
+    Args:
+        fetcher: fetches what was proposed.
+        stagings: one for a pair; two for pushes, which are merged.
+        rotation: knows the part that a pair is about.
+        proposals: those under way.
+        results: where values go that are to be blended.
+        monotonic_s: the clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        fetcher: Fetcher,
+        stagings: tuple[Staging, ...],
+        rotation: Rotation,
+        proposals: Proposals,
+        results: Results,
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        self._fetcher = fetcher
+        self._stagings = stagings
+        self._rotation = rotation
+        self._proposals = proposals
+        self._results = results
+        self._monotonic_s = monotonic_s
+        self._prepared: _Prepared | None = None
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When the proposer of a prepared pair has been silent for too long."""
+        return self._prepared.due_s if self._prepared is not None else None
+
+    def work(self, client: Client) -> None:
+        """Fetch what has been accepted, and hand over pairs that have been settled.
+
+        Raises:
+            NodeClosed: the node was closed meanwhile.
+        """
+        self._end_pair()
+        while self._proposals.has_notice:
+            staging = next((staging for staging in self._stagings if staging.is_free), None)
+            notice = self._proposals.next_notice() if staging is not None else None
+            if staging is None or notice is None:
+                return  # the trainer rings when it has made room
+            start_s = self._monotonic_s()
+            ended = self._fetch(notice, staging, client)
+            if ended is not None:
+                ended = replace(ended, duration_s=self._monotonic_s() - start_s)
+            if notice.propose.is_pair:
+                self._prepare(notice, ended, client)
+            elif ended is not None:
+                self._deliver(ended)
+
+    def _fetch(self, notice: Notice, staging: Staging, client: Client) -> Exchange | None:
+        """Fetch the values of a proposal and decide on it; None if they did not come."""
+        propose = notice.propose
+        part = self._rotation.window(propose.piece, propose.pieces)
+        try:
+            fetched = self._fetcher.fetch(
+                propose.node, client, staging, notice.reference, part, exchange=propose.exchange
+            )
+        except TransportError:
+            self._proposals.decide(propose, has_all=False)
+            return None
+        has_all = isinstance(fetched.answer, Offer) and fetched.is_finite
+        verdict = self._proposals.decide(propose, has_all=has_all)
+        if not has_all or verdict is Verdict.ABORTED:
+            return None
+        return _ended(notice, staging, fetched, part.share)
+
+    # --- Push -----------------------------------------------------------------------------------------------------
+
+    def _deliver(self, ended: Exchange) -> None:
+        """Hand over what was pushed; merge it with what the trainer has not taken yet."""
+        earlier = self._results.recall_push()
+        if earlier is None or earlier.staging is None or ended.staging is None:
+            if ended.staging is not None:
+                ended.staging.is_free = False
+            self._results.put(ended)
+            return
+        weight = earlier.weight + ended.weight
+        share = ended.weight / weight if weight > 0 else 0.0
+        earlier.staging.merge(ended.staging, share)
+        state, other = earlier.peer_state, ended.peer_state
+        if state is not None and other is not None:
+            clock = state.clock + share * (other.clock - state.clock)
+            state = State(other.loss, clock, weight, max(state.round, other.round))
+        self._results.put(
+            replace(
+                ended,
+                peer_state=state,
+                weight=weight,
+                merged=earlier.merged + ended.merged,
+                staging=earlier.staging,
+                received_bytes=earlier.received_bytes + ended.received_bytes,
+                is_shared=earlier.is_shared and ended.is_shared,
+            )
+        )
+
+    # --- Pair -----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, notice: Notice, ended: Exchange | None, client: Client) -> None:
+        if ended is None:
+            self._proposals.disengage(notice.propose.exchange)
+            return
+        self._prepared = _Prepared(notice, ended, self._monotonic_s() + _PATIENCE * client.patience_s)
+
+    def _end_pair(self) -> None:
+        """Hand over what has been settled; give up what never will be."""
+        prepared = self._prepared
+        if prepared is None:
+            return
+        propose = prepared.notice.propose
+        verdict = self._proposals.verdict(propose)
+        if verdict is Verdict.PENDING and self._monotonic_s() >= prepared.due_s:
+            verdict = self._proposals.abort(propose)
+        if verdict is Verdict.PENDING:
+            return
+        self._prepared = None
+        if verdict is Verdict.TAKEN:
+            self._results.put(prepared.ended)
+        else:
+            self._proposals.disengage(propose.exchange)
+
+
+def _ended(notice: Notice, staging: Staging, fetched: Fetched, share: float) -> Exchange:
+    propose: Propose = notice.propose
+    kind = Kind.PAIR if propose.is_pair else Kind.PUSH
+    return Exchange(
+        Outcome.BLENDED,
+        None,
+        kind,
+        propose.node,
+        propose.exchange,
+        reference=notice.reference,
+        peer_state=State(propose.loss, propose.clock, propose.mass, propose.round),
+        share=share,
+        weight=propose.mass,
+        merged=1,
+        staging=staging,
+        received_bytes=fetched.pulled.received_bytes,
+        is_shared=fetched.pulled.is_shared,
+        codec=fetched.codec,
+        note=fetched.pulled.note,
+    )

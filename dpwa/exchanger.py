@@ -1,0 +1,250 @@
+"""Making exchanges: who is asked, by which kind of exchange, and what the answers mean for the peers' scores.
+
+Must not know: sockets, threads, the trainer. Runs in: the Tx thread, or the trainer's own under the in-memory
+transport; the same code in both, so that what a test shows of one holds for the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from dpwa.accepting import Accepter
+from dpwa.blending import Staging
+from dpwa.errors import ModelMismatch, PeerTimeout, PeerUnreachable, RemoteProtocolError, TransportError
+from dpwa.exchange import Ask, Exchange, Outcome
+from dpwa.fetching import NOTHING_YET, Fetched, Fetcher
+from dpwa.gathering import Gatherer
+from dpwa.interpolation import Interpolator, State
+from dpwa.methods.base import Kind
+from dpwa.parts import Part, Rotation
+from dpwa.peers.flow_control import FlowControl
+from dpwa.peers.membership import Membership
+from dpwa.proposing import Proposer
+from dpwa.results import Results
+from dpwa.transport.faulty import FaultyWay
+from dpwa.transport.pulling import Client
+from dpwa.transport.wire import Busy, NotModified, Offer, Refused
+
+__all__ = ["Exchanger"]
+
+_logger = logging.getLogger("dpwa")
+
+# Updates that a peer must be ahead for a joining node to take its model whole. Half of a few dozen early updates is
+# no loss to either side; half of an untrained model would be one to every peer that blends it later.
+_JOIN_LEAD = 50
+
+# Peers that are asked for a pair, one after the other, while those asked before are taken.
+_PAIR_TRIES = 3
+
+_OUTCOME_OF_ERROR: dict[type[TransportError], Outcome] = {
+    PeerTimeout: Outcome.TIMED_OUT,
+    PeerUnreachable: Outcome.UNREACHABLE,
+    ModelMismatch: Outcome.MISMATCH,
+    RemoteProtocolError: Outcome.PROTOCOL_ERROR,
+}
+
+
+class Exchanger:
+    """Makes exchanges for one node, one at a time, and takes part in those that peers begin.
+
+    Args:
+        fetcher: fetches snapshots.
+        stagings: receive the peers' bytes and hold the values to blend; one, or two for kinds that merge.
+        interpolator: computes the factor of a pull.
+        blends_when_joining: whether the first exchange blends, if the peer is not far ahead.
+        flow_control: chooses the peer.
+        membership: who is there.
+        rotation: chooses the part to exchange.
+        proposer: makes pushes and pairs.
+        accepter: takes part in those of peers.
+        gatherer: fetches the snapshots of a round.
+        results: where ended exchanges go.
+        monotonic_s: the clock; a simulation passes its own.
+        faulty_way: puts faults between this node and its transport, for experiments.
+    """
+
+    def __init__(
+        self,
+        *,
+        fetcher: Fetcher,
+        stagings: tuple[Staging, ...],
+        interpolator: Interpolator,
+        blends_when_joining: bool,
+        flow_control: FlowControl,
+        membership: Membership,
+        rotation: Rotation,
+        proposer: Proposer,
+        accepter: Accepter,
+        gatherer: Gatherer,
+        results: Results,
+        monotonic_s: Callable[[], float],
+        faulty_way: FaultyWay | None = None,
+    ) -> None:
+        self._faulty_way = faulty_way
+        self._fetcher = fetcher
+        self._stagings = stagings
+        self._interpolator = interpolator
+        self._blends_when_joining = blends_when_joining
+        self.flow_control = flow_control
+        self._membership = membership
+        self._rotation = rotation
+        self._proposer = proposer
+        self._accepter = accepter
+        self._gatherer = gatherer
+        self.results = results
+        self._monotonic_s = monotonic_s
+        self._blended: dict[str, tuple[bytes, int]] = {}  # incarnation and version last blended of each peer
+        self._warned: set[tuple[str, Outcome]] = set()
+
+    def perform(self, ask: Ask, client: Client) -> None:
+        """Make an exchange, or begin a push; its end goes to the results.
+
+        Peer trouble is an outcome, never an exception.
+
+        Raises:
+            NodeClosed: the node was closed meanwhile.
+        """
+        if self._faulty_way is not None:
+            client = self._faulty_way.through(client)
+        for peer in self._membership.peers:
+            self.flow_control.seen_as(peer, self._membership[peer].incarnation)
+        if ask.kind is Kind.GATHER and not ask.joining:
+            self.results.put(self._gatherer.gather(ask, client))
+            return
+        ended: Exchange | None = None
+        refused: list[str] = []
+        while ended is None or (ended.outcome is Outcome.BUSY and len(refused) < _PAIR_TRIES):
+            start_s = self._monotonic_s()
+            chosen = self.flow_control.choose(start_s, ask.peers, without=refused)
+            if chosen is None:
+                ended = ended or Exchange(
+                    Outcome.NO_PEER, ask, ask.kind, exchange=ask.exchange, reason="every peer failed lately"
+                )
+                break
+            ended = self._with(chosen, ask, client)
+            if ended is None:
+                return  # a push that was accepted ends when it has been taken
+            ended = replace(ended, duration_s=self._monotonic_s() - start_s)
+            if ask.kind is not Kind.PAIR:
+                break
+            refused.append(chosen)
+        self._proposer.end(ask)
+        self.results.put(ended)
+
+    def work(self, client: Client) -> None:
+        """Go on with what others have begun, and end what has become due.
+
+        Raises:
+            NodeClosed: the node was closed meanwhile.
+        """
+        if self._faulty_way is not None:
+            client = self._faulty_way.through(client)
+        ended = self._proposer.conclude(client)
+        if ended is not None and ended.peer is not None:
+            self._score(ended.peer, ended)
+            self.results.put(ended)
+        self._accepter.work(client)
+
+    def next_deadline_s(self) -> float | None:
+        """When `work` has something to do at the latest."""
+        deadlines = [self._proposer.deadline_s, self._accepter.deadline_s]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def _with(self, peer: str, ask: Ask, client: Client) -> Exchange | None:
+        """An exchange with one peer; None for a push that was accepted."""
+        try:
+            if ask.kind is None:
+                exchange: Exchange | None = self._proposer.tell(peer, ask, client)
+            elif ask.joining or ask.kind is Kind.PULL:
+                exchange = self._pull(peer, ask, client)
+            elif ask.kind is Kind.PUSH:
+                exchange = self._proposer.push(peer, ask, client)
+            else:
+                exchange = self._proposer.pair(peer, ask, client, self._part(ask), self._stagings[0])
+        except (PeerTimeout, PeerUnreachable, ModelMismatch, RemoteProtocolError) as error:
+            outcome = _OUTCOME_OF_ERROR[type(error)]
+            if outcome is Outcome.UNREACHABLE and self._membership[peer].finished:
+                outcome = Outcome.GONE
+            exchange = Exchange(outcome, ask, ask.kind, peer, ask.exchange, reason=str(error))
+        if exchange is not None:
+            self._score(peer, exchange)
+        return exchange
+
+    def _score(self, peer: str, exchange: Exchange) -> None:
+        outcome, now_s = exchange.outcome, self._monotonic_s()
+        if outcome.is_failure:
+            self.flow_control.failed(peer, now_s)
+            self._warn_once(peer, exchange)
+        elif outcome is Outcome.GONE:
+            self.flow_control.failed(peer, now_s)  # it may come back, but is not worth asking often
+        elif outcome in (Outcome.BLENDED, Outcome.PUSHED):
+            self.flow_control.succeeded(peer)
+        else:
+            self.flow_control.answered(peer)
+
+    def _warn_once(self, peer: str, exchange: Exchange) -> None:
+        """Say it once per peer and kind: a cluster with a dead node must not fill its logs."""
+        key = (peer, exchange.outcome)
+        if key not in self._warned:
+            self._warned.add(key)
+            node = self._fetcher.identity.node
+            _logger.warning("node %s: %s (further ones only in the journal)", node, exchange.reason)
+
+    # --- Pulls ----------------------------------------------------------------------------------------------------
+
+    def _part(self, ask: Ask) -> Part:
+        return self._rotation.whole() if ask.joining else self._rotation.next(ask.fraction)
+
+    def _pull(self, peer: str, ask: Ask, client: Client) -> Exchange:
+        part = self._part(ask)
+        # Another part of a snapshot that was blended in part is worth having; the whole of it a second time is not.
+        have = self._blended.get(peer, NOTHING_YET) if part.is_whole else NOTHING_YET
+        fetched = self._fetcher.fetch(
+            peer, client, self._stagings[0], ask.reference, part, have=have, finished=ask.finished
+        )
+        answer, pulled = fetched.answer, fetched.pulled
+        if isinstance(answer, Offer):
+            if part.is_whole:
+                self._blended[peer] = (answer.incarnation, answer.version)
+            exchange = self._examine(peer, ask, answer, fetched)
+            return replace(
+                exchange,
+                share=part.share,
+                received_bytes=pulled.received_bytes,
+                is_shared=pulled.is_shared,
+                codec=fetched.codec,
+                note=pulled.note,
+            )
+        if isinstance(answer, NotModified):
+            return Exchange(Outcome.NOT_MODIFIED, ask, peer=peer)
+        if isinstance(answer, Refused):
+            return Exchange(Outcome.REFUSED, ask, peer=peer, reason=f"peer {peer} refused: {answer.reason}")
+        return Exchange(Outcome.BUSY if isinstance(answer, Busy) else Outcome.NOT_READY, ask, peer=peer)
+
+    def _examine(self, peer: str, ask: Ask, offer: Offer, fetched: Fetched) -> Exchange:
+        if not fetched.is_finite:
+            reason = f"the snapshot of peer {peer}, or the own one, holds NaN or infinite values"
+            return Exchange(Outcome.REJECTED, ask, peer=peer, version=offer.version, reason=reason)
+        staging = self._stagings[0]
+        own = ask.reference.state
+        peer_state = State(loss=offer.loss, clock=offer.clock, mass=offer.mass, round=offer.round)
+        factor = self._interpolator.factor(own, peer_state, staging.distance)
+        takes_over = ask.joining and factor > 0.0 and peer_state.clock >= own.clock + _JOIN_LEAD
+        if takes_over:
+            factor = 1.0
+        elif ask.joining and not self._blends_when_joining:
+            factor = 0.0
+        return Exchange(
+            Outcome.BLENDED,
+            ask,
+            peer=peer,
+            version=offer.version,
+            reference=ask.reference,
+            peer_state=peer_state,
+            factor=factor,
+            distance=staging.distance,
+            takes_over=takes_over,
+            staging=staging,
+        )

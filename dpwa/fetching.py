@@ -1,0 +1,187 @@
+"""Fetching a peer's snapshot: the newest one, that of a round, or the one that was set aside for an exchange.
+
+Must not know: sockets, threads, which peer to ask, what becomes of the values. Runs in: the thread that makes the
+exchanges.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from dpwa.blending import Staging
+from dpwa.errors import ModelMismatch, NodeClosed, TransportError
+from dpwa.parts import Part
+from dpwa.peers.flow_control import FlowControl
+from dpwa.peers.link_codecs import LinkCodecs
+from dpwa.peers.membership import Membership
+from dpwa.snapshot import Layout, Snapshot
+from dpwa.transport.pulling import Client, Pulled, Target
+from dpwa.transport.reception import RUN
+from dpwa.transport.wire import (
+    INCARNATION_BYTES,
+    NEWEST_ROUND,
+    NO_EXCHANGE,
+    Codec,
+    Message,
+    Mismatch,
+    NotModified,
+    Offer,
+    Past,
+    Pull,
+    Settled,
+)
+
+__all__ = ["NOTHING_YET", "Fetched", "Fetcher", "Identity"]
+
+NOTHING_YET = (bytes(INCARNATION_BYTES), 0)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a node says of itself in every request.
+
+    Attributes:
+        run_id: of the run.
+        node: own name.
+        incarnation: random id of this life of the node.
+    """
+
+    run_id: str
+    node: str
+    incarnation: bytes
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A peer's answer to a pull, and how it came.
+
+    Attributes:
+        answer: `Offer`, and then the staging holds the values; else an answer without a snapshot.
+        pulled: what the transport says of it.
+        part: what was asked for.
+        codec: how it travelled.
+        is_finite: whether all values are, and the own ones beside them.
+    """
+
+    answer: Message
+    pulled: Pulled
+    part: Part
+    codec: Codec
+    is_finite: bool
+
+
+class Fetcher:
+    """Fetches for one node, one snapshot at a time.
+
+    Args:
+        identity: of the node.
+        layout: of what is exchanged.
+        membership: told what peers say of themselves.
+        link_codecs: chooses the codec.
+        flow_control: told in which life a peer has answered.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        layout: Layout,
+        membership: Membership,
+        link_codecs: LinkCodecs,
+        flow_control: FlowControl,
+    ) -> None:
+        self.identity = identity
+        self.layout = layout
+        self._membership = membership
+        self._link_codecs = link_codecs
+        self._flow_control = flow_control
+        # A random start, so that a restarted node cannot take an answer to its former life for one to its own.
+        self._nonce = secrets.randbits(32)
+
+    def next_nonce(self) -> int:
+        """A number that no answer under way has."""
+        self._nonce += 1
+        return self._nonce
+
+    def fetch(
+        self,
+        peer: str,
+        client: Client,
+        staging: Staging,
+        reference: Snapshot | None,
+        part: Part,
+        *,
+        have: tuple[bytes, int] = NOTHING_YET,
+        exchange: bytes = NO_EXCHANGE,
+        round_: int = NEWEST_ROUND,
+        finished: bool = False,
+        within_s: float | None = None,
+    ) -> Fetched:
+        """Fetch a snapshot, or part of it, into a staging.
+
+        Args:
+            peer: whose.
+            client: the way there.
+            staging: where to; its values are ready after an `Offer`.
+            reference: the own snapshot to compare with; None: nothing is compared.
+            part: which chunks.
+            have: incarnation and version that need not be sent again.
+            exchange: id of the exchange whose snapshot is wanted; default: the newest.
+            round_: of which the snapshot is wanted; default: the newest.
+            finished: the own training has ended.
+            within_s: deadline, if shorter than the config's.
+
+        Raises:
+            PeerTimeout, PeerUnreachable, RemoteProtocolError, NodeClosed: from the client.
+            ModelMismatch: the peer trains another model.
+        """
+        # A part that both sides of a pair must agree on, or weights that must sum up, bear no rounding.
+        is_plain = exchange != NO_EXCHANGE or round_ != NEWEST_ROUND
+        codec = self._link_codecs.choose(peer, self.layout.total_bytes * part.share, exact=is_plain)
+        first, count = next(iter(part.requests(RUN)))
+        request = Pull(
+            nonce=self.next_nonce(),
+            run=self.identity.run_id,
+            node=self.identity.node,
+            incarnation=self.identity.incarnation,
+            fingerprint=self.layout.fingerprint,
+            have_incarnation=have[0],
+            have_version=have[1],
+            codec=codec,
+            chunk_bytes=part.chunk_bytes,
+            first=first,
+            count=count,
+            shared=client.can_share(peer),
+            finished=finished,
+            exchange=exchange,
+            round=round_,
+        )
+        memory = reference.memory if reference is not None else None
+        try:
+            pulled = client.pull(peer, request, Target(staging, memory, part), within_s)
+        except (TransportError, NodeClosed):
+            staging.finish()  # what was begun lets go of the own snapshot's buffer
+            raise
+        if not pulled.is_shared:
+            self._link_codecs.measured(peer, pulled.received_bytes, pulled.transfer_s)
+        self.note(peer, pulled.answer)
+        self.refuse_other_model(peer, pulled.answer, pulled.peer_layout)
+        is_finite = staging.finish() if isinstance(pulled.answer, Offer) else True
+        return Fetched(pulled.answer, pulled, part, Codec.RAW if pulled.is_shared else codec, is_finite)
+
+    def refuse_other_model(self, peer: str, answer: Message, peer_layout: str) -> None:
+        """Raise what a `Mismatch` means.
+
+        Raises:
+            ModelMismatch: with the first tensor that differs.
+        """
+        if isinstance(answer, Mismatch):
+            difference = self.layout.first_difference(peer_layout)
+            raise ModelMismatch(peer, f"trains another model; {difference}. All nodes must build the same model")
+
+    def note(self, peer: str, answer: Message) -> None:
+        """Remember what an answer says of its sender."""
+        if isinstance(answer, Offer | NotModified | Past | Settled):
+            self._membership.heard(peer, answer.incarnation, finished=answer.finished)
+            self._flow_control.answered_as(peer, answer.incarnation)

@@ -1,0 +1,165 @@
+"""Fetching the snapshots of one round from all in-neighbours, until a deadline.
+
+Must not know: sockets, threads, the trainer. Runs in: the thread that makes the exchanges.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from dpwa.blending import Staging
+from dpwa.errors import ModelMismatch, PeerTimeout, PeerUnreachable, RemoteProtocolError
+from dpwa.exchange import Ask, Exchange, Outcome
+from dpwa.fetching import Fetcher
+from dpwa.interpolation import State
+from dpwa.methods.base import Kind
+from dpwa.parts import Rotation
+from dpwa.peers.flow_control import FlowControl
+from dpwa.peers.membership import Membership
+from dpwa.transport.pulling import Client
+from dpwa.transport.wire import Busy, NotReady, Offer
+
+__all__ = ["Gatherer"]
+
+# Between two questions to a neighbour that is still on its way to the round. It answers late by itself, so this counts
+# only where it does not.
+_PAUSE_S = 0.005
+
+# With a transport that answers at once, nothing changes while one waits; a message that was lost may come through.
+_TRIES_AT_ONCE = 10
+
+# A message that was lost must not cost the whole round.
+_TRIES_IN_TIME = 4
+
+
+@dataclass
+class _Sum:
+    """What has come so far."""
+
+    weight: float = 0.0
+    merged: int = 0
+    received_bytes: int = 0
+    is_shared: bool = True
+    peer: str | None = None
+    peer_state: State | None = None
+
+
+class Gatherer:
+    """Gathers for one node.
+
+    Args:
+        fetcher: fetches snapshots.
+        stagings: the sum, and what is being fetched. Empty for methods that do not gather.
+        rotation: knows the whole snapshot.
+        flow_control: told how the neighbours answer.
+        membership: who has finished.
+        rng: the order in which neighbours are asked, so that not all ask the same one first.
+        monotonic_s: the clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        fetcher: Fetcher,
+        stagings: tuple[Staging, ...],
+        rotation: Rotation,
+        flow_control: FlowControl,
+        membership: Membership,
+        rng: random.Random,
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        self._fetcher = fetcher
+        self._stagings = stagings
+        self._rotation = rotation
+        self._flow_control = flow_control
+        self._membership = membership
+        self._rng = rng
+        self._monotonic_s = monotonic_s
+
+    def gather(self, ask: Ask, client: Client) -> Exchange:
+        """Fetch and merge what comes in time.
+
+        Raises:
+            NodeClosed: the node was closed meanwhile.
+        """
+        start_s = self._monotonic_s()
+        weights: Mapping[str, float] = ask.peers or {}
+        missing = [
+            peer
+            for peer in weights
+            if not self._membership[peer].finished and self._flow_control.may_ask(peer, start_s)
+        ]
+        self._rng.shuffle(missing)
+        total, tries = _Sum(), 0
+        while missing:
+            left_s = start_s + ask.wait_s - self._monotonic_s()
+            missing = [
+                peer for peer in missing if self._is_worth_asking_again(peer, weights, ask, client, total, left_s)
+            ]
+            tries += 1
+            if missing and (left_s <= 0 or (client.patience_s == 0 and tries >= _TRIES_AT_ONCE)):
+                break
+            if missing:
+                client.pause(_PAUSE_S)
+        for peer in missing:
+            self._flow_control.failed(peer, self._monotonic_s())
+        return Exchange(
+            Outcome.BLENDED if total.merged else Outcome.NOT_READY,
+            ask,
+            Kind.GATHER,
+            peer=total.peer,
+            reference=ask.reference,
+            peer_state=total.peer_state,
+            share=1.0,
+            weight=total.weight,
+            merged=total.merged,
+            missed=len(weights) - total.merged,
+            staging=self._stagings[0] if total.merged else None,
+            received_bytes=total.received_bytes,
+            is_shared=total.is_shared and total.merged > 0,
+            duration_s=self._monotonic_s() - start_s,
+        )
+
+    def _is_worth_asking_again(
+        self, peer: str, weights: Mapping[str, float], ask: Ask, client: Client, total: _Sum, left_s: float
+    ) -> bool:
+        """Ask one neighbour; False once it has answered, or will not."""
+        staging = self._stagings[1 if total.merged else 0]
+        try:
+            fetched = self._fetcher.fetch(
+                peer,
+                client,
+                staging,
+                ask.reference,
+                self._rotation.whole(),
+                round_=ask.reference.state.round,
+                finished=ask.finished,
+                within_s=max(0.001, min(left_s, ask.wait_s / _TRIES_IN_TIME)),
+            )
+        except PeerTimeout:
+            return True
+        except (PeerUnreachable, ModelMismatch, RemoteProtocolError):
+            self._flow_control.failed(peer, self._monotonic_s())
+            return False
+        answer = fetched.answer
+        if isinstance(answer, Offer):
+            self._flow_control.succeeded(peer)
+            if fetched.is_finite:
+                self._add(peer, weights[peer], answer, fetched.pulled.received_bytes, total)
+                total.is_shared = total.is_shared and fetched.pulled.is_shared
+            return False
+        self._flow_control.answered(peer)
+        return isinstance(answer, NotReady | Busy)
+
+    def _add(self, peer: str, weight: float, offer: Offer, received_bytes: int, total: _Sum) -> None:
+        total.weight += weight
+        if total.merged:
+            self._stagings[0].merge(self._stagings[1], weight / total.weight)
+        total.merged += 1
+        total.received_bytes += received_bytes
+        total.peer = peer
+        clock = total.peer_state.clock if total.peer_state is not None else offer.clock
+        clock += weight / total.weight * (offer.clock - clock)
+        total.peer_state = State(offer.loss, clock, offer.mass, offer.round)

@@ -1,0 +1,218 @@
+"""What an averaging method is: when a node exchanges, with whom, what it gives away, and how it applies what comes.
+
+A method is one class. The node asks it at each step boundary, always in the trainer's thread; transport, threads and
+bookkeeping of messages are the node's. docs/methods.md has a worked example of an own one.
+
+Must not know: sockets, threads, time, torch; random numbers are passed in. Runs in: the trainer's thread, but for
+`statistics`, which any thread may call.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+from dpwa.blending import Values
+from dpwa.interpolation import State
+from dpwa.neighbourhood import Neighbourhood
+from dpwa.snapshot import Buffer, Layout, Section, Snapshot
+from dpwa.transport.wire import MAX_COUNTER
+
+__all__ = ["Arrival", "Blend", "Conservation", "Kind", "Method", "Plan"]
+
+
+class Kind(str, Enum):
+    """The ways to exchange; each is a protocol between two nodes."""
+
+    PULL = "pull"
+    """Fetch the newest snapshot of one peer. Nothing changes there."""
+    GATHER = "gather"
+    """Fetch the snapshots of one round from all in-neighbours."""
+    PUSH = "push"
+    """Give the own snapshot and a mass to one peer, exactly once or not at all."""
+    PAIR = "pair"
+    """Change places with one peer's snapshot: both sides move by the same two snapshots, or neither."""
+
+
+class Conservation(str, Enum):
+    """What a method promises, with correct links and without."""
+
+    ROW = "row-stochastic"
+    """The nodes come to agree, at some weighted average of where they began."""
+    COLUMN = "column-stochastic"
+    """The sum of all masses, and of the models weighted by them, is conserved: also when messages are lost, repeated
+    or late."""
+    DOUBLY = "doubly stochastic"
+    """The mean of all models is conserved by every exchange."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An exchange to begin.
+
+    Attributes:
+        kind: the way to exchange; None only tells a peer that this node has finished.
+        peers: whom to ask: names with weights, by which one is chosen (GATHER: all, and the weights are those of the
+            blend). None: any peer, all with equal weight.
+        fraction: share of the parameters to exchange, above 0 up to 1.
+        mass: what a push carries.
+        wait_s: how long the next step may wait for the exchange to end.
+    """
+
+    kind: Kind | None
+    peers: Mapping[str, float] | None = None
+    fraction: float = 1.0
+    mass: float = 0.0
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Values that came, ready to be blended into the own model.
+
+    Attributes:
+        kind: the way they came.
+        peer_state: state of the peer's snapshot; of the last one when several were merged.
+        reference: the own snapshot that differences were made against; None where values are absolute.
+        values: section by section: differences, or the peer's values.
+        factor: share of the peer by the interpolation (kind PULL), else 0.
+        share: share of the parameters that came.
+        weight: sum of the masses (PUSH) or weights (GATHER) that were merged.
+        missed: neighbours that a GATHER did not reach in time.
+    """
+
+    kind: Kind
+    peer_state: State
+    reference: Snapshot | None
+    values: Sequence[Values]
+    factor: float = 0.0
+    share: float = 1.0
+    weight: float = 0.0
+    missed: int = 0
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How to apply an arrival: `model += factor * difference`, or the share `factor` of the way to a value.
+
+    Attributes:
+        factor: share of the arrival. Its values may have been changed in place before.
+    """
+
+    factor: float
+
+
+class Method(ABC):
+    """An averaging method, as one node runs it.
+
+    Args of every method's constructor: `links` (whom the node may exchange with), `count` (nodes in the cluster),
+    `probability` (the config's `pull_probability`: of an exchange in a step), and the method's own options by keyword.
+    """
+
+    kind: ClassVar[Kind]
+    conservation: ClassVar[Conservation]
+    fraction = 1.0
+    """Share of the parameters in an exchange; for the kinds PULL and PAIR."""
+
+    def __init__(self, links: Neighbourhood, count: int, probability: float) -> None:
+        self.links = links
+        self.count = count
+        self.probability = probability
+        self.round = 0
+        """Step boundaries that the node has been through; a joining node takes over that of its peer."""
+
+    # --- What the node asks at each step boundary -----------------------------------------------------------------
+
+    @property
+    def mass(self) -> float:
+        """Weight of the own model, published with each snapshot; 0 for methods without."""
+        return 0.0
+
+    @property
+    def pair_rounds(self) -> tuple[int, int] | None:
+        """The lowest and highest round of peers whose proposal of a pair is welcome now; None for nobody's."""
+        return (0, MAX_COUNTER)
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether this step takes a snapshot, although nobody may have asked for one."""
+        return False
+
+    def advance(self) -> None:
+        """A training step was made."""
+        self.round += 1
+
+    @abstractmethod
+    def plan(self, rng: random.Random) -> Plan | None:
+        """The exchange to begin now, or None. Not asked while one is under way."""
+
+    @abstractmethod
+    def blend(self, arrival: Arrival, own: State) -> Blend:
+        """How to apply values that came: those of an own plan, or of a peer's push or pair."""
+
+    def gave(self, mass: float) -> None:
+        """A push with this mass is on its way: the node no longer has it."""
+
+    def took_back(self, mass: float) -> None:
+        """A push has failed, or was never taken: the mass is the node's again."""
+
+    def delivered(self, mass: float) -> None:
+        """A push was taken."""
+
+    def lost(self, mass: float) -> None:
+        """A push went to a peer that vanished with it, or may have."""
+
+    def joined(self, peer: State | None, *, takes_over: bool) -> None:
+        """The node has joined.
+
+        Args:
+            peer: state of the peer that it joined by; None if there was nobody to join.
+            takes_over: the peer was far ahead, and its model was taken over whole.
+        """
+        if peer is not None and takes_over:
+            self.round = max(self.round, peer.round)
+
+    # --- Own arrays: an anchor, a momentum … --------------------------------------------------------------------------
+
+    def extend(self, layout: Layout) -> Layout:
+        """The layout that is exchanged: the model's own, and behind it what else the method sends."""
+        return layout
+
+    def fill(self, own: Buffer, rest: Buffer, sections: tuple[Section, ...]) -> None:
+        """Write the tensors that `extend` added.
+
+        Args:
+            own: the snapshot's part with the model, which has just been copied.
+            rest: what follows, to be written.
+            sections: of the added tensors; their positions count from the begin of `own`.
+        """
+
+    def correction(self) -> float | None:
+        """By how much the last training step went too far, as the share of the way back; None for right.
+
+        Negative: not far enough. Asked before anything is blended; measured from the last snapshot, so that
+        `wants_snapshot` must be True in every step.
+        """
+        return None
+
+    # --- What people and checkpoints see --------------------------------------------------------------------------
+
+    def statistics(self) -> Mapping[str, float]:
+        """Numbers of the method, for `statistics()` and the journal."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep: numbers and arrays."""
+        return {"round": self.round}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ConfigError: it is of another method, or damaged.
+        """
+        self.round = int(state["round"])

@@ -1,0 +1,67 @@
+"""D-PSGD: in each round every node blends its in-neighbours' models of that round by its row of the mixing matrix.
+
+`x_i(t+1) = sum_j W_ij x_j(t) - lr * g(x_i(t))`: the exchange goes on while the gradient is computed; both are added.
+Lian et al., "Can decentralized algorithms outperform centralized algorithms?", arXiv 1705.09056, algorithm 1.
+
+A round has a deadline and no barrier. The weight of a neighbour whose model does not come in time goes to the node
+itself, and is counted: with a doubly stochastic W the mean is conserved by every round in which nobody was missed.
+
+Must not know: sockets, threads, time. Runs in: the trainer's thread.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from dpwa.interpolation import State
+from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.neighbourhood import Neighbourhood
+
+__all__ = ["DPSGD"]
+
+
+class DPSGD(Method):
+    """See the module.
+
+    Args:
+        links, count, probability: see `Method`; the probability is not used, rounds are.
+        every: training steps in a round.
+        deadline_s: how long a step may wait for its round.
+    """
+
+    kind = Kind.GATHER
+    conservation = Conservation.DOUBLY
+
+    def __init__(
+        self, links: Neighbourhood, count: int, probability: float, *, every: int = 1, deadline_s: float = 1.0
+    ) -> None:
+        super().__init__(links, count, probability)
+        self._every = every
+        self._deadline_s = deadline_s
+        self._steps = 0
+        self._rounds = 0
+        self._missed = 0
+
+    def advance(self) -> None:
+        """See `Method.advance`: rounds count, and not steps."""
+        self._steps += 1
+        if self._steps % self._every == 0:
+            self.round += 1
+
+    def plan(self, rng: random.Random) -> Plan | None:  # noqa: ARG002
+        """See `Method.plan`."""
+        if self._steps % self._every:
+            return None
+        neighbours = self.links.row(self.round)
+        return Plan(Kind.GATHER, peers=neighbours, wait_s=self._deadline_s)
+
+    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+        """See `Method.blend`: what came is the weighted mean of differences, so its factor is the sum of weights."""
+        self._rounds += 1
+        self._missed += arrival.missed
+        return Blend(arrival.weight)
+
+    def statistics(self) -> Mapping[str, float]:
+        """See `Method.statistics`."""
+        return {"rounds": float(self._rounds), "missed": float(self._missed)}

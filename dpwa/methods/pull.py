@@ -1,0 +1,34 @@
+"""Pull interpolation: fetch a random peer's newest model, and go part of the way there. dpwa's own method.
+
+`x += factor * (peer - own)`, where the factor comes from the config's `interpolation`. Each exchange is row-stochastic:
+the nodes agree, at an average in which fast and often asked nodes weigh more. Jin et al., "How to scale distributed
+deep learning?", arXiv 1611.04581, section 3; the loss and clock of the peer as in the 2017 dpwa.
+
+Must not know: sockets, threads, time. Runs in: the trainer's thread.
+"""
+
+from __future__ import annotations
+
+import random
+
+from dpwa.interpolation import State
+from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+
+__all__ = ["Pull"]
+
+
+class Pull(Method):
+    """See the module; it has no options of its own: the config's `interpolation` rules the factor."""
+
+    kind = Kind.PULL
+    conservation = Conservation.ROW
+
+    def plan(self, rng: random.Random) -> Plan | None:
+        """See `Method.plan`."""
+        if rng.random() >= self.probability:
+            return None
+        return Plan(Kind.PULL, peers=self.links.hears(self.round), fraction=self.fraction)
+
+    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+        """See `Method.blend`: the factor is ready, because the rule was asked where the states were at hand."""
+        return Blend(arrival.factor)

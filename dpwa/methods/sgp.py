@@ -1,0 +1,55 @@
+"""Stochastic gradient push: push-sum along a directed graph that may change with time, without waiting.
+
+A node holds a numerator x and a weight w that begins at 1, and trains at the de-biased `z = x / w`:
+`x <- x - lr * g(z)`. In each step it keeps a share of (x, w) and gives the rest to an out-neighbour; receivers add up.
+Assran et al., "Stochastic gradient push for distributed deep learning", arXiv 1811.10792, algorithms 1 and 2; here
+always overlapped: what comes is added whenever it comes, x and w never apart. The out-neighbour is that of the round
+where the topology has one per round (`one_peer_exponential`), else a random one by the topology's weights.
+
+dpwa keeps z in the model, where gradients belong, and w beside it; then adding `(w_j z_j, w_j)` is a blend by mass, as
+in GoSGD. The gradient step on x moves z by 1 / w of what the optimizer did, which is put right at the step boundary.
+
+Must not know: sockets, threads, time. Runs in: the trainer's thread.
+"""
+
+from __future__ import annotations
+
+from dpwa.methods.gosgd import GoSGD
+from dpwa.neighbourhood import Neighbourhood
+
+__all__ = ["SGP"]
+
+# With next to no weight a training step would be multiplied without bound.
+_LEAST_WEIGHT = 0.1
+
+# A step that is right to so many digits is left alone.
+_RIGHT_ENOUGH = 1e-4
+
+
+class SGP(GoSGD):
+    """See the module.
+
+    Args:
+        links, count, probability: see `Method`.
+        debias: whether a training step counts by 1 / w. Without it the cost of one more pass over the model is saved,
+            and nodes with little weight train as much as others, as in GoSGD.
+    """
+
+    def __init__(self, links: Neighbourhood, count: int, probability: float, *, debias: bool = True) -> None:
+        super().__init__(links, count, probability)
+        self._debias = debias
+
+    def _mass_of_one(self) -> float:
+        return 1.0
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """See `Method.wants_snapshot`: the next step is measured from it."""
+        return self._debias
+
+    def correction(self) -> float | None:
+        """See `Method.correction`: `z' = z + (trained - z) / w` is the share `1 - 1 / w` of the way back."""
+        weight = max(self._mass, _LEAST_WEIGHT)
+        if not self._debias or abs(weight - 1.0) < _RIGHT_ENOUGH:
+            return None
+        return 1.0 - 1.0 / weight

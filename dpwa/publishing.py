@@ -1,0 +1,147 @@
+"""Snapshots of the own model: the buffers they live in, and how they become visible to peers.
+
+Must not know: exchanges, methods, sockets. Runs in: the trainer's thread; `hand_out` in the publish thread for copies
+that a GPU makes, one at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dpwa.interpolation import State
+from dpwa.snapshot import Buffer, BufferPool, Layout, Snapshot
+from dpwa.transport.service import Service
+from dpwa.transport.shared_memory import Segment, SegmentUnusable, remove_stale_segments
+
+__all__ = ["Publisher", "Taken"]
+
+_logger = logging.getLogger("dpwa")
+
+
+class _Source(Protocol):
+    """What is copied."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def copy_into(self, buffer: Buffer) -> Callable[[], None] | None: ...
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A snapshot that was taken.
+
+    Attributes:
+        snapshot: it; its memory is complete once `ready` has returned.
+        ready: blocks until the copy is there; None if it is.
+        buffer: the same bytes, writable; does not keep them from being reused.
+        is_complete: set when they are there.
+    """
+
+    snapshot: Snapshot
+    ready: Callable[[], None] | None
+    buffer: Buffer
+    is_complete: threading.Event
+
+    def complete(self) -> None:
+        """Wait for the copy, in the thread that waits for all of them."""
+        if self.ready is not None:
+            self.ready()
+        self.is_complete.set()
+
+
+class Publisher:
+    """Takes snapshots and has them served.
+
+    Args:
+        source: what is copied.
+        service: serves the newest snapshot.
+        slots: how many snapshots there may be at one time.
+    """
+
+    def __init__(self, source: _Source, service: Service, slots: int) -> None:
+        self._source = source
+        self._service = service
+        self._slots = slots
+        self._pool = BufferPool(self._make_buffer, slots)
+        self._segment: Segment | None = None
+        self._shared_slots: set[int] = set()
+        self.version = 0
+        self.skipped = 0
+        """Snapshots that were not taken because slow peers held all buffers."""
+
+    def share(self, *, run_id: str, node: str, incarnation: bytes) -> None:
+        """Let peers of this host read the snapshots from shared memory. The node's port is bound."""
+        # No other life of this node is running, and what one left behind is nobody's.
+        remove_stale_segments(run_id, [node])
+        try:
+            self._segment = Segment(
+                run_id=run_id,
+                node=node,
+                incarnation=incarnation,
+                size_bytes=self._source.layout.total_bytes,
+                slots=self._slots,
+            )
+        except SegmentUnusable as error:
+            _logger.warning("node %s: %s; its snapshots are streamed", node, error)
+            return
+        self._service.token = self._segment.token
+
+    def take(self, *, step: int, taken_s: float, state: State) -> Taken | None:
+        """Copy the model. Never waits.
+
+        Returns:
+            None if slow peers hold all buffers.
+        """
+        lease = self._pool.lease()
+        if lease is None:
+            self.skipped += 1
+            return None
+        self.version += 1
+        slot = lease.index if lease.index in self._shared_slots else None
+        if self._segment is not None and slot is not None:
+            self._segment.mark(slot, 0)
+        ready = self._source.copy_into(lease.buffer)
+        taken = Taken(
+            Snapshot(self.version, step, taken_s, state, slot, lease.memory), ready, lease.buffer, threading.Event()
+        )
+        if ready is None:
+            taken.is_complete.set()
+        return taken
+
+    def hand_out(self, snapshot: Snapshot, *, serving: bool) -> None:
+        """Let peers have a snapshot that is complete.
+
+        Args:
+            snapshot: it.
+            serving: it is the newest from now on; else it can only be had by the id of an exchange.
+        """
+        if self._segment is not None and snapshot.slot is not None:
+            self._segment.mark(snapshot.slot, snapshot.version)
+        if serving:
+            newest = self._service.snapshot
+            if newest is not None and newest.state.round != snapshot.state.round and self._service.keeps_rounds:
+                self._service.last_round = newest
+            self._service.snapshot = snapshot
+
+    def close(self) -> None:
+        """Let go of all buffers at once."""
+        self._service.snapshot = None
+        self._service.last_round = None
+        self._pool.close()
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+
+    def _make_buffer(self, index: int) -> Buffer:
+        buffer = self._segment.slot(index) if self._segment is not None else None
+        if buffer is None:
+            return np.empty(self._source.layout.total_bytes, np.uint8)
+        self._shared_slots.add(index)
+        return buffer

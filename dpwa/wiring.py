@@ -1,0 +1,149 @@
+"""Puts the parts of a node together.
+
+Must not know: the trainer, sockets. Runs in: the trainer's thread, once per node.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dpwa.accepting import Accepter
+from dpwa.blending import Staging
+from dpwa.config import ClusterConfig
+from dpwa.exchanger import Exchanger
+from dpwa.faults import Faults
+from dpwa.fetching import Fetcher, Identity
+from dpwa.gathering import Gatherer
+from dpwa.methods.base import Kind, Method
+from dpwa.parts import Rotation
+from dpwa.peers.flow_control import FlowControl
+from dpwa.peers.link_codecs import LinkCodecs
+from dpwa.peers.membership import Membership
+from dpwa.proposing import Proposer
+from dpwa.results import Results
+from dpwa.snapshot import Layout
+from dpwa.transport.faulty import FaultyWay, LossyProposals
+from dpwa.transport.interface import Wiring
+from dpwa.transport.proposals import Proposals
+from dpwa.transport.service import Service
+
+__all__ = ["Parts", "wire"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a node holds of its parts.
+
+    Attributes:
+        wiring: the two ends for the transport.
+        membership: who is there.
+        proposals: pushes and pairs under way.
+        stagings: hold the values to blend.
+        faults: to inject; None without.
+    """
+
+    wiring: Wiring
+    membership: Membership
+    proposals: Proposals
+    stagings: tuple[Staging, ...]
+    faults: Faults | None = None
+
+
+def wire(
+    config: ClusterConfig,
+    name: str,
+    *,
+    incarnation: bytes,
+    layout: Layout,
+    method: Method,
+    monotonic_s: Callable[[], float] = time.monotonic,
+    faults: Faults | None = None,
+) -> Parts:
+    """Make the parts of a node.
+
+    Args:
+        config: the cluster.
+        name: the node.
+        incarnation: random id of this life of it.
+        layout: of what is exchanged.
+        method: the averaging method.
+        monotonic_s: the clock that scores and durations go by.
+        faults: to inject.
+
+    Raises:
+        ConfigError: the interpolation cannot be made.
+    """
+
+    def rng(purpose: str) -> random.Random:
+        # Own streams of random numbers per node: with one seed for all, every node would make the same choices.
+        return random.Random(f"{config.seed}/{name}/{purpose}")  # noqa: S311  (no secret)
+
+    peers = tuple(peer.name for peer in config.peers_of(name))
+    identity = Identity(config.run_id, name, incarnation)
+    membership, results = Membership(peers), Results()
+    proposals = Proposals(name, incarnation) if faults is None else LossyProposals(name, incarnation, faults)
+    interpolator = config.interpolator()
+    kind = method.kind
+    is_merging = kind in (Kind.PUSH, Kind.GATHER)
+    stagings = tuple(
+        Staging(
+            layout,
+            absolute=kind is Kind.PUSH or config.blend == "absolute",
+            measures_distance=interpolator.uses_distance,
+        )
+        for _ in range(2 if is_merging else 1)
+    )
+    if faults is not None and faults.options.noise.scale > 0:
+        for staging in stagings:
+            staging.disturb = faults.disturb
+    rotation = Rotation(layout, rng("part"), config.least_fraction)
+    flow_control = FlowControl(peers, config.flow_control, rng("peer"))
+    fetcher = Fetcher(
+        identity=identity,
+        layout=layout,
+        membership=membership,
+        link_codecs=LinkCodecs(config.codec),
+        flow_control=flow_control,
+    )
+    exchanger = Exchanger(
+        fetcher=fetcher,
+        stagings=stagings,
+        interpolator=interpolator,
+        blends_when_joining=kind is Kind.PULL,
+        flow_control=flow_control,
+        membership=membership,
+        rotation=rotation,
+        proposer=Proposer(fetcher=fetcher, membership=membership, proposals=proposals, monotonic_s=monotonic_s),
+        accepter=Accepter(
+            fetcher=fetcher,
+            stagings=stagings,
+            rotation=rotation,
+            proposals=proposals,
+            results=results,
+            monotonic_s=monotonic_s,
+        ),
+        gatherer=Gatherer(
+            fetcher=fetcher,
+            stagings=stagings,
+            rotation=rotation,
+            flow_control=flow_control,
+            membership=membership,
+            rng=rng("order"),
+            monotonic_s=monotonic_s,
+        ),
+        results=results,
+        monotonic_s=monotonic_s,
+        faulty_way=None if faults is None else FaultyWay(faults, layout=layout, monotonic_s=monotonic_s),
+    )
+    service = Service(
+        run_id=config.run_id,
+        incarnation=incarnation,
+        layout=layout,
+        membership=membership,
+        proposals=proposals,
+        kind=kind,
+    )
+    return Parts(Wiring(service, exchanger), membership, proposals, stagings, faults)

@@ -1,0 +1,60 @@
+"""An own averaging method: pull from the neighbour that did best when it was last heard.
+
+The config finds it as `method: best_peer:BestPeer`; docs/methods.md goes through it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+
+from dpwa.interpolation import State
+from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.neighbourhood import Neighbourhood
+
+
+class BestPeer(Method):
+    """Asks the neighbour with the lowest loss, and now and then any of them.
+
+    Args:
+        links, count, probability: see `Method`.
+        explore: how often any neighbour is asked instead of the best one, above 0 to 1.
+    """
+
+    kind = Kind.PULL
+    conservation = Conservation.ROW
+
+    def __init__(self, links: Neighbourhood, count: int, probability: float, *, explore: float = 0.2) -> None:
+        super().__init__(links, count, probability)
+        if not 0 < explore <= 1:
+            raise ValueError(f"explore: expected a number above 0 up to 1, got {explore}")
+        self._explore = explore
+        self._losses: dict[str, float] = {}
+        self._asked: str | None = None
+
+    def plan(self, rng: random.Random) -> Plan | None:
+        """The exchange to begin at this step, or None."""
+        neighbours = sorted(self.links.row(self.round))
+        if not neighbours or rng.random() >= self.probability:
+            return None
+        known = [peer for peer in neighbours if peer in self._losses]
+        if known and rng.random() >= self._explore:
+            self._asked = min(known, key=self._losses.__getitem__)
+        else:
+            self._asked = rng.choice(neighbours)
+        # Nobody tells a method that an exchange has failed. Whoever does not answer is so no longer the best.
+        self._losses.pop(self._asked, None)
+        return Plan(Kind.PULL, peers={self._asked: 1.0}, fraction=self.fraction)
+
+    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+        """How to apply what came: by the factor of the config's interpolation, with all of its guards."""
+        loss = arrival.peer_state.loss
+        if self._asked is not None and loss is not None and math.isfinite(loss):
+            self._losses[self._asked] = loss
+        return Blend(arrival.factor)
+
+    def statistics(self) -> Mapping[str, float]:
+        """Numbers for `statistics()` and the journal."""
+        known = self._losses.copy()  # any thread may ask
+        return {"known_peers": float(len(known)), **({"best_loss": min(known.values())} if known else {})}
