@@ -43,6 +43,7 @@ class Timed:
         apply_s: of a step, in applying an exchange.
         bookkeeping_s: of a step, in the rest of dpwa's `step`.
         blended: exchanges that were applied meanwhile.
+        cpu_s: of a step, processor time of the trainer's thread inside dpwa.
     """
 
     steps: int
@@ -51,6 +52,7 @@ class Timed:
     apply_s: float = 0.0
     bookkeeping_s: float = 0.0
     blended: int = 0
+    cpu_s: float = 0.0
 
     @property
     def step_s(self) -> float:

@@ -6,6 +6,7 @@ Must not know: the statistics. Runs in: a worker's main thread, which is the tra
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import tempfile
 import time
@@ -49,11 +50,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
 
 @dataclass
 class _Parts:
-    """Seconds of the trainer's thread inside dpwa, and how many blends."""
+    """Seconds of the trainer's thread inside dpwa; `cpu_s` is the processor time of all of them."""
 
     publish_s: float = 0.0
     apply_s: float = 0.0
     step_s: float = 0.0
+    cpu_s: float = 0.0
 
 
 class _Script:
@@ -121,7 +123,7 @@ def _timed_steps(block: Block, step: Callable[[], None], parts: _Parts, blended:
     if block.together == "dpwa":
         while blended() < _FIRST_EXCHANGES:
             step()
-    before = _Parts(parts.publish_s, parts.apply_s, parts.step_s)
+    before = dataclasses.replace(parts)
     blends, steps = blended(), 0
     start_s = time.perf_counter()
     while steps < block.steps or (block.seconds and time.perf_counter() - start_s < block.seconds):
@@ -130,7 +132,10 @@ def _timed_steps(block: Block, step: Callable[[], None], parts: _Parts, blended:
     elapsed_s = time.perf_counter() - start_s
     publish_s, apply_s = parts.publish_s - before.publish_s, parts.apply_s - before.apply_s
     rest_s = parts.step_s - before.step_s - publish_s - apply_s
-    return Timed(steps, elapsed_s, publish_s / steps, apply_s / steps, rest_s / steps, blended() - blends)
+    cpu_s = parts.cpu_s - before.cpu_s
+    return Timed(
+        steps, elapsed_s, publish_s / steps, apply_s / steps, rest_s / steps, blended() - blends, cpu_s / steps
+    )
 
 
 # --- How to train together ------------------------------------------------------------------------------------------
@@ -155,8 +160,9 @@ def _with_dpwa(script: _Script, block: Block, rank: int) -> Iterator[_Opened]:
 
             def step() -> None:
                 loss = script.step(script.model)
-                start_s = time.perf_counter()
+                start_s, start_cpu_s = time.perf_counter(), time.thread_time()
                 node.step(loss)
+                parts.cpu_s += time.thread_time() - start_cpu_s
                 parts.step_s += time.perf_counter() - start_s
 
             yield step, parts, lambda: node.statistics().blended

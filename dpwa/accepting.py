@@ -16,9 +16,9 @@ from dpwa.interpolation import State
 from dpwa.methods.base import Kind
 from dpwa.parts import Rotation
 from dpwa.results import Results
+from dpwa.transport.messages import Offer, Propose, Verdict
 from dpwa.transport.proposals import Notice, Proposals
 from dpwa.transport.pulling import Client
-from dpwa.transport.wire import Offer, Propose, Verdict
 
 __all__ = ["Accepter"]
 

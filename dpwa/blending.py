@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from dpwa.snapshot import Layout, Role, Section
 from dpwa.transport.codecs import decode, encode, encoded_bytes
-from dpwa.transport.wire import Codec
+from dpwa.transport.messages import Codec
 
 __all__ = ["Staging", "Values", "encode_chunk", "encoded_chunk_bytes", "parameter_arrays", "section_values"]
 

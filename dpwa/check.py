@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from dpwa import hosts
+from dpwa.check_method import describe_method, method_warnings, pulls
 from dpwa.config import FIRST_PORT, ClusterConfig, ConsensusOptions
+from dpwa.fault_options import faults_in_words
 from dpwa.topology.options import TopologyOptions
 
 __all__ = ["describe"]
@@ -31,6 +33,8 @@ def describe(config: ClusterConfig, local_names: Collection[str]) -> str:
     if config.topology != TopologyOptions():
         parts.append(_topology(config))
     warnings = [f"warning: {warning}" for warning in _warnings(config, local_names)]
+    if config.faults.kinds:
+        warnings.append(f"warning: faults are injected: {faults_in_words(config.faults)}")
     if warnings:
         parts.append("\n".join(warnings))
     return "\n\n".join(parts)
@@ -49,13 +53,10 @@ def _table(config: ClusterConfig, local_names: Collection[str]) -> str:
 
 
 def _sentences(config: ClusterConfig) -> str:
-    wait = "never waits for the answer"
-    if config.wait_ms > 0:
-        wait = f"waits up to {config.wait_ms} ms for the answer"
     lines = [
-        f"Each step asks one random peer with probability {config.pull_probability:g}, and {wait}.",
+        f"{describe_method(config)}.",
         f"An exchange may take {config.timeout_ms} ms, of which {config.connect_timeout_ms} ms for the connection.",
-        f"The factor: {_factor(config)}.",
+        *([f"The factor: {_factor(config)}."] if pulls(config) else []),
         f"The blend: {_blend(config)}.",
         f"Parameters travel {_links(config)}.",
         f"Memory beside the model: {config.snapshot_slots} snapshots and the differences of one exchange; "
@@ -137,6 +138,7 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
         yield "pull_probability is 0; no node will ever ask another one"
     elif config.factor_max == 0 or most == config.factor_min == 0:
         yield "the factor is always 0; nothing will be blended"
+    yield from method_warnings(config)
     if config.bandwidth_limit is not None and config.shared_memory == "auto" and not networked:
         yield "bandwidth_limit concerns the network; all nodes are on one host, where shared memory does not count"
     if not local_names:

@@ -36,6 +36,7 @@ from dpwa.config_checks import host_problems, import_plugins, matrix_problems, p
 from dpwa.config_problems import OWN_TEXT, WHOLE_CLUSTER, Problem, problems_of
 from dpwa.data_rate import DATA_RATE_PATTERN, bytes_per_s, expected_rate, hint_for_rate
 from dpwa.errors import ConfigError
+from dpwa.fault_options import FaultOptions
 from dpwa.interpolation import Interpolator, resolve
 from dpwa.methods.options import (
     DPSGDOptions,
@@ -184,8 +185,8 @@ class ClusterConfig(_Section):
     elastic: ElasticOptions = Field(ElasticOptions(), description="Options of the method elastic.")
     sparta: SpartaOptions = Field(SpartaOptions(), description="Options of the method sparta.")
     own_method: dict[str, JsonValue] = Field({}, description="Options of an own method: arguments of its constructor.")
-    outer: OuterOptions | None = Field(
-        None, description="Outer momentum on top of the method, in the way of DiLoCo; null is none."
+    outer: OuterOptions = Field(
+        OuterOptions(), description="Outer momentum on top of the method, in the way of DiLoCo."
     )
     pull_probability: float = Field(
         1.0, ge=0, le=1, description="Probability that a step begins an exchange: a pull, a push or a pair."
@@ -249,6 +250,7 @@ class ClusterConfig(_Section):
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the choice of peers and of the pulls.")
     flow_control: FlowControlOptions = Field(FlowControlOptions(), description="How often a failing peer is asked.")
+    faults: FaultOptions = Field(FaultOptions(), description="Faults to inject, for experiments; none by default.")
     metrics_interval_ms: int = Field(
         1000, ge=10, le=3_600_000, description="Milliseconds between two lines of a node's metrics file."
     )
@@ -278,6 +280,8 @@ class ClusterConfig(_Section):
         values = with_folder(file.values, path.parent)
         config, problems = _validated(values)
         problems += matrix_problems(values)
+        if config is not None and not problems:
+            problems += config.method_problems()
         problems += host_problems(file.values)
         problems += rule_problems(file.values, folders=(path.parent, Path.cwd()))
         return _settled(config, problems, file)
@@ -400,6 +404,16 @@ class ClusterConfig(_Section):
             probability=self.pull_probability,
             fraction=fraction,
         )
+
+    def method_problems(self) -> list[Problem]:
+        """What is wrong between method and topology."""
+        if self.method != "dpsgd" or self.topology_of_nodes.conservation != "column":
+            return []
+        text = (
+            "method dpsgd blends by the rows of a matrix, and these sum up to other than 1; use weights that make rows "
+            "sum up to 1 (metropolis, uniform, random_row, random_doubly), or a push method"
+        )
+        return [Problem(("topology",), text)]
 
     @property
     def least_fraction(self) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 from dpwa import hosts
 from dpwa.config_problems import Problem
 from dpwa.errors import ConfigError
+from dpwa.fault_options import fault_problems
 from dpwa.interpolation import find_rule, make_rule
 
 __all__ = ["host_problems", "import_plugins", "matrix_problems", "problems_between", "rule_problems"]
@@ -49,6 +50,7 @@ def problems_between(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
 
         yield from topology_problems(values)
     yield from _consensus_problems(values)
+    yield from fault_problems(values)
     flow_control = values.get("flow_control")
     if isinstance(flow_control, Mapping):
         place, usual = ("flow_control",), defaults["flow_control"]

@@ -13,7 +13,7 @@ from dpwa.blending import Staging
 from dpwa.interpolation import State
 from dpwa.methods.base import Kind
 from dpwa.snapshot import Snapshot
-from dpwa.transport.wire import NO_EXCHANGE, Codec
+from dpwa.transport.messages import NO_EXCHANGE, Codec
 
 __all__ = ["Ask", "Exchange", "Outcome"]
 

@@ -24,8 +24,8 @@ from dpwa.peers.membership import Membership
 from dpwa.proposing import Proposer
 from dpwa.results import Results
 from dpwa.transport.faulty import FaultyWay
+from dpwa.transport.messages import Busy, NotModified, Offer, Refused
 from dpwa.transport.pulling import Client
-from dpwa.transport.wire import Busy, NotModified, Offer, Refused
 
 __all__ = ["Exchanger"]
 
@@ -130,7 +130,7 @@ class Exchanger:
             if ask.kind is not Kind.PAIR:
                 break
             refused.append(chosen)
-        self._proposer.end(ask)
+        self._proposer.end(ask, ended.outcome)
         self.results.put(ended)
 
     def work(self, client: Client) -> None:

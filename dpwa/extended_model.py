@@ -76,6 +76,14 @@ class ExtendedModel:
         """See `Model.blend`."""
         self._model.blend(values[: self._sections], factor)
 
+    @property
+    def can_go_towards(self) -> bool:
+        """Whether the parameters travel in the type that they are blended in."""
+        return all(
+            section.role is Role.BUFFER or section.value_type.itemsize == section.item_bytes
+            for section in self.layout.sections[: self._sections]
+        )
+
     def go_towards(self, buffer: Buffer, share: float) -> None:
         """Go the share of the way back to a snapshot, or, if it is negative, away from it; parameters only.
 

@@ -51,12 +51,12 @@ def _checked_rate(value: object) -> object:
 
 
 _Delay = Annotated[
-    "tuple[float, float] | None",
-    PlainValidator(_checked_delay),
+    tuple[float, float] | None,
+    BeforeValidator(_checked_delay),
     WithJsonSchema({"anyOf": [_NUMBER_SCHEMA, {"type": "array", "items": _NUMBER_SCHEMA}, {"type": "null"}]}),
 ]
 _Slow = Annotated[
-    "dict[str, float]",
+    Any,
     PlainValidator(_checked_slow),
     WithJsonSchema({"type": "object", "additionalProperties": _NUMBER_SCHEMA}),
 ]
@@ -84,7 +84,7 @@ class KillOptions(_Options):
     """A node that kills itself."""
 
     node: str = Field(description="Name of the node.")
-    step: int = Field(ge=1, le=2**53, description="Its own step in which it does so, once per run.")
+    step: int = Field(ge=1, description="Its own step in which it does so, once per run.")
 
 
 class PartitionOptions(_Options):
@@ -93,8 +93,8 @@ class PartitionOptions(_Options):
     groups: Annotated[tuple[_Group, ...], Field(strict=False)] = Field(
         description="Names of the nodes of each group; a node in none reaches all."
     )
-    from_step: int = Field(ge=0, le=2**53, description="The asking node's own step with which it begins.")
-    to_step: int = Field(ge=0, le=2**53, description="The last such step.")
+    from_step: int = Field(ge=0, description="The asking node's own step with which it begins.")
+    to_step: int = Field(ge=0, description="The last such step.")
 
     def separates(self, asker: str, peer: str, step: int) -> bool:
         """Whether an ask fails.
@@ -106,8 +106,8 @@ class PartitionOptions(_Options):
         """
         if not self.from_step <= step <= self.to_step:
             return False
-        sides = [next((index for index, group in enumerate(self.groups) if name in group), None) for name in (asker, peer)]
-        return None not in sides and sides[0] != sides[1]
+        own = {name for group in self.groups if asker in group for name in group}
+        return bool(own) and peer not in own and any(peer in group for group in self.groups)
 
 
 class FaultOptions(_Options):

@@ -148,7 +148,7 @@ class NodeFaults:
         self, faults: Faults, *, folder: Path | None, pause: Callable[[float], None], before_death: Callable[[], None]
     ) -> None:
         options = faults.options
-        self._faults = faults
+        self.faults = faults
         self._folder = folder
         self._pause = pause
         self._before_death = before_death
@@ -162,15 +162,15 @@ class NodeFaults:
 
     def begin_step(self, step: int) -> None:
         """Let happen what is due in a step. Trainer."""
-        self._faults.step = step
+        self.faults.step = step
         if self._pause_s > 0:
-            self._faults.happened("slow", waited_s=self._pause_s)
+            self.faults.happened("slow", waited_s=self._pause_s)
             self._pause(self._pause_s)
         if step in self._deaths and self._folder is not None:
             mark = self._folder / f"killed-in-step-{step}"
             if not mark.exists():
                 self._folder.mkdir(parents=True, exist_ok=True)
                 mark.touch()
-                self._faults.happened("kill")
+                self.faults.happened("kill")
                 self._before_death()
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -16,9 +16,7 @@ from dpwa.peers.flow_control import FlowControl
 from dpwa.peers.link_codecs import LinkCodecs
 from dpwa.peers.membership import Membership
 from dpwa.snapshot import Layout, Snapshot
-from dpwa.transport.pulling import Client, Pulled, Target
-from dpwa.transport.reception import RUN
-from dpwa.transport.wire import (
+from dpwa.transport.messages import (
     INCARNATION_BYTES,
     NEWEST_ROUND,
     NO_EXCHANGE,
@@ -31,6 +29,8 @@ from dpwa.transport.wire import (
     Pull,
     Settled,
 )
+from dpwa.transport.pulling import Client, Pulled, Target
+from dpwa.transport.reception import RUN
 
 __all__ = ["NOTHING_YET", "Fetched", "Fetcher", "Identity"]
 

@@ -18,8 +18,8 @@ from dpwa.methods.base import Kind
 from dpwa.parts import Rotation
 from dpwa.peers.flow_control import FlowControl
 from dpwa.peers.membership import Membership
+from dpwa.transport.messages import Busy, NotReady, Offer
 from dpwa.transport.pulling import Client
-from dpwa.transport.wire import Busy, NotReady, Offer
 
 __all__ = ["Gatherer"]
 

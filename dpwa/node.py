@@ -21,6 +21,7 @@ from dpwa.config import ClusterConfig
 from dpwa.errors import ConfigError, DpwaError, InternalError, NodeClosed
 from dpwa.exchange import Ask, Exchange, Outcome
 from dpwa.extended_model import ExtendedModel, Model
+from dpwa.faults import Faults, NodeFaults
 from dpwa.interpolation import LossSmoother, State
 from dpwa.methods.base import Arrival, Kind, Plan
 from dpwa.methods.diloco import OuterMomentum
@@ -30,7 +31,7 @@ from dpwa.publishing import Publisher, Taken
 from dpwa.record import NodeStatistics, Record, exchange_fields
 from dpwa.snapshot import Snapshot
 from dpwa.transport.interface import MakeTransport, Transport
-from dpwa.transport.wire import INCARNATION_BYTES, NO_EXCHANGE
+from dpwa.transport.messages import INCARNATION_BYTES, NO_EXCHANGE
 from dpwa.transport.zeromq import ZmqTransport
 from dpwa.wiring import wire
 
@@ -100,7 +101,8 @@ class Node:
         self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
         self.method = config.method_for(name)
         self._model = ExtendedModel(model, self.method)
-        self._outer = None if config.outer is None else OuterMomentum(model, **config.outer.model_dump())
+        outer = config.outer
+        self._outer = None if outer.every is None else OuterMomentum(model, **outer.model_dump())
         if self._outer is not None:
             self._outer.restart()
         self._smoother = LossSmoother(config.loss_smoothing)
@@ -109,6 +111,7 @@ class Node:
             config.bandwidth_limit_bytes_per_s, model_bytes=layout.total_bytes, most_fraction=config.pull_fraction
         )
         self._incarnation = secrets.token_bytes(INCARNATION_BYTES)
+        self._faults = self._make_faults()
         self._parts = wire(
             config,
             name,
@@ -116,6 +119,7 @@ class Node:
             layout=layout,
             method=self.method,
             monotonic_s=monotonic_s,
+            faults=None if self._faults is None else self._faults.faults,
         )
         self._service = self._parts.wiring.service
         self._publisher = Publisher(self._model, self._service, self._snapshot_slots())
@@ -135,6 +139,7 @@ class Node:
         self._state = State(loss=None, clock=0.0)
         self._step = 0
         self._last: Taken | None = None
+        self._given: Taken | None = None  # what a push under way carries
         self._resumed_s = monotonic_s()
 
     def _snapshot_slots(self) -> int:
@@ -148,6 +153,16 @@ class Node:
             node_folder(self.run_dir, self.name),
             sample=lambda: self._record.metrics(self.statistics(), self._monotonic_s()),
             metrics_interval_s=self.config.metrics_interval_s,
+        )
+
+    def _make_faults(self) -> NodeFaults | None:
+        if not self.config.faults.kinds:
+            return None
+        return NodeFaults(
+            Faults(self.config.faults, self.name, partial(self._event, "fault")),
+            folder=None if self.run_dir is None else node_folder(self.run_dir, self.name),
+            pause=time.sleep,
+            before_death=self._write_journal,
         )
 
     # --- Life -----------------------------------------------------------------------------------------------------
@@ -201,7 +216,7 @@ class Node:
             self._transport.close(_CLOSE_TIMEOUT_S)
         finally:
             # Let go of all buffers at once: the node itself may be kept, for its statistics.
-            self._last = None
+            self._last = self._given = None
             self._publisher.close()
             for staging in self._parts.stagings:
                 staging.close()
@@ -345,6 +360,8 @@ class Node:
 
     def _advance(self, loss: float | None) -> None:
         self._step += 1
+        if self._faults is not None:
+            self._faults.begin_step(self._step)
         self.method.advance()
         self._correct()
         self._state = State(self._state.loss, self._state.clock + 1.0)
@@ -412,7 +429,12 @@ class Node:
         elif outcome is Outcome.PUSHED:
             self.method.delivered(mass)
         else:
-            self.method.took_back(mass)
+            share = self.method.took_back(mass)
+            # In half precision the model is left as it is: a snapshot of it is no more exact than what that costs.
+            if share > 0.0 and self._given is not None and self._model.can_go_towards:
+                self._given.is_complete.wait()
+                self._model.go_towards(self._given.buffer, share)
+        self._given = None
 
     def _try_to_join(self, exchange: Exchange) -> None:
         self._join_tries -= 1
@@ -461,10 +483,13 @@ class Node:
         taken = self._publisher.take(step=self._step, taken_s=self._monotonic_s(), state=self._state)
         if taken is None:
             self._record.publish_skipped += 1
+            self._last = None  # an older one is no measure of the next step
             if plan is not None and plan.kind is Kind.PAIR:
                 self._applied_pairs.append(NO_EXCHANGE)  # what the last pair brought is in no snapshot yet
             return
         self._last = taken
+        if plan is not None and plan.kind is Kind.PUSH:
+            self._given = taken
         ask = self._ask(plan, taken.snapshot) if plan is not None else None
         serving = not self._joining
         hand_out = partial(self._hand_out, taken.snapshot, ask, self._applied_pairs if serving else [], serving=serving)
@@ -549,7 +574,12 @@ class Node:
             protocol_errors=counters.protocol_errors,
             scores=self._parts.wiring.exchanger.flow_control.scores(),
             method=self.method.statistics(),
+            faults={} if self._faults is None else self._faults.faults.counts(),
         )
+
+    def _write_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.close(_CLOSE_TIMEOUT_S)
 
     def _event(self, event: str, **fields: object) -> None:
         if self._journal is not None:

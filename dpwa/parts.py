@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dpwa.snapshot import Layout, Role
-from dpwa.transport.wire import MAX_CHUNK_BYTES
+from dpwa.transport.messages import MAX_CHUNK_BYTES
 
 __all__ = ["Part", "Rotation", "chunk_count"]
 

@@ -20,9 +20,7 @@ from dpwa.interpolation import State
 from dpwa.methods.base import Kind
 from dpwa.parts import Part
 from dpwa.peers.membership import Membership
-from dpwa.transport.proposals import Proposals
-from dpwa.transport.pulling import Client
-from dpwa.transport.wire import (
+from dpwa.transport.messages import (
     NO_EXCHANGE,
     Accepted,
     Busy,
@@ -36,6 +34,8 @@ from dpwa.transport.wire import (
     Settled,
     Verdict,
 )
+from dpwa.transport.proposals import Proposals
+from dpwa.transport.pulling import Client
 
 __all__ = ["Proposer"]
 
@@ -54,6 +54,7 @@ class _Pushed:
     began_s: float
     due_s: float
     tries: int = 0
+    is_questioned: bool = False
 
 
 class Proposer:
@@ -129,7 +130,8 @@ class Proposer:
             NodeClosed: the node was closed meanwhile.
         """
         pushed = self._pushed
-        if pushed is None:
+        # A peer that is asked may do its own work first, and ask this node in turn: then its question ends nothing.
+        if pushed is None or pushed.is_questioned:
             return None
         exchange = pushed.ask.exchange
         if self._proposals.is_taken(exchange):
@@ -145,12 +147,15 @@ class Proposer:
         pushed.tries += 1
         pushed.due_s = self._monotonic_s() + client.patience_s
         exchange = pushed.ask.exchange
+        pushed.is_questioned = True
         try:
             answer = self._settle(pushed.peer, exchange, client)
         except TransportError as error:
             if pushed.tries < _SETTLE_TRIES:
                 return None
             return self._end(pushed, Outcome.LOST, str(error))
+        finally:
+            pushed.is_questioned = False
         if isinstance(answer, Settled):
             if answer.verdict == Verdict.TAKEN:
                 return self._end(pushed, Outcome.PUSHED)
@@ -248,10 +253,12 @@ class Proposer:
 
     # --- Both -----------------------------------------------------------------------------------------------------
 
-    def end(self, ask: Ask) -> None:
-        """The proposal of an ask has ended: its snapshot need not be kept."""
+    def end(self, ask: Ask, outcome: Outcome) -> None:
+        """The proposal of an ask has ended: its snapshot need not be kept, and a pair that fell through binds nobody."""
         if ask.exchange != NO_EXCHANGE:
             self._proposals.close(ask.exchange)
+            if outcome is not Outcome.BLENDED:
+                self._proposals.disengage(ask.exchange)
 
     def _incarnation_of(self, peer: str) -> bytes:
         return self._membership[peer].incarnation or b""

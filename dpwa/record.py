@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from dpwa.exchange import Exchange, Outcome
 from dpwa.interpolation import State
 from dpwa.methods.base import Kind
-from dpwa.transport.wire import NO_EXCHANGE
+from dpwa.transport.messages import NO_EXCHANGE
 
 __all__ = ["NodeStatistics", "Record", "exchange_fields"]
 

@@ -9,7 +9,7 @@ from dpwa.config import ClusterConfig
 from dpwa.launch.ports import free_ports
 from dpwa.node import Node
 from dpwa.parts import CHUNK_BYTES
-from dpwa.transport import wire
+from dpwa.transport import messages
 from support import DEADLINE_S, VectorModel, step_until
 
 
@@ -57,7 +57,7 @@ def node_with_absent_peer(zeromq, size=10, **settings) -> tuple[Node, int]:
     return node, zeromq.config.nodes[1].port
 
 
-def pull_of(node: Node, **changed) -> wire.Pull:
+def pull_of(node: Node, **changed) -> messages.Pull:
     fields = {
         "nonce": 1,
         "run": node.config.run_id,
@@ -73,4 +73,4 @@ def pull_of(node: Node, **changed) -> wire.Pull:
         "shared": False,
         "finished": False,
     }
-    return wire.Pull(**{**fields, **changed})
+    return messages.Pull(**{**fields, **changed})

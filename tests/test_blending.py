@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dpwa.blending import Staging, encode_chunk, encoded_chunk_bytes
 from dpwa.snapshot import Layout, Role, TensorSpec
-from dpwa.transport.wire import Codec
+from dpwa.transport.messages import Codec
 
 _DTYPES = ["float64", "float32", "bfloat16", "float16"]
 

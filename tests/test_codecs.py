@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dpwa.transport.codecs import BLOCK_VALUES, decode, encode, encoded_bytes
-from dpwa.transport.wire import Codec
+from dpwa.transport.messages import Codec
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 HALVES = (Codec.FP16, Codec.BF16)

@@ -543,7 +543,7 @@ def test_check_describes_the_nodes_and_the_settings():
     assert "run dpwa: 4 nodes, 2 on this host" in text
     assert "w1    localhost:21000  yes" in text
     assert "w3    localhost:21002  no" in text
-    assert "one random peer with probability 1, and waits up to 5 ms" in text
+    assert "one random neighbour with probability 1, and waits up to 5 ms" in text
     assert "constant 0.5; losses smoothed with weight 0.9; kept from 0 to 0.8" in text
     assert "warning" not in text
     assert text.replace("\n", "").isprintable(), "no control codes of a terminal"

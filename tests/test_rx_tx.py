@@ -20,7 +20,7 @@ from dpwa.errors import ConfigError, InternalError
 from dpwa.launch.ports import free_ports
 from dpwa.node import Node
 from dpwa.parts import CHUNK_BYTES
-from dpwa.transport import wire
+from dpwa.transport import messages, wire
 from support import DEADLINE_S, VectorModel, step_until, wait_until
 
 BIG = 3_000_000  # float64: 24 MB, 46 chunks
@@ -40,7 +40,7 @@ _GARBAGE = {
     "a pickle": [b"cos\nsystem\n(S'touch pickled'\ntR."],
     "an empty message": [b""],
     "too many frames": [b"x", b"y", b"z"],
-    "an answer": [wire.encode(wire.NotReady(1))],
+    "an answer": [wire.encode(messages.NotReady(1))],
     "another protocol version": [msgpack.packb([99, 1])],
     "a header that is too long": [b"x" * 5000],
 }
@@ -54,7 +54,7 @@ def test_a_peer_that_sends_garbage_is_cut_off_and_counted_and_others_are_served(
     wait_until(lambda: node.statistics().protocol_errors == 1, "the garbage is counted")
     rogue.send(wire.encode(pull_of(node)))  # legal, but the sender has lost its credit
     honest.send(wire.encode(pull_of(node)))
-    assert isinstance(wire.decode(honest.recv(), "w1"), wire.Offer)
+    assert isinstance(wire.decode(honest.recv(), "w1"), messages.Offer)
     assert rogue.poll(50) == 0
     assert node.statistics().protocol_errors == 1
     node.step(1.0)
@@ -92,7 +92,7 @@ def test_a_server_that_sends_garbage_is_a_counted_failure(zeromq, peers):
     assert list(zeromq.models[0].vector) == before
 
 
-def _offer(nonce: int, total_bytes: int, **changed) -> wire.Offer:
+def _offer(nonce: int, total_bytes: int, **changed) -> messages.Offer:
     fields = {
         "nonce": nonce,
         "incarnation": b"j" * 8,
@@ -101,25 +101,31 @@ def _offer(nonce: int, total_bytes: int, **changed) -> wire.Offer:
         "loss": 1.0,
         "total_bytes": total_bytes,
         "slot": -1,
-        "token": bytes(wire.TOKEN_BYTES),
+        "token": bytes(messages.TOKEN_BYTES),
         "finished": False,
     }
-    return wire.Offer(**{**fields, **changed})
+    return messages.Offer(**{**fields, **changed})
 
 
 _LIES = {
     "more bytes than the model has": lambda nonce: [[_offer(nonce, 81), None]],
     "fewer bytes than the model has": lambda nonce: [[_offer(nonce, 8), None]],
-    "an unknown codec": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0, 7), bytes(80)]],
-    "a codec that was not asked for": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0, 1), bytes(20)]],
+    "an unknown codec": lambda nonce: [[_offer(nonce, 80), None], [messages.Chunk(nonce, 0, 7), bytes(80)]],
+    "a codec that was not asked for": lambda nonce: [
+        [_offer(nonce, 80), None],
+        [messages.Chunk(nonce, 0, 1), bytes(20)],
+    ],
     "shared memory that was not asked for": lambda nonce: [[_offer(nonce, 80, slot=0), None]],
-    "a chunk with two bodies": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0, 0), bytes(80), b"more"]],
-    "a chunk that is too long": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0, 0), bytes(81)]],
-    "a chunk that is too short": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0, 0), bytes(79)]],
-    "a wrong chunk": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 1, 0), bytes(80)]],
-    "a chunk without a body": lambda nonce: [[_offer(nonce, 80), None], [wire.Chunk(nonce, 0, 0), None]],
-    "a chunk before any offer": lambda nonce: [[wire.Chunk(nonce, 0, 0), bytes(80)]],
-    "a request": lambda nonce: [[wire.More(nonce, 0, 1), None]],
+    "a chunk with two bodies": lambda nonce: [
+        [_offer(nonce, 80), None],
+        [messages.Chunk(nonce, 0, 0), bytes(80), b"more"],
+    ],
+    "a chunk that is too long": lambda nonce: [[_offer(nonce, 80), None], [messages.Chunk(nonce, 0, 0), bytes(81)]],
+    "a chunk that is too short": lambda nonce: [[_offer(nonce, 80), None], [messages.Chunk(nonce, 0, 0), bytes(79)]],
+    "a wrong chunk": lambda nonce: [[_offer(nonce, 80), None], [messages.Chunk(nonce, 1, 0), bytes(80)]],
+    "a chunk without a body": lambda nonce: [[_offer(nonce, 80), None], [messages.Chunk(nonce, 0, 0), None]],
+    "a chunk before any offer": lambda nonce: [[messages.Chunk(nonce, 0, 0), bytes(80)]],
+    "a request": lambda nonce: [[messages.More(nonce, 0, 1), None]],
 }
 
 
@@ -143,7 +149,7 @@ def test_a_late_answer_is_dropped_and_the_next_pull_is_right(zeromq, peers):
     settings = {"timeout_ms": 100, "flow_control": {"probe_s": 0.01, "probe_max_s": 0.05}}
     node, port = node_with_absent_peer(zeromq, constant={"value": 1.0}, **settings)
     slow = peers.router(port)
-    pulls: list[tuple[bytes, wire.Pull]] = []
+    pulls: list[tuple[bytes, messages.Pull]] = []
 
     def timed_out() -> bool:
         while slow.poll(0):
@@ -160,7 +166,7 @@ def test_a_late_answer_is_dropped_and_the_next_pull_is_right(zeromq, peers):
         if newest.nonce != late.nonce:
             for nonce, value in ((late.nonce, 666.0), (newest.nonce, 5.0)):
                 slow.send_multipart([identity, wire.encode(_offer(nonce, 80, version=nonce))])
-                slow.send_multipart([identity, wire.encode(wire.Chunk(nonce, 0, 0)), np.full(10, value).tobytes()])
+                slow.send_multipart([identity, wire.encode(messages.Chunk(nonce, 0, 0)), np.full(10, value).tobytes()])
             pulls.append((identity, late))
         return node.statistics().blended >= 1
 
@@ -175,11 +181,11 @@ def test_a_peer_that_reads_nothing_costs_the_server_a_window_and_no_more(zeromq,
     node, _ = node_with_absent_peer(zeromq, size=BIG)
     stuck = [peers.dealer(zeromq) for _ in range(8)]
     for dealer in stuck:
-        dealer.send(wire.encode(pull_of(node, count=wire.MAX_WINDOW)))
-    wait_until(lambda: node.statistics().bytes_out >= 8 * wire.MAX_WINDOW * CHUNK_BYTES, "eight windows are sent")
+        dealer.send(wire.encode(pull_of(node, count=messages.MAX_WINDOW)))
+    wait_until(lambda: node.statistics().bytes_out >= 8 * messages.MAX_WINDOW * CHUNK_BYTES, "eight windows are sent")
     for _ in range(20):
         node.step(1.0)
-    assert node.statistics().bytes_out == 8 * wire.MAX_WINDOW * CHUNK_BYTES
+    assert node.statistics().bytes_out == 8 * messages.MAX_WINDOW * CHUNK_BYTES
     assert node.statistics().served == 0
 
 
@@ -190,7 +196,7 @@ def test_peers_that_hold_all_snapshots_never_stop_the_trainer(zeromq, peers):
     for _ in range(6):
         reader = peers.dealer(zeromq)
         reader.send(wire.encode(pull_of(node, count=1)))
-        assert isinstance(wire.decode(reader.recv(), "w1"), wire.Offer)
+        assert isinstance(wire.decode(reader.recv(), "w1"), messages.Offer)
         node.step(1.0)
         node.step(1.0)
     statistics = node.statistics()
@@ -202,7 +208,7 @@ def test_a_transfer_that_is_not_asked_on_is_given_up_and_frees_its_snapshot(zero
     node, _ = node_with_absent_peer(zeromq, size=BIG, timeout_ms=100)
     reader = peers.dealer(zeromq)
     reader.send(wire.encode(pull_of(node, count=1)))
-    assert isinstance(wire.decode(reader.recv(), "w1"), wire.Offer)
+    assert isinstance(wire.decode(reader.recv(), "w1"), messages.Offer)
     counters = node._transport.counters
     step_until(node, lambda: counters.dropped == 1, "the transfer is given up")
 
@@ -220,13 +226,13 @@ def test_many_peers_pull_one_large_snapshot_at_once(zeromq, peers):
             if not reader.poll(1):
                 continue
             header, *body = reader.recv_multipart()
-            if isinstance(wire.decode(header, "w1"), wire.Chunk):
+            if isinstance(wire.decode(header, "w1"), messages.Chunk):
                 got.extend(body[0])
                 sent = len(got) // CHUNK_BYTES
                 if len(got) < 8 * BIG:
-                    reader.send(wire.encode(wire.More(1, sent + 7, 1)))
+                    reader.send(wire.encode(messages.More(1, sent + 7, 1)))
                 else:
-                    reader.send(wire.encode(wire.Done(1)))
+                    reader.send(wire.encode(messages.Done(1)))
     expected = np.arange(float(BIG)).tobytes()
     assert all(got == expected for got in received)
     wait_until(lambda: node.statistics().served == 4, "all four are counted")

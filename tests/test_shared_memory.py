@@ -25,7 +25,7 @@ from dpwa.launch.ports import free_ports
 from dpwa.node import Node
 from dpwa.parts import Part
 from dpwa.snapshot import ITEM_BYTES, Layout, Role, TensorSpec
-from dpwa.transport import shared_memory, wire
+from dpwa.transport import messages, shared_memory
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.pulling import Target
 from dpwa.transport.reception import Reception
@@ -182,9 +182,9 @@ def test_a_folder_in_place_of_a_segment_is_refused(segment, run):
 
 
 def test_the_token_that_the_peer_told_must_be_the_segments(segment, run):
-    assert len(segment.token) == wire.TOKEN_BYTES
+    assert len(segment.token) == messages.TOKEN_BYTES
     with pytest.raises(SegmentUnusable, match="another token"):
-        _reader(run, bytes(wire.TOKEN_BYTES))
+        _reader(run, bytes(messages.TOKEN_BYTES))
 
 
 def test_a_segment_of_another_model_is_refused(segment, run):
@@ -544,8 +544,8 @@ def test_no_read_of_a_slot_that_is_written_at_full_speed_is_torn(run, children):
     segments = Segments(run_id=run, neighbours=["w1"], size_bytes=layout.total_bytes)
     staging = Staging(layout, absolute=True)
     own = np.zeros(layout.total_bytes, np.uint8)
-    target = Target(staging, own.data, Part(wire.MAX_CHUNK_BYTES, ((0, 1),), 1.0))
-    pull = wire.Pull(1, run, "w2", bytes(8), layout.fingerprint, bytes(8), 0, 0, 1 << 20, 0, 1, True, False)
+    target = Target(staging, own.data, Part(messages.MAX_CHUNK_BYTES, ((0, 1),), 1.0))
+    pull = messages.Pull(1, run, "w2", bytes(8), layout.fingerprint, bytes(8), 0, 0, 1 << 20, 0, 1, True, False)
     reception = Reception(Conversation("w1", None, lambda: False, pull), segments, pull, target)
     slot = segments.reader("w1", INCARNATION, token)
     read, versions, reasons = 0, set(), Counter()
@@ -554,7 +554,7 @@ def test_no_read_of_a_slot_that_is_written_at_full_speed_is_torn(run, children):
         version = slot.version(0)
         if version == 0:
             continue
-        offer = wire.Offer(1, INCARNATION, version, 0.0, None, layout.total_bytes, 0, token, False)
+        offer = messages.Offer(1, INCARNATION, version, 0.0, None, layout.total_bytes, 0, token, False)
         target.begin()
         try:
             received = reception._read_shared(offer)

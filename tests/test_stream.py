@@ -16,7 +16,7 @@ from dpwa.config import ClusterConfig
 from dpwa.launch.ports import free_ports
 from dpwa.node import Node
 from dpwa.parts import CHUNK_BYTES, chunk_count
-from dpwa.transport import client, wire
+from dpwa.transport import client, messages, wire
 from dpwa.transport.reception import RUN
 from dpwa.transport.sockets import CurveKeys, Links
 from dpwa.transport.zeromq import ZmqTransport
@@ -55,15 +55,15 @@ class Puller:
     def read(self) -> None:
         """Take one message, and ask for what comes next."""
         header, *_ = self.socket.recv_multipart()
-        if not isinstance(wire.decode(header, "w1"), wire.Chunk):
+        if not isinstance(wire.decode(header, "w1"), messages.Chunk):
             return
         self.chunks += 1
         self._received += 1
         if self._received == self._chunks:
-            self.socket.send(wire.encode(wire.Done(self._nonce)))
+            self.socket.send(wire.encode(messages.Done(self._nonce)))
             self.begin()
         elif self._asked < self._chunks and self._asked - self._received <= RUN:
-            self.socket.send(wire.encode(wire.More(self._nonce, self._asked, RUN)))
+            self.socket.send(wire.encode(messages.More(self._nonce, self._asked, RUN)))
             self._asked += RUN
 
 
@@ -115,7 +115,7 @@ def test_a_puller_that_vanishes_in_the_middle_leaves_nothing_behind(zeromq, peer
     for _ in range(3):
         reader = peers.dealer(zeromq)
         reader.send(wire.encode(pull_of(node, count=1)))
-        assert isinstance(wire.decode(reader.recv_multipart()[0], "w1"), wire.Offer)
+        assert isinstance(wire.decode(reader.recv_multipart()[0], "w1"), messages.Offer)
         reader.close()
     counters = node._transport.counters
     step_until(node, lambda: counters.dropped == 3, "all three are given up")
@@ -142,7 +142,7 @@ def test_a_transfer_that_fails_in_the_middle_frees_the_own_snapshot(zeromq, peer
     def failed_often() -> bool:
         if liar.poll(0):
             identity, header = liar.recv_multipart()
-            offer = wire.Offer(wire.decode(header, "w1").nonce, b"j" * 8, 1, 1.0, 1.0, 80, -1, bytes(16), False)
+            offer = messages.Offer(wire.decode(header, "w1").nonce, b"j" * 8, 1, 1.0, 1.0, 80, -1, bytes(16), False)
             liar.send_multipart([identity, wire.encode(offer)])
             liar.send_multipart([identity, b"garbage"])
         reader.send(wire.encode(pull_of(node)))  # somebody wants the newest snapshot in every step
@@ -160,7 +160,7 @@ def test_nodes_that_do_not_wait_for_their_exchanges_never_run_out_of_buffers(zer
     assert sum(node.statistics().failures for node in nodes) == 0
 
 
-@pytest.mark.parametrize("codec", [wire.Codec.RAW, wire.Codec.FP16, wire.Codec.INT8])
+@pytest.mark.parametrize("codec", [messages.Codec.RAW, messages.Codec.FP16, messages.Codec.INT8])
 def test_pullers_that_do_not_read_cost_a_bounded_amount_of_memory(zeromq, peers, codec):
     node, _ = node_with_absent_peer(zeromq, size=BIG)
     for _ in range(10):
@@ -171,8 +171,8 @@ def test_pullers_that_do_not_read_cost_a_bounded_amount_of_memory(zeromq, peers,
     for number in range(1, 9):
         stuck = peers.dealer(zeromq, receive_queue=1)
         stuck.send(wire.encode(pull_of(node, codec=int(codec), count=RUN)))
-        assert isinstance(wire.decode(stuck.recv(), "w1"), wire.Offer)  # and that is all that it reads
-        stuck.send(wire.encode(wire.More(1, RUN, RUN)))
+        assert isinstance(wire.decode(stuck.recv(), "w1"), messages.Offer)  # and that is all that it reads
+        stuck.send(wire.encode(messages.More(1, RUN, RUN)))
         sent = number * 2 * RUN
         wait_until(lambda sent=sent: _chunks_sent(node, codec) >= sent, "two runs are sent")
         node.step(1.0)
@@ -180,8 +180,8 @@ def test_pullers_that_do_not_read_cost_a_bounded_amount_of_memory(zeromq, peers,
     assert process.memory_info().rss - before < 64 << 20
 
 
-def _chunks_sent(node: Node, codec: wire.Codec) -> float:
-    bytes_per_value = {wire.Codec.RAW: 8, wire.Codec.FP16: 2, wire.Codec.INT8: 1 + 4 / 256}[codec]
+def _chunks_sent(node: Node, codec: messages.Codec) -> float:
+    bytes_per_value = {messages.Codec.RAW: 8, messages.Codec.FP16: 2, messages.Codec.INT8: 1 + 4 / 256}[codec]
     return node._transport.counters.bytes_out / (CHUNK_BYTES / 8 * bytes_per_value)
 
 
@@ -193,9 +193,9 @@ def test_a_peer_that_dies_between_chunks_is_a_counted_failure_and_training_goes_
     step_until(node, lambda: doomed.poll(0), "a pull")
     identity, header = doomed.recv_multipart()
     nonce = wire.decode(header, "w1").nonce
-    offer = wire.Offer(nonce, b"j" * 8, 1, 1.0, 1.0, 8 * BIG, -1, bytes(16), False)
+    offer = messages.Offer(nonce, b"j" * 8, 1, 1.0, 1.0, 8 * BIG, -1, bytes(16), False)
     doomed.send_multipart([identity, wire.encode(offer)])
-    doomed.send_multipart([identity, wire.encode(wire.Chunk(nonce, 0, 0)), bytes(CHUNK_BYTES)])
+    doomed.send_multipart([identity, wire.encode(messages.Chunk(nonce, 0, 0)), bytes(CHUNK_BYTES)])
     failures = node.statistics().failures
     doomed.close()
     start_s = time.monotonic()
@@ -215,9 +215,9 @@ def test_a_codec_that_the_server_does_not_know_gets_plain_chunks(zeromq, peers):
     node, _ = node_with_absent_peer(zeromq)
     reader = peers.dealer(zeromq)
     reader.send(wire.encode(pull_of(node, codec=77)))
-    assert isinstance(wire.decode(reader.recv(), "w1"), wire.Offer)
+    assert isinstance(wire.decode(reader.recv(), "w1"), messages.Offer)
     header, body = reader.recv_multipart()
-    assert wire.decode(header, "w1") == wire.Chunk(1, 0, wire.Codec.RAW)
+    assert wire.decode(header, "w1") == messages.Chunk(1, 0, messages.Codec.RAW)
     assert body == np.arange(10.0).tobytes()
     assert node.statistics().protocol_errors == 0
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwa.errors import RemoteProtocolError
-from dpwa.transport import wire
+from dpwa.transport import messages, wire
 
 _NAMES = st.text(st.characters(categories=["L", "N"]), max_size=64)
-_COUNTERS = st.integers(0, wire.MAX_COUNTER)
+_COUNTERS = st.integers(0, messages.MAX_COUNTER)
 _FIELDS = {
     "nonce": _COUNTERS,
     "run": _NAMES,
@@ -25,32 +25,32 @@ _FIELDS = {
     "fingerprint": st.binary(min_size=16, max_size=16),
     "have_incarnation": st.binary(min_size=8, max_size=8),
     "have_version": _COUNTERS,
-    "version": st.integers(1, wire.MAX_COUNTER),
+    "version": st.integers(1, messages.MAX_COUNTER),
     "codec": st.integers(0, 255),
     "finished": st.booleans(),
-    "first": st.integers(0, wire.MAX_CHUNKS),
-    "count": st.integers(1, wire.MAX_WINDOW),
-    "index": st.integers(0, wire.MAX_CHUNKS),
-    "clock": st.floats(0, wire.MAX_COUNTER),
+    "first": st.integers(0, messages.MAX_CHUNKS),
+    "count": st.integers(1, messages.MAX_WINDOW),
+    "index": st.integers(0, messages.MAX_CHUNKS),
+    "clock": st.floats(0, messages.MAX_COUNTER),
     "loss": st.none() | st.floats(),
     "total_bytes": st.integers(1, 2**40),
-    "chunk_bytes": st.integers(1, wire.MAX_CHUNK_BYTES // 64).map(lambda lines: 64 * lines),
+    "chunk_bytes": st.integers(1, messages.MAX_CHUNK_BYTES // 64).map(lambda lines: 64 * lines),
     "shared": st.booleans(),
-    "slot": st.integers(-1, wire.MAX_SLOTS - 1),
+    "slot": st.integers(-1, messages.MAX_SLOTS - 1),
     "token": st.binary(min_size=16, max_size=16),
     "reason": _NAMES,
     "exchange": st.binary(min_size=16, max_size=16),
-    "round": st.integers(-1, wire.MAX_COUNTER),
-    "mass": st.floats(0, wire.MAX_MASS),
+    "round": st.integers(-1, messages.MAX_COUNTER),
+    "mass": st.floats(0, messages.MAX_MASS),
     "is_pair": st.booleans(),
     "gives_up": st.booleans(),
-    "piece": st.integers(0, wire.MAX_CHUNKS),
-    "pieces": st.integers(0, wire.MAX_CHUNKS),
-    "verdict": st.sampled_from([int(verdict) for verdict in wire.Verdict]),
+    "piece": st.integers(0, messages.MAX_CHUNKS),
+    "pieces": st.integers(0, messages.MAX_CHUNKS),
+    "verdict": st.sampled_from([int(verdict) for verdict in messages.Verdict]),
 }
 _MESSAGES = st.one_of(
     st.builds(cls, **{field.name: _FIELDS[field.name] for field in dataclasses.fields(cls)})
-    for cls in get_args(wire.Message)
+    for cls in get_args(messages.Message)
 )
 
 
@@ -58,7 +58,7 @@ _MESSAGES = st.one_of(
 def test_every_legal_message_survives_the_round_trip(message):
     header = wire.encode(message)
     decoded = wire.decode(header, "w2")
-    assert len(header) <= wire.MAX_HEADER_BYTES
+    assert len(header) <= messages.MAX_HEADER_BYTES
     assert type(decoded) is type(message)
     for field in dataclasses.fields(message):
         sent, got = getattr(message, field.name), getattr(decoded, field.name)
@@ -83,7 +83,7 @@ _ATOMS = (
 
 @given(st.integers(0, 10), st.lists(_ATOMS | st.lists(_ATOMS), max_size=12))
 def test_lists_of_wrong_values_are_refused_or_legal(kind, values):
-    header = msgpack.packb([wire.PROTOCOL_VERSION, kind, *values])
+    header = msgpack.packb([messages.PROTOCOL_VERSION, kind, *values])
     try:
         message = wire.decode(header, "w2")
     except RemoteProtocolError:
@@ -91,11 +91,11 @@ def test_lists_of_wrong_values_are_refused_or_legal(kind, values):
     assert wire.decode(wire.encode(message), "w2").nonce == message.nonce
 
 
-_PULL = wire.Pull(1, "run", "w1", b"i" * 8, b"f" * 16, b"h" * 8, 0, 0, 4096, 0, 8, False, False)
-_OFFER = wire.Offer(1, b"i" * 8, 1, 1.0, 0.5, 100, -1, bytes(16), False)
-_CHUNK = wire.Chunk(1, 0, 0)
-_PROPOSE = wire.Propose(1, "run", "w1", b"i" * 8, b"f" * 16, b"e" * 16, False, 0.5, 1.0, None, 3, 0, 0)
-_SETTLED = wire.Settled(1, b"i" * 8, 1, False)
+_PULL = messages.Pull(1, "run", "w1", b"i" * 8, b"f" * 16, b"h" * 8, 0, 0, 4096, 0, 8, False, False)
+_OFFER = messages.Offer(1, b"i" * 8, 1, 1.0, 0.5, 100, -1, bytes(16), False)
+_CHUNK = messages.Chunk(1, 0, 0)
+_PROPOSE = messages.Propose(1, "run", "w1", b"i" * 8, b"f" * 16, b"e" * 16, False, 0.5, 1.0, None, 3, 0, 0)
+_SETTLED = messages.Settled(1, b"i" * 8, 1, False)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ _SETTLED = wire.Settled(1, b"i" * 8, 1, False)
         (_PULL, "node", "w1\x1b[31m"),
         (_PULL, "incarnation", b"short"),
         (_PULL, "first", -1),
-        (_PULL, "first", wire.MAX_CHUNKS + 1),
+        (_PULL, "first", messages.MAX_CHUNKS + 1),
         (_PULL, "count", 0),
-        (_PULL, "count", wire.MAX_WINDOW + 1),
+        (_PULL, "count", messages.MAX_WINDOW + 1),
         (_PULL, "chunk_bytes", 0),
         (_PULL, "chunk_bytes", 65),
         (_PULL, "chunk_bytes", 2**30),
@@ -128,7 +128,7 @@ _SETTLED = wire.Settled(1, b"i" * 8, 1, False)
         (_OFFER, "total_bytes", 0),
         (_OFFER, "total_bytes", 2**60),
         (_OFFER, "slot", -2),
-        (_OFFER, "slot", wire.MAX_SLOTS),
+        (_OFFER, "slot", messages.MAX_SLOTS),
         (_OFFER, "slot", False),
         (_OFFER, "token", b"short"),
         (_OFFER, "token", "x" * 16),
@@ -136,11 +136,11 @@ _SETTLED = wire.Settled(1, b"i" * 8, 1, False)
         (_PULL, "round", -2),
         (_OFFER, "mass", -1.0),
         (_OFFER, "mass", float("nan")),
-        (_OFFER, "mass", 2.0 * wire.MAX_MASS),
+        (_OFFER, "mass", 2.0 * messages.MAX_MASS),
         (_PROPOSE, "is_pair", 1),
         (_PROPOSE, "mass", float("inf")),
         (_PROPOSE, "piece", -1),
-        (_PROPOSE, "pieces", wire.MAX_CHUNKS + 1),
+        (_PROPOSE, "pieces", messages.MAX_CHUNKS + 1),
         (_SETTLED, "verdict", 3),
         (_CHUNK, "index", -1),
         (_CHUNK, "codec", -1),
@@ -181,7 +181,7 @@ def test_a_bomb_is_refused_before_it_takes_memory(header):
 
 
 def test_numbers_of_messages_are_never_reused():
-    assert [(kind.name, kind.value) for kind in wire.Kind] == [
+    assert [(kind.name, kind.value) for kind in messages.Kind] == [
         ("PULL", 1),
         ("MORE", 2),
         ("OFFER", 3),
@@ -198,4 +198,9 @@ def test_numbers_of_messages_are_never_reused():
         ("SETTLED", 14),
         ("PAST", 15),
     ]
-    assert [(codec.name, codec.value) for codec in wire.Codec] == [("RAW", 0), ("FP16", 1), ("BF16", 2), ("INT8", 3)]
+    assert [(codec.name, codec.value) for codec in messages.Codec] == [
+        ("RAW", 0),
+        ("FP16", 1),
+        ("BF16", 2),
+        ("INT8", 3),
+    ]

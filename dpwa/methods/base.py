@@ -20,7 +20,7 @@ from dpwa.blending import Values
 from dpwa.interpolation import State
 from dpwa.neighbourhood import Neighbourhood
 from dpwa.snapshot import Buffer, Layout, Section, Snapshot
-from dpwa.transport.wire import MAX_COUNTER
+from dpwa.transport.messages import MAX_COUNTER
 
 __all__ = ["Arrival", "Blend", "Conservation", "Kind", "Method", "Plan"]
 
@@ -157,8 +157,14 @@ class Method(ABC):
     def gave(self, mass: float) -> None:
         """A push with this mass is on its way: the node no longer has it."""
 
-    def took_back(self, mass: float) -> None:
-        """A push has failed, or was never taken: the mass is the node's again."""
+    def took_back(self, mass: float) -> float:  # noqa: ARG002
+        """A push has failed, or was never taken: the mass is the node's again.
+
+        Returns:
+            The share of the way that the own model goes back to what was given away: what comes back is that model,
+            and not what has become of the own one since.
+        """
+        return 0.0
 
     def delivered(self, mass: float) -> None:
         """A push was taken."""

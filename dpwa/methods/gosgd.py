@@ -41,6 +41,7 @@ class GoSGD(Method):
         self._first_mass = self._mass = self._mass_of_one()
         self._under_way = 0.0
         self._lost = 0.0
+        self._has_blended = False  # since the last push was given away
 
     def _mass_of_one(self) -> float:
         return 1.0 / self.count
@@ -60,11 +61,13 @@ class GoSGD(Method):
         """See `Method.gave`."""
         self._mass -= mass
         self._under_way += mass
+        self._has_blended = False
 
-    def took_back(self, mass: float) -> None:
-        """See `Method.took_back`."""
+    def took_back(self, mass: float) -> float:
+        """See `Method.took_back`. Own training may stay: it only counts by all of the mass, as if nothing was given."""
         self._mass += mass
         self._under_way -= mass
+        return mass / self._mass if self._has_blended else 0.0
 
     def lost(self, mass: float) -> None:
         """See `Method.lost`."""
@@ -88,6 +91,7 @@ class GoSGD(Method):
             return Blend(0.0)
         factor = arrival.weight / mass
         self._mass = mass
+        self._has_blended = True
         return Blend(factor)
 
     def statistics(self) -> Mapping[str, float]:

@@ -27,6 +27,7 @@ from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
 from dpwa.methods.outer import OuterOptimizer
 from dpwa.neighbourhood import Neighbourhood
 from dpwa.snapshot import Buffer, Layout, Role, Section, TensorSpec
+from dpwa.transport.messages import MAX_COUNTER
 
 __all__ = ["NoLoCo"]
 
@@ -82,8 +83,10 @@ class NoLoCo(Method):
 
     @property
     def pair_rounds(self) -> tuple[int, int] | None:
-        """See `Method.pair_rounds`."""
-        return (self.round - self._window, self.round + self._window) if self.wants_snapshot else None
+        """See `Method.pair_rounds`. A node that has found no partner for H steps takes any: it is behind for good."""
+        if self._since >= 2 * self._every:
+            return (0, MAX_COUNTER)
+        return (max(0, self.round - self._window), self.round + self._window) if self.wants_snapshot else None
 
     def plan(self, rng: random.Random) -> Plan | None:  # noqa: ARG002
         """See `Method.plan`."""
@@ -132,13 +135,16 @@ class NoLoCo(Method):
         for values in arrival.values:
             if values.section.role is Role.BUFFER:
                 _meet(values, memory)
-        self.round += 1
+        self.round = max(self.round, arrival.peer_state.round) + 1  # whoever was behind is back in the window
         self._since = 0
         return Blend(1.0)
 
     def statistics(self) -> Mapping[str, float]:
         """See `Method.statistics`."""
-        return {"outer_steps": float(self.round), "outer_refused": float(self._refused)}
+        return {
+            "outer_steps": float(0 if self._outer is None else self._outer.steps),
+            "outer_refused": float(self._refused),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """See `Method.state_dict`."""

@@ -60,7 +60,9 @@ class SpartaOptions(_Options):
 class OuterOptions(_Options):
     """Outer momentum on top of the method, in the way of DiLoCo."""
 
-    every: int = Field(100, ge=1, le=1_000_000, description="H: steps between two outer steps.")
+    every: int | None = Field(
+        None, ge=1, le=1_000_000, description="H: steps between two outer steps; null is no outer momentum."
+    )
     learning_rate: float = Field(0.7, gt=0, le=2, description="How much of the way the anchor goes.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Share of the last outer step in the next.")
     nesterov: bool = Field(

@@ -47,6 +47,11 @@ class SGP(GoSGD):
         """See `Method.wants_snapshot`: the next step is measured from it."""
         return self._debias
 
+    def took_back(self, mass: float) -> float:
+        """See `Method.took_back`. Training since then was scaled by the weight that was left."""
+        share = super().took_back(mass)
+        return mass / self._mass if self._debias else share
+
     def correction(self) -> float | None:
         """See `Method.correction`: `z' = z + (trained - z) / w` is the share `1 - 1 / w` of the way back."""
         weight = max(self._mass, _LEAST_WEIGHT)

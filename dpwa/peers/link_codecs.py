@@ -5,7 +5,7 @@ Must not know: sockets, threads, time. Runs in: the thread that performs the exc
 
 from __future__ import annotations
 
-from dpwa.transport.wire import Codec
+from dpwa.transport.messages import Codec
 
 __all__ = ["LinkCodecs"]
 

@@ -18,11 +18,12 @@ import zmq
 from dpwa.errors import ConfigError, NodeClosed, PeerUnreachable, RemoteProtocolError
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
+from dpwa.transport.messages import Message, Propose, Pull, Settle
 from dpwa.transport.pulling import Pulled, Target
 from dpwa.transport.reception import Reception
 from dpwa.transport.segments import Segments
 from dpwa.transport.sockets import Links, dealer, endpoint
-from dpwa.transport.wire import Message, Propose, Pull, Settle, encode
+from dpwa.transport.wire import encode
 
 __all__ = ["ZmqClient"]
 

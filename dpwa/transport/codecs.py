@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from dpwa.transport.wire import Codec
+from dpwa.transport.messages import Codec
 
 __all__ = ["BLOCK_VALUES", "decode", "encode", "encoded_bytes"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import zmq
 
 from dpwa.errors import ModelMismatch, PeerTimeout, RemoteProtocolError
-from dpwa.transport.wire import (
+from dpwa.transport.messages import (
     HAS_BODY,
     Accepted,
     Busy,
@@ -23,9 +23,8 @@ from dpwa.transport.wire import (
     Refused,
     Settle,
     Settled,
-    decode,
-    encode,
 )
+from dpwa.transport.wire import decode, encode
 
 __all__ = ["Conversation"]
 

@@ -4,8 +4,8 @@ It wraps what an exchange needs of a transport, so that the same faults hit Zero
 costs the asker what it costs in reality: whoever gets no answer waits for it until the timeout. With a transport that
 answers at once (`patience_s` is 0) nothing waits, and a delay or a rate is only counted.
 
-Must not know: which peer to ask, what is exchanged, how faults are chosen. Runs in: the thread that makes the exchanges;
-`LossyProposals.fetched` in the thread that serves.
+Must not know: which peer to ask, what is exchanged, how faults are chosen. Runs in: the thread that makes the
+exchanges; `LossyProposals.fetched` in the thread that serves.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dpwa.blending import Staging
 from dpwa.errors import PeerTimeout, PeerUnreachable, TransportError
 from dpwa.faults import Fate, Faults, Lost
 from dpwa.snapshot import Layout
+from dpwa.transport.messages import Codec, Message, Offer, Propose, Pull, Settle
 from dpwa.transport.proposals import Proposals
 from dpwa.transport.pulling import Client, Pulled, Target
-from dpwa.transport.wire import Codec, Message, Offer, Propose, Pull, Settle
 
 __all__ = ["FaultyWay", "LossyProposals"]
 
@@ -131,9 +131,7 @@ class _FaultyClient:
         with contextlib.suppress(TransportError):
             self._inner.request(peer, message)
 
-    def _set_out(
-        self, peer: str, hit: str, within_s: float | None, *, can_be_held: bool = False
-    ) -> tuple[_Ask, Fate]:
+    def _set_out(self, peer: str, hit: str, within_s: float | None, *, can_be_held: bool = False) -> tuple[_Ask, Fate]:
         """Begin an ask: raise if it does not reach the peer."""
         limit_s = self.patience_s if within_s is None else min(self.patience_s, within_s)
         ask = _Ask(peer, hit, self._monotonic_s(), limit_s)

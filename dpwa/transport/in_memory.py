@@ -20,10 +20,10 @@ from dpwa.exchange import Ask, Exchange
 from dpwa.methods.base import Kind
 from dpwa.snapshot import Snapshot
 from dpwa.transport.interface import Wiring
+from dpwa.transport.messages import NO_EXCHANGE, Codec, Message, Mismatch, Offer, Propose, Pull, Settle
 from dpwa.transport.pulling import Pulled, Target
 from dpwa.transport.rx import RxCounters
 from dpwa.transport.service import Request, Service
-from dpwa.transport.wire import NO_EXCHANGE, Codec, Message, Mismatch, Offer, Propose, Pull, Settle
 
 __all__ = ["InMemoryNetwork", "InMemoryTransport"]
 

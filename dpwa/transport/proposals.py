@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from dpwa.snapshot import Snapshot
-from dpwa.transport.wire import NO_EXCHANGE, Propose, Verdict
+from dpwa.transport.messages import NO_EXCHANGE, Propose, Verdict
 
 __all__ = ["Answer", "Notice", "Proposals"]
 
@@ -111,7 +111,7 @@ class Proposals:
             return True
 
     def disengage(self, exchange: bytes) -> None:
-        """A pair has ended, and what it brought is part of the newest snapshot: the node is free for another.
+        """A pair has ended, and what it brought, if anything, is part of the newest snapshot: the node is free again.
 
         Args:
             exchange: its id; `NO_EXCHANGE` for an own one that was never opened.

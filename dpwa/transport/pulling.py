@@ -10,7 +10,7 @@ from typing import Protocol
 
 from dpwa.blending import Staging
 from dpwa.parts import Part
-from dpwa.transport.wire import Message, Propose, Pull, Settle
+from dpwa.transport.messages import Message, Propose, Pull, Settle
 
 __all__ = ["Client", "Pulled", "Target"]
 

@@ -10,10 +10,7 @@ from collections import deque
 
 from dpwa.blending import encoded_chunk_bytes
 from dpwa.transport.conversation import Conversation
-from dpwa.transport.pulling import Pulled, Target
-from dpwa.transport.segments import Segments
-from dpwa.transport.shared_memory import SegmentUnusable
-from dpwa.transport.wire import (
+from dpwa.transport.messages import (
     MAX_WINDOW,
     Busy,
     Chunk,
@@ -28,6 +25,9 @@ from dpwa.transport.wire import (
     Pull,
     Refused,
 )
+from dpwa.transport.pulling import Pulled, Target
+from dpwa.transport.segments import Segments
+from dpwa.transport.shared_memory import SegmentUnusable
 
 __all__ = ["RUN", "Reception"]
 

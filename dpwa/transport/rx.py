@@ -21,9 +21,7 @@ from dpwa.blending import encode_chunk
 from dpwa.errors import ConfigError, InternalError, RemoteProtocolError
 from dpwa.snapshot import Snapshot
 from dpwa.transport.doorbell import Doorbell
-from dpwa.transport.service import Request, Service
-from dpwa.transport.sockets import Links, endpoint, router
-from dpwa.transport.wire import (
+from dpwa.transport.messages import (
     NO_EXCHANGE,
     Busy,
     Chunk,
@@ -36,9 +34,10 @@ from dpwa.transport.wire import (
     Propose,
     Pull,
     Settle,
-    decode,
-    encode,
 )
+from dpwa.transport.service import Request, Service
+from dpwa.transport.sockets import Links, endpoint, router
+from dpwa.transport.wire import decode, encode
 
 __all__ = ["RxCounters", "RxThread"]
 

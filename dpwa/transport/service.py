@@ -13,8 +13,7 @@ from typing import Final
 from dpwa.methods.base import Kind
 from dpwa.peers.membership import Membership
 from dpwa.snapshot import Layout, Snapshot
-from dpwa.transport.proposals import Answer, Proposals
-from dpwa.transport.wire import (
+from dpwa.transport.messages import (
     MAX_CHUNK_BYTES,
     NEWEST_ROUND,
     NO_EXCHANGE,
@@ -34,6 +33,7 @@ from dpwa.transport.wire import (
     Settled,
     Verdict,
 )
+from dpwa.transport.proposals import Answer, Proposals
 
 __all__ = ["Request", "Service"]
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from dpwa.snapshot import Buffer
-from dpwa.transport.wire import MAX_SLOTS, TOKEN_BYTES
+from dpwa.transport.messages import MAX_SLOTS, TOKEN_BYTES
 
 __all__ = ["SEGMENT_FOLDER", "Segment", "SegmentReader", "SegmentUnusable", "remove_stale_segments"]
 

@@ -16,7 +16,7 @@ import numpy as np
 import zmq
 
 from dpwa.errors import ConfigError, DpwaError
-from dpwa.transport.wire import MAX_FRAME_BYTES, MAX_WINDOW
+from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_WINDOW
 
 __all__ = [
     "CurveKeys",

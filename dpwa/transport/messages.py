@@ -1,0 +1,359 @@
+"""The messages of protocol version 1, and the limits on what a peer can send.
+
+`wire.py` turns them into bytes and back; docs/protocol.md tells who sends what and when.
+
+Must not know: bytes, sockets, threads, time, tensors. Runs in: any thread; everything here is frozen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, Final, Union
+
+__all__ = [
+    "EXCHANGE_BYTES",
+    "FINGERPRINT_BYTES",
+    "HAS_BODY",
+    "INCARNATION_BYTES",
+    "MAX_CHUNKS",
+    "MAX_CHUNK_BYTES",
+    "MAX_COUNTER",
+    "MAX_FRAME_BYTES",
+    "MAX_HEADER_BYTES",
+    "MAX_MASS",
+    "MAX_NAME_CHARS",
+    "MAX_SLOTS",
+    "MAX_TEXT_CHARS",
+    "MAX_WINDOW",
+    "NEWEST_ROUND",
+    "NO_EXCHANGE",
+    "PROTOCOL_VERSION",
+    "TOKEN_BYTES",
+    "Accepted",
+    "Busy",
+    "Chunk",
+    "Codec",
+    "Done",
+    "Kind",
+    "Message",
+    "Mismatch",
+    "More",
+    "NotModified",
+    "NotReady",
+    "Offer",
+    "Past",
+    "Propose",
+    "Pull",
+    "Refused",
+    "Settle",
+    "Settled",
+    "Verdict",
+]
+
+PROTOCOL_VERSION: Final = 1
+
+# --- Limits on what a peer can send, each with its reason ---------------------------------------------------------
+
+MAX_HEADER_BYTES: Final = 4096
+"""The longest legal header takes about 700 bytes; msgpack may blow a header up seventyfold in memory: 280 KiB."""
+
+MAX_CHUNK_BYTES: Final = 1 << 20
+"""Frames of 256 KiB to 1 MiB move fastest, and bound what one frame can make the receiver allocate."""
+
+MAX_FRAME_BYTES: Final = MAX_CHUNK_BYTES + MAX_HEADER_BYTES
+"""Set as ZeroMQ's MAXMSGSIZE: a longer frame ends the connection before its memory is taken."""
+
+MAX_WINDOW: Final = 16
+"""Chunks that may be under way to one peer: what a peer that stops reading costs the server, in chunks."""
+
+MAX_NAME_CHARS: Final = 64
+"""As in the cluster file."""
+
+MAX_TEXT_CHARS: Final = 256
+"""A reason for a refusal is one line."""
+
+MAX_COUNTER: Final = 2**53
+"""Versions, steps, nonces: every integer up to here is exact in a float, too; 1,000 a second last 285,000 years."""
+
+MAX_CHUNKS: Final = 1 << 24
+"""16 TiB in chunks of 1 MiB."""
+
+MAX_SLOTS: Final = 32
+"""Snapshot buffers of one node; the default is 3."""
+
+MAX_MASS: Final = 2.0**20
+"""The masses of a cluster sum up to 1 (GoSGD) or to the number of nodes (SGP)."""
+
+INCARNATION_BYTES: Final = 8
+EXCHANGE_BYTES: Final = 16
+"""An incarnation and a number within it: no two proposals have one id."""
+
+NO_EXCHANGE: Final = bytes(EXCHANGE_BYTES)
+NEWEST_ROUND: Final = -1
+
+TOKEN_BYTES: Final = 16
+FINGERPRINT_BYTES: Final = 16
+
+
+class Kind(IntEnum):
+    """The number of each message on the wire. Append only: a number is never given a new meaning."""
+
+    PULL = 1
+    MORE = 2
+    OFFER = 3
+    CHUNK = 4
+    NOT_MODIFIED = 5
+    NOT_READY = 6
+    BUSY = 7
+    MISMATCH = 8
+    REFUSED = 9
+    DONE = 10
+    PROPOSE = 11
+    ACCEPTED = 12
+    SETTLE = 13
+    SETTLED = 14
+    PAST = 15
+
+
+class Codec(IntEnum):
+    """How a snapshot's bytes are encoded. Append only."""
+
+    RAW = 0
+    """Each tensor in its own dtype, little-endian, in the order of the layout."""
+    FP16 = 1
+    """Float16: half the bytes of float32."""
+    BF16 = 2
+    """Bfloat16: half the bytes, the range of float32, fewer digits."""
+    INT8 = 3
+    """8-bit integers with a scale per block: a quarter of the bytes."""
+
+
+class Verdict(IntEnum):
+    """What became of a proposal, by word of the one who accepted it. Append only."""
+
+    ABORTED = 0
+    """Nothing was taken, and nothing ever will be under this id."""
+    TAKEN = 1
+    """The values have been received and are, or will be, part of the model."""
+    PENDING = 2
+    """They are still on their way."""
+
+
+# --- Messages -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Asks a peer for its newest snapshot. Tx to Rx."""
+
+    KIND: ClassVar = Kind.PULL
+    nonce: int
+    """Chosen by the asker; every answer repeats it, so that late answers are recognised and dropped."""
+    run: str
+    node: str
+    incarnation: bytes
+    fingerprint: bytes
+    """Of the asker's layout."""
+    have_incarnation: bytes
+    have_version: int
+    """The snapshot of this peer that the asker blended last; version 0 for none."""
+    codec: int
+    chunk_bytes: int
+    """Bytes of the snapshot per chunk (before the codec), a multiple of 64."""
+    first: int
+    count: int
+    """Chunks to send at once; further ones follow `More`."""
+    shared: bool
+    """The asker would rather read the snapshot from shared memory; then no chunk is sent before a `More`."""
+    finished: bool
+    """The asker has ended its training and only waits for the others."""
+    exchange: bytes = NO_EXCHANGE
+    """The snapshot that was set aside for this proposal is wanted; all zero: the newest."""
+    round: int = NEWEST_ROUND
+    """The snapshot of this round is wanted; -1: the newest."""
+
+
+@dataclass(frozen=True)
+class More:
+    """Asks for further chunks of the transfer that `Pull` began. Tx to Rx."""
+
+    KIND: ClassVar = Kind.MORE
+    nonce: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Describes the snapshot whose chunks follow. Rx to Tx."""
+
+    KIND: ClassVar = Kind.OFFER
+    nonce: int
+    incarnation: bytes
+    version: int
+    clock: float
+    loss: float | None
+    """None: the peer has no loss yet. NaN or infinite: the peer has diverged and says so."""
+    total_bytes: int
+    slot: int
+    """Where the snapshot stands in the server's shared segment; -1: not shared, the chunks follow."""
+    token: bytes
+    """What the segment's own header must say."""
+    finished: bool
+    mass: float = 0.0
+    round: int = 0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One piece of a snapshot; its bytes are the frame after this header. Rx to Tx."""
+
+    KIND: ClassVar = Kind.CHUNK
+    nonce: int
+    index: int
+    codec: int
+    """The codec asked for, or `RAW` where it cannot hold a value of this chunk."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The asker needs no more of the transfer: the server may reuse the snapshot's buffer. Tx to Rx."""
+
+    KIND: ClassVar = Kind.DONE
+    nonce: int
+
+
+@dataclass(frozen=True)
+class NotModified:
+    """The asker already has the newest snapshot. Rx to Tx."""
+
+    KIND: ClassVar = Kind.NOT_MODIFIED
+    nonce: int
+    incarnation: bytes
+    finished: bool
+
+
+@dataclass(frozen=True)
+class NotReady:
+    """Nothing has been published yet. Rx to Tx."""
+
+    KIND: ClassVar = Kind.NOT_READY
+    nonce: int
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Too many transfers are under way. Rx to Tx."""
+
+    KIND: ClassVar = Kind.BUSY
+    nonce: int
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The layouts differ; the frame after this header is the server's `Layout.text`, cut to one chunk. Rx to Tx."""
+
+    KIND: ClassVar = Kind.MISMATCH
+    nonce: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The server will not answer this asker. Rx to Tx."""
+
+    KIND: ClassVar = Kind.REFUSED
+    nonce: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Propose:
+    """Proposes an exchange that the asker begins: its snapshot waits to be fetched by the id. Tx to Rx."""
+
+    KIND: ClassVar = Kind.PROPOSE
+    nonce: int
+    run: str
+    node: str
+    incarnation: bytes
+    fingerprint: bytes
+    exchange: bytes
+    is_pair: bool
+    """True: the other one's snapshot is wanted too, and both sides move or neither. False: a push."""
+    mass: float
+    """What a push carries."""
+    clock: float
+    loss: float | None
+    round: int
+    piece: int
+    """First piece of the part to exchange."""
+    pieces: int
+    """Pieces in that part; 0: the whole snapshot."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The proposal stands; its values will be fetched. Rx to Tx."""
+
+    KIND: ClassVar = Kind.ACCEPTED
+    nonce: int
+    incarnation: bytes
+
+
+@dataclass(frozen=True)
+class Settle:
+    """Asks what became of a proposal, or tells that its side of it is complete. Tx to Rx."""
+
+    KIND: ClassVar = Kind.SETTLE
+    nonce: int
+    run: str
+    node: str
+    incarnation: bytes
+    exchange: bytes
+    """All zero: nothing to settle, the asker only tells that it has finished and asks the same."""
+    gives_up: bool
+    """The proposer has failed: nothing may be taken any more."""
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The answer to `Settle`. Rx to Tx."""
+
+    KIND: ClassVar = Kind.SETTLED
+    nonce: int
+    incarnation: bytes
+    verdict: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Past:
+    """The round that was asked for is gone: the server has trained on. Rx to Tx."""
+
+    KIND: ClassVar = Kind.PAST
+    nonce: int
+    incarnation: bytes
+    finished: bool
+
+
+Message = Union[  # noqa: UP007 (used at run time on 3.10)
+    Pull,
+    More,
+    Done,
+    Offer,
+    Chunk,
+    NotModified,
+    NotReady,
+    Busy,
+    Mismatch,
+    Refused,
+    Propose,
+    Accepted,
+    Settle,
+    Settled,
+    Past,
+]
+
+HAS_BODY: Final = (Chunk, Mismatch)
+"""Messages whose header is followed by exactly one frame of bytes; all others stand alone."""

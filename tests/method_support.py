@@ -1,0 +1,98 @@
+"""What the conformance tests of the methods share: the methods with small options, how to settle, what must be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dpwa.methods.base import Conservation
+from support import Cluster, VectorModel, wait_until
+
+METHODS: Mapping[str, Mapping[str, object]] = {
+    "pull": {"method": "pull"},
+    "gosgd": {"method": "gosgd"},
+    "sgp": {"method": "sgp"},
+    "adpsgd": {"method": "adpsgd"},
+    "dpsgd": {"method": "dpsgd", "dpsgd": {"deadline_ms": 500}},
+    "noloco": {"method": "noloco", "noloco": {"every": 2}},
+    "elastic": {"method": "elastic"},
+    "sparta": {"method": "sparta", "sparta": {"fraction": 0.25}},
+    "sparta in pairs": {"method": "sparta", "sparta": {"fraction": 0.25, "base": "adpsgd"}},
+}
+PUSHING = ("gosgd", "sgp")
+PAIRING = ("adpsgd", "elastic", "sparta in pairs")
+
+GOING_ON = ("dpsgd", "noloco")
+"""Methods that always have an exchange under way, or may; nothing of it is lost when a step ends."""
+
+SIZE = 2048
+"""Four pieces of 4 KiB, so that a quarter of the parameters is one."""
+
+
+def starts(count: int, seed: int = 0) -> np.ndarray:
+    """The first models, shape (count, SIZE)."""
+    return np.random.default_rng(seed).normal(size=(count, SIZE))
+
+
+def begin(cluster: Cluster, start: np.ndarray, name: str, **settings: object) -> None:
+    """A cluster whose nodes average by the method with this name in `METHODS`, from these models."""
+    cluster.start([VectorModel(vector) for vector in start], **{**METHODS[name], **settings})
+
+
+def conservation(cluster: Cluster) -> Conservation:
+    """What the cluster's method promises."""
+    return cluster.nodes[0].method.conservation
+
+
+def spread(vectors: np.ndarray) -> float:
+    """How far the models are from their mean."""
+    return float(np.linalg.norm(vectors - vectors.mean(axis=0)))
+
+
+def masses(cluster: Cluster, key: str = "mass") -> np.ndarray:
+    """A number of the push method, node by node; shape (nodes,)."""
+    return np.array([node.statistics().method[key] for node in cluster.nodes])
+
+
+def counted(cluster: Cluster, outcome: str) -> int:
+    """How many exchanges of all nodes have ended so."""
+    return sum(node.statistics().exchanges.get(outcome, 0) for node in cluster.nodes)
+
+
+def first_total(cluster: Cluster) -> float:
+    """The mass that all nodes together begin with."""
+    return 1.0 if cluster.config.method == "gosgd" else float(len(cluster.config.nodes))
+
+
+def weighted_sum(cluster: Cluster) -> np.ndarray:
+    """What a push method conserves beside the mass: the sum of the models by their masses; shape (SIZE,)."""
+    return masses(cluster) @ cluster.vectors()
+
+
+def stop_asking(cluster: Cluster) -> None:
+    """No node begins an exchange by chance any more; rounds and outer steps go on."""
+    for node in cluster.nodes:
+        node.method.probability = 0.0
+
+
+def settle(cluster: Cluster) -> None:
+    """Step without beginning exchanges until what is under way has ended, and its effects are there.
+
+    A push, or a pair, has ended for the one who began it a moment before the other can apply its part.
+    """
+    stop_asking(cluster)
+
+    def is_settled() -> bool:
+        cluster.step_all()
+        if cluster.config.method not in GOING_ON and any(node._in_flight for node in cluster.nodes):
+            return False
+        if any(node._parts.proposals._pair is not None for node in cluster.nodes):
+            return False
+        if conservation(cluster) is not Conservation.COLUMN:
+            return True
+        held = masses(cluster).sum() + masses(cluster, "mass_lost").sum()
+        return masses(cluster, "mass_under_way").sum() == 0 and abs(held - first_total(cluster)) < 1e-9
+
+    wait_until(is_settled, "everything under way has ended")
+    cluster.step_all(3)

@@ -1,0 +1,93 @@
+"""What is wrong with a method is said before anything starts: all at once, with the place."""
+
+from __future__ import annotations
+
+import pytest
+
+from dpwa.check import describe
+from dpwa.config import ClusterConfig
+from dpwa.errors import ConfigError
+from support import VectorModel, step_until
+
+NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}, {name: w3, port: 21002}]\n"
+
+
+def _problems(tmp_path, text: str) -> list[str]:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(NODES + text)
+    with pytest.raises(ConfigError) as raised:
+        ClusterConfig.load(path)
+    return [problem.removeprefix(f"{path}:") for problem in raised.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("method: gosdg", 'there is no method "gosdg", did you mean "gosgd"?'),
+        ("method: mine", "known: adpsgd, dpsgd, elastic, gosgd, noloco, pull, sgp, sparta"),
+        ("method: 'nowhere:Method'", "the module 'nowhere' cannot be imported"),
+        ("method: 'dpwa.methods.pull:Nothing'", "a class that inherits from dpwa.methods.base.Method, found None"),
+        ("method: 'dpwa.methods.base:Method'", "the class does not define blend, plan"),
+        ("pull_probability: 1.5", "a number from 0 to 1, got 1.5"),
+        ("method: noloco\nnoloco: {every: 0}", "noloco.every: expected a whole number from 1"),
+        ("method: dpsgd\ndpsgd: {every: 0}", "dpsgd.every: expected a whole number from 1"),
+        ("method: dpsgd\ndpsgd: {deadline_ms: 0}", "dpsgd.deadline_ms: expected a whole number from 1"),
+        ("outer: {every: 0}", "outer.every: expected a whole number from 1"),
+        ("outer: {momentum: 1}", "outer.momentum: expected a number from 0 up to but not including 1"),
+        ("method: elastic\nelastic: {alpha: 0.6}", "elastic.alpha: expected a number above 0 and up to 0.5"),
+        ("method: sparta\nsparta: {base: gosgd}", "sparta.base: expected"),
+        ("method: gosgd\ngosgd: {p: 0.5}", "gosgd"),
+        ("method: gosgd\npull_fraction: 0.5", "method gosgd exchanges whole models"),
+        ("method: adpsgd\nblend: absolute", "absolute is a way of the method pull"),
+        ("method: sgp\nbandwidth_limit: 5 MB/s", "a limit is kept by pulling less, which method sgp does not"),
+        (
+            "method: dpsgd\ntopology: {matrix: [[0.5, 0.5, 0.5], [0.25, 0.25, 0.25], [0.25, 0.25, 0.25]]}",
+            "method dpsgd blends by the rows of a matrix",
+        ),
+    ],
+)
+def test_bad_input_is_refused_with_its_place(tmp_path, text, expected):
+    (problem,) = _problems(tmp_path, text)
+    place, _, _ = problem.partition(" ")
+    line, column = place.rstrip(":").split(":")[:2]
+    assert line.isdigit()
+    assert column.isdigit()
+    assert expected in problem
+
+
+def test_all_mistakes_come_at_once(tmp_path):
+    text = "method: gosdg\npull_probability: 2\nnoloco: {every: 0, beta: -1}\ntopology: rign\n"
+    problems = _problems(tmp_path, text)
+    for part in ("gosdg", "pull_probability", "noloco.every", "noloco.beta", "topology"):
+        assert any(part in problem for problem in problems), (part, problems)
+
+
+@pytest.mark.parametrize("method", ["pull", "gosgd", "sgp", "adpsgd", "dpsgd", "noloco", "elastic", "sparta"])
+def test_check_says_what_each_method_does_and_conserves(method):
+    text = describe(ClusterConfig.for_localhost(3, method=method), ["w1"])
+    assert f"Method {method}: " in text
+    assert any(word in text for word in ("conserved", "Row-stochastic", "like pull", "as their mean would"))
+
+
+def test_check_warns_of_an_interpolation_without_effect_and_of_a_codec_that_rounds():
+    text = describe(ClusterConfig.for_localhost(3, method="adpsgd", interpolation="loss", codec="fp16"), ["w1"])
+    assert "interpolation loss has no effect" in text
+    assert "method adpsgd conserves only so many digits" in text
+
+
+def test_nodes_with_other_methods_do_not_average_with_each_other(zeromq):
+    zeromq.start([VectorModel([0.0]), VectorModel([4.0])], method="gosgd")
+    zeromq.nodes.pop().close()
+    zeromq.models.pop()
+    other = ClusterConfig.from_text(zeromq.config.to_yaml().replace("method: gosgd", "method: adpsgd"))
+    stranger = zeromq.add("w2", VectorModel([4.0]), config=other)
+    first = zeromq.nodes[0]
+
+    def refused() -> bool:
+        stranger.step(1.0)
+        return first.statistics().exchanges.get("refused", 0) > 0
+
+    step_until(first, refused, "the push is refused")
+    numbers = first.method.statistics()
+    assert numbers["mass"] + numbers["mass_under_way"] == pytest.approx(0.5)
+    assert zeromq.models[0].vector == [0.0]
