@@ -193,6 +193,9 @@ class Proposer:
         self._fetcher.note(peer, answer)
         if not isinstance(answer, Accepted):
             return self._declined(answer, peer, ask)
+        if not self._proposals.bind():
+            self._give_up(peer, ask, client)
+            return Exchange(Outcome.ABORTED, ask, Kind.PAIR, peer, ask.exchange)
         try:
             fetched = self._fetcher.fetch(
                 peer, client, staging, ask.reference, part, exchange=ask.exchange, finished=ask.finished

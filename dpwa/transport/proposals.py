@@ -107,7 +107,7 @@ class Proposals:
                 return False
             if self._proposing is not None and self._proposing not in applied:
                 return False
-            self._pair, self._proposing = None, NO_EXCHANGE
+            self._pair, self._proposing, self._pairing_with = None, NO_EXCHANGE, None
             return True
 
     def disengage(self, exchange: bytes) -> None:
@@ -143,6 +143,12 @@ class Proposals:
                 self._own.peer = peer
             self._pairing_with = peer if is_pair else None
             return True
+
+    def bind(self) -> bool:
+        """The peer has accepted the own pair, so that this node gives way no more; False if it has meanwhile."""
+        with self._lock:
+            self._pairing_with = None
+            return self._pair is None
 
     def fetched(self, exchange: bytes) -> None:
         """The peer says that it has all of it. Rx thread."""
