@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench bench-gpu bench-quick clean
+.PHONY: help demo test test-slow lint bench bench-methods bench-gpu bench-quick clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about half a minute)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow    the tests that take more than a few seconds each"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        all benchmarks, and docs/benchmarks.md made anew (leave the machine alone meanwhile)"
+	@echo "make bench-methods  six nodes learn Fashion-MNIST by each averaging method, for docs/results.md"
 	@echo "make bench-gpu    the benchmark that needs a GPU"
 	@echo "make bench-quick  shows that the benchmarks run (about a minute)"
 	@echo "make clean        remove .venv and everything that was built"
@@ -38,7 +39,7 @@ lint: $(STAMP)
 	@echo "mypy"
 	@$(BIN)/mypy
 
-BENCHMARKS := exchange overhead straggler scale
+BENCHMARKS := exchange overhead straggler scale method_overhead
 
 # HIVEMIND=~/hivemind/bin/python make bench     also hivemind, by an interpreter that can import it
 bench: $(STAMP)
@@ -46,7 +47,13 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
 	@$(BIN)/python benchmarks/straggler.py --json benchmarks/results/straggler.json
 	@$(BIN)/python benchmarks/scale.py --json benchmarks/results/scale.json
+	@$(BIN)/python benchmarks/method_overhead.py --json benchmarks/results/method_overhead.json
 	@$(BIN)/python benchmarks/report.py $(BENCHMARKS:%=benchmarks/results/%.json)
+
+# The data: DPWA_DATA_DIR, else ./data, into which they are downloaded.
+bench-methods: $(STAMP)
+	@$(BIN)/python benchmarks/methods.py --json benchmarks/results/methods.json
+	@$(BIN)/python benchmarks/report.py benchmarks/results/methods.json
 
 bench-gpu: $(STAMP)
 	@$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json

@@ -192,7 +192,7 @@ class Result:
 def ratio_cells(made: Ratio) -> list[str]:
     """A ratio as cells of a table: value with spread, number of pairs, both numbers, aim."""
     return [
-        f"{made.value:.3g} ({made.low:.3g} to {made.high:.3g})",
+        f"{made.value:.4g} ({made.low:.4g} to {made.high:.4g})",
         str(made.repetitions),
         *(f"{side['what']} {side['median']:.4g} {side['unit']}" for side in (made.numerator, made.denominator)),
         made.aim,

@@ -46,10 +46,11 @@ def main() -> None:
     parser.add_argument(
         "--samples", nargs="+", choices=SAMPLES, default=list(SAMPLES), metavar="NAME", help="only these"
     )
-    parser.add_argument("--data-dir", type=Path, help="folder with the data (default: as the example's)")
+    parser.add_argument("--data-dir", type=Path, help="folder with the data (default: DPWA_DATA_DIR or data)")
     given = parser.parse_args()
     epochs = 1 if given.quick else EPOCHS
-    options = ["--epochs", str(epochs), *(["--data-dir", str(given.data_dir.absolute())] if given.data_dir else [])]
+    data_dir: Path = given.data_dir or Path(os.environ.get("DPWA_DATA_DIR", "data"))
+    options = ["--epochs", str(epochs), "--data-dir", str(data_dir.absolute())]
     result = Result("methods", settings={"example": "fashion_mnist", "epochs": epochs})
     for name in sorted(given.samples, key=lambda name: name != "pull"):
         with tempfile.TemporaryDirectory(prefix="dpwa-methods-") as folder:

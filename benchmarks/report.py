@@ -1,8 +1,9 @@
-"""Puts measured results into docs/benchmarks.md: tables between marker comments, and a picture for each benchmark.
+"""Puts measured results into the docs: tables between marker comments, and a picture for each benchmark.
 
     python benchmarks/report.py benchmarks/results/*.json
 
-A page keeps everything outside of its markers, `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+They go to docs/benchmarks.md, those of `methods.py` to docs/results.md. A page keeps everything outside of its markers,
+`<!-- NAME:begin -->` and `<!-- NAME:end -->`.
 
 Must not know: how anything is measured. Runs in: the main thread.
 """
@@ -30,21 +31,25 @@ _RIVALS_OF_OTHERS = ("lerp", "raw_tcp", "gloo_send", "gloo_all_reduce", "hivemin
 
 
 def main() -> None:
-    """Renew the page."""
-    parser = argparse.ArgumentParser(description="Puts measured results into docs/benchmarks.md.")
+    """Renew the pages."""
+    parser = argparse.ArgumentParser(description="Puts measured results into the docs.")
     parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="JSON files of the benchmarks")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page to renew")
+    parser.add_argument("--page", type=Path, help="the page to renew (default: the one of each benchmark)")
     given = parser.parse_args()
-    page: Path = given.page
-    text = page.read_text(encoding="utf-8")
     for path in given.results:
         found: Found = json.loads(path.read_text(encoding="utf-8"))
         name = found["name"]
+        page: Path = given.page or page_of(name)
         picture = page.with_name(f"{page.stem}-{name}.png")
         draw(found, picture)
-        text = between_markers(text, name, block_of(found, picture.name))
+        text = between_markers(page.read_text(encoding="utf-8"), name, block_of(found, picture.name))
+        page.write_text(text, encoding="utf-8")
         Console().print(f"{name}: table and {picture.name}")
-    page.write_text(text, encoding="utf-8")
+
+
+def page_of(name: str) -> Path:
+    """The page on which the results of a benchmark stand."""
+    return ROOT / "docs" / ("results.md" if name == "methods" else "benchmarks.md")
 
 
 def between_markers(text: str, name: str, block: str) -> str:
@@ -90,7 +95,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _ratio_cells(made: Found) -> list[str]:
-    value = f"**{made['value']:.3g}** ({made['low']:.3g} to {made['high']:.3g})"
+    value = f"**{made['value']:.4g}** ({made['low']:.4g} to {made['high']:.4g})"
     sides = [
         f"{side['what']} {side['median']:.4g} {side['unit']}".strip()
         for side in (made["numerator"], made["denominator"])
@@ -192,11 +197,37 @@ def _draw_scale(found: Found) -> None:
     plt.tight_layout()
 
 
+def _draw_method_overhead(found: Found) -> None:
+    _, axes = plt.subplots(figsize=(7, 3))
+    names = [row["method"] for row in found["rows"]]
+    _bars(axes, names, [row["trainer_ms"] for row in found["rows"]], [_GREY, *[_BLUE] * (len(names) - 1)])
+    axes.set_xlabel("ms of the trainer's thread inside dpwa, per step")
+    plt.tight_layout()
+
+
+def _draw_methods(found: Found) -> None:
+    rows = [row for row in found["rows"] if "received_mb" in row]
+    names = [row["method"] for row in rows]
+    _, (left, right) = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
+    for axes, key in ((left, "averaged_percent"), (right, "received_mb")):
+        bars = axes.barh(names, [row[key] or 0.0 for row in rows], color=_BLUE)
+        axes.bar_label(bars, fmt="%.4g", padding=2, fontsize=8)
+        axes.margins(x=0.15)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+    left.invert_yaxis()
+    left.set_xlabel("test accuracy of the averaged model, %")
+    right.set_xlabel("models received by all nodes, MB")
+    plt.tight_layout()
+
+
 _PICTURES: dict[str, Callable[[Found], None]] = {
     "exchange": _draw_exchange,
     "overhead": _draw_overhead,
     "straggler": _draw_straggler,
     "scale": _draw_scale,
+    "method_overhead": _draw_method_overhead,
+    "methods": _draw_methods,
 }
 
 

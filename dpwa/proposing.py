@@ -1,7 +1,7 @@
 """The side of a push or a pair that begins it.
 
-A push ends when the peer says that it has taken the values, or when this node has taken the proposal back. A pair ends
-with the peer's word that it has taken its half; until that word this node does not move.
+A push ends with the peer's word that it has taken the values or not, or when this node has taken the proposal back. A
+pair ends with the peer's word that it has taken its half; until that word this node does not move.
 
 Must not know: sockets, threads, which peer to ask, what a mass means. Runs in: the thread that makes the exchanges.
 """
@@ -119,9 +119,11 @@ class Proposer:
         self._fetcher.note(peer, answer)
         if isinstance(answer, Accepted):
             pushed.incarnation = answer.incarnation
-            self._pushed = pushed
-            return None
-        return self._declined(answer, peer, ask)
+        elif self._proposals.withdraw(ask.exchange):
+            return self._declined(answer, peer, ask)
+        # What was declined and is being fetched all the same was delivered twice, and accepted the second time.
+        self._pushed = pushed
+        return None
 
     def conclude(self, client: Client) -> Exchange | None:
         """The end of a push, if it is known by now.
@@ -134,9 +136,10 @@ class Proposer:
         if pushed is None or pushed.is_questioned:
             return None
         exchange = pushed.ask.exchange
-        if self._proposals.is_taken(exchange):
-            return self._end(pushed, Outcome.PUSHED)
-        if self._monotonic_s() < pushed.due_s:
+        # A peer that has fetched all of it decides this moment, and only its word counts: it may find values that are not
+        # finite, and as long as it has not decided it must not get a newer proposal.
+        is_decided = self._proposals.is_fetched(exchange) and pushed.tries == 0
+        if not is_decided and self._monotonic_s() < pushed.due_s:
             return None
         if self._proposals.withdraw(exchange):
             return self._end(pushed, Outcome.RETURNED, "it was not fetched in time")
@@ -159,7 +162,8 @@ class Proposer:
         if isinstance(answer, Settled):
             if answer.verdict == Verdict.TAKEN:
                 return self._end(pushed, Outcome.PUSHED)
-            if answer.incarnation != pushed.incarnation:
+            # Of a peer that was never heard before, whose answer was lost, only the life that answers now is known.
+            if pushed.incarnation and answer.incarnation != pushed.incarnation:
                 return self._end(pushed, Outcome.LOST, f"peer {pushed.peer} was restarted while it fetched")
             if answer.verdict == Verdict.ABORTED:
                 return self._end(pushed, Outcome.RETURNED, f"peer {pushed.peer} could not fetch it")

@@ -23,9 +23,6 @@ METHODS: Mapping[str, Mapping[str, object]] = {
 PUSHING = ("gosgd", "sgp")
 PAIRING = ("adpsgd", "elastic", "sparta in pairs")
 
-GOING_ON = ("dpsgd", "noloco")
-"""Methods that always have an exchange under way, or may; nothing of it is lost when a step ends."""
-
 SIZE = 2048
 """Four pieces of 4 KiB, so that a quarter of the parameters is one."""
 
@@ -70,6 +67,13 @@ def weighted_sum(cluster: Cluster) -> np.ndarray:
     return masses(cluster) @ cluster.vectors()
 
 
+def anchors_with_momentum(cluster: Cluster) -> np.ndarray:
+    """What pairs of noloco conserve without training, whoever has met whom: the mean of phi + mu m / (1 - mu)."""
+    mu = cluster.config.noloco.momentum
+    states = [node.state_dict()["of_method"]["outer"] for node in cluster.nodes]
+    return np.mean([state["anchor.0"] + mu / (1 - mu) * state["momentum.0"] for state in states], axis=0)
+
+
 def stop_asking(cluster: Cluster) -> None:
     """No node begins an exchange by chance any more; rounds and outer steps go on."""
     for node in cluster.nodes:
@@ -85,7 +89,7 @@ def settle(cluster: Cluster) -> None:
 
     def is_settled() -> bool:
         cluster.step_all()
-        if cluster.config.method not in GOING_ON and any(node._in_flight for node in cluster.nodes):
+        if cluster.config.method != "dpsgd" and any(node._in_flight for node in cluster.nodes):
             return False
         if any(node._parts.proposals._pair is not None for node in cluster.nodes):
             return False
@@ -95,4 +99,3 @@ def settle(cluster: Cluster) -> None:
         return masses(cluster, "mass_under_way").sum() == 0 and abs(held - first_total(cluster)) < 1e-9
 
     wait_until(is_settled, "everything under way has ended")
-    cluster.step_all(3)

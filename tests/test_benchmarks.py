@@ -67,6 +67,59 @@ def test_overhead_times_steps_with_and_without_dpwa_and_splits_the_trainers_time
     assert found["ratios"]["step_time"]["digits"]["at_most"] == 1.10
 
 
+def test_method_overhead_compares_each_method_with_pull(tmp_path):
+    found = _run(tmp_path, "method_overhead", "--methods", "gosgd", "sgp")
+    pull, gosgd, sgp = found["rows"]
+    assert [row["method"] for row in (pull, gosgd, sgp)] == ["pull", "gosgd", "sgp"]
+    assert all(0 < row["trainer_ms"]["median"] < row["step_ms"]["median"] for row in found["rows"])
+    assert (
+        found["ratios"]["step_time"]["gosgd"]["at_most"] == found["ratios"]["trainer_time"]["gosgd"]["at_most"] == 1.01
+    )
+    assert found["ratios"]["step_time"]["sgp"]["at_most"] is None
+    more = found["ratios"]["trainer_time"]["sgp"]["numerator"]["median"] - pull["step_ms"]["median"]
+    assert more == pytest.approx(sgp["trainer_ms"]["median"] - pull["trainer_ms"]["median"])
+
+
+def _run_folder(folder: Path, accuracies: list[float]) -> None:
+    for number, accuracy in enumerate(accuracies, start=1):
+        (folder / "nodes" / f"f{number}").mkdir(parents=True)
+        metrics = {
+            "test_accuracy": accuracy,
+            "training_started_s": 100.0,
+            "training_ended_s": 100.0 + 10 * number,
+            "bytes_in": 3_000_000,
+            "exchanges": 7,
+            "failures": number - 1,
+            "step": 50 + number,
+        }
+        lines = [{"step": 0}, metrics]
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        (folder / "nodes" / f"f{number}" / "metrics.jsonl").write_text(text, encoding="utf-8")
+
+
+def test_the_outcome_of_a_training_is_read_from_its_run_folder_and_its_last_words(tmp_path, module):
+    _run_folder(tmp_path, [0.80, 0.90])
+    said = "f2 | averaged model of 1 of 2 nodes: 10.0%\nf1 | averaged model of 2 of 2 nodes: 88.5%\n"
+    assert module("methods").outcome(tmp_path, said) == {
+        "mean_percent": pytest.approx(85.0),
+        "lowest_percent": pytest.approx(80.0),
+        "averaged_percent": 88.5,
+        "received_mb": 6.0,
+        "blends": 14,
+        "failures": 1,
+        "steps": 51,
+        "training_s": 20.0,
+    }
+
+
+def test_a_training_without_metrics_or_accuracy_is_no_result(tmp_path, module):
+    with pytest.raises(ValueError, match="found none"):
+        module("methods").outcome(tmp_path, "")
+    with pytest.raises(ValueError, match="expected a test accuracy"):
+        module("methods").accuracy_in("nothing of the kind")
+    assert module("methods").accuracy_in("Fashion-MNIST: test accuracy of alone: 86.7%\n") == 86.7
+
+
 def test_straggler_compares_dpwa_and_lock_step_with_free_running_nodes(tmp_path):
     found = _run(tmp_path, "straggler", "--seconds", "0.5")
     assert [row["training"] for row in found["rows"]] == ["free-running", "dpwa", "gloo DistributedDataParallel"]
@@ -147,7 +200,7 @@ def test_the_report_renews_what_stands_between_the_markers_and_nothing_else(tmp_
 
 def test_the_page_has_a_place_for_every_benchmark(module):
     report = module("report")
-    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     for name in report._PICTURES:
+        page = report.page_of(name).read_text(encoding="utf-8")
         assert report.between_markers(page, name, "new").count("\n\nnew\n\n") == 1
         assert (BENCHMARKS / f"{name}.py").exists()

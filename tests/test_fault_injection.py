@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -14,18 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_faults import Launch
 
+from dpwa.blending import Staging
 from dpwa.check import describe
 from dpwa.config import ClusterConfig
-from dpwa.errors import ConfigError, PeerTimeout, PeerUnreachable
+from dpwa.errors import ConfigError, PeerTimeout
 from dpwa.fault_options import FaultOptions, PartitionOptions
 from dpwa.faults import Faults, Lost
 from dpwa.launch.ports import free_ports
 from dpwa.node import Node
-from dpwa.snapshot import Layout, TensorSpec
+from dpwa.snapshot import Layout, Role, TensorSpec
 from dpwa.transport.faulty import FaultyWay
 from dpwa.transport.messages import INCARNATION_BYTES, Settle
 from dpwa.transport.proposals import Proposals
-from support import VectorModel, step_until, wait_until
+from support import Cluster, VectorModel, step_until, wait_until
 
 SAMPLES = sorted((Path(__file__).parent.parent / "samples" / "faults").glob("*.yaml"))
 NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}, {name: w3, port: 21002}]\n"
@@ -70,11 +72,11 @@ def fault_events(run_dir: Path, node: str) -> list[dict]:
             [
                 "20: faults.delay_ms: expected milliseconds from 0 to 600000: a number, or two in order, such as "
                 "[5, 50], got a list of 2",
-                '40: faults.bandwidth: expected a rate above 0 with its unit, such as "20 MB/s" (units B/s, kB/s, MB/s, '
-                'GB/s, KiB/s, MiB/s, GiB/s, kbit/s, Mbit/s, Gbit/s), got "10 MBs"; did you mean "10 MB/s"?',
+                '40: faults.bandwidth: expected a rate above 0 with its unit, such as "20 MB/s" (units B/s, kB/s, '
+                'MB/s, GB/s, KiB/s, MiB/s, GiB/s, kbit/s, Mbit/s, Gbit/s), got "10 MBs"; did you mean "10 MB/s"?',
             ],
         ),
-        ("{noise: {scale: -1}}", ["24: faults.noise.scale: expected a number from 0 to 1000, got -1"]),
+        ("{noise: {scale: -1}}", ["25: faults.noise.scale: expected a number from 0 to 1000, got -1"]),
         (
             "{slow: {w9: 3, w1: -4, w2: soon}}",
             [
@@ -88,7 +90,7 @@ def fault_events(run_dir: Path, node: str) -> list[dict]:
             [
                 '24: faults.kill[0].node: expected the name of a node, got "w33"; did you mean "w3"?',
                 "35: faults.kill[0].step: expected a whole number of at least 1, got 0",
-                "60: faults.kill[2]: faults.kill[0] kills w1 in step 3 too; a node dies once in a step",
+                "60: faults.kill[2]: faults.kill[1] kills w1 in step 3 too; a node dies once in a step",
             ],
         ),
         (
@@ -110,9 +112,7 @@ def fault_events(run_dir: Path, node: str) -> list[dict]:
     ],
 )
 def test_mistakes_are_refused_all_at_once_with_their_places(text, problems):
-    found = problems_of(text)
-    kills = [problem.replace("faults.kill[0] kills", "faults.kill[1] kills") for problem in problems]
-    assert found in (problems, kills)
+    assert problems_of(text) == problems
 
 
 def test_a_config_with_faults_survives_being_written_and_read():
@@ -128,14 +128,12 @@ def test_a_config_with_faults_survives_being_written_and_read():
     assert FaultOptions().kinds == ()
 
 
-@given(st.floats(0, 600_000), st.floats(0, 600_000))
+@given(st.integers(0, 600_000), st.integers(0, 600_000))
 def test_a_delay_is_two_numbers_in_order_and_nothing_else(first_ms, second_ms):
     if first_ms <= second_ms:
-        assert faults_of(f"{{delay_ms: [{first_ms:f}, {second_ms:f}]}}").delay_ms == pytest.approx(
-            (first_ms, second_ms)
-        )
-    elif round(first_ms, 6) > round(second_ms, 6):
-        assert "faults.delay_ms" in problems_of(f"{{delay_ms: [{first_ms:f}, {second_ms:f}]}}")[0]
+        assert faults_of(f"{{delay_ms: [{first_ms}, {second_ms}]}}").delay_ms == (first_ms, second_ms)
+    else:
+        assert "faults.delay_ms" in problems_of(f"{{delay_ms: [{first_ms}, {second_ms}]}}")[0]
 
 
 def test_check_says_what_will_be_injected():
@@ -234,6 +232,14 @@ def test_messages_are_lost_as_often_as_the_config_says(in_memory):
         assert statistics.exchanges["timed_out"] == statistics.faults["drop"]
 
 
+class _Launch(Launch):
+    """Ends with its block, whether it has ended by itself or not."""
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.end()
+
+
 class _FakeClient:
     """Answers everything, and remembers what it was asked."""
 
@@ -247,21 +253,17 @@ class _FakeClient:
         return message
 
 
-def _questions(options: FaultOptions, count: int, step: int = 0):
+def _questions(options: FaultOptions, count: int):
     """The nonces of questions that arrived, and of those that were answered."""
     faults = Faults(options, "w1", lambda **_: None)
-    faults.step = step
     client = _FakeClient()
     way = FaultyWay(faults, layout=Layout([TensorSpec("vector", (1,), "float64")]), monotonic_s=lambda: 0.0)
     answered = []
     for nonce in range(count):
-        try:
-            way.through(client).request(
-                "w2", Settle(nonce, "run", "w1", bytes(INCARNATION_BYTES), bytes(24), False, False)
-            )
+        question = Settle(nonce, "run", "w1", bytes(INCARNATION_BYTES), bytes(24), False, False)
+        with contextlib.suppress(PeerTimeout):
+            way.through(client).request("w2", question)
             answered.append(nonce)
-        except (PeerTimeout, PeerUnreachable):
-            continue
     return client.asked, answered, faults.counts()
 
 
@@ -295,8 +297,6 @@ def test_faults_repeat_with_their_seed_and_one_kind_does_not_move_another(seed, 
 
 
 def test_a_run_in_memory_with_faults_repeats_bit_for_bit():
-    from support import Cluster  # noqa: PLC0415
-
     def run() -> np.ndarray:
         cluster = Cluster("in_memory")
         cluster.config = ClusterConfig.for_localhost(
@@ -365,30 +365,24 @@ def test_a_pull_that_cannot_end_in_time_times_out_and_changes_nothing(zeromq):
 def test_noise_has_the_scale_that_the_config_says(cluster, value, relative, sigma, blend):
     size = 100_000
     models = [VectorModel(np.zeros(size)), VectorModel(np.full(size, value))]
-    first, _ = cluster.start(
-        models, faults={"noise": {"scale": 0.1, "relative": relative}}, constant={"value": 1.0}, blend=blend
-    )
-    step_until(cluster.nodes[1], lambda: cluster.nodes[1].statistics().step == 3, "the peer serves")
-    models[1].vector[:] = value
-    served = first.statistics().blended
+    noise_options = {"scale": 0.1, "relative": relative}
+    first, second = cluster.start(models, faults={"noise": noise_options}, interpolation="loss", blend=blend)
 
     def blended() -> bool:
-        models[1].vector[:] = value  # what it has blended itself is not what is measured
-        cluster.nodes[1].step(1.0)
-        models[1].vector[:] = value
-        return first.statistics().blended >= served + 2
+        second.step(0.0)  # so that it takes nothing, and gives all
+        return first.statistics().blended >= 2
 
     step_until(first, blended, "two blends")
+    assert first.statistics().last_factor == 1.0
     noise = models[0].vector - value
     assert abs(noise.mean()) < 6 * sigma / math.sqrt(size)
     assert noise.std() == pytest.approx(sigma, rel=0.02)
     assert abs(np.mean(noise**4) / noise.var() ** 2 - 3) < 0.2, "Gaussian"
+    assert np.ptp(models[1].vector) == 0.0
 
 
 def test_running_statistics_get_no_noise():
-    layout = Layout([TensorSpec("weight", (64,), "float32"), TensorSpec("variance", (64,), "float32", "buffer")])
-    from dpwa.blending import Staging  # noqa: PLC0415
-
+    layout = Layout([TensorSpec("weight", (64,), "float32"), TensorSpec("variance", (64,), "float32", Role.BUFFER)])
     staging = Staging(layout, absolute=True)
     staging.disturb = Faults(FaultOptions(noise={"scale": 1.0}), "w1", lambda **_: None).disturb
     memory = memoryview(bytearray(layout.total_bytes))
@@ -452,7 +446,9 @@ def test_a_node_that_is_to_be_killed_needs_a_run_folder():
     config = ClusterConfig.for_localhost(2, faults={"kill": [{"node": "w2", "step": 5}]})
     with pytest.raises(ConfigError, match="w2 kills itself once per run, which needs a run folder"):
         Node(config, "w2", VectorModel([0.0]))
-    assert Node(config, "w1", VectorModel([0.0])).statistics().faults == {"kill": 0}
+    other = Node(config, "w1", VectorModel([0.0]))
+    assert other.statistics().faults == {"kill": 0}
+    other.close()
 
 
 def test_a_killed_node_dies_once_and_comes_back_by_the_launcher(tmp_path):
@@ -465,11 +461,8 @@ def test_a_killed_node_dies_once_and_comes_back_by_the_launcher(tmp_path):
         faults={"kill": [{"node": "w2", "step": 15}]},
     )
     (tmp_path / "cluster.yaml").write_text(config.to_yaml())
-    running = Launch(tmp_path, "--on-failure", "restart", steps=60)
-    try:
-        assert running.wait() == 0
-    finally:
-        running.end() if running.process.poll() is None else None
+    with contextlib.closing(_Launch(tmp_path, "--on-failure", "restart", steps=60)) as running:
+        assert running.wait() == 0, running.lines
     lines = (running.run_dir / "nodes" / "w2" / "events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     (killed,) = [event for event in events if event["event"] == "fault"]
@@ -479,53 +472,67 @@ def test_a_killed_node_dies_once_and_comes_back_by_the_launcher(tmp_path):
     assert events[-1]["step"] == 60
 
 
-# --- What the methods promise, under faults ----------------------------------------------------------------------------
+# --- What the methods promise, under faults ---------------------------------------------------------------------------
 
 WORST = {"drop": 0.1, "duplicate": 0.1, "reorder": 0.1}
 
 
-def settle(cluster) -> None:
+def settle(cluster: Cluster) -> None:
     """Let no new exchange begin, and all that are under way end."""
+
+    def is_settled() -> bool:
+        cluster.step_all()
+        return all(
+            not node._in_flight
+            and not node._parts.proposals.has_notice
+            and node._parts.proposals._pair is None
+            and not node._parts.wiring.exchanger.results._ended
+            for node in cluster.nodes
+        )
+
     for node in cluster.nodes:
         node.method.probability = 0.0
-    cluster.step_all(60)
+    wait_until(is_settled, "all exchanges end")
+    cluster.step_all(3)
+
+
+def train(cluster: Cluster, count: int, seed: int, **settings: object) -> np.ndarray:
+    """Have nodes exchange until they have met many faults, and settle; where they began, shape (count, 5)."""
+    start = np.random.default_rng(seed).standard_normal((count, 5))
+    if cluster.transport == "zeromq":
+        settings |= {"timeout_ms": 50, "wait_ms": 5}
+    models = [VectorModel(row) for row in start]
+    faults = {**WORST, "seed": seed}
+    nodes = cluster.start(models, seed=seed, flow_control=AT_ONCE, faults=faults, **settings)
+    if cluster.transport == "in_memory":
+        cluster.step_all(300)
+    seen: Counter[str] = Counter()
+
+    def have_met_many() -> bool:
+        cluster.step_all()
+        seen.clear()
+        for node in nodes:
+            seen.update(node.statistics().faults)
+        return min(seen[kind] for kind in WORST) >= 8 and np.ptp(cluster.vectors(), axis=0).max() < 0.05
+
+    wait_until(have_met_many, "many faults, and agreement in spite of them", 60)
+    settle(cluster)
+    return start
 
 
 @pytest.mark.parametrize("method", ["gosgd", "sgp"])
-@pytest.mark.parametrize("count", [4, 8])
-@pytest.mark.parametrize("seed", range(3))
-def test_mass_is_neither_lost_nor_made_under_all_faults_at_once(in_memory, method, count, seed):
-    models = [VectorModel([float(value)]) for value in range(count)]
-    nodes = in_memory.start(models, method=method, faults={**WORST, "seed": seed}, seed=seed, flow_control=AT_ONCE)
-    in_memory.step_all(300)
-    settle(in_memory)
-    methods = [node.method.statistics() for node in nodes]
-    assert sum(each["mass"] for each in methods) == pytest.approx(count if method == "sgp" else 1, abs=1e-9)
-    assert all(each["mass_under_way"] == each["mass_lost"] == 0.0 for each in methods)
-    faults = Counter()
-    for node in nodes:
-        faults.update(node.statistics().faults)
-    assert min(faults.values()) > 30
-
-
-@pytest.mark.parametrize("faults", [{}, {"duplicate": 0.3}, {"reorder": 0.3}], ids=str)
-def test_the_mean_by_mass_stays_where_it_was(in_memory, faults):
-    start = np.random.default_rng(1).standard_normal((8, 5))
-    nodes = in_memory.start([VectorModel(row) for row in start], method="gosgd", faults=faults, flow_control=AT_ONCE)
-    in_memory.step_all(300)
-    settle(in_memory)
-    masses = np.array([node.method.mass for node in nodes])
-    assert masses @ in_memory.vectors() == pytest.approx(start.mean(0), abs=1e-12)
+@pytest.mark.parametrize(("count", "seed"), [(4, 0), (4, 1), (8, 2), (8, 3)])
+def test_pushes_keep_mass_and_mean_under_all_faults_at_once(cluster, method, count, seed):
+    start = train(cluster, count, seed, method=method)
+    statistics = [node.method.statistics() for node in cluster.nodes]
+    masses = np.array([each["mass"] for each in statistics])
+    assert masses.sum() == pytest.approx(count if method == "sgp" else 1, abs=1e-9)
+    assert all(each["mass_under_way"] == each["mass_lost"] == 0.0 for each in statistics)
+    assert masses @ cluster.vectors() / masses.sum() == pytest.approx(start.mean(0), abs=1e-12)
 
 
 @pytest.mark.parametrize("method", ["adpsgd", "elastic"])
-@pytest.mark.parametrize("seed", range(3))
-def test_pairs_keep_the_mean_to_rounding_under_all_faults_at_once(in_memory, method, seed):
-    start = np.random.default_rng(seed).standard_normal((8, 5))
-    in_memory.start(
-        [VectorModel(row) for row in start], method=method, faults={**WORST, "seed": seed}, flow_control=AT_ONCE
-    )
-    in_memory.step_all(300)
-    settle(in_memory)
-    assert in_memory.vectors().mean(0) == pytest.approx(start.mean(0), abs=1e-13)
-    assert np.ptp(in_memory.vectors(), axis=0).max() < 1e-3
+@pytest.mark.parametrize(("count", "seed"), [(4, 0), (8, 2)])
+def test_pairs_keep_the_mean_to_rounding_under_all_faults_at_once(cluster, method, count, seed):
+    start = train(cluster, count, seed, method=method)
+    assert cluster.vectors().mean(0) == pytest.approx(start.mean(0), abs=1e-12)

@@ -8,6 +8,7 @@ from method_support import (
     METHODS,
     PAIRING,
     PUSHING,
+    anchors_with_momentum,
     begin,
     conservation,
     counted,
@@ -21,10 +22,9 @@ from method_support import (
 
 from dpwa.methods.base import Conservation
 from dpwa.methods.registry import METHODS as REGISTERED
-from support import Cluster, VectorModel, step_until
 
-SWEEPS = {"elastic": 80, "noloco": 160, "sparta": 120, "sparta in pairs": 200}
-"""Steps of every node after which their distance is a thousandth of the first one; 40 for most methods."""
+SWEEPS = {"elastic": 120, "noloco": 160, "sparta": 160, "sparta in pairs": 240}
+"""Steps of every node after which their distance is below a thousandth of the first one; 60 for most methods."""
 
 
 def test_every_method_is_in_this_suite():
@@ -50,9 +50,9 @@ def test_the_mean_of_all_models_is_conserved_to_rounding_by_symmetric_methods_an
     cluster.step_all(20)
     settle(cluster)
     bias = np.abs(cluster.vectors().mean(axis=0) - start.mean(axis=0)).max()
+    assert spread(cluster.vectors()) < 0.9 * spread(start)
     if conservation(cluster) is Conservation.DOUBLY:
         assert bias < 1e-13
-        assert spread(cluster.vectors()) < 0.5 * spread(start)
     else:
         assert bias > 1e-3  # what `pull` has is a mean by chance, so that nobody takes it for more
 
@@ -78,11 +78,12 @@ def test_a_push_method_conserves_its_mass_and_the_mean_by_mass(cluster, name):
 def test_what_the_nodes_train_meanwhile_is_conserved_too(cluster, name):
     """Each step of a node adds its own constant, so that the sum of all progress is known."""
     start = starts(4)
-    begin(cluster, start, name)
+    # On a ring no weight falls so low that sgp would rather lose progress than scale a step without bound.
+    begin(cluster, start, name, **({"topology": "directed_ring"} if name == "sgp" else {}))
+    cluster.step_all(8)  # a push to a node that has not joined comes back, and with it what was trained meanwhile
     steps = np.random.default_rng(1).normal(size=start.shape)
     sweeps = 25
     shares = np.ones((sweeps, len(start)))
-
     for sweep in range(sweeps):
         if name == "gosgd":  # a step counts by the mass of its node, which nobody changes between two steps
             shares[sweep] = masses(cluster)
@@ -99,37 +100,26 @@ def test_what_the_nodes_train_meanwhile_is_conserved_too(cluster, name):
 def test_the_anchors_of_noloco_keep_their_mean_when_momentum_has_died_down(cluster):
     """Of two nodes in a pair, phi + mu m / (1 - mu) keeps its sum without training, whoever else each of them has met."""
     start = starts(4)
-    begin(cluster, start, "noloco")
-    cluster.step_all(20)
+    begin(cluster, start, "noloco", noloco={"every": 5})
     kept = start.mean(axis=0)
-    assert _anchors_with_momentum(cluster) == pytest.approx(kept, abs=1e-12)
-    cluster.step_all(200)
-    assert _anchors_with_momentum(cluster) == pytest.approx(kept, abs=1e-12)
-    assert cluster.vectors() == pytest.approx(np.tile(kept, (4, 1)), abs=1e-6)
+    for sweeps in (40, 500):
+        cluster.step_all(sweeps)
+        settle(cluster)
+        assert anchors_with_momentum(cluster) == pytest.approx(kept, abs=1e-12)
+    assert cluster.vectors() == pytest.approx(np.tile(kept, (4, 1)), abs=1e-5)
 
 
-def _anchors_with_momentum(cluster: Cluster) -> np.ndarray:
-    mu = cluster.config.noloco.momentum
-    states = [node.state_dict()["of_method"]["outer"] for node in cluster.nodes]
-    return np.mean([state["anchor.0"] + mu / (1 - mu) * state["momentum.0"] for state in states], axis=0)
-
-
-def test_two_nodes_of_noloco_make_one_outer_step_over_the_mean_of_their_progress(in_memory):
-    start = np.zeros((2, 3))
-    options = {"every": 6, "beta": 0.7, "gamma": 0.7, "momentum": 0.5}
-    nodes = in_memory.start([VectorModel(vector) for vector in start], method="noloco", noloco=options)
-    step_until(nodes[1], lambda: _stepped(in_memory, 0), "the first has joined")
-    steps = np.array([[1.0, 0.0, 2.0], [3.0, 0.0, -1.0]])
-
-    def train(index: int, model: VectorModel) -> None:
-        model.vector += steps[index]
-
-    while sum(node.method.round for node in nodes) < 2:
-        in_memory.step_all(update=train)
-    anchors = np.stack([node.state_dict()["of_method"]["outer"]["anchor.0"] for node in nodes])
-    assert anchors[0] == pytest.approx(anchors[1])
-
-
-def _stepped(cluster: Cluster, index: int) -> bool:
-    cluster.nodes[index].step(1.0)
-    return cluster.nodes[index].statistics().blended > 0
+def test_a_node_of_noloco_that_has_fallen_behind_finds_partners_again(cluster):
+    """Others make many outer steps meanwhile, more than the window; that must not shut it out for ever."""
+    start = starts(5)
+    begin(cluster, start, "noloco")
+    cluster.step_all(6)
+    slow = cluster.nodes[4]
+    others = cluster.nodes[:4]
+    while min(node.method.round for node in others) < slow.method.round + 6:
+        for node in others:
+            node.step(1.0)
+    before = slow.statistics().method["outer_steps"]
+    cluster.step_all(40)
+    assert slow.statistics().method["outer_steps"] > before + 5
+    assert np.ptp([node.method.round for node in cluster.nodes]) <= 3

@@ -1,14 +1,19 @@
 """The files under samples/ and the page about the configuration say what the code does."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from dpwa.cluster_file import read
 from dpwa.config import ClusterConfig, ConstantOptions, FlowControlOptions, NodeConfig
+from dpwa.methods import options
+from dpwa.methods.registry import METHODS
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = sorted((ROOT / "samples").glob("*.yaml"))
+METHOD_SAMPLES = sorted((ROOT / "samples" / "methods").glob("*.yaml"))
+METHOD_OPTIONS = [getattr(options, name) for name in options.__all__]
 SECTIONS = (ClusterConfig, NodeConfig, ConstantOptions, FlowControlOptions)
 
 
@@ -65,3 +70,40 @@ def test_the_page_about_the_configuration_has_every_key_with_its_default():
 def test_the_example_of_an_own_rule_loads():
     config = ClusterConfig.load(ROOT / "examples" / "interpolation" / "cluster.yaml")
     assert type(config.interpolator().rule).__name__ == "BetterOnly"
+
+
+@pytest.mark.parametrize("path", METHOD_SAMPLES, ids=lambda path: path.stem)
+def test_every_sample_of_a_method_makes_its_method_for_each_of_six_nodes(path):
+    config = ClusterConfig.load(path)
+    assert [node.name for node in config.nodes] == ["f1", "f2", "f3", "f4", "f5", "f6"]
+    assert all(21000 <= node.port < 32768 for node in config.nodes)
+    assert config.run == path.stem
+    word = {"diloco": "pull", "sparta": config.sparta.base}.get(path.stem, path.stem)
+    assert {type(config.method_for(node.name)) for node in config.nodes} == {METHODS[word]}
+    assert f"dpwa launch samples/methods/{path.name} --" in path.read_text(encoding="utf-8")
+
+
+def test_every_method_and_the_outer_momentum_have_a_sample():
+    assert {path.stem for path in METHOD_SAMPLES} == {*METHODS, "sparta", "diloco"}
+    assert ClusterConfig.load(ROOT / "samples" / "methods" / "diloco.yaml").outer.every == 20
+
+
+def test_the_page_about_methods_has_a_row_and_a_section_for_each_and_names_every_option():
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    sections = dict(zip(*[iter(re.split(r"^## (.+)$", page, flags=re.MULTILINE)[1:])] * 2, strict=True))
+    for word in (*METHODS, "sparta"):
+        assert f"\n| `{word}` |" in sections["Which one"]
+        assert "http" in sections[word], f"the section about {word} has no source"
+        assert "\n    " in sections[word], f"the section about {word} has no formula"
+    for section in METHOD_OPTIONS:
+        word = section.__name__.removesuffix("Options").lower()
+        text = sections["outer momentum" if word == "outer" else word]
+        told = text[text.index("\nOptions:") :]
+        assert [key for key in section.model_fields if f"`{key}`" not in told] == []
+
+
+def test_the_method_that_the_page_shows_is_that_of_the_example():
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (shown,) = [block for block in blocks if "class BestPeer" in block]
+    assert shown in (ROOT / "examples" / "own_method" / "best_peer.py").read_text(encoding="utf-8")

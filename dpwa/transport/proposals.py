@@ -54,7 +54,7 @@ class _Own:
     peer: str
     snapshot: Snapshot
     is_fetching: bool = False
-    is_taken: bool = False
+    is_fetched: bool = False
 
 
 @dataclass
@@ -155,13 +155,13 @@ class Proposals:
         with self._lock:
             if self._own is None or self._own.exchange != exchange:
                 return
-            self._own.is_taken = True
+            self._own.is_fetched = True
         self.wake()
 
-    def is_taken(self, exchange: bytes) -> bool:
+    def is_fetched(self, exchange: bytes) -> bool:
         """Whether the peer said that it has all of it."""
         with self._lock:
-            return self._own is not None and self._own.exchange == exchange and self._own.is_taken
+            return self._own is not None and self._own.exchange == exchange and self._own.is_fetched
 
     def withdraw(self, exchange: bytes) -> bool:
         """Take the proposal back; False if a peer has begun to fetch it, and may have taken it."""

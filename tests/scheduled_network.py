@@ -1,0 +1,202 @@
+"""Nodes whose messages move only when a test says so: any order, with losses, repetitions and crashes in between.
+
+Each node's exchanges run in a thread of their own, as over ZeroMQ; but it stops before each message and goes on when it
+is told to, so that one thread runs at a time and a run is repeated exactly. Service, exchange and blend are dpwa's own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+
+from dpwa.errors import NodeClosed, PeerTimeout, PeerUnreachable
+from dpwa.exchange import Ask, Exchange
+from dpwa.snapshot import Snapshot
+from dpwa.transport.interface import Wiring
+from dpwa.transport.messages import NO_EXCHANGE, Codec, Message, Offer, Propose, Pull, Settle
+from dpwa.transport.pulling import Pulled, Target
+from dpwa.transport.rx import RxCounters
+
+PATIENCE_S = 1.0
+DEADLINE_S = 10.0
+
+
+class Fate(Enum):
+    """What becomes of the message that a node is about to send or to get."""
+
+    ARRIVES = "arrives"
+    IS_LOST = "is lost"
+    ARRIVES_TWICE = "arrives twice"
+
+
+class ScheduledNetwork:
+    """Who can be reached, the time, and copies of all messages that were ever sent."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.transports: dict[str, ScheduledTransport] = {}
+        self.sent: list[tuple[str, Propose | Settle]] = []
+
+    def find(self, peer: str) -> ScheduledTransport:
+        """The transport of a peer, as a message reaches it."""
+        if peer not in self.transports:
+            raise PeerUnreachable(peer, "not there")
+        return self.transports[peer]
+
+    def deliver_again(self, index: int) -> None:
+        """A copy of an old message arrives, and its answer is heard by nobody."""
+        peer, message = self.sent[index]
+        if peer in self.transports:
+            self.transports[peer].serve(message, may_wait=False)
+
+
+class ScheduledTransport:
+    """One node's transport, and its client. See `Transport` and `Client` for the methods."""
+
+    patience_s = PATIENCE_S
+
+    def __init__(self, network: ScheduledNetwork, name: str, wiring: Wiring) -> None:
+        self.counters = RxCounters()
+        self.shares_memory = False
+        self.taken: list[Exchange] = []
+        """All ended exchanges that the trainer has taken."""
+        self._network = network
+        self._name = name
+        self.service = wiring.service
+        self._exchanger = wiring.exchanger
+        self._asks: deque[Ask] = deque()
+        self._is_woken = False
+        self._is_talking = False
+        self._is_closing = False
+        self._fate = Fate.ARRIVES
+        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, name=f"dpwa-scheduled-{name}", daemon=True)
+        self.service.proposals.wake = self._wake
+
+    # --- What the test does ---------------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something happens when the node's exchanges go on now."""
+        due_s = self._exchanger.next_deadline_s()
+        is_due = due_s is not None and due_s <= self._network.now_s
+        return self._is_talking or bool(self._asks) or self._is_woken or is_due
+
+    def go_on(self, fate: Fate) -> None:
+        """Let the exchanges go on up to the next message, which has this fate if it is the one they have stopped at."""
+        self._fate = fate
+        self._go.release()
+        assert self._stopped.acquire(timeout=DEADLINE_S), f"the exchanges of {self._name} hang"
+
+    def serve(self, request: Propose | Settle | Pull, *, may_wait: bool) -> tuple[Message, Snapshot | None] | None:
+        """What the serving side answers."""
+        return self.service.answer(request, now_s=self._network.now_s, may_wait=may_wait)
+
+    # --- Transport: the trainer -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._network.transports[self._name] = self
+        self._thread.start()
+        self.published()
+
+    def published(self) -> None:
+        self.service.wanted = True
+
+    def defer(self, ready: Callable[[], None], then: Callable[[], None]) -> None:
+        ready()
+        then()
+
+    def ask(self, ask: Ask) -> None:
+        self._asks.append(ask)
+
+    def take(self, wait_s: float) -> Exchange | None:  # noqa: ARG002 - time does not pass by itself
+        exchange = self._exchanger.results.take(0.0)
+        if exchange is not None:
+            self.taken.append(exchange)
+        return exchange
+
+    def error(self) -> BaseException | None:
+        return None
+
+    def close(self, timeout_s: float) -> None:
+        self._network.transports.pop(self._name, None)
+        self._is_closing = True
+        self._go.release()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    # --- The thread of the exchanges ------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._is_woken = True
+
+    def _run(self) -> None:
+        self._go.acquire()
+        try:
+            while not self._is_closing:
+                self._is_talking, self._is_woken = True, False
+                if self._asks:
+                    self._exchanger.perform(self._asks.popleft(), self)
+                self._exchanger.work(self)
+                self._is_talking = False
+                self._stop()
+        except NodeClosed:
+            pass
+        finally:
+            self._stopped.release()
+
+    def _stop(self) -> Fate:
+        """Wait until the test lets the exchanges go on."""
+        self._stopped.release()
+        self._go.acquire()
+        if self._is_closing:
+            raise NodeClosed("closed meanwhile")
+        return self._fate
+
+    # --- Client ---------------------------------------------------------------------------------------------------
+
+    def can_share(self, peer: str) -> bool:  # noqa: ARG002
+        return False
+
+    def pause(self, pause_s: float) -> None:
+        self._network.now_s += pause_s
+        self._stop()
+
+    def request(self, peer: str, message: Propose | Settle) -> Message:
+        fate, began_s = self._stop(), self._network.now_s
+        self._lose_if(fate, peer)
+        self._network.sent.append((peer, message))
+        while (answered := self._network.find(peer).serve(message, may_wait=self._waits(began_s))) is None:
+            self._lose_if(self._stop(), peer)
+        if fate is Fate.ARRIVES_TWICE:
+            self._network.find(peer).serve(message, may_wait=False)
+        self._lose_if(self._stop(), peer)
+        return answered[0]
+
+    def pull(self, peer: str, pull: Pull, target: Target, within_s: float | None = None) -> Pulled:  # noqa: ARG002
+        self._lose_if(self._stop(), peer)
+        answered = self._network.find(peer).serve(pull, may_wait=False)
+        assert answered is not None
+        answer, snapshot = answered
+        self._lose_if(self._stop(), peer)
+        if not isinstance(answer, Offer) or snapshot is None:
+            return Pulled(answer)
+        target.begin()
+        for index in target.part.chunks():
+            first_byte = index * pull.chunk_bytes
+            stop_byte = min(first_byte + pull.chunk_bytes, len(snapshot.memory))
+            target.staging.accept(first_byte, stop_byte, snapshot.memory[first_byte:stop_byte], Codec.RAW)
+        # The peer hears that all of it has come, or not; the values are here in any case.
+        if self._stop() is not Fate.IS_LOST and peer in self._network.transports and pull.exchange != NO_EXCHANGE:
+            self._network.transports[peer].service.proposals.fetched(pull.exchange)
+        return Pulled(answer, len(snapshot.memory))
+
+    def _waits(self, began_s: float) -> bool:
+        return self._network.now_s < began_s + PATIENCE_S / 2
+
+    def _lose_if(self, fate: Fate, peer: str) -> None:
+        if fate is Fate.IS_LOST:
+            self._network.now_s += PATIENCE_S
+            raise PeerTimeout(peer, "lost")
