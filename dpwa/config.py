@@ -186,7 +186,8 @@ class ClusterConfig(_Section):
     sparta: SpartaOptions = Field(SpartaOptions(), description="Options of the method sparta.")
     own_method: dict[str, JsonValue] = Field({}, description="Options of an own method: arguments of its constructor.")
     outer: OuterOptions = Field(
-        OuterOptions(), description="Outer momentum on top of the method, in the way of DiLoCo."
+        OuterOptions(),
+        description="Options of outer momentum on top of the method, in the way of DiLoCo; off by default.",
     )
     pull_probability: float = Field(
         1.0, ge=0, le=1, description="Probability that a step begins an exchange: a pull, a push or a pair."

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpwa.errors import ConfigError
+from dpwa.errors import ConfigError, InternalError
 from dpwa.interpolation import State
 
 __all__ = ["Buffer", "BufferPool", "Layout", "Lease", "Role", "Section", "Snapshot", "TensorSpec"]
@@ -264,6 +264,7 @@ class BufferPool:
         """Let go of all buffers that are free, and make no more."""
         self._is_closed = True
         self._made = self._slots
+        self._make = _make_none  # lets go of its owner
         self._free.clear()
 
     def take_back(self, index: int, base: Buffer) -> None:
@@ -293,3 +294,7 @@ def _give_back(pool: weakref.ref[BufferPool], index: int, base: Buffer) -> None:
     alive = pool()
     if alive is not None:
         alive.take_back(index, base)
+
+
+def _make_none(index: int) -> Buffer:
+    raise InternalError(f"buffer {index} of a closed pool")

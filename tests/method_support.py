@@ -89,7 +89,7 @@ def settle(cluster: Cluster) -> None:
 
     def is_settled() -> bool:
         cluster.step_all()
-        if cluster.config.method != "dpsgd" and any(node._in_flight for node in cluster.nodes):
+        if cluster.config.method != "dpsgd" and any(node._boundary.in_flight for node in cluster.nodes):
             return False
         if any(node._parts.proposals._pair is not None for node in cluster.nodes):
             return False

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from enum import Enum
 
 from dpwa.errors import NodeClosed, PeerTimeout, PeerUnreachable
-from dpwa.exchange import Ask, Exchange
+from dpwa.exchange import Ask, Exchange, Outcome
+from dpwa.methods.base import Kind
 from dpwa.snapshot import Snapshot
 from dpwa.transport.interface import Wiring
 from dpwa.transport.messages import NO_EXCHANGE, Codec, Message, Offer, Propose, Pull, Settle
@@ -60,8 +61,8 @@ class ScheduledTransport:
     def __init__(self, network: ScheduledNetwork, name: str, wiring: Wiring) -> None:
         self.counters = RxCounters()
         self.shares_memory = False
-        self.taken: list[Exchange] = []
-        """All ended exchanges that the trainer has taken."""
+        self.pairs: list[bytes] = []
+        """Ids of the pairs that the trainer has taken to apply. (The exchanges themselves would hold buffers.)"""
         self._network = network
         self._name = name
         self.service = wiring.service
@@ -113,8 +114,8 @@ class ScheduledTransport:
 
     def take(self, wait_s: float) -> Exchange | None:  # noqa: ARG002 - time does not pass by itself
         exchange = self._exchanger.results.take(0.0)
-        if exchange is not None:
-            self.taken.append(exchange)
+        if exchange is not None and exchange.kind is Kind.PAIR and exchange.outcome is Outcome.BLENDED:
+            self.pairs.append(exchange.exchange)
         return exchange
 
     def error(self) -> BaseException | None:

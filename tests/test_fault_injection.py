@@ -483,7 +483,7 @@ def settle(cluster: Cluster) -> None:
     def is_settled() -> bool:
         cluster.step_all()
         return all(
-            not node._in_flight
+            not node._boundary.in_flight
             and not node._parts.proposals.has_notice
             and node._parts.proposals._pair is None
             and not node._parts.wiring.exchanger.results._ended

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import psutil
 import pytest
@@ -257,3 +259,20 @@ def test_a_script_that_never_closes_ends_at_once_and_its_model_is_saved(monkeypa
     assert ended_s - float(done.stdout) < 5.0  # 2 s for close, and time for the interpreter to leave torch
     assert load_file(run_dir / "nodes" / "w2" / "model.safetensors")["bias"].tolist() == [5.0, 5.0]
     assert '"event":"close"' in (run_dir / "nodes" / "w2" / "events.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("run_dir")
+@pytest.mark.parametrize("method", ["pull", "gosgd", "adpsgd", "dpsgd", "noloco"])
+def test_a_closed_node_is_gone_at_once_and_does_not_wait_for_the_garbage_collector(method):
+    """Its snapshots are as large as several models, and its shared segment holds a file descriptor."""
+    config = local_cluster(method=method)
+    gc.collect()
+    gc.disable()
+    try:
+        with DpwaPyTorchAdapter(linear(0.0), "w1", config) as adapter:
+            adapter.step(1.0)
+            parts = [weakref.ref(adapter._node), weakref.ref(adapter._tensors), weakref.ref(adapter._node._publisher)]
+        del adapter
+        assert [part() for part in parts] == [None, None, None]
+    finally:
+        gc.enable()

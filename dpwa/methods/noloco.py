@@ -3,7 +3,8 @@
 After H steps a node meets another that is ready too. Both know each other's model theta and anchor phi, and make the
 same outer step: momentum over the mean of their progress, and a pull between their anchors. Kolehmainen et al.,
 "NoLoCo: No-all-reduce low communication training method for large models", arXiv 2506.10911, section 3.2. The mean of
-all anchors moves as if it were one model's.
+all anchors moves as if it were one model's: exactly when all nodes step in the same round, and otherwise but for
+momenta that one of a pair has spent and the other not yet.
 
 Here nobody waits: a node that is ready trains on until it finds a partner whose number of outer steps differs from its
 own by no more than a window. What both trained between the snapshots and the step stays.

@@ -3,7 +3,7 @@
 `events.jsonl` has a line for each exchange, each failure, start and end; `metrics.jsonl` one for each metrics interval.
 All tools that look at a run read these two files. docs/architecture.md lists their fields.
 
-Must not know: exchanges, sockets, models. Runs in: `record` in the trainer's thread, where it costs an append to a
+Must not know: exchanges, sockets, models. Runs in: `record` in any thread, where it costs an append to a
 list; files are written by the thread named `dpwa-journal-…`.
 """
 
@@ -72,6 +72,7 @@ class Journal:
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
+        self._sample = dict  # lets go of the node: it and its memory must not wait for the garbage collector
 
     def _run(self) -> None:
         try:

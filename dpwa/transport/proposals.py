@@ -92,6 +92,10 @@ class Proposals:
         self.decided: Callable[[], None] = lambda: None
         """Called when a proposer that waits for an answer can have one; set by the transport."""
 
+    def unplug(self) -> None:
+        """The transport has ended: there is nobody to call, and nothing of it must be kept alive from here."""
+        self.wake = self.decided = lambda: None
+
     # --- Pairs exclude each other -------------------------------------------------------------------------------------
 
     def engage(self, applied: Collection[bytes]) -> bool:

@@ -61,14 +61,17 @@ class ZmqTransport:
             idle_s=config.timeout_s,
         )
 
+        # Of this object the client gets what it needs and no more: a circle would keep memory until the next collection.
+        context, shares_memory = self._context, self.shares_memory
+
         def make_client(bell: Doorbell) -> ZmqClient:
             return ZmqClient(
-                self._context,
+                context,
                 addresses=addresses,
                 links=links,
                 segments=Segments(
                     run_id=config.run_id,
-                    neighbours=neighbours if self.shares_memory else (),
+                    neighbours=neighbours if shares_memory else (),
                     size_bytes=wiring.service.layout.total_bytes,
                 ),
                 max_connections=config.max_connections,
@@ -79,9 +82,9 @@ class ZmqTransport:
 
         self._tx = TxThread(name=name, exchanger=wiring.exchanger, make_client=make_client)
         self._results = wiring.exchanger.results
-        proposals = wiring.service.proposals
-        proposals.wake = self._tx.wake
-        proposals.decided = self._rx.published
+        self._proposals = wiring.service.proposals
+        self._proposals.wake = self._tx.wake
+        self._proposals.decided = self._rx.published
         self._publisher = PublishThread(name)
         self.counters = self._rx.counters
 
@@ -115,6 +118,7 @@ class ZmqTransport:
     def close(self, timeout_s: float) -> None:
         """See `Transport.close`."""
         _open_transports.discard(self)
+        self._proposals.unplug()
         deadline_s = time.monotonic() + timeout_s
         ended = {
             "Tx": self._tx.stop(max(0.0, deadline_s - time.monotonic())),

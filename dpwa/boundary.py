@@ -1,0 +1,334 @@
+"""What happens at a step boundary: a training step is counted, what has come is applied, the next exchange begins.
+
+Must not know: sockets, files, the life of a node. Runs in: the trainer's thread; `_hand_out` in the publish thread for
+copies that a GPU makes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from dpwa.config import ClusterConfig
+from dpwa.exchange import Ask, Exchange, Outcome
+from dpwa.extended_model import ExtendedModel
+from dpwa.faults import NodeFaults
+from dpwa.interpolation import LossSmoother, State
+from dpwa.methods.base import Arrival, Kind, Method, Plan
+from dpwa.methods.diloco import OuterMomentum
+from dpwa.peers.budget import Budget
+from dpwa.publishing import Publisher, Taken
+from dpwa.record import Record, exchange_fields
+from dpwa.snapshot import Snapshot
+from dpwa.transport.interface import Transport
+from dpwa.transport.messages import NO_EXCHANGE
+from dpwa.transport.proposals import Proposals
+from dpwa.transport.service import Service
+
+__all__ = ["Boundary"]
+
+# The mean time that a step trains (without its time in dpwa: a wait that counted would lengthen the waits of others)
+# follows the last ten steps or so, and is not thrown off by a pause for an evaluation.
+_INTERVAL_WEIGHT = 0.1
+_LONGEST_STEP_S = 10.0
+
+# Peers that a joining node asks before it concludes that there is nobody to join.
+_JOIN_TRIES = 3
+
+# What a gathering that ends at its deadline takes to reach the trainer.
+_HAND_OVER_S = 0.05
+
+
+class Boundary:
+    """The step boundaries of one node.
+
+    Args:
+        config: the cluster.
+        name: the node.
+        model: the model, with what the method sends beside it.
+        method: the averaging method.
+        outer: outer momentum on top of it; None for none.
+        faults: what is injected into the training; None for nothing.
+        service: what peers are told.
+        proposals: pushes and pairs under way.
+        publisher: takes the snapshots.
+        transport: makes the exchanges.
+        record: counts them.
+        event: writes a line of the journal.
+        monotonic_s: the clock.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        name: str,
+        *,
+        model: ExtendedModel,
+        method: Method,
+        outer: OuterMomentum | None,
+        faults: NodeFaults | None,
+        service: Service,
+        proposals: Proposals,
+        publisher: Publisher,
+        transport: Transport,
+        record: Record,
+        event: Callable[..., None],
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._method = method
+        self.outer = outer
+        self._faults = faults
+        self._service = service
+        self._proposals = proposals
+        self._publisher = publisher
+        self._transport = transport
+        self._record = record
+        self._event = event
+        self._monotonic_s = monotonic_s
+        self._peers = tuple(peer.name for peer in config.peers_of(name))
+        self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
+        self._smoother = LossSmoother(config.loss_smoothing)
+        self._budget = Budget(
+            config.bandwidth_limit_bytes_per_s, model_bytes=model.layout.total_bytes, most_fraction=config.pull_fraction
+        )
+        self.state = State(loss=None, clock=0.0)
+        self.step = 0
+        self.in_flight = False
+        """Whether an exchange that this node has begun is under way."""
+        self.wait_s = config.wait_s
+        """How long the next step may wait for it."""
+        # A node joins with its first exchange; until then it serves nothing, so that a restarted node does not
+        # spread its untrained model among peers that have trained for hours.
+        self._joining = bool(self._peers)
+        self._join_tries = min(len(self._peers), _JOIN_TRIES)
+        # Pairs that have been applied: the node is free for another when a snapshot that holds them is served.
+        self._applied_pairs: list[bytes] = []
+        self._last: Taken | None = None
+        self._given: Taken | None = None  # what a push under way carries
+        self._resumed_s = monotonic_s()
+
+    def resume(self) -> None:
+        """The trainer goes on training."""
+        self._resumed_s = self._monotonic_s()
+
+    def close(self) -> None:
+        """Let go of snapshots, and of the node: its memory must not wait for the garbage collector."""
+        self._last = self._given = None
+        self._event = _ignore
+
+    def advance(self, loss: float | None) -> None:
+        """Count a training step, and apply what has come.
+
+        Args:
+            loss: of the step; None if unknown.
+        """
+        self.step += 1
+        if self._faults is not None:
+            self._faults.begin_step(self.step)
+        self._method.advance()
+        self._correct()
+        self.state = State(self.state.loss, self.state.clock + 1.0)
+        self.note_loss(loss)
+        self._service.step = self.step
+        interval_s = min(self._monotonic_s() - self._resumed_s, _LONGEST_STEP_S)
+        self._service.step_interval_s += _INTERVAL_WEIGHT * (interval_s - self._service.step_interval_s)
+        self.collect(self.wait_s)
+        if self.outer is not None and not self._joining:
+            self.outer.advance()
+
+    def _correct(self) -> None:
+        """Scale the training step that was just made, for methods that want that."""
+        share = self._method.correction()
+        if share is not None and self._last is not None:
+            self._last.is_complete.wait()
+            self._model.go_towards(self._last.buffer, share)
+
+    def note_loss(self, loss: float | None) -> None:
+        """Take a loss; None changes nothing."""
+        if loss is not None:
+            self.state = State(self._smoother.update(loss), self.state.clock)
+
+    # --- Exchanges ------------------------------------------------------------------------------------------------
+
+    def collect(self, wait_s: float) -> None:
+        """Take the exchanges that have ended, own ones and peers', and apply them."""
+        wait_s = wait_s if self.in_flight else 0.0
+        while True:
+            exchange = self._transport.take(wait_s if self.in_flight else 0.0)
+            if exchange is None:
+                return
+            if exchange.ask is not None:
+                self.in_flight = False
+                self.wait_s = self._config.wait_s
+            self._end(exchange)
+
+    def _end(self, exchange: Exchange) -> None:
+        factor = self._apply(exchange) if exchange.outcome is Outcome.BLENDED else 0.0
+        if exchange.kind is Kind.PUSH and exchange.ask is not None:
+            self._end_push(exchange.outcome, exchange.ask.mass)
+        if exchange.kind is Kind.PAIR and exchange.exchange != NO_EXCHANGE:
+            if factor > 0.0:
+                self._applied_pairs.append(exchange.exchange)
+            else:
+                self._proposals.disengage(exchange.exchange)
+        if exchange.staging is not None:
+            exchange.staging.is_free = True
+            if self._proposals.has_notice:
+                self._proposals.wake()
+        if exchange.received_bytes and not exchange.is_shared:
+            # A joining node takes the whole model, whatever part the budget had planned.
+            is_planned = exchange.ask is not None and not exchange.ask.joining
+            self._budget.spent(exchange.received_bytes, self._monotonic_s(), complete=is_planned)
+        ask = exchange.ask
+        if ask is not None and ask.finished and exchange.peer is not None and not exchange.outcome.is_failure:
+            self._service.told_finished.add(exchange.peer)
+        self._record.note(exchange, factor)
+        self._event("exchange", **exchange_fields(exchange, self.step, factor), **self._method.statistics())
+        if ask is not None and self._joining:
+            self._try_to_join(exchange)
+
+    def _end_push(self, outcome: Outcome, mass: float) -> None:
+        if outcome is Outcome.LOST:
+            self._method.lost(mass)
+        elif outcome is Outcome.PUSHED:
+            self._method.delivered(mass)
+        else:
+            share = self._method.took_back(mass)
+            # In half precision the model is left as it is: a snapshot of it is no more exact than what that costs.
+            if share > 0.0 and self._given is not None and self._model.can_go_towards:
+                self._given.is_complete.wait()
+                self._model.go_towards(self._given.buffer, share)
+        self._given = None
+
+    def _try_to_join(self, exchange: Exchange) -> None:
+        self._join_tries -= 1
+        has_joined = exchange.outcome in (Outcome.BLENDED, Outcome.NO_PEER)
+        self._joining = not has_joined and self._join_tries > 0
+        if not self._joining:
+            self._method.joined(exchange.peer_state, takes_over=exchange.takes_over)
+            if self.outer is not None and exchange.takes_over:
+                self.outer.restart()
+            self._service.joined = True
+
+    def _apply(self, exchange: Exchange) -> float:
+        """Blend what has come; the factor by which, 0 for nothing."""
+        peer, staging, reference = exchange.peer_state, exchange.staging, exchange.reference
+        if peer is None or staging is None:
+            return 0.0
+        factor, values = exchange.factor, staging.values
+        if exchange.ask is None or not exchange.ask.joining:
+            arrival = Arrival(
+                kind=exchange.kind or Kind.PULL,
+                peer_state=peer,
+                reference=reference,
+                values=values,
+                factor=exchange.factor,
+                share=exchange.share,
+                weight=exchange.weight,
+                missed=exchange.missed,
+            )
+            blend = self._method.blend(arrival, self.state)
+            factor = blend.factor
+        if factor == 0.0:
+            return 0.0
+        self._model.blend(values, factor)
+        own = self.state
+        is_delta = self._config.blend == "delta" and reference is not None
+        base = reference.state.clock if is_delta and reference is not None else own.clock
+        clock = own.clock + min(factor, 1.0) * exchange.share * (peer.clock - base)
+        self.state = State(own.loss, max(0.0, clock))
+        return factor
+
+    def publish_and_ask(self) -> None:
+        """Begin the next exchange, if the method wants one, with a snapshot of this moment."""
+        plan = self._plan()
+        if plan is None and not (self._service.wanted or self._applied_pairs or self._wants_snapshot):
+            return  # nobody would look at it
+        self.state = State(self.state.loss, self.state.clock, self._method.mass, self._method.round)
+        taken = self._publisher.take(step=self.step, taken_s=self._monotonic_s(), state=self.state)
+        if taken is None:
+            self._record.publish_skipped += 1
+            self._last = None  # an older one is no measure of the next step
+            if plan is not None and plan.kind is Kind.PAIR:
+                self._applied_pairs.append(NO_EXCHANGE)  # what the last pair brought is in no snapshot yet
+            return
+        self._last = taken
+        if plan is not None and plan.kind is Kind.PUSH:
+            self._given = taken
+        ask = self._ask(plan, taken.snapshot) if plan is not None else None
+        serving = not self._joining
+        hand_out = partial(self._hand_out, taken.snapshot, ask, self._applied_pairs if serving else [], serving=serving)
+        if serving:
+            self._applied_pairs = []
+            self._service.wanted = False  # before the swap: a pull that comes between asks for one publish too many
+        if taken.ready is None:
+            hand_out()
+        else:
+            self._transport.defer(taken.complete, hand_out)
+
+    @property
+    def _wants_snapshot(self) -> bool:
+        return self._method.wants_snapshot and not self._joining and bool(self._peers)
+
+    def _plan(self) -> Plan | None:
+        """The exchange to begin at this step boundary."""
+        self._service.pair_rounds = self._method.pair_rounds
+        if self.in_flight or not self._peers:
+            return None
+        if self._joining:
+            return Plan(Kind.PULL)
+        if self._service.finished:
+            if self._method.kind is Kind.PULL:
+                return self._within_budget(Plan(Kind.PULL))
+            untold = {peer: 1.0 for peer in self._peers if peer not in self._service.told_finished}
+            return Plan(None, peers=untold or None)
+        plan = self._method.plan(self._rng)
+        if plan is None:
+            return None
+        if plan.kind is Kind.PAIR:
+            if not self._proposals.engage(self._applied_pairs):
+                return None  # it takes part in a peer's
+            self._applied_pairs = []
+        return self._within_budget(plan) if plan.kind is Kind.PULL else plan
+
+    def _within_budget(self, plan: Plan) -> Plan | None:
+        fraction = self._budget.next_fraction(self._monotonic_s(), self._service.step_interval_s)
+        return None if fraction is None else replace(plan, fraction=min(fraction, plan.fraction))
+
+    def _ask(self, plan: Plan, snapshot: Snapshot) -> Ask:
+        self.in_flight = True
+        exchange = NO_EXCHANGE
+        if plan.kind in (Kind.PUSH, Kind.PAIR):
+            exchange = self._proposals.open(snapshot)
+        if plan.kind is Kind.PUSH:
+            self._method.gave(plan.mass)
+        self.wait_s = max(self._config.wait_s, plan.wait_s + _HAND_OVER_S if plan.wait_s > 0 else 0.0)
+        return Ask(
+            snapshot,
+            plan.kind,
+            peers=plan.peers,
+            fraction=plan.fraction,
+            mass=plan.mass,
+            wait_s=plan.wait_s,
+            exchange=exchange,
+            joining=self._joining,
+            finished=self._service.finished,
+        )
+
+    def _hand_out(self, snapshot: Snapshot, ask: Ask | None, pairs: Sequence[bytes], *, serving: bool) -> None:
+        """Serve a snapshot that is complete, and have an exchange made with it; in any thread, one at a time."""
+        self._publisher.hand_out(snapshot, serving=serving)
+        for exchange in pairs:
+            self._proposals.disengage(exchange)
+        if serving:
+            self._transport.published()
+        if ask is not None:
+            self._transport.ask(ask)
+
+
+def _ignore(event: str, **fields: object) -> None:
+    """What follows the end is in no journal."""
