@@ -141,6 +141,14 @@ class Staging:
                     self._measure(out, own)
                 self._is_finite = self._is_finite and _all_finite(out)
 
+    def copy(self) -> Staging:
+        """Another with the same values, which needs no layout's worth of work more."""
+        other = Staging(self.layout, absolute=False)
+        other.values = tuple(
+            Values(values.section, values.array.copy(), values.is_difference) for values in self.values
+        )
+        return other
+
     def merge(self, other: Staging, share: float) -> None:
         """Go the share of the way to the values of another staging of the same kind.
 

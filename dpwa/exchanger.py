@@ -18,10 +18,12 @@ from dpwa.fetching import NOTHING_YET, Fetched, Fetcher
 from dpwa.gathering import Gatherer
 from dpwa.interpolation import Interpolator, State
 from dpwa.methods.base import Kind
+from dpwa.pairing import Pairer
 from dpwa.parts import Part, Rotation
 from dpwa.peers.flow_control import FlowControl
 from dpwa.peers.membership import Membership
 from dpwa.proposing import Proposer
+from dpwa.pushing import Pusher
 from dpwa.results import Results
 from dpwa.transport.faulty import FaultyWay
 from dpwa.transport.messages import Busy, NotModified, Offer, Refused
@@ -57,7 +59,9 @@ class Exchanger:
         flow_control: chooses the peer.
         membership: who is there.
         rotation: chooses the part to exchange.
-        proposer: makes pushes and pairs.
+        proposer: tells peers that this node has finished.
+        pusher: makes pushes.
+        pairer: makes pairs.
         accepter: takes part in those of peers.
         gatherer: fetches the snapshots of a round.
         results: where ended exchanges go.
@@ -76,6 +80,8 @@ class Exchanger:
         membership: Membership,
         rotation: Rotation,
         proposer: Proposer,
+        pusher: Pusher,
+        pairer: Pairer,
         accepter: Accepter,
         gatherer: Gatherer,
         results: Results,
@@ -91,6 +97,8 @@ class Exchanger:
         self._membership = membership
         self._rotation = rotation
         self._proposer = proposer
+        self._pusher = pusher
+        self._pairer = pairer
         self._accepter = accepter
         self._gatherer = gatherer
         self.results = results
@@ -115,9 +123,10 @@ class Exchanger:
             return
         ended: Exchange | None = None
         refused: list[str] = []
+        without = [self._pairer.creditor] if ask.kind is Kind.PAIR and self._pairer.creditor else []
         while ended is None or (ended.outcome is Outcome.BUSY and len(refused) < _PAIR_TRIES):
             start_s = self._monotonic_s()
-            chosen = self.flow_control.choose(start_s, ask.peers, without=refused)
+            chosen = self.flow_control.choose(start_s, ask.peers, without=[*refused, *without])
             if chosen is None:
                 ended = ended or Exchange(
                     Outcome.NO_PEER, ask, ask.kind, exchange=ask.exchange, reason="every peer failed lately"
@@ -141,15 +150,15 @@ class Exchanger:
         """
         if self._faulty_way is not None:
             client = self._faulty_way.through(client)
-        ended = self._proposer.conclude(client)
-        if ended is not None and ended.peer is not None:
-            self._score(ended.peer, ended)
-            self.results.put(ended)
+        for ended in (self._pusher.conclude(client), self._pairer.repay(client)):
+            if ended is not None and ended.peer is not None:
+                self._score(ended.peer, ended)
+                self.results.put(ended)
         self._accepter.work(client)
 
     def next_deadline_s(self) -> float | None:
         """When `work` has something to do at the latest."""
-        deadlines = [self._proposer.deadline_s, self._accepter.deadline_s]
+        deadlines = [self._pusher.deadline_s, self._pairer.deadline_s, self._accepter.deadline_s]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _with(self, peer: str, ask: Ask, client: Client) -> Exchange | None:
@@ -160,9 +169,9 @@ class Exchanger:
             elif ask.joining or ask.kind is Kind.PULL:
                 exchange = self._pull(peer, ask, client)
             elif ask.kind is Kind.PUSH:
-                exchange = self._proposer.push(peer, ask, client)
+                exchange = self._pusher.push(peer, ask, client)
             else:
-                exchange = self._proposer.pair(peer, ask, client, self._part(ask), self._stagings[0])
+                exchange = self._pairer.pair(peer, ask, client, self._part(ask), self._stagings[0])
         except (PeerTimeout, PeerUnreachable, ModelMismatch, RemoteProtocolError) as error:
             outcome = _OUTCOME_OF_ERROR[type(error)]
             if outcome is Outcome.UNREACHABLE and self._membership[peer].finished:

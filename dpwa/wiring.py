@@ -18,11 +18,13 @@ from dpwa.faults import Faults
 from dpwa.fetching import Fetcher, Identity
 from dpwa.gathering import Gatherer
 from dpwa.methods.base import Kind, Method
+from dpwa.pairing import Pairer
 from dpwa.parts import Rotation
 from dpwa.peers.flow_control import FlowControl
 from dpwa.peers.link_codecs import LinkCodecs
 from dpwa.peers.membership import Membership
 from dpwa.proposing import Proposer
+from dpwa.pushing import Pusher
 from dpwa.results import Results
 from dpwa.snapshot import Layout
 from dpwa.transport.faulty import FaultyWay, LossyProposals
@@ -108,6 +110,7 @@ def wire(
         link_codecs=LinkCodecs(config.codec),
         flow_control=flow_control,
     )
+    proposer = Proposer(fetcher, proposals)
     exchanger = Exchanger(
         fetcher=fetcher,
         stagings=stagings,
@@ -116,7 +119,15 @@ def wire(
         flow_control=flow_control,
         membership=membership,
         rotation=rotation,
-        proposer=Proposer(fetcher=fetcher, membership=membership, proposals=proposals, monotonic_s=monotonic_s),
+        proposer=proposer,
+        pusher=Pusher(proposer=proposer, proposals=proposals, membership=membership, monotonic_s=monotonic_s),
+        pairer=Pairer(
+            proposer=proposer,
+            fetcher=fetcher,
+            proposals=proposals,
+            repays=method.repays,
+            monotonic_s=monotonic_s,
+        ),
         accepter=Accepter(
             fetcher=fetcher,
             stagings=stagings,

@@ -9,16 +9,22 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
+
+from dpwa.config import ClusterConfig
 from dpwa.errors import NodeClosed, PeerTimeout, PeerUnreachable
 from dpwa.exchange import Ask, Exchange, Outcome
 from dpwa.methods.base import Kind
+from dpwa.node import Node
 from dpwa.snapshot import Snapshot
 from dpwa.transport.interface import Wiring
 from dpwa.transport.messages import NO_EXCHANGE, Codec, Message, Offer, Propose, Pull, Settle
 from dpwa.transport.pulling import Pulled, Target
 from dpwa.transport.rx import RxCounters
+from support import VectorModel
 
 PATIENCE_S = 1.0
 DEADLINE_S = 10.0
@@ -192,6 +198,7 @@ class ScheduledTransport:
         # The peer hears that all of it has come, or not; the values are here in any case.
         if self._stop() is not Fate.IS_LOST and peer in self._network.transports and pull.exchange != NO_EXCHANGE:
             self._network.transports[peer].service.proposals.fetched(pull.exchange)
+            self._stop()  # this thread may be held up before it does anything with them
         return Pulled(answer, len(snapshot.memory))
 
     def _waits(self, began_s: float) -> bool:
@@ -201,3 +208,122 @@ class ScheduledTransport:
         if fate is Fate.IS_LOST:
             self._network.now_s += PATIENCE_S
             raise PeerTimeout(peer, "lost")
+
+
+@dataclass(frozen=True)
+class Life:
+    """One life of a node."""
+
+    node: Node
+    model: VectorModel
+    transport: ScheduledTransport
+
+    def has_begun_to_wait(self) -> bool:
+        """Whether the trainer has an exchange under way."""
+        return self.node._boundary.in_flight
+
+
+class ScheduledCluster:
+    """Nodes on a scheduled network, which have joined.
+
+    Args:
+        start: their models, shape (nodes, size).
+        settings: keys of the cluster file.
+    """
+
+    def __init__(self, start: np.ndarray, **settings: object) -> None:
+        self.start = start
+        self.network = ScheduledNetwork()
+        flow_control = {"probe_s": 0.01, "probe_max_s": 0.01}
+        self.config = ClusterConfig.for_localhost(len(start), flow_control=flow_control, **settings)
+        self.lives: list[Life] = []
+        """Of all nodes, also of those that have ended."""
+        self.present: list[Life | None] = []
+        """The life that each node is in; None between two."""
+        for number in range(len(start)):
+            self.present.append(None)
+            self.begin(number)
+        for _ in range(6):
+            self.step_all()
+            self.run_all()
+        self.settle()
+
+    @property
+    def living(self) -> list[Life]:
+        """The nodes that are there."""
+        return [life for life in self.present if life is not None]
+
+    def begin(self, number: int) -> Life:
+        """A life of a node begins."""
+        name, model = f"w{number + 1}", VectorModel(self.start[number])
+        transports: list[ScheduledTransport] = []
+
+        def make(wiring: Wiring) -> ScheduledTransport:
+            transports.append(ScheduledTransport(self.network, name, wiring))
+            return transports[0]
+
+        node = Node(self.config, name, model, make_transport=make, monotonic_s=lambda: self.network.now_s)
+        node.start()
+        life = Life(node, model, transports[0])
+        self.lives.append(life)
+        self.present[number] = life
+        return life
+
+    def end(self, number: int) -> None:
+        """A node's life ends, in the middle of whatever it does."""
+        life = self.present[number]
+        assert life is not None
+        life.node.close()
+        self.present[number] = None
+
+    def step_all(self) -> None:
+        """Each node makes a step."""
+        for life in self.living:
+            life.node.step(1.0)
+
+    def run_all(self) -> None:
+        """Let everything under way end that the trainers need not end; all messages arrive."""
+        for _ in range(400):
+            working = [life.transport for life in self.living if life.transport.has_work]
+            if not working:
+                return
+            for transport in working:
+                transport.go_on(Fate.ARRIVES)
+            self.network.now_s += PATIENCE_S / 20  # so that nobody waits for ever
+        raise AssertionError("the exchanges do not end")
+
+    def set_probability(self, probability: float) -> None:
+        """How often the nodes begin an exchange."""
+        for life in self.living:
+            life.node.method.probability = probability
+
+    def settle(self) -> None:
+        """Step, and let everything end, until nothing is under way; no exchange is begun."""
+        before = [life.node.method.probability for life in self.living]
+        self.set_probability(0.0)
+        for _ in range(30):
+            self.run_all()
+            self.step_all()
+            self.network.now_s += PATIENCE_S
+        assert not any(life.has_begun_to_wait() for life in self.living)
+        for life, probability in zip(self.living, before, strict=True):
+            life.node.method.probability = probability
+
+    def close(self) -> None:
+        """End all nodes."""
+        for life in self.living:
+            life.node.close()
+
+    # --- What can be seen -----------------------------------------------------------------------------------------
+
+    def vectors(self) -> np.ndarray:
+        """The models of those that are there, shape (nodes, size)."""
+        return np.stack([life.model.vector for life in self.living])
+
+    def held(self, key: str = "mass") -> np.ndarray:
+        """A number of the method of those that are there, shape (nodes,)."""
+        return np.array([life.node.statistics().method[key] for life in self.living])
+
+    def counted(self, outcome: Outcome) -> int:
+        """How many exchanges of all lives have ended so."""
+        return sum(life.node.statistics().exchanges.get(outcome.value, 0) for life in self.lives)

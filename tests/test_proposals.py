@@ -1,224 +1,312 @@
-"""Pushes and pairs as state machines: any order of messages, lost and repeated ones, pauses, crashes and returns."""
+"""Pushes and pairs, message by message: what would go wrong if two things happened in the worst order."""
 
 from __future__ import annotations
 
-import random
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from dpwa.config import ClusterConfig
-from dpwa.exchange import Outcome
-from dpwa.methods.base import Kind
-from dpwa.node import Node
-from scheduled_network import PATIENCE_S, Fate, ScheduledNetwork, ScheduledTransport
-from support import VectorModel
+from dpwa.interpolation import State
+from dpwa.snapshot import Snapshot
+from dpwa.transport.messages import Propose, Verdict
+from dpwa.transport.proposals import Answer, Proposals
+from scheduled_network import PATIENCE_S, Fate, Life, ScheduledCluster
 
-COUNT = 3
-SIZE = 2
-TROUBLE = (Fate.IS_LOST, Fate.ARRIVES_TWICE)
+START = np.array([[1.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 100.0]])
 
 
-class Exchanges(RuleBasedStateMachine):
-    """Three nodes that average and do not train, so that whatever changes comes from exchanges."""
+@pytest.fixture
+def make() -> Iterator[Callable[..., ScheduledCluster]]:
+    """Makes clusters that are closed in the end, and whose nodes begin an exchange only when they are told to."""
+    made: list[ScheduledCluster] = []
 
-    method = ""
-    most_crashes = 0
+    def make_one(count: int, **settings: object) -> ScheduledCluster:
+        made.append(ScheduledCluster(START[:count], **settings))
+        made[-1].set_probability(0.0)
+        for life, vector in zip(made[-1].living, START[:count], strict=True):
+            life.model.vector[:] = vector  # they have met while they joined
+            life.transport.pairs.clear()
+        made[-1].step_all()
+        return made[-1]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = ScheduledNetwork()
-        flow_control = {"probe_s": 0.01, "probe_max_s": 0.01}
-        self.config = ClusterConfig.for_localhost(COUNT, method=self.method, flow_control=flow_control)
-        self.start = np.random.default_rng(0).normal(size=(COUNT, SIZE))
-        self.lives: list[tuple[Node, VectorModel, ScheduledTransport]] = []
-        """Of all nodes, also of those that have ended."""
-        self.nodes: list[int | None] = [self.begin(number) for number in range(COUNT)]
-        """Which life each node is in; None between two."""
-        self.crashes = 0
-        for _ in range(6):
-            self.step_all()
-            self.run_all()
-
-    def begin(self, number: int) -> int:
-        """A life of a node begins."""
-        name, model = f"w{number + 1}", VectorModel(self.start[number])
-        transports: list[ScheduledTransport] = []
-
-        def make(wiring) -> ScheduledTransport:
-            transports.append(ScheduledTransport(self.network, name, wiring))
-            return transports[0]
-
-        node = Node(self.config, name, model, make_transport=make, monotonic_s=lambda: self.network.now_s)
-        node.start()
-        self.lives.append((node, model, transports[0]))
-        return len(self.lives) - 1
-
-    @property
-    def living(self) -> list[tuple[Node, VectorModel, ScheduledTransport]]:
-        return [self.lives[life] for life in self.nodes if life is not None]
-
-    def step_all(self) -> None:
-        for node, _, _ in self.living:
-            node.step(1.0)
-
-    def run_all(self) -> None:
-        """Let everything under way end, with all messages arriving."""
-        for _ in range(400):
-            working = [transport for _, _, transport in self.living if transport.has_work]
-            if not working:
-                return
-            for transport in working:
-                transport.go_on(Fate.ARRIVES)
-            self.network.now_s += PATIENCE_S / 20  # so that nobody waits for ever
-        raise AssertionError("the exchanges do not end")
-
-    # --- What can happen ------------------------------------------------------------------------------------------
-
-    @rule(seed=st.integers(0, 2**32), moves=st.integers(1, 120), trouble=st.sampled_from([0.0, 0.05, 0.2, 0.5]))
-    def go_on(self, seed: int, moves: int, trouble: float) -> None:
-        """Nodes make steps, and their exchanges go on message by message, some of which are lost or repeated.
-
-        Lists of such moves by hypothesis itself would be too short for the exchanges to get anywhere.
-        """
-        chance = random.Random(seed)
-        for _ in range(moves):
-            node, _, transport = chance.choice(self.living)
-            if transport.has_work and chance.random() < 0.8:
-                transport.go_on(chance.choice(TROUBLE) if chance.random() < trouble else Fate.ARRIVES)
-            else:
-                node.step(1.0)
-            self.nothing_is_wrong()
-
-    @rule(which=st.integers(0, 1000))
-    def old_message(self, which: int) -> None:
-        """A copy of a message that was sent long ago arrives; newer ones more often."""
-        if self.network.sent:
-            self.network.deliver_again(-1 - which % min(8, len(self.network.sent)))
-
-    @rule()
-    def time_passes(self) -> None:
-        self.network.now_s += PATIENCE_S
-
-    @precondition(lambda self: self.crashes < self.most_crashes and None not in self.nodes)
-    @rule(number=st.integers(0, COUNT - 1))
-    def crash(self, number: int) -> None:
-        """A node ends in the middle of whatever it does."""
-        self.ends(*self.lives[self.nodes[number]])
-        self.lives[self.nodes[number]][0].close()
-        self.nodes[number] = None
-        self.crashes += 1
-
-    @precondition(lambda self: None in self.nodes)
-    @rule()
-    def come_back(self) -> None:
-        number = self.nodes.index(None)
-        self.nodes[number] = self.begin(number)
-
-    @invariant()
-    def nothing_is_wrong(self) -> None:
-        """What holds at any time."""
-
-    def ends(self, node: Node, model: VectorModel, transport: ScheduledTransport) -> None:
-        """A life is about to end."""
-
-    # --- What must hold -------------------------------------------------------------------------------------------
-
-    def settle(self) -> None:
-        for node, _, _ in self.living:
-            node.method.probability = 0.0
-        for _ in range(30):
-            self.run_all()
-            self.step_all()
-            self.network.now_s += PATIENCE_S
-        assert not any(node._boundary.in_flight for node, _, _ in self.living)
-
-    def counted(self, outcome: Outcome) -> int:
-        return sum(node.statistics().exchanges.get(outcome.value, 0) for node, _, _ in self.lives)
-
-    def teardown(self) -> None:
-        try:
-            self.settle()
-            self.check_settled()
-        finally:
-            for node, _, _ in self.living:
-                node.close()
-
-    def check_settled(self) -> None:
-        raise NotImplementedError
+    yield make_one
+    for cluster in made:
+        cluster.close()
 
 
-class Ledger(Exchanges):
-    """GoSGD: no mass is created, ever, and what is lost has been counted or was a crashed node's."""
-
-    method = "gosgd"
-
-    def __init__(self) -> None:
-        self.gone = 0.0  # what crashed nodes held, for certain
-        self.gone_perhaps = 0.0  # and what they had given away, or not taken up yet
-        super().__init__()
-
-    def ends(self, node: Node, model: VectorModel, transport: ScheduledTransport) -> None:  # noqa: ARG002
-        numbers = node.statistics().method
-        self.gone += numbers["mass"]
-        waiting = [ended for ended in transport._exchanger.results._ended if ended.outcome is Outcome.BLENDED]
-        self.gone_perhaps += numbers["mass_under_way"] + sum(ended.weight for ended in waiting)
-
-    def held(self, key: str = "mass") -> np.ndarray:
-        return np.array([node.statistics().method[key] for node, _, _ in self.living])
-
-    def nothing_is_wrong(self) -> None:
-        issued = len(self.lives) / COUNT
-        assert self.held().sum() <= issued - self.gone + 1e-12
-
-    def check_settled(self) -> None:
-        self.nothing_is_wrong()
-        lost = self.held("mass_lost").sum() + self.gone_perhaps
-        assert self.held("mass_under_way").sum() == pytest.approx(0.0, abs=1e-12)
-        assert self.held().sum() >= len(self.lives) / COUNT - self.gone - lost - 1e-9
-        if self.crashes == 0 and lost == 0:
-            assert self.held().sum() == pytest.approx(1.0, abs=1e-9)
-            models = np.stack([model.vector for _, model, _ in self.living])
-            assert self.held() @ models == pytest.approx(self.start.mean(axis=0), abs=1e-12)
+def begins(life: Life) -> None:
+    """A node makes a step in which it begins an exchange, and will begin no other."""
+    life.node.method.probability = 1.0
+    life.node.step(1.0)
+    life.node.method.probability = 0.0
+    assert life.has_begun_to_wait()
 
 
-class Pairs(Exchanges):
-    """AD-PSGD: both sides of a pair move, or neither, or one has vanished or says that it does not know."""
-
-    method = "adpsgd"
-
-    def nothing_is_wrong(self) -> None:
-        for _, _, transport in self.living:
-            ended = [item for item in transport._exchanger.results._ended if item.outcome is Outcome.BLENDED]
-            assert sum(item.kind is Kind.PAIR for item in ended) <= 1
-
-    def check_settled(self) -> None:
-        movers: dict[bytes, list[int]] = {}
-        for life, (_, _, transport) in enumerate(self.lives):
-            for exchange in transport.pairs:
-                movers.setdefault(exchange, []).append(life)
-        assert all(len(set(both)) == len(both) <= 2 for both in movers.values())
-        halves = sum(len(both) == 1 for both in movers.values())
-        assert halves <= self.counted(Outcome.LOST) + self.crashes
-        if halves == 0 and self.crashes == 0:
-            models = np.stack([model.vector for _, model, _ in self.living])
-            assert models.mean(axis=0) == pytest.approx(self.start.mean(axis=0), abs=1e-13)
+def go_on(life: Life, messages: int, fate: Fate = Fate.ARRIVES) -> None:
+    for _ in range(messages):
+        life.transport.go_on(fate)
 
 
-class LedgerWithCrashes(Ledger):
-    most_crashes = 2
+# ---- Pushes ----------------------------------------------------------------------------------------------------------
 
 
-class PairsWithCrashes(Pairs):
-    most_crashes = 2
+def weighted_sum(cluster: ScheduledCluster) -> np.ndarray:
+    return cluster.held() @ cluster.vectors()
 
 
-TestLedger, TestLedgerWithCrashes = Ledger.TestCase, LedgerWithCrashes.TestCase
-TestPairs, TestPairsWithCrashes = Pairs.TestCase, PairsWithCrashes.TestCase
-for case in (TestLedger, TestLedgerWithCrashes, TestPairs, TestPairsWithCrashes):
-    case.settings = settings(
-        max_examples=60, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-    )
+PROPOSED, FETCHED = 3, 5
+"""Stops of a node's exchanges: until its proposal has been answered; until it has fetched one and decided on it."""
+
+
+def test_a_push_that_comes_back_brings_back_the_model_that_was_given_and_not_what_has_become_of_it(make):
+    cluster = make(3, method="gosgd", topology="directed_ring")
+    first, _, third = cluster.living
+    before, blended = weighted_sum(cluster), first.node.statistics().blended
+    begins(first)
+    go_on(first, PROPOSED)  # and the second never fetches it
+    begins(third)
+    go_on(third, PROPOSED)
+    go_on(first, FETCHED)
+    first.node.step(1.0)
+    assert first.node.statistics().blended == blended + 1
+    cluster.network.now_s += 2 * PATIENCE_S
+    go_on(first, 1)
+    first.node.step(1.0)
+    assert first.node.statistics().exchanges["returned"] == 1
+    cluster.settle()
+    assert cluster.held().sum() == pytest.approx(1.0, abs=1e-12)
+    assert weighted_sum(cluster) == pytest.approx(before, abs=1e-12)
+
+
+def test_a_push_has_ended_when_the_peer_has_decided_and_not_when_it_has_all_bytes(make):
+    """Else the next proposal could overtake the decision, which would then be of no account."""
+    cluster = make(2, method="gosgd")
+    first, second = cluster.living
+    pushed, before = first.node.statistics().exchanges["pushed"], weighted_sum(cluster)
+    begins(first)
+    go_on(first, PROPOSED)
+    go_on(second, FETCHED - 1)  # it has said that it has all, and is held up
+    go_on(first, 5)
+    first.node.step(1.0)
+    assert first.node.statistics().exchanges["pushed"] == pushed
+    go_on(second, 1)
+    go_on(first, 3)
+    first.node.step(1.0)
+    assert first.node.statistics().exchanges["pushed"] == pushed + 1
+    cluster.settle()
+    assert weighted_sum(cluster) == pytest.approx(before, abs=1e-12)
+
+
+def test_a_push_of_values_that_are_not_finite_is_refused_and_its_mass_comes_back(make):
+    cluster = make(2, method="gosgd")
+    first, second = cluster.living
+    kept = second.model.vector.copy()
+    first.model.vector[0] = np.nan
+    begins(first)
+    cluster.settle()
+    assert cluster.held().sum() == pytest.approx(1.0, abs=1e-12)
+    assert (second.model.vector == kept).all()
+    assert first.node.statistics().exchanges["returned"] == 1
+
+
+def test_a_push_that_is_declined_and_accepted_when_it_comes_again_has_one_end(make):
+    cluster = make(2, method="gosgd")
+    first, second = cluster.living
+    before = weighted_sum(cluster)
+    begins(first)
+    second.transport.service.joined = False
+    go_on(first, 2)  # the answer that declines is on its way
+    second.transport.service.joined = True
+    cluster.network.deliver_again(-1)
+    go_on(second, 2)  # fetches it
+    go_on(first, 1)
+    cluster.settle()
+    assert cluster.held().sum() == pytest.approx(1.0, abs=1e-12)
+    assert weighted_sum(cluster) == pytest.approx(before, abs=1e-12)
+
+
+@pytest.mark.parametrize("stops", range(1, FETCHED + 1))
+def test_a_peer_that_crashes_while_it_fetches_takes_no_more_mass_with_it_than_is_counted(make, stops):
+    cluster = make(2, method="gosgd")
+    first, second = cluster.living
+    begins(first)
+    go_on(first, PROPOSED)
+    go_on(second, stops - 1)
+    held = first.node.statistics().method["mass"] + first.node.statistics().method["mass_under_way"]
+    cluster.end(1)
+    for _ in range(20):
+        cluster.network.now_s += 2 * PATIENCE_S
+        cluster.run_all()
+        first.node.step(1.0)
+    numbers = first.node.statistics().method
+    assert numbers["mass_under_way"] == 0
+    assert numbers["mass"] + numbers["mass_lost"] == pytest.approx(held, abs=1e-12)
+    assert (numbers["mass_lost"] > 0) == (stops > 2)  # before, nothing had been fetched, so that nothing was taken
+
+
+# ---- Pairs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_node_gives_way_to_a_proposal_only_as_long_as_its_own_has_not_been_accepted(make):
+    """w1 has made its half of a pair and proposes the next, while w2 has not applied the first yet."""
+    cluster = make(2, method="adpsgd")
+    first, second = cluster.living
+    before = cluster.vectors().mean(axis=0)
+    begins(second)
+    cluster.run_all()
+    begins(first)
+    cluster.run_all()
+    first.node.step(1.0)
+    assert first.node.statistics().exchanges["busy"] >= 1
+    cluster.settle()
+    assert cluster.vectors().mean(axis=0) == pytest.approx(before, abs=1e-12)
+
+
+def test_of_two_nodes_that_propose_to_each_other_the_first_by_name_has_its_way(make):
+    cluster = make(2, method="adpsgd")
+    first, second = cluster.living
+    for life in (second, first):
+        begins(life)
+        go_on(life, 1)
+    go_on(first, 1)  # the second gives way
+    go_on(second, 2)  # and is refused
+    cluster.run_all()
+    pairs = [len(life.transport.pairs) for life in cluster.living]
+    cluster.settle()
+    assert [len(life.transport.pairs) for life in cluster.living] == [count + 1 for count in pairs]
+    assert second.node.statistics().exchanges["busy"] >= 1
+    assert np.ptp(cluster.vectors(), axis=0).max() < 1e-12
+
+
+def test_a_node_that_gave_way_asks_nobody_else_for_a_pair(make):
+    """w2 is refused by w1, to whom it has given way; w3 would say yes, and w2 would be in two pairs at once."""
+    cluster = make(3, method="adpsgd", topology={"edges": [["w1", "w2"], ["w2", "w3"]]})
+    first, second, third = cluster.living
+    before = cluster.vectors().mean(axis=0)
+    for _ in range(20):
+        for life in (second, first):
+            begins(life)
+            go_on(life, 1)
+        go_on(first, 1)
+        go_on(second, 3)
+        cluster.settle()
+        assert cluster.vectors().mean(axis=0) == pytest.approx(before, abs=1e-12)
+    assert len(third.transport.pairs) > 0
+    assert all(len(life.transport.pairs) == len(set(life.transport.pairs)) for life in cluster.living)
+
+
+@pytest.mark.parametrize("vanishes", [0, 1])
+@pytest.mark.parametrize("stops", range(25))
+def test_when_one_side_vanishes_in_the_middle_of_a_pair_neither_has_moved_or_it_is_known(make, vanishes, stops):
+    """The two go on in turn, and one of them is gone after so many stops.
+
+    The first, who asks, moves by the word of the second alone. The second moves when it has given its word; it does so
+    although the first may vanish before it hears of that.
+    """
+    cluster = make(2, method="adpsgd")
+    turns = [life for _ in range(25) for life in cluster.living]
+    begins(cluster.living[0])
+    for life in turns[:stops]:
+        if life.transport.has_work:
+            go_on(life, 1)
+    goes, stays = cluster.living[vanishes], cluster.living[1 - vanishes]
+    counts = stays.node.statistics()
+    cluster.run_all() if stops == 24 else None
+    heard = len(goes.transport.pairs)
+    cluster.end(vanishes)
+    for _ in range(20):
+        cluster.network.now_s += 2 * PATIENCE_S
+        cluster.run_all()
+        stays.node.step(1.0)
+    after = stays.node.statistics()
+    moved = not np.allclose(stays.model.vector, START[1 - vanishes], atol=1e-12)
+    assert heard == 0
+    assert moved == bool(stays.transport.pairs)
+    assert after.method["pairs"] - counts.method["pairs"] == moved
+    lost = after.exchanges.get("lost", 0)
+    if vanishes == 1 and goes.transport.service.proposals._seen:
+        verdicts = [seen.verdict for lives in goes.transport.service.proposals._seen.values() for seen in lives.values()]
+        assert moved or lost or Verdict.TAKEN not in verdicts  # the one who asked has moved too, or says that it is unsure
+    assert not stays.has_begun_to_wait()
+
+
+# ---- The book of proposals by itself ---------------------------------------------------------------------------------
+
+
+SNAPSHOT = Snapshot(1, 1, 0.0, State(None, 1.0), None, memoryview(b""))
+
+
+def propose(life: int, number: int, *, is_pair: bool = False, node: str = "w1") -> Propose:
+    exchange = bytes([life]) * 8 + number.to_bytes(8, "big")
+    return Propose(1, "run", node, bytes([life]) * 8, b"", exchange, is_pair, 0.5, 1.0, None, 0, 0, 0)
+
+
+def test_a_proposal_is_taken_up_once_however_often_it_comes():
+    book = Proposals("w2", bytes(8))
+    one = propose(1, 1)
+    assert [book.consider(one, None) for _ in range(3)] == [Answer.ACCEPTED] * 3
+    assert book.next_notice() is not None
+    assert book.next_notice() is None
+    assert book.decide(one, has_all=True) is Verdict.TAKEN
+    assert book.decide(one, has_all=False) is Verdict.TAKEN
+    assert book.consider(one, None) is Answer.ACCEPTED
+    assert not book.has_notice
+
+
+def test_an_older_proposal_of_the_same_life_comes_too_late():
+    book = Proposals("w2", bytes(8))
+    assert book.consider(propose(1, 2), None) is Answer.ACCEPTED
+    assert book.consider(propose(1, 1), None) is Answer.STALE
+
+
+def test_a_late_message_of_a_former_life_changes_nothing_for_the_present_one():
+    book = Proposals("w2", bytes(8))
+    old, new = propose(1, 7), propose(2, 1)
+    assert book.consider(old, None) is Answer.ACCEPTED
+    assert book.decide(old, has_all=False) is Verdict.ABORTED
+    assert book.consider(new, None) is Answer.ACCEPTED
+    assert book.decide(new, has_all=True) is Verdict.TAKEN
+    assert book.consider(old, None) is Answer.STALE
+    assert book.settle("w1", new.exchange, gives_up=False) is Verdict.TAKEN
+
+
+def test_the_book_remembers_a_few_lives_of_a_peer_and_no_more():
+    book = Proposals("w2", bytes(8))
+    for life in range(1, 100):
+        book.consider(propose(life, 1), None)
+        book.next_notice()
+    assert len(book._seen["w1"]) <= 4
+
+
+def test_proposals_that_wait_to_be_fetched_are_bounded():
+    book = Proposals("w2", bytes(8))
+    answers = [book.consider(propose(1, 1, node=f"n{number}"), None) for number in range(100)]
+    assert 1 <= answers.count(Answer.ACCEPTED) <= 32
+    assert answers[-1] is Answer.BUSY
+
+
+def test_what_a_peer_has_begun_to_fetch_cannot_be_withdrawn_and_what_was_withdrawn_cannot_be_fetched():
+    book = Proposals("w1", bytes(8))
+    first = book.open(SNAPSHOT)
+    book.address(first, "w2", is_pair=False)
+    assert book.snapshot_for(first, "w3") is None
+    assert book.snapshot_for(first, "w2") is SNAPSHOT
+    assert not book.withdraw(first)
+    book.close(first)
+    second = book.open(SNAPSHOT)
+    book.address(second, "w2", is_pair=False)
+    assert book.withdraw(second)
+    assert book.snapshot_for(second, "w2") is None
+
+
+def test_a_prepared_pair_is_taken_when_it_is_settled_and_aborted_when_its_proposer_gives_up():
+    for gives_up, verdict in ((False, Verdict.TAKEN), (True, Verdict.ABORTED)):
+        book = Proposals("w2", bytes(8))
+        pair = propose(1, 1, is_pair=True)
+        assert book.consider(pair, SNAPSHOT) is Answer.ACCEPTED
+        assert book.settle("w1", pair.exchange, gives_up=False) is Verdict.PENDING
+        assert book.decide(pair, has_all=True) is Verdict.PENDING
+        assert book.settle("w1", pair.exchange, gives_up=gives_up) is verdict
+        assert book.settle("w1", pair.exchange, gives_up=not gives_up) is verdict
+        assert book.abort(pair) is verdict

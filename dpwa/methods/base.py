@@ -115,6 +115,8 @@ class Method(ABC):
 
     kind: ClassVar[Kind]
     conservation: ClassVar[Conservation]
+    repays: ClassVar[bool] = True
+    """Whether this node's half of a PAIR may be applied much later than it was made, if the peer had vanished."""
     fraction = 1.0
     """Share of the parameters in an exchange; for the kinds PULL and PAIR."""
 

@@ -50,6 +50,7 @@ class NoLoCo(Method):
 
     kind = Kind.PAIR
     conservation = Conservation.DOUBLY
+    repays = False  # an outer step belongs to the anchor of its moment
 
     def __init__(
         self,

@@ -19,12 +19,15 @@ from dataclasses import dataclass
 from enum import Enum
 
 from dpwa.snapshot import Snapshot
-from dpwa.transport.messages import NO_EXCHANGE, Propose, Verdict
+from dpwa.transport.messages import EXCHANGE_BYTES, INCARNATION_BYTES, NO_EXCHANGE, Propose, Verdict
 
 __all__ = ["Answer", "Notice", "Proposals"]
 
 # Proposals of peers that may wait to be fetched. What does not fit stays with its proposer: back-pressure.
 _MAX_INBOX = 32
+
+# Lives of one peer whose newest proposals are remembered: of more, no message can be on its way.
+_MAX_LIVES = 4
 
 
 class Answer(Enum):
@@ -59,9 +62,8 @@ class _Own:
 
 @dataclass
 class _Seen:
-    """The newest proposal of one peer. A proposer has one at a time, so older ones are settled for it."""
+    """The newest proposal of one life of a peer. It has one at a time, so older ones are settled for it."""
 
-    incarnation: bytes
     exchange: bytes
     verdict: Verdict = Verdict.PENDING
     is_prepared: bool = False
@@ -81,7 +83,8 @@ class Proposals:
         self._lock = threading.Lock()
         self._count = 0
         self._own: _Own | None = None
-        self._seen: dict[str, _Seen] = {}
+        # By node and life, so that a late message of a former life does no harm to the present one.
+        self._seen: dict[str, dict[bytes, _Seen]] = {}
         self._inbox: deque[Notice] = deque()
         # A node takes part in one pair at a time: as the one who proposed it, or as the other.
         self._proposing: bytes | None = None  # id of the own one; empty until it has one
@@ -132,7 +135,7 @@ class Proposals:
         """Set a snapshot aside under a new id. Called before a peer is chosen; see `address`."""
         with self._lock:
             self._count += 1
-            exchange = self._incarnation + self._count.to_bytes(8, "big")
+            exchange = self._incarnation + self._count.to_bytes(EXCHANGE_BYTES - INCARNATION_BYTES, "big")
             self._own = _Own(exchange, "", snapshot)
             if self._proposing == NO_EXCHANGE:
                 self._proposing = exchange
@@ -204,15 +207,18 @@ class Proposals:
             reference: the own newest snapshot, for a pair.
         """
         with self._lock:
-            seen = self._seen.get(propose.node)
-            if seen is not None and seen.incarnation == propose.incarnation:
+            seen = self._newest(propose.node, propose.exchange)
+            if seen is not None:
                 if seen.exchange == propose.exchange:
                     return Answer.ACCEPTED if seen.verdict is not Verdict.ABORTED else Answer.STALE
                 if propose.exchange < seen.exchange:
                     return Answer.STALE
             answer = self._accept(propose, reference)
             if answer is Answer.ACCEPTED:
-                self._seen[propose.node] = _Seen(propose.incarnation, propose.exchange)
+                lives = self._seen.setdefault(propose.node, {})
+                lives[_life(propose.exchange)] = _Seen(propose.exchange)
+                if len(lives) > _MAX_LIVES:
+                    del lives[next(iter(lives))]
         if answer is Answer.ACCEPTED:
             self.wake()
         return answer
@@ -231,6 +237,10 @@ class Proposals:
         self._inbox.append(notice)
         return Answer.ACCEPTED
 
+    def _newest(self, peer: str, exchange: bytes) -> _Seen | None:
+        """The newest proposal of the life of a peer that an id belongs to. Under the lock."""
+        return self._seen.get(peer, {}).get(_life(exchange))
+
     def next_notice(self) -> Notice | None:
         """The next accepted proposal to fetch. Tx thread."""
         with self._lock:
@@ -244,9 +254,9 @@ class Proposals:
     def decide(self, propose: Propose, *, has_all: bool) -> Verdict:
         """Note how the fetch ended. A push is decided by that; a pair is only prepared. Tx thread."""
         with self._lock:
-            seen = self._seen.get(propose.node)
+            seen = self._newest(propose.node, propose.exchange)
             if seen is None or seen.exchange != propose.exchange:
-                return Verdict.ABORTED  # the peer has begun a new life meanwhile
+                return Verdict.ABORTED  # the peer has given it up meanwhile, and begun another
             if seen.verdict is Verdict.PENDING:
                 if not has_all:
                     seen.verdict = Verdict.ABORTED
@@ -267,7 +277,7 @@ class Proposals:
             gives_up: the proposer has failed: what is not taken yet is aborted.
         """
         with self._lock:
-            seen = self._seen.get(peer)
+            seen = self._newest(peer, exchange)
             if seen is None or seen.exchange != exchange:
                 return Verdict.ABORTED
             if seen.verdict is Verdict.PENDING:
@@ -287,5 +297,10 @@ class Proposals:
     def verdict(self, propose: Propose) -> Verdict:
         """What was decided of a peer's proposal."""
         with self._lock:
-            seen = self._seen.get(propose.node)
+            seen = self._newest(propose.node, propose.exchange)
             return seen.verdict if seen is not None and seen.exchange == propose.exchange else Verdict.ABORTED
+
+
+def _life(exchange: bytes) -> bytes:
+    """The incarnation that an id begins with."""
+    return exchange[:INCARNATION_BYTES]

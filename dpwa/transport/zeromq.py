@@ -61,7 +61,7 @@ class ZmqTransport:
             idle_s=config.timeout_s,
         )
 
-        # Of this object the client gets what it needs and no more: a circle would keep memory until the next collection.
+        # The client gets what it needs of this object and no more: a circle would keep memory until a collection.
         context, shares_memory = self._context, self.shares_memory
 
         def make_client(bell: Doorbell) -> ZmqClient:

@@ -1,0 +1,98 @@
+"""A pair whose peer vanishes between its decision and its word: this node's half is late, and not lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dpwa.errors import PeerUnreachable
+from dpwa.transport.messages import NO_EXCHANGE, Settle
+from support import VectorModel
+
+START = [np.zeros(4), np.full(4, 8.0), np.full(4, 4.0)]
+
+
+@pytest.fixture
+def cut(in_memory, monkeypatch):
+    """Names of nodes whose words about their pairs get lost on the way, after they have acted on the question."""
+    names: set[str] = set()
+    request = in_memory.network.request
+
+    def lose_words(peer, message):
+        answer = request(peer, message)
+        if peer in names and isinstance(message, Settle) and message.exchange != NO_EXCHANGE:
+            raise PeerUnreachable(peer, "cut off by the test")
+        return answer
+
+    monkeypatch.setattr(in_memory.network, "request", lose_words)
+    return names
+
+
+def _lost(cluster) -> int:
+    return sum(node.statistics().exchanges.get("lost", 0) for node in cluster.nodes)
+
+
+def _begin(cluster, start=START, **settings) -> None:
+    cluster.start([VectorModel(vector) for vector in start], method="adpsgd", **settings)
+    for node in cluster.nodes:
+        node.method.probability = 0.0
+    cluster.step_all(6)  # all have joined
+    np.testing.assert_array_equal(cluster.vectors(), start)
+
+
+def _lose_one(cluster, cut) -> None:
+    """The first node proposes to one of the others, who moves; the first does not hear of it."""
+    cut.update(("w2", "w3"))
+    cluster.nodes[0].method.probability = 1.0
+    cluster.nodes[0].step(1.0)
+    cluster.nodes[0].method.probability = 0.0
+    cluster.step_all()
+    assert _lost(cluster) == 1, "the fault happened"
+    assert cluster.vectors()[0] == pytest.approx(START[0]), "without its peer's word it has not moved"
+    assert np.mean(cluster.vectors()) < np.mean(START), "the peer has"
+
+
+def test_the_half_is_applied_when_the_peer_is_back_and_the_mean_is_made_good(in_memory, cut):
+    _begin(in_memory)
+    _lose_one(in_memory, cut)
+    in_memory.step_all(3)
+    assert np.mean(in_memory.vectors()) < np.mean(START), "still cut off"
+    cut.clear()
+    in_memory.step_all(3)
+    assert in_memory.vectors().mean(axis=0) == pytest.approx(np.mean(START, axis=0))
+    assert in_memory.vectors()[0].max() > 0
+
+
+def test_the_node_goes_on_with_others_meanwhile_and_leaves_its_creditor_alone(in_memory, cut):
+    _begin(in_memory)
+    _lose_one(in_memory, cut)
+    first = in_memory.nodes[0]
+    creditor = next(
+        name for name in ("w2", "w3") if in_memory.vectors()[int(name[1]) - 1].max() != START[int(name[1]) - 1][0]
+    )
+    other = "w3" if creditor == "w2" else "w2"
+    cut.remove(other)
+    first.method.probability = 1.0
+    in_memory.step_all(6)
+    first.method.probability = 0.0
+    in_memory.step_all(2)
+    assert first.statistics().last_peer == other
+    cut.clear()
+    in_memory.step_all(3)
+    assert in_memory.vectors().mean(axis=0) == pytest.approx(np.mean(START, axis=0))
+
+
+def test_a_peer_that_comes_back_in_another_life_has_taken_its_half_with_it(in_memory, cut):
+    _begin(in_memory)
+    _lose_one(in_memory, cut)
+    before = in_memory.models[0].vector.copy()
+    for name in ("w2", "w3"):
+        index = int(name[1]) - 1
+        in_memory.nodes[index].close()
+        in_memory.nodes[index] = in_memory.add(name, VectorModel(START[index]))
+        in_memory.nodes.pop()
+        in_memory.models[index] = in_memory.models.pop()
+        in_memory.nodes[index].method.probability = 0.0
+    cut.clear()
+    in_memory.step_all(5)
+    np.testing.assert_array_equal(in_memory.models[0].vector, before)
