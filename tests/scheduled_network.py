@@ -91,6 +91,11 @@ class ScheduledTransport:
         is_due = due_s is not None and due_s <= self._network.now_s
         return self._is_talking or bool(self._asks) or self._is_woken or is_due
 
+    @property
+    def waiting(self) -> list[Exchange]:
+        """Ended exchanges that the trainer has not taken yet."""
+        return list(self._exchanger.results._ended)
+
     def go_on(self, fate: Fate) -> None:
         """Let the exchanges go on up to the next message, which has this fate if it is the one they have stopped at."""
         self._fate = fate

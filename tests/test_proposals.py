@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -196,39 +197,60 @@ def test_a_node_that_gave_way_asks_nobody_else_for_a_pair(make):
     assert all(len(life.transport.pairs) == len(set(life.transport.pairs)) for life in cluster.living)
 
 
-@pytest.mark.parametrize("vanishes", [0, 1])
-@pytest.mark.parametrize("stops", range(25))
-def test_when_one_side_vanishes_in_the_middle_of_a_pair_neither_has_moved_or_it_is_known(make, vanishes, stops):
-    """The two go on in turn, and one of them is gone after so many stops.
+def until_vanished(
+    cluster: ScheduledCluster, stops: int, vanishes: int, fate: Fate = Fate.ARRIVES
+) -> tuple[bool, bool, Life]:
+    """The first asks the second for a pair, both go on in turn for so many stops, and then one of them is gone.
 
-    The first, who asks, moves by the word of the second alone. The second moves when it has given its word; it does so
-    although the first may vanish before it hears of that.
+    What is on its way to or from the first at that moment has the fate.
+
+    Returns:
+        Whether the second had given its word, whether the other one has moved in the end, and that one.
     """
-    cluster = make(2, method="adpsgd")
-    turns = [life for _ in range(25) for life in cluster.living]
     begins(cluster.living[0])
-    for life in turns[:stops]:
+    for index in range(stops):
+        life = cluster.living[index % 2]
         if life.transport.has_work:
             go_on(life, 1)
-    goes, stays = cluster.living[vanishes], cluster.living[1 - vanishes]
-    counts = stays.node.statistics()
-    cluster.run_all() if stops == 24 else None
-    heard = len(goes.transport.pairs)
+    book = cluster.living[1].transport.service.proposals
+    words = [book.verdict(sent) for _, sent in cluster.network.sent if isinstance(sent, Propose)]
+    if fate is Fate.IS_LOST and cluster.living[0].transport.has_work:
+        go_on(cluster.living[0], 1, fate)
+    assert not cluster.living[vanishes].transport.pairs
+    stays = cluster.living[1 - vanishes]
     cluster.end(vanishes)
     for _ in range(20):
         cluster.network.now_s += 2 * PATIENCE_S
         cluster.run_all()
         stays.node.step(1.0)
-    after = stays.node.statistics()
-    moved = not np.allclose(stays.model.vector, START[1 - vanishes], atol=1e-12)
-    assert heard == 0
-    assert moved == bool(stays.transport.pairs)
-    assert after.method["pairs"] - counts.method["pairs"] == moved
-    lost = after.exchanges.get("lost", 0)
-    if vanishes == 1 and goes.transport.service.proposals._seen:
-        verdicts = [seen.verdict for lives in goes.transport.service.proposals._seen.values() for seen in lives.values()]
-        assert moved or lost or Verdict.TAKEN not in verdicts  # the one who asked has moved too, or says that it is unsure
     assert not stays.has_begun_to_wait()
+    moved = not np.allclose(stays.model.vector, START[1 - vanishes], atol=1e-12)
+    assert moved == bool(stays.transport.pairs)
+    return words[-1:] == [Verdict.TAKEN], moved, stays
+
+
+STOPS = range(0, 24)
+"""A pair between two nodes that go on in turn is over after so many."""
+
+
+def test_when_the_second_of_a_pair_vanishes_the_first_has_moved_by_its_word_or_says_that_it_does_not_know(make):
+    seen = set()
+    for stops, fate in itertools.product(STOPS, (Fate.ARRIVES, Fate.IS_LOST)):
+        has_word, moved, stays = until_vanished(make(2, method="adpsgd"), stops, vanishes=1, fate=fate)
+        is_lost = stays.node.statistics().exchanges.get("lost", 0) == 1
+        assert not (moved and is_lost)
+        assert (moved or is_lost) if has_word else not moved
+        seen.add((has_word, moved, is_lost))
+    assert {(False, False, False), (True, True, False), (True, False, True)} <= seen
+
+
+def test_when_the_first_of_a_pair_vanishes_the_second_has_moved_if_it_had_given_its_word(make):
+    seen = set()
+    for stops in STOPS:
+        has_word, moved, _ = until_vanished(make(2, method="adpsgd"), stops, vanishes=0)
+        assert moved == has_word
+        seen.add(moved)
+    assert seen == {False, True}
 
 
 # ---- The book of proposals by itself ---------------------------------------------------------------------------------
