@@ -116,7 +116,7 @@ def _cell(value: Any) -> str:
             return f"{value['median']:.4g} ({value['p10']:.4g} to {value['p90']:.4g})"
         return ", ".join(f"{key} {number}" for key, number in value.items())
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return "" if value is None else str(value)
 
 

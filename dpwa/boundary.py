@@ -187,7 +187,8 @@ class Boundary:
         if ask is not None and ask.finished and exchange.peer is not None and not exchange.outcome.is_failure:
             self._service.told_finished.add(exchange.peer)
         self._record.note(exchange, factor)
-        self._event("exchange", **exchange_fields(exchange, self.step, factor), **self._method.statistics())
+        # A method's numbers may have any names; what the exchange itself says comes first.
+        self._event("exchange", **{**self._method.statistics(), **exchange_fields(exchange, self.step, factor)})
         if ask is not None and self._joining:
             self._try_to_join(exchange)
 

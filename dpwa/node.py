@@ -357,9 +357,9 @@ class Node:
         if self._journal is not None:
             self._journal.close(_CLOSE_TIMEOUT_S)
 
-    def _event(self, event: str, **fields: object) -> None:
+    def _event(self, event: str, /, **fields: object) -> None:
         if self._journal is not None:
-            self._journal.record(event, step=self._boundary.step, **fields)
+            self._journal.record(event, **{**fields, "step": self._boundary.step})
 
 
 def _outer_momentum(config: ClusterConfig, model: Model) -> OuterMomentum | None:

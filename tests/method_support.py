@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 
 from dpwa.methods.base import Conservation
+from dpwa.methods.noloco import NoLoCo
 from support import Cluster, VectorModel, wait_until
 
 METHODS: Mapping[str, Mapping[str, object]] = {
@@ -74,18 +76,32 @@ def anchors_with_momentum(cluster: Cluster) -> np.ndarray:
     return np.mean([state["anchor.0"] + mu / (1 - mu) * state["momentum.0"] for state in states], axis=0)
 
 
-def stop_asking(cluster: Cluster) -> None:
-    """No node begins an exchange by chance any more; rounds and outer steps go on."""
-    for node in cluster.nodes:
-        node.method.probability = 0.0
+@contextmanager
+def nobody_asking(cluster: Cluster) -> Iterator[None]:
+    """No node begins an exchange meanwhile, but for the rounds of dpsgd."""
+    methods = [node.method for node in cluster.nodes]
+    before = [(method.probability, getattr(method, "_every", 0)) for method in methods]
+    for method in methods:
+        method.probability = 0.0
+        if isinstance(method, NoLoCo):
+            method._every = 1_000_000
+    yield
+    for method, (probability, every) in zip(methods, before, strict=True):
+        method.probability = probability
+        if isinstance(method, NoLoCo):
+            method._every = every
 
 
-def settle(cluster: Cluster) -> None:
+def settle(cluster: Cluster, total: float | None = None) -> None:
     """Step without beginning exchanges until what is under way has ended, and its effects are there.
 
     A push, or a pair, has ended for the one who began it a moment before the other can apply its part.
+
+    Args:
+        cluster: whose nodes.
+        total: their mass, if some node has ended and taken its own away.
     """
-    stop_asking(cluster)
+    expected = first_total(cluster) if total is None else total
 
     def is_settled() -> bool:
         cluster.step_all()
@@ -96,6 +112,7 @@ def settle(cluster: Cluster) -> None:
         if conservation(cluster) is not Conservation.COLUMN:
             return True
         held = masses(cluster).sum() + masses(cluster, "mass_lost").sum()
-        return masses(cluster, "mass_under_way").sum() == 0 and abs(held - first_total(cluster)) < 1e-9
+        return masses(cluster, "mass_under_way").sum() == 0 and abs(held - expected) < 1e-9
 
-    wait_until(is_settled, "everything under way has ended")
+    with nobody_asking(cluster):
+        wait_until(is_settled, "everything under way has ended")

@@ -19,7 +19,10 @@ def joined_at(cluster: Cluster, start: np.ndarray, *, align: int = 1, **settings
     Nodes that join at zeros have only differences of zero under way when the models are set.
 
     Args:
+        cluster: an empty one.
+        start: the models.
         align: the next round to be published is a multiple of it.
+        settings: of the cluster.
 
     Returns:
         The mixing matrix of the round, shape (nodes, nodes).
@@ -103,6 +106,7 @@ def expected_weights(matrix: np.ndarray, factor: float) -> np.ndarray:
 
     Args:
         matrix: W, shape (nodes, nodes).
+        factor: of the interpolation.
     """
     chances = matrix - np.diag(np.diag(matrix))
     chances /= chances.sum(axis=1, keepdims=True)

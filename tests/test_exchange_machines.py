@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from scheduled_network import PATIENCE_S, Fate, ScheduledCluster
 
 from dpwa.exchange import Outcome
 from dpwa.methods.base import Kind
-from scheduled_network import PATIENCE_S, Fate, ScheduledCluster
 
 COUNT = 3
 START = np.array([[1.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 100.0]])
@@ -124,7 +124,8 @@ class Ledger(Exchanges):
     def check_settled(self) -> None:
         held, lost = self.cluster.held(), self.cluster.held("mass_lost").sum()
         assert self.cluster.held("mass_under_way") == pytest.approx(0.0, abs=1e-12)
-        assert held.sum() >= self.issued - lost - self.gone_perhaps - 1e-9
+        brought = (len(self.cluster.lives) - COUNT) / COUNT  # a node that comes back late enough has nothing at first
+        assert held.sum() >= self.issued - brought - lost - self.gone_perhaps - 1e-9
         if self.crashes == 0 and lost == 0:
             assert held.sum() == pytest.approx(1.0, abs=1e-9)
             assert held @ self.cluster.vectors() == pytest.approx(START.mean(axis=0), abs=1e-11)
@@ -160,7 +161,7 @@ class PairsWithCrashes(Pairs):
     most_crashes = 2
 
 
-def tests_of(machine: type[Exchanges]) -> type:
+def collected(machine: type[Exchanges]) -> type:
     """The machine as what pytest collects."""
     machine.TestCase.settings = settings(
         max_examples=40, stateful_step_count=10, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -168,5 +169,5 @@ def tests_of(machine: type[Exchanges]) -> type:
     return machine.TestCase
 
 
-TestLedger, TestLedgerWithCrashes = tests_of(Ledger), tests_of(LedgerWithCrashes)
-TestPairs, TestPairsWithCrashes = tests_of(Pairs), tests_of(PairsWithCrashes)
+TestLedger, TestLedgerWithCrashes = collected(Ledger), collected(LedgerWithCrashes)
+TestPairs, TestPairsWithCrashes = collected(Pairs), collected(PairsWithCrashes)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from dpwa.methods.base import Conservation
 from method_support import (
     METHODS,
-    PUSHING,
     anchors_with_momentum,
     begin,
     conservation,
@@ -20,6 +17,8 @@ from method_support import (
     starts,
     weighted_sum,
 )
+
+from dpwa.methods.base import Conservation
 from support import Cluster
 
 FAULTS = {"drop": 0.1, "duplicate": 0.1, "reorder": 0.1}

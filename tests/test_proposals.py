@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from scheduled_network import PATIENCE_S, Fate, Life, ScheduledCluster
 
 from dpwa.interpolation import State
 from dpwa.snapshot import Snapshot
 from dpwa.transport.messages import Propose, Verdict
 from dpwa.transport.proposals import Answer, Proposals
-from scheduled_network import PATIENCE_S, Fate, Life, ScheduledCluster
 
 START = np.array([[1.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 100.0]])
 
@@ -229,7 +229,7 @@ def until_vanished(
     return words[-1:] == [Verdict.TAKEN], moved, stays
 
 
-STOPS = range(0, 24)
+STOPS = range(24)
 """A pair between two nodes that go on in turn is over after so many."""
 
 

@@ -23,6 +23,9 @@ class SGPOptions(_Options):
         True,  # noqa: FBT003 - the default of a field
         description="Whether a training step counts by 1 / weight; false saves a pass over the model.",
     )
+    least_weight: float = Field(
+        0.5, gt=0, le=1, description="The weight that a node counts as having at least; 0.5: no step more than doubles."
+    )
 
 
 class ElasticOptions(_Options):

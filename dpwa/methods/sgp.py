@@ -19,9 +19,6 @@ from dpwa.neighbourhood import Neighbourhood
 
 __all__ = ["SGP"]
 
-# With next to no weight a training step would be multiplied without bound.
-_LEAST_WEIGHT = 0.1
-
 # A step that is right to so many digits is left alone.
 _RIGHT_ENOUGH = 1e-4
 
@@ -33,11 +30,17 @@ class SGP(GoSGD):
         links, count, probability: see `Method`.
         debias: whether a training step counts by 1 / w. Without it the cost of one more pass over the model is saved,
             and nodes with little weight train as much as others, as in GoSGD.
+        least_weight: a node counts as having at least this weight, above 0 to 1. One that has pushed and not yet got
+            anything has half; nodes that do not push in step have moments with far less, in which 1 / w would multiply
+            a step until the model diverges. What is cut off is lost to the sum.
     """
 
-    def __init__(self, links: Neighbourhood, count: int, probability: float, *, debias: bool = True) -> None:
+    def __init__(
+        self, links: Neighbourhood, count: int, probability: float, *, debias: bool = True, least_weight: float = 0.5
+    ) -> None:
         super().__init__(links, count, probability)
         self._debias = debias
+        self._least_weight = least_weight
 
     def _mass_of_one(self) -> float:
         return 1.0
@@ -54,7 +57,9 @@ class SGP(GoSGD):
 
     def correction(self) -> float | None:
         """See `Method.correction`: `z' = z + (trained - z) / w` is the share `1 - 1 / w` of the way back."""
-        weight = max(self._mass, _LEAST_WEIGHT)
+        if self._mass <= 0.0:
+            return None  # a model that counts nothing yet trains like any other, until it is replaced by a peer's
+        weight = max(self._mass, self._least_weight)
         if not self._debias or abs(weight - 1.0) < _RIGHT_ENOUGH:
             return None
         return 1.0 - 1.0 / weight

@@ -63,7 +63,7 @@ class Journal:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._thread.start()
 
-    def record(self, event: str, **fields: object) -> None:
+    def record(self, event: str, /, **fields: object) -> None:
         """Note an event of this moment."""
         self._events.append((time.time(), event, fields))
 
