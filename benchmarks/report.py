@@ -210,9 +210,10 @@ def _draw_methods(found: Found) -> None:
     names = [row["method"] for row in rows]
     _, (left, right) = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
     for axes, key in ((left, "averaged_percent"), (right, "received_mb")):
-        bars = axes.barh(names, [row[key] or 0.0 for row in rows], color=_BLUE)
-        axes.bar_label(bars, fmt="%.4g", padding=2, fontsize=8)
-        axes.margins(x=0.15)
+        values = [row[key] or 0.0 for row in rows]
+        bars = axes.barh(names, values, color=_BLUE)
+        axes.bar_label(bars, labels=[_cell(value) for value in values], padding=2, fontsize=8)
+        axes.set_xlim(0, 1.2 * max(values))
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
     left.invert_yaxis()
