@@ -46,6 +46,9 @@ class ExtendedModel:
     Args:
         model: the model.
         method: may add tensors behind those of the model.
+
+    Raises:
+        ConfigError: the method scales each training step, and the model's precision does not bear that.
     """
 
     def __init__(self, model: Model, method: Method) -> None:
@@ -58,6 +61,12 @@ class ExtendedModel:
         # The same few buffers come again; an adapter remembers each by its identity.
         self._parts: dict[int, tuple[Buffer, Buffer, Buffer]] = {}
         self._snapshots: dict[int, tuple[Buffer, tuple[Values, ...]]] = {}
+        if method.corrects_steps and not self.can_go_towards:
+            raise ConfigError(
+                "a model with parameters in half precision cannot be trained by a method that scales each step, such "
+                "as sgp; use another method or sgp: {debias: false}, or keep the parameters in float32 and the "
+                "computation in half precision (AMP)"
+            )
 
     def copy_into(self, buffer: Buffer) -> Callable[[], None] | None:
         """See `Model.copy_into`."""
@@ -101,10 +110,5 @@ def _values(section: Section, buffer: Buffer) -> Values:
     """A section of a snapshot as values to go to. Running statistics stay: a difference of zeros."""
     if section.role is Role.BUFFER:
         return Values(section, np.zeros(section.size, section.value_type), is_difference=True)
-    if section.value_type.itemsize != section.item_bytes:
-        raise ConfigError(
-            f"a model with {section.dtype} parameters cannot be trained by a method that scales each step, such as "
-            "sgp; use another method, or keep the parameters in float32 and the computation in half precision (AMP)"
-        )
     array = buffer[section.start_byte : section.stop_byte].view(section.value_type)
     return Values(section, array, is_difference=False)

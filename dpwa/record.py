@@ -31,7 +31,8 @@ class NodeStatistics:
         last_peer: peer of the last blend.
         last_factor: factor of the last blend.
         bytes_in: bytes of snapshots received.
-        bytes_out: bytes of snapshots sent.
+        bytes_out: bytes of snapshots sent; one that a peer read from shared memory counts whole, because how much of it
+            the peer wanted is not known here.
         served: snapshots sent completely.
         published: snapshots made.
         publish_skipped: publishes left out because slow peers held all buffers.

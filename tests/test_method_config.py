@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+from dpwa.adapters.tensors import TorchModel
 from dpwa.check import describe
 from dpwa.config import ClusterConfig
 from dpwa.errors import ConfigError
+from dpwa.node import Node
 from support import VectorModel, step_until
 
 NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}, {name: w3, port: 21002}]\n"
@@ -91,3 +95,11 @@ def test_nodes_with_other_methods_do_not_average_with_each_other(zeromq):
     numbers = first.method.statistics()
     assert numbers["mass"] + numbers["mass_under_way"] == pytest.approx(0.5)
     assert zeromq.models[0].vector == [0.0]
+
+
+def test_sgp_refuses_a_model_in_half_precision_before_anything_starts():
+    config = ClusterConfig.for_localhost(2, method="sgp", sgp={"debias": True})
+    with pytest.raises(ConfigError, match="cannot be trained by a method that scales each step"):
+        DpwaPyTorchAdapter(torch.nn.Linear(2, 2).half(), "w1", config)
+    plain = ClusterConfig.for_localhost(2, method="sgp", sgp={"debias": False})
+    Node(plain, "w1", TorchModel(torch.nn.Linear(2, 2).half(), plain)).close()

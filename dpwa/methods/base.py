@@ -199,6 +199,11 @@ class Method(ABC):
             sections: of the added tensors; their positions count from the begin of `own`.
         """
 
+    @property
+    def corrects_steps(self) -> bool:
+        """Whether `correction` may answer; a model in half precision is refused then, before anything starts."""
+        return False
+
     def correction(self) -> float | None:
         """By how much the last training step went too far, as the share of the way back; None for right.
 

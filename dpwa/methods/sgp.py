@@ -50,6 +50,11 @@ class SGP(GoSGD):
         """See `Method.wants_snapshot`: the next step is measured from it."""
         return self._debias
 
+    @property
+    def corrects_steps(self) -> bool:
+        """See `Method.corrects_steps`."""
+        return self._debias
+
     def took_back(self, mass: float) -> float:
         """See `Method.took_back`. Training since then was scaled by the weight that was left."""
         share = super().took_back(mass)
