@@ -107,7 +107,7 @@ class Boundary:
         self._join_tries = min(len(self._peers), _JOIN_TRIES)
         # Pairs that have been applied: the node is free for another when a snapshot that holds them is served.
         self._applied_pairs: list[bytes] = []
-        self._last: Taken | None = None
+        self._last: Taken | None = None  # what the next training step is measured from
         self._given: Taken | None = None  # what a push under way carries
         self._resumed_s = monotonic_s()
 
@@ -257,7 +257,7 @@ class Boundary:
             if plan is not None and plan.kind is Kind.PAIR:
                 self._applied_pairs.append(NO_EXCHANGE)  # what the last pair brought is in no snapshot yet
             return
-        self._last = taken
+        self._last = taken if self._method.corrects_steps else None
         if plan is not None and plan.kind is Kind.PUSH:
             self._given = taken
         ask = self._ask(plan, taken.snapshot) if plan is not None else None

@@ -1,7 +1,7 @@
 """The node: the one object that an adapter needs. It publishes, has exchanges made and applies them.
 
 Must not know: torch or any other framework (a `Model` gives it what it needs), sockets. Runs in: every method in the
-trainer's thread; `statistics` in any, `_hand_out` in the publish thread for copies that a GPU makes.
+trainer's thread; `statistics` in any.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ _CLOSE_TIMEOUT_S = 1.5
 
 # While a finished node waits for the others it exchanges at most this often: they need the processor more.
 _FINISH_PAUSE_S = 0.02
-
 
 # A push is taken or comes back within the config's timeout and a little more.
 _SETTLE_TIMEOUT_S = 10.0
@@ -258,6 +257,8 @@ class Node:
 
     def finish(self, timeout_s: float) -> bool:
         """After the last step: go on serving and blending until every peer has finished too, or is gone.
+
+        With methods other than pull the node takes part in what its peers begin, and begins nothing itself.
 
         Args:
             timeout_s: wait at most so long.

@@ -73,8 +73,6 @@ class Publisher:
         self._segment: Segment | None = None
         self._shared_slots: set[int] = set()
         self.version = 0
-        self.skipped = 0
-        """Snapshots that were not taken because slow peers held all buffers."""
 
     def share(self, *, run_id: str, node: str, incarnation: bytes) -> None:
         """Let peers of this host read the snapshots from shared memory. The node's port is bound."""
@@ -101,7 +99,6 @@ class Publisher:
         """
         lease = self._pool.lease()
         if lease is None:
-            self.skipped += 1
             return None
         self.version += 1
         slot = lease.index if lease.index in self._shared_slots else None
