@@ -1,0 +1,108 @@
+"""The strategies by name, and what the lab must know of each before it starts one.
+
+Must not know: torch, how a strategy works. Runs in: any thread; everything here is frozen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["STRATEGIES", "Start", "StrategyKind", "process_names"]
+
+
+class Start(str, Enum):
+    """What starts the processes of a strategy."""
+
+    LAUNCH = "launch"
+    """`dpwa launch`: one process per node, and the server's if the strategy has one."""
+    MPI = "mpi"
+    """`mpiexec`."""
+    TENSORFLOW = "tensorflow"
+    """One process of a Python that has TensorFlow."""
+
+
+@dataclass(frozen=True)
+class StrategyKind:
+    """One strategy.
+
+    Attributes:
+        name: its word in a study file.
+        text: what it does, in one line.
+        start: what starts its processes.
+        is_method: one of dpwa's averaging methods: the word is that of `method:` in the cluster file.
+        is_one_process: all of the data are seen by a single process, whatever `nodes` says.
+        splits_batch: each update is made from one batch of all data, of which each process computes its part: there is
+            one model, and no partition.
+        waits: the processes wait for each other: a slow one holds up all. Those that do not wait share the work
+            in proportion to their speed.
+        has_server: one more process holds the model between the rounds.
+        extra: the extra of dpwa that it needs; "" for none beyond the lab's.
+    """
+
+    name: str
+    text: str
+    start: Start = Start.LAUNCH
+    is_method: bool = False
+    is_one_process: bool = False
+    splits_batch: bool = False
+    waits: bool = False
+    has_server: bool = False
+    extra: str = ""
+
+
+def _method(name: str, text: str, *, waits: bool = False) -> StrategyKind:
+    return StrategyKind(name, text, is_method=True, waits=waits)
+
+
+STRATEGIES: dict[str, StrategyKind] = {
+    kind.name: kind
+    for kind in (
+        StrategyKind("single", "one process, all data", is_one_process=True),
+        _method("pull", "dpwa's own: pull a random peer's newest model, blend by a factor"),
+        _method("gosgd", "push a copy and half of the mass to a random peer"),
+        _method("sgp", "stochastic gradient push"),
+        _method("adpsgd", "random pairs meet in the middle"),
+        _method("dpsgd", "rounds of a mixing matrix"),
+        _method("noloco", "outer steps in random pairs"),
+        _method("elastic", "random pairs on an elastic"),
+        _method("sparta", "pull a small share of the parameters each time"),
+        StrategyKind("fedavg", "a server averages what some clients learned locally", waits=True, has_server=True),
+        StrategyKind("fedprox", "fedavg with a pull towards the round's model", waits=True, has_server=True),
+        StrategyKind("param_avg", "MPI: average parameters every avg_freq epochs", Start.MPI, waits=True, extra="mpi"),
+        StrategyKind("w_param_avg", "MPI: the same, weighted by distance", Start.MPI, waits=True, extra="mpi"),
+        StrategyKind(
+            "parallel_sgd",
+            "MPI: average gradients every batch",
+            Start.MPI,
+            splits_batch=True,
+            waits=True,
+            extra="mpi",
+        ),
+        StrategyKind("ddp", "torch's DistributedDataParallel", splits_batch=True, waits=True),
+        StrategyKind("allreduce_every_h", "local steps, an all-reduce of parameters every every_steps", waits=True),
+        StrategyKind(
+            "custom_data_parallel",
+            "one process, a replica per device or thread, gradients gathered by hand",
+            is_one_process=True,
+            waits=True,
+        ),
+        StrategyKind(
+            "tf_mirrored",
+            "TensorFlow's MirroredStrategy",
+            Start.TENSORFLOW,
+            is_one_process=True,
+            waits=True,
+            extra="tensorflow",
+        ),
+    )
+}
+"""All strategies, in the order in which they are listed."""
+
+
+def process_names(kind: StrategyKind, nodes: int) -> tuple[str, ...]:
+    """Names of the processes: w1, w2 …, and of a server at the end. They are the names of their folders."""
+    if kind.is_one_process:
+        return ("w1",)
+    names = tuple(f"w{number}" for number in range(1, nodes + 1))
+    return (*names, "server") if kind.has_server else names

@@ -1,0 +1,1 @@
+"""What the processes of a cell do, one file per family of strategies."""
