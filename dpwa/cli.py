@@ -171,6 +171,90 @@ def draw(cluster_file: Path, output: Path) -> None:
     click.echo(f"wrote {output}")
 
 
+@main.group()
+def lab() -> None:
+    """Compare strategies of training together on real data."""
+
+
+_study = click.argument("study", metavar="STUDY.yaml", type=click.Path(path_type=Path))
+
+
+@lab.command("list")
+@click.option("--strategies", "is_of_strategies", is_flag=True, help="List the strategies that a study can name.")
+@click.argument("studies", metavar="[STUDY.yaml]...", nargs=-1, type=click.Path(path_type=Path))
+def list_(*, is_of_strategies: bool, studies: tuple[Path, ...]) -> None:
+    """List the studies that come along, and what each costs in time."""
+    from dpwa.lab import commands  # noqa: PLC0415 - see the module docstring
+
+    if is_of_strategies:
+        commands.list_strategies()
+    else:
+        sys.exit(commands.list_studies(studies))
+
+
+@lab.command()
+@_study
+@click.option("--seeds", metavar="N", type=click.IntRange(1, 100), help="Seeds 0 to N-1, instead of the study's.")
+@click.option("--only", metavar="KEY=VALUE", multiple=True, help="Only such trainings, as in method=gosgd; repeatable.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Folder for this run.  [default: runs/STUDY]")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder with the data.  [default: DPWA_DATA_DIR, else ./data]"
+)
+@click.option("--yes", is_flag=True, help="Begin what takes more than an hour without asking.")
+@click.option(
+    "--tensorflow",
+    metavar="PYTHON",
+    type=click.Path(path_type=Path),
+    help="A Python that has TensorFlow.  [default: DPWA_TENSORFLOW_PYTHON, else this one]",
+)
+def run(
+    *,
+    study: Path,
+    seeds: int | None,
+    only: tuple[str, ...],
+    run_dir: Path | None,
+    data_dir: Path | None,
+    yes: bool,
+    tensorflow: Path | None,
+) -> None:
+    """Make the trainings of a study; finished ones are kept, so that it goes on where it stopped."""
+    from dpwa.lab import commands  # noqa: PLC0415 - see the module docstring
+
+    exit_code = commands.run_study(
+        study,
+        seeds=seeds,
+        only=only,
+        run_dir=run_dir,
+        data_dir=data_dir,
+        tensorflow=tensorflow,
+        confirm=None if yes else _confirm,
+    )
+    sys.exit(exit_code)
+
+
+def _confirm(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{question} There is no terminal to ask at: run it with --yes")
+    return click.confirm(question)
+
+
+@lab.command()
+@click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
+def report(run_dir: Path) -> None:
+    """Make tables, pictures and a page of a run, also of one that is not complete."""
+    try:
+        from dpwa.lab.report import make_report  # noqa: PLC0415 - see the module docstring
+
+        exit_code = make_report(run_dir)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise ConfigError(
+            "dpwa lab report: the package matplotlib is not installed; install it with: pip install 'dpwa[plot]'"
+        ) from error
+    sys.exit(exit_code)
+
+
 @main.command()
 def schema() -> None:
     """Print the JSON Schema of cluster files, for editors."""

@@ -1,5 +1,7 @@
 """Reading a cluster file: from bytes on disk to plain values that remember where they were written.
 
+Other files of the same rules, such as the lab's studies, are read by it too.
+
 YAML is read by the rules of version 1.2, in which `1e-3` is a number, `no` is a word and `010` is ten. A key that
 stands twice is an error. The 2017 dpwa's file, a list of one-key mappings, becomes an ordinary mapping here.
 
@@ -19,10 +21,13 @@ import yaml
 
 from dpwa.errors import ConfigError
 
-__all__ = ["YAML_NUMBER", "ClusterFile", "Entry", "Place", "parse", "read", "written"]
+__all__ = ["CLUSTER", "YAML_NUMBER", "ClusterFile", "Entry", "Place", "parse", "read", "written"]
 
 Place: TypeAlias = tuple["str | int", ...]
 """Where a value is: the keys and indices that lead to it from the top."""
+
+CLUSTER = "cluster file"
+"""What most files that are read here are."""
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -99,8 +104,12 @@ def written(place: Place) -> str:
     return text.removeprefix(".")
 
 
-def read(path: Path) -> ClusterFile:
+def read(path: Path, *, kind: str = CLUSTER) -> ClusterFile:
     """Read the file at `path`.
+
+    Args:
+        path: the file.
+        kind: what messages call such a file; one that is no cluster file is not in the 2017 format either.
 
     Raises:
         ConfigError: it cannot be read, is too large, is not UTF-8 or not YAML, or is no cluster file by its form.
@@ -109,26 +118,27 @@ def read(path: Path) -> ClusterFile:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: the cluster file cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"{path}: the {kind} cannot be read: {error.strerror or error}") from error
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path}: expected a cluster file of at most {MAX_BYTES} bytes, but this file is larger")
+        raise ConfigError(f"{path}: expected a {kind} of at most {MAX_BYTES} bytes, but this file is larger")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(
             f"{path}:{line}: expected text in UTF-8, got the byte 0x{content[error.start]:02x}; "
-            f"is this a cluster file, saved as UTF-8?"
+            f"is this a {kind}, saved as UTF-8?"
         ) from error
-    return parse(text, str(path))
+    return parse(text, str(path), kind=kind)
 
 
-def parse(text: str, name: str) -> ClusterFile:
+def parse(text: str, name: str, *, kind: str = CLUSTER) -> ClusterFile:
     """Read the text of a cluster file.
 
     Args:
         text: the content.
         name: what messages call the file.
+        kind: what messages call such a file; see `read`.
 
     Raises:
         ConfigError: the text is not YAML, exceeds a limit, or is neither a mapping nor the 2017 dpwa's list.
@@ -148,7 +158,12 @@ def parse(text: str, name: str) -> ClusterFile:
         raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from error
     root = builder.root
     if root is None or root.value is None:
-        raise ConfigError(f"{name}: the file is empty; a cluster file needs at least the key nodes")
+        needs = "; a cluster file needs at least the key nodes" if kind == CLUSTER else ""
+        raise ConfigError(f"{name}: the file is empty{needs}")
+    if kind != CLUSTER:
+        if not root.is_mapping:
+            raise builder.fail(root.line, root.column, f"expected a mapping (key: value) at the top of a {kind}")
+        return ClusterFile(name, root, problems=tuple(builder.problems))
     if not root.is_mapping:
         root = _from_list_of_2017(builder, root)
     return ClusterFile(name, root, renamed=_rename_2017(builder, root), problems=tuple(builder.problems))

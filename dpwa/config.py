@@ -33,6 +33,7 @@ from pydantic_core import PydanticCustomError
 from dpwa import cluster_file, hosts
 from dpwa.cluster_file import YAML_NUMBER, ClusterFile
 from dpwa.config_checks import host_problems, import_plugins, matrix_problems, problems_between, rule_problems
+from dpwa.config_lines import lines_of
 from dpwa.config_problems import OWN_TEXT, WHOLE_CLUSTER, Problem, problems_of
 from dpwa.data_rate import DATA_RATE_PATTERN, bytes_per_s, expected_rate, hint_for_rate
 from dpwa.errors import ConfigError
@@ -52,7 +53,16 @@ if TYPE_CHECKING:
     from dpwa.methods.base import Method
     from dpwa.topology.schedule import Topology
 
-__all__ = ["FIRST_PORT", "MAX_NODES", "ClusterConfig", "FlowControlOptions", "NodeConfig", "json_schema"]
+__all__ = [
+    "FIRST_PORT",
+    "MAX_NODES",
+    "ClusterConfig",
+    "FlowControlOptions",
+    "Name",
+    "NodeConfig",
+    "cluster_problems",
+    "json_schema",
+]
 
 MAX_NODES = 4096
 
@@ -262,7 +272,7 @@ class ClusterConfig(_Section):
 
     @model_validator(mode="after")
     def _go_together(self) -> ClusterConfig:
-        problems = [_line(None, problem) for problem in problems_between(self.model_dump(), _defaults())]
+        problems = lines_of(list(problems_between(self.model_dump(), _defaults())), None)
         if problems:
             raise PydanticCustomError(WHOLE_CLUSTER, "{problems}", {"problems": "; ".join(problems)})
         return self
@@ -479,6 +489,24 @@ class ClusterConfig(_Section):
         return yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=120)
 
 
+def cluster_problems(values: Mapping[str, Any], folder: Path | None) -> list[Problem]:
+    """What is wrong with values of a cluster file, for others that hold such values; no host is looked up.
+
+    Args:
+        values: keys and plain values of a cluster file.
+        folder: what the paths of matrices are relative to; None looks into no other file.
+    """
+    if folder is not None:
+        values = with_folder(values, folder)
+    config, problems = _validated(values)
+    if config is not None and folder is None and any(isinstance(one, str) for one in config.topology.given_matrices):
+        return problems
+    problems += matrix_problems(values)
+    if config is not None and not problems:
+        problems += config.method_problems()
+    return problems
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a cluster file, for editors that complete and check while typing."""
     schema = ClusterConfig.model_json_schema()
@@ -524,20 +552,10 @@ def _validated(values: Mapping[str, Any]) -> tuple[ClusterConfig | None, list[Pr
 
 def _settled(config: ClusterConfig | None, problems: Sequence[Problem], file: ClusterFile | None) -> ClusterConfig:
     """The config if nothing is wrong, otherwise a ConfigError with all problems in the order of the file."""
-    lines = [_line(file, problem) for problem in problems]
-    if file is not None:
-        located = [(*file.locate(problem.place, key=problem.at_key), problem) for problem in problems]
-        marked = [(line, column, _line(file, problem)) for line, column, problem in located]
-        marked += [*file.problems]
-        lines = [f"{file.name}:{line}:{column}: {text}" for line, column, text in sorted(marked)]
+    lines = lines_of(problems, file)
     if config is None or lines:
-        raise ConfigError(list(dict.fromkeys(lines)))
+        raise ConfigError(lines)
     return config
-
-
-def _line(file: ClusterFile | None, problem: Problem) -> str:
-    place = cluster_file.written(problem.place) if file is None else file.spell(problem.place)
-    return f"{place}: {problem.text}" if place else problem.text
 
 
 def _some(names: Sequence[str]) -> str:

@@ -90,8 +90,12 @@ def _schema_at(schema: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
     """The part of the schema for one place; empty where the schema says nothing."""
     here = schema
     for part in place:
-        below = here.get("items", {}) if isinstance(part, int) else here.get("properties", {}).get(part, {})
-        here = schema["$defs"][below["$ref"].rpartition("/")[2]] if "$ref" in below else below
+        others = here.get("additionalProperties")
+        named = here.get("properties", {}).get(part, others if isinstance(others, Mapping) else {})
+        below = here.get("items", {}) if isinstance(part, int) else named
+        # A section, or a section or null.
+        reference = next((one["$ref"] for one in (below, *below.get("anyOf", ())) if "$ref" in one), None)
+        here = below if reference is None else schema["$defs"][reference.rpartition("/")[2]]
     return here
 
 

@@ -172,6 +172,7 @@ def train(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: W
     steps_per_epoch = max(1, len(task.shard) // recipe.batch_size)
     total_steps = recipe.total_steps or recipe.epochs * steps_per_epoch
     task.model.train()
+    strategy.total_steps = total_steps
     strategy.begin(task.model, optimizer)
     watch.begin(total_steps)
     for step in range(1, total_steps + 1):

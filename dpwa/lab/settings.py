@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-__all__ = ["KillOptions", "LabelOptions", "PartitionOptions", "Section", "Settings", "SlowOptions"]
+__all__ = ["CommonSettings", "KillOptions", "LabelOptions", "PartitionOptions", "Section", "Settings", "SlowOptions"]
 
 
 class Section(BaseModel):
@@ -58,10 +58,9 @@ class LabelOptions(Section):
     share: float = Field(gt=0, le=1, description="Share of its labels that are replaced by another class.")
 
 
-class Settings(Section):
-    """Everything that one training is made with."""
+class CommonSettings(Section):
+    """What a study file may set for all of its rows, or for one."""
 
-    strategy: str = Field(description="How the processes train together; `dpwa lab list --strategies` names all.")
     data: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = Field(
         "fashion_mnist", description="The data set."
     )
@@ -98,6 +97,12 @@ class Settings(Section):
     slow: SlowOptions | None = Field(None, description="A node that is slower than the others; null is none.")
     kill: KillOptions | None = Field(None, description="A node that is killed; null is none.")
     wrong_labels: LabelOptions | None = Field(None, description="A node with wrong labels; null is none.")
+
+
+class Settings(CommonSettings):
+    """Everything that one training is made with."""
+
+    strategy: str = Field(description="How the processes train together; `dpwa lab list --strategies` names all.")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, which `model_validate` takes again."""

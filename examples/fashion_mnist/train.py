@@ -29,19 +29,25 @@ PIXEL_MEAN = (0.2860,)
 PIXEL_DEVIATION = (0.3530,)
 
 
-def fashion_network() -> nn.Sequential:
-    """The network of McMahan et al. for images of 28x28 pixels: 1,663,370 parameters."""
+def fashion_network(shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10) -> nn.Sequential:
+    """The network of McMahan et al.: 1,663,370 parameters for grey images of 28x28 pixels and ten classes.
+
+    Args:
+        shape: channels, height and width of an image.
+        classes: how many scores it gives.
+    """
+    channels, height, width = shape
     return nn.Sequential(
-        nn.Conv2d(1, 32, kernel_size=5, padding=2),
+        nn.Conv2d(channels, 32, kernel_size=5, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Conv2d(32, 64, kernel_size=5, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(64 * 7 * 7, 512),
+        nn.Linear(64 * (height // 4) * (width // 4), 512),
         nn.ReLU(),
-        nn.Linear(512, 10),
+        nn.Linear(512, classes),
     )
 
 

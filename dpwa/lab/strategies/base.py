@@ -18,9 +18,11 @@ class Strategy:
 
     Attributes:
         bytes_sent: of models or gradients, by this process so far, as the wire would see them.
+        total_steps: how many steps this process will make; set by the training function before `begin`.
     """
 
     bytes_sent: int = 0
+    total_steps: int = 0
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Before the first step. Connections are made here: the clock does not run yet.

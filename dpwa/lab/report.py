@@ -1,0 +1,106 @@
+"""From the run of a study to its report: the table in the terminal, report.html, PNGs, results.json and results.md.
+
+Must not know: how anything was trained. Runs in: the main thread of `dpwa lab report`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dpwa.errors import ConfigError
+from dpwa.lab.cell import write_json
+from dpwa.lab.report_content import Content, content_of
+from dpwa.lab.report_markdown import markdown
+from dpwa.lab.report_page import page
+from dpwa.lab.report_results import read_results
+from dpwa.lab.report_summary import Summary, summarise
+from dpwa.lab.study import Study
+
+__all__ = ["make_report"]
+
+_WIDTH_OF_A_FILE = 160  # of lines that go to a file, where rich would assume 80
+
+
+def make_report(run_dir: Path) -> int:
+    """Writes the report of a study that was run, also in part, and prints its table.
+
+    Args:
+        run_dir: folder of the run.
+
+    Returns:
+        The exit code: 0, or 1 if no cell has a result yet.
+
+    Raises:
+        ConfigError: the folder holds no run of a study, or pictures cannot be drawn here.
+    """
+    study_path = run_dir / "study.yaml"
+    if not study_path.is_file():
+        raise ConfigError(
+            f"{run_dir}: expected the folder of a study's run, with a study.yaml in it; "
+            "make one with: dpwa lab run STUDY.yaml"
+        )
+    study = Study.load(study_path)
+    summary = summarise(study, *read_results(run_dir))
+    console = Console(width=None if os.isatty(1) else _WIDTH_OF_A_FILE)
+    content = content_of(summary, _command(study, run_dir, summary))
+    if not summary.results:
+        for note in summary.notes:
+            console.print(Text(note))
+        console.print(Text(f"There is nothing to report yet; run it with: {content.command}"))
+        return 1
+    console.print(_table(content))
+    for warning in content.warnings:
+        console.print(Text(f"- {warning}"))
+    for path in _write(run_dir, content):
+        console.print(Text(f"Written: {path}"), soft_wrap=True)
+    return 0
+
+
+def _write(run_dir: Path, content: Content) -> list[Path]:
+    """All files of the report; those that the study is read by come last."""
+    try:
+        from dpwa.lab.report_pictures import draw  # noqa: PLC0415 - needs matplotlib, which is an extra
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise ConfigError(
+            "dpwa lab report: matplotlib is not installed; install it with: pip install 'dpwa[plot]'"
+        ) from error
+    drawn = draw(content.summary, run_dir)
+    written = [run_dir / name for _, name in drawn.files]
+    json_path, markdown_path, page_path = (run_dir / name for name in ("results.json", "results.md", "report.html"))
+    write_json(json_path, content.to_json())
+    markdown_path.write_text(markdown(content, drawn.files), encoding="utf-8")
+    page_path.write_text(page(content, drawn.pictures, drawn.themes, drawn.keys), encoding="utf-8")
+    return [*written, json_path, markdown_path, page_path]
+
+
+def _command(study: Study, run_dir: Path, summary: Summary) -> str:
+    """How to run the study again: from the file that comes along, if it is the same."""
+    path = run_dir / "study.yaml"
+    sample = Path("samples", "studies", f"{study.name}.yaml")
+    if sample.is_file() and sample.read_bytes() == path.read_bytes():
+        path = sample
+    elif path.resolve().is_relative_to(Path.cwd()):
+        path = path.resolve().relative_to(Path.cwd())
+    words = ["dpwa", "lab", "run", str(path)]
+    if set(summary.seeds) > set(study.seeds) and summary.seeds == list(range(len(summary.seeds))):
+        words += ["--seeds", str(len(summary.seeds))]
+    return shlex.join(words)
+
+
+def _table(content: Content) -> Table:
+    study = content.summary.study
+    table = Table(title=Text(study.title), caption=Text(study.question) if study.question else None)
+    shown = [column for column in content.columns if column.is_short]
+    for column in shown:
+        table.add_column(Text(column.title), justify="right" if column.is_number else "left", overflow="fold")
+    for row in content.summary.rows:
+        table.add_row(*[Text(column.text(row)) for column in shown])
+    return table

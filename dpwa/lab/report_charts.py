@@ -1,0 +1,203 @@
+"""Draws a study: accuracy, loss and consensus of every row, by epochs, time and bytes.
+
+A row has the same colour and dash in all pictures, and its name beside the end of its line.
+
+Must not know: files, pages. Runs in: the thread that calls it. Imports matplotlib: import this module only when
+pictures are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dpwa.lab import report_axes
+from dpwa.lab.report_lines import INK, Line, draw_line, name_lines, names_height_inches, names_width_inches, style_of
+from dpwa.lab.report_summary import Band, Curves, Numbers, RowSummary, Summary
+
+__all__ = ["Chart", "charts"]
+
+WIDTH_INCHES = 8.2
+PANEL_INCHES = 3.3
+LEFT_INCHES, TOP_INCHES, BETWEEN_INCHES, BOTTOM_INCHES = 0.75, 0.3, 0.8, 0.55
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture.
+
+    Attributes:
+        name: of its file, without an ending.
+        title: what it shows.
+        caption: how to read it.
+        figure: the picture.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One diagram of a picture.
+
+    Attributes:
+        title: above it.
+        x: of a row's points.
+        y: of a row's points.
+        x_label: with its unit.
+        y_label: with its unit.
+        is_accuracy: whether the vertical axis is in per cent; otherwise it is logarithmic.
+        is_in_bytes: whether the horizontal axis is logarithmic, in bytes; otherwise it begins at 0.
+    """
+
+    title: str
+    x: Callable[[Curves], Numbers]
+    y: Callable[[Curves], Band]
+    x_label: str
+    y_label: str
+    is_accuracy: bool = False
+    is_in_bytes: bool = False
+
+
+_EPOCHS = "epochs (passes over the data, all processes together)"
+_ACCURACY = "accuracy (% of the test set)"
+_BY_SEEDS = "Lines are means over the seeds; bands reach from the lowest to the highest seed."
+_BY_ERROR = "The accuracy axis is spaced by the error (100 % minus accuracy, on a log scale)."
+
+
+def charts(summary: Summary) -> list[Chart]:
+    """All pictures of a study for which something was measured."""
+    target = summary.study.target_accuracy
+    made = [
+        _chart(
+            summary,
+            "accuracy-by-round",
+            "Accuracy and loss by round",
+            f"Of the aggregated model after each round. {_BY_SEEDS} {_BY_ERROR}",
+            _Panel("Accuracy", lambda c: c.epoch, lambda c: c.accuracy, _EPOCHS, _ACCURACY, is_accuracy=True),
+            _Panel("Loss", lambda c: c.epoch, lambda c: c.loss, _EPOCHS, "cross-entropy (nats, test set)"),
+        ),
+        _chart(
+            summary,
+            "accuracy-by-time",
+            "Accuracy by training time",
+            "Of the aggregated model, on the training clock: without start-up and evaluation."
+            + (f" The dotted line is the target, {target:g} %." if target is not None else ""),
+            _Panel("", lambda c: c.time_s, lambda c: c.accuracy, "training time (s)", _ACCURACY, is_accuracy=True),
+        ),
+        _chart(
+            summary,
+            "accuracy-by-bytes",
+            "Accuracy by bytes sent",
+            "Of the aggregated model; bytes of models or gradients that all processes together have sent. Rows that"
+            " send nothing are level lines at their last accuracy.",
+            _Panel(
+                "",
+                lambda c: c.bytes_sent,
+                lambda c: c.accuracy,
+                "bytes sent",
+                _ACCURACY,
+                is_accuracy=True,
+                is_in_bytes=True,
+            ),
+        ),
+        _chart(
+            summary,
+            "loss",
+            "Training batches",
+            "Loss and accuracy of the batches as they were trained on, the mean over the workers, smoothed by "
+            "averaging neighbours.",
+            _Panel("Loss", lambda c: c.batch_samples, lambda c: c.batch_loss, "samples seen", "loss (nats)"),
+            _Panel(
+                "Accuracy",
+                lambda c: c.batch_samples,
+                lambda c: c.batch_accuracy,
+                "samples seen by all processes",
+                "accuracy (% of the batch)",
+                is_accuracy=True,
+            ),
+        ),
+        _chart(
+            summary,
+            "consensus",
+            "Consensus distance",
+            f"Mean distance of the nodes' models from their mean, relative to the mean's norm. {_BY_SEEDS}",
+            _Panel("", lambda c: c.epoch, lambda c: c.consensus, _EPOCHS, "consensus distance"),
+        ),
+    ]
+    return [chart for chart in made if chart is not None]
+
+
+def _chart(summary: Summary, name: str, title: str, caption: str, *panels: _Panel) -> Chart | None:
+    lines = {panel: _lines(summary.rows, panel) for panel in panels}
+    if not any(lines.values()):
+        return None
+    target = summary.study.target_accuracy if name in {"accuracy-by-round", "accuracy-by-time"} else None
+    return Chart(name, title, caption, _figure(lines, target))
+
+
+def _lines(rows: Sequence[RowSummary], panel: _Panel) -> list[Line]:
+    found = []
+    for row in rows:
+        if row.curves is None:
+            continue
+        x, band = panel.x(row.curves), panel.y(row.curves)
+        is_level = panel.is_in_bytes and not (x > 0).any()
+        known = np.isfinite(x) & np.isfinite(band.mean)
+        if is_level:
+            known &= np.arange(len(x)) == (np.flatnonzero(known)[-1] if known.any() else -1)
+        elif panel.is_in_bytes:
+            known &= x > 0
+        if not panel.is_accuracy:
+            known &= band.low > 0
+        if known.any():
+            failed = "" if row.curves.is_whole else " (failed)"
+            values = Band(band.mean[known], band.low[known], band.high[known])
+            style = style_of(row.index)
+            found.append(Line(f"{row.name}{failed}", style, x[known], values, is_level, row.curves.is_whole))
+    return found
+
+
+def _figure(lines: dict[_Panel, list[Line]], target: float | None) -> Figure:
+    """Panels one below the other, room for the names on the right."""
+    every = [line for found in lines.values() for line in found]
+    panel_inches = max(PANEL_INCHES, names_height_inches(max(lines.values(), key=len)))
+    height = TOP_INCHES + len(lines) * panel_inches + (len(lines) - 1) * BETWEEN_INCHES + BOTTOM_INCHES
+    width = WIDTH_INCHES
+    figure = Figure(figsize=(width, height))
+    right_inches = names_width_inches(every)
+    for place, (panel, found) in enumerate(lines.items()):
+        bottom = height - TOP_INCHES - (place + 1) * panel_inches - place * BETWEEN_INCHES
+        axes = figure.add_axes(
+            (LEFT_INCHES / width, bottom / height, (width - LEFT_INCHES - right_inches) / width, panel_inches / height)
+        )
+        _draw(axes, panel, found, target)
+    return figure
+
+
+def _draw(axes: Axes, panel: _Panel, lines: Sequence[Line], target: float | None) -> None:
+    for line in lines:
+        if not line.is_level:
+            draw_line(axes, line)
+    if not lines:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=INK)
+    elif panel.is_accuracy:
+        report_axes.accuracy_axis(axes, lines, target)
+    else:
+        report_axes.log_axis(axes, lines)
+    if lines:
+        (report_axes.bytes_axis if panel.is_in_bytes else report_axes.plain_axis)(axes, lines)
+    if panel.is_accuracy and target is not None:
+        axes.axhline(target, color=INK, linewidth=0.9, linestyle=(0, (1, 2.5)))
+    for line in lines:
+        if line.is_level:
+            axes.axhline(line.values.mean[-1], **line.style.plot_arguments, linewidth=1.2)
+    report_axes.finish(axes, title=panel.title, x_label=panel.x_label, y_label=panel.y_label)
+    name_lines(axes, lines)

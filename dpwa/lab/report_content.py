@@ -1,0 +1,184 @@
+"""What a report says, before it becomes a page, Markdown or JSON.
+
+Must not know: HTML, Markdown, matplotlib. Runs in: any thread; everything here is frozen or pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from dpwa.lab.report_fairness import Finding, described_machine, differing_settings, findings, flat
+from dpwa.lab.report_results import CellResult
+from dpwa.lab.report_statistics import Estimate
+from dpwa.lab.report_summary import Band, Curves, Numbers, RowSummary, Summary
+from dpwa.lab.report_text import Column, caption, columns, failure_text, status_text
+
+__all__ = ["Content", "content_of"]
+
+
+@dataclass(frozen=True)
+class Content:
+    """All words and numbers of a report.
+
+    Attributes:
+        summary: the rows.
+        columns: of the table.
+        caption: of the table.
+        findings: whether the rows may be compared.
+        warnings: one line for each thing that a reader must know before the table.
+        different: dotted names of the settings that make the rows different.
+        shared: other settings, with their values.
+        command: with which the study is run again.
+        commits: that the results were made by.
+        machines: on which they were made, one line each.
+        when: they were made.
+        hours: that the cells took, one after the other, with start-up and evaluation.
+    """
+
+    summary: Summary
+    columns: tuple[Column, ...]
+    caption: str
+    findings: tuple[Finding, ...]
+    warnings: tuple[str, ...]
+    different: tuple[str, ...]
+    shared: Mapping[str, str]
+    command: str
+    commits: tuple[str, ...]
+    machines: tuple[str, ...]
+    when: str
+    hours: float
+
+    def settings_of(self, row: RowSummary) -> list[str]:
+        """Values of the settings that make the rows different, in the order of `different`."""
+        values = flat(row.settings.to_json())
+        return [values.get(key, "") for key in self.different]
+
+    @property
+    def made(self) -> list[tuple[str, str]]:
+        """How the numbers came about, as terms with their descriptions."""
+        seeds = ", ".join(map(str, self.summary.seeds)) or "none"
+        return [
+            ("command", self.command),
+            ("seeds", seeds),
+            ("made", f"{self.when}; the cells took {self.hours:.2g} h one after the other" if self.when else "not yet"),
+            ("commit", ", ".join(self.commits) or "unknown"),
+            ("machine", "; ".join(self.machines) or "unknown"),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """What stands in results.json."""
+        study = self.summary.study
+        return {
+            "study": study.name,
+            "title": study.title,
+            "question": study.question,
+            "command": self.command,
+            "made": self.when,
+            "hours": round(self.hours, 3),
+            "commits": list(self.commits),
+            "machines": [dict(machine) for machine in _machines(self.summary)],
+            "seeds": self.summary.seeds,
+            "literature_unit": study.literature_unit,
+            "target_accuracy": study.target_accuracy,
+            "notes": list(self.summary.notes),
+            "fairness": [asdict(finding) for finding in self.findings],
+            "rows": [_row_json(row) for row in self.summary.rows],
+        }
+
+
+def content_of(summary: Summary, command: str) -> Content:
+    """The report on a study.
+
+    Args:
+        summary: its rows.
+        command: with which it is run again.
+    """
+    results = summary.results
+    found = tuple(findings(summary))
+    different, shared = differing_settings([row.settings for row in summary.rows])
+    failed = [f"{row.name}: {status_text(row)}." for row in summary.rows if row.failed]
+    unequal = [finding.text for finding in found if not finding.is_equal]
+    return Content(
+        summary=summary,
+        columns=tuple(columns(summary)),
+        caption=caption(summary),
+        findings=found,
+        warnings=(*summary.notes, *failed, *unequal),
+        different=tuple(different),
+        shared=shared,
+        command=command,
+        commits=tuple(dict.fromkeys(result.commit or "unknown" for result in results)),
+        machines=tuple(dict.fromkeys(described_machine(result.machine) for result in results)),
+        when=_when(results),
+        hours=sum(result.wall_s for result in results) / 3600,
+    )
+
+
+def _when(results: tuple[CellResult, ...]) -> str:
+    """From the first to the last day, as the results' files tell."""
+    if not results:
+        return ""
+    days = sorted({datetime.fromtimestamp(result.written_s, timezone.utc).date().isoformat() for result in results})
+    return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+
+
+def _machines(summary: Summary) -> list[Mapping[str, Any]]:
+    return list({described_machine(result.machine): result.machine for result in summary.results}.values())
+
+
+def _row_json(row: RowSummary) -> dict[str, Any]:
+    target = row.to_target
+    return {
+        "row": row.name,
+        "strategy": row.settings.strategy,
+        "status": status_text(row),
+        "literature": row.literature,
+        "accuracy_percent": _estimate(row.accuracy),
+        "loss": _estimate(row.loss),
+        "worst_worker_percent": _estimate(row.worst_worker),
+        "training_s": _estimate(row.training_s),
+        "epoch_s": _estimate(row.epoch_s),
+        "time_to_target_s": _estimate(target.time_s) if target is not None else None,
+        "samples_seen": _estimate(row.samples),
+        "bytes_sent": _estimate(row.bytes_sent),
+        "consensus_distance": _estimate(row.consensus),
+        "processes_and_threads": row.processes,
+        "parameters": next((result.parameters for result in row.measured), None),
+        "seeds_done": [result.seed for result in row.done],
+        "seeds_failed": {
+            str(result.seed): failure_text(result, row.settings.n_epochs * row.settings.rounds_per_epoch)
+            for result in row.failed
+        },
+        "seeds_skipped": {str(result.seed): result.reason for result in row.skipped},
+        "seeds_missing": list(row.missing),
+        "settings": row.settings.to_json(),
+        "rounds": _curves(row.curves),
+    }
+
+
+def _estimate(found: Estimate | None) -> dict[str, Any] | None:
+    return None if found is None else found.to_json()
+
+
+def _curves(curves: Curves | None) -> dict[str, Any] | None:
+    """Means over the seeds by round."""
+    if curves is None:
+        return None
+    lines: dict[str, Numbers | Band] = {
+        "epoch": curves.epoch,
+        "time_s": curves.time_s,
+        "bytes_sent": curves.bytes_sent,
+        "accuracy_percent": curves.accuracy,
+        "loss": curves.loss,
+        "consensus_distance": curves.consensus,
+    }
+    found = {key: _numbers(line.mean if isinstance(line, Band) else line) for key, line in lines.items()}
+    return {"seeds": curves.seeds, "is_whole": curves.is_whole, **found}
+
+
+def _numbers(values: Numbers) -> list[float | None]:
+    # Six digits are more than any of them is known to. Not a number is the only value unequal to itself.
+    return [None if value != value else float(f"{value:.6g}") for value in values.tolist()]  # noqa: PLR0124

@@ -1,0 +1,192 @@
+"""Whether the rows of a study may be compared: what must be equal, looked up in the results.
+
+Must not know: pages. Runs in: any thread; all functions are pure.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpwa.lab.report_results import CellResult
+from dpwa.lab.report_summary import Summary
+from dpwa.lab.settings import Settings
+
+__all__ = ["Finding", "described_machine", "differing_settings", "findings", "flat"]
+
+_SAMPLES_TOLERANCE = 0.01
+_ALWAYS_TOLD = {
+    "data",
+    "model",
+    "partition.kind",
+    "nodes",
+    "n_epochs",
+    "batch_size",
+    "learning_rate",
+    "momentum",
+    "weight_decay",
+    "schedule",
+    "cores",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        is_equal: whether all rows are alike in it.
+        text: what was found, one or two sentences.
+    """
+
+    is_equal: bool
+    text: str
+
+
+def findings(summary: Summary) -> list[Finding]:
+    """All that was looked at; empty if nothing has been trained yet."""
+    results = summary.results
+    if not results:
+        return []
+    return [
+        _initial_weights(results),
+        _samples(summary),
+        _threads(summary),
+        Finding(
+            is_equal=True,
+            text="Evaluation is off the clock: models are put down during the training and evaluated after its end; "
+            "the training clock stands still while one is written. Start-up is off the clock too.",
+        ),
+        _commits(results),
+        _machines(results),
+    ]
+
+
+def _initial_weights(results: Sequence[CellResult]) -> Finding:
+    found: dict[tuple[int, str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        settings = result.cell.settings
+        key = (result.seed, str(settings.get("data", "")), str(settings.get("model", "")))
+        found[key][result.initial_weights or "unknown"].append(result.row)
+    models = len({key[1:] for key in found})
+    seeds = _listed(sorted({key[0] for key in found}))
+    wrong = [
+        f"seed {seed}: " + "; ".join(f"{weights[:8]} in {_listed(rows)}" for weights, rows in groups.items())
+        for (seed, _, _), groups in sorted(found.items())
+        if len(groups) > 1 or "unknown" in groups
+    ]
+    if wrong:
+        return Finding(is_equal=False, text=f"Initial weights differ or are not known: {'. '.join(wrong)}.")
+    of_model = "" if models == 1 else " with the same network and data set"
+    return Finding(
+        is_equal=True,
+        text=f"Initial weights are the same in all rows{of_model}, hashes compared for each seed ({seeds}).",
+    )
+
+
+def _samples(summary: Summary) -> Finding:
+    means = {row.name: row.samples.mean for row in summary.rows if row.samples is not None}
+    if not means:
+        return Finding(is_equal=False, text="Samples seen cannot be compared: no row is done.")
+    usual = statistics.median_low(means.values())
+    others = [
+        f"{name} {mean:,.0f} ({mean / usual - 1:+.1%})"
+        for name, mean in means.items()
+        if abs(mean - usual) > _SAMPLES_TOLERANCE * usual
+    ]
+    if others:
+        text = f"Rows saw different numbers of training samples. {usual:,.0f} is usual; others: {'; '.join(others)}."
+        return Finding(is_equal=False, text=f"{text} The table of settings shows why.")
+    return Finding(is_equal=True, text=f"All rows saw {usual:,.0f} training samples, equal to within 1 %.")
+
+
+def _threads(summary: Summary) -> Finding:
+    rows: dict[int, list[str]] = defaultdict(list)
+    for row in summary.rows:
+        for total in sorted({result.processes * result.threads_per_process for result in row.measured}):
+            rows[total].append(row.name)
+    if len(rows) == 1:
+        (total,) = rows
+        return Finding(is_equal=True, text=f"All rows compute with {total} thread{'s' if total > 1 else ''} in all.")
+    parts = "; ".join(f"{total} in {_listed(names)}" for total, names in sorted(rows.items()))
+    return Finding(is_equal=False, text=f"Threads of all processes together, a server's included, differ: {parts}.")
+
+
+def _commits(results: Sequence[CellResult]) -> Finding:
+    rows: dict[str, list[str]] = defaultdict(list)
+    for result in results:
+        rows[result.commit or "unknown"].append(result.row)
+    if len(rows) > 1:
+        parts = "; ".join(f"{commit} in {_listed(dict.fromkeys(names))}" for commit, names in rows.items())
+        return Finding(is_equal=False, text=f"Rows were made by different commits: {parts}.")
+    (commit,) = rows
+    is_clean = commit != "unknown" and not commit.endswith("-dirty")
+    remark = "" if is_clean else " (not a clean commit: the code cannot be had again from it alone)"
+    return Finding(is_equal=is_clean, text=f"All rows were made by commit {commit}{remark}.")
+
+
+def _machines(results: Sequence[CellResult]) -> Finding:
+    rows: dict[str, list[str]] = defaultdict(list)
+    for result in results:
+        rows[described_machine(result.machine)].append(result.row)
+    if len(rows) > 1:
+        parts = "; ".join(f"{machine} ({_listed(dict.fromkeys(names))})" for machine, names in rows.items())
+        return Finding(is_equal=False, text=f"Rows were made on different machines or versions: {parts}.")
+    (machine,) = rows
+    return Finding(is_equal=True, text=f"All rows were made on one machine: {machine}.")
+
+
+def described_machine(machine: Mapping[str, Any]) -> str:
+    """A machine in one line: everything but how busy it was."""
+    if not machine:
+        return "unknown"
+    packages = machine.get("packages")
+    parts = [str(machine.get("processor", "unknown processor")), f"{machine.get('cores', '?')} cores"]
+    if "memory_gb" in machine:
+        parts.append(f"{machine['memory_gb']} GB")
+    parts += [str(machine[key]) for key in ("system",) if key in machine]
+    if "python" in machine:
+        parts.append(f"Python {machine['python']}")
+    if isinstance(packages, Mapping):
+        parts += [f"{name} {version}" for name, version in packages.items()]
+    return ", ".join(parts)
+
+
+def differing_settings(settings: Sequence[Settings]) -> tuple[list[str], dict[str, str]]:
+    """What makes the rows different, and what they share.
+
+    Args:
+        settings: of each row, at least one.
+
+    Returns:
+        The dotted keys that differ, and those of the others that tell what was trained, with their values.
+    """
+    flattened = [flat(one.to_json()) for one in settings]
+    keys = list(dict.fromkeys(key for one in flattened for key in one))
+    differing = [key for key in keys if len({one.get(key, "") for one in flattened}) > 1]
+    usual = flat(Settings(strategy="").to_json())
+    shared = {
+        key: value
+        for key, value in flattened[0].items()
+        if key not in differing and (key in _ALWAYS_TOLD or value != usual.get(key, ""))
+    }
+    return differing, shared
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings by dotted keys, the values as text; "" for none."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+    return found
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(map(str, names))

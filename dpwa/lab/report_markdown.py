@@ -1,0 +1,64 @@
+"""The report as Markdown, to be pasted into a document: the table, how it was made, the pictures by relative names.
+
+Must not know: HTML pages, matplotlib. Runs in: any thread; pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from dpwa.lab.report_content import Content
+from dpwa.lab.report_text import Column
+
+__all__ = ["markdown"]
+
+
+def markdown(content: Content, pictures: Sequence[tuple[str, str]]) -> str:
+    """The text of results.md.
+
+    Args:
+        content: of the report.
+        pictures: titles, and names of files beside this one.
+    """
+    study = content.summary.study
+    blocks = [f"## {_escaped(study.title)}"]
+    if study.question:
+        blocks.append(_escaped(study.question))
+    blocks.append(_table(content))
+    blocks.append(_escaped(content.caption))
+    if content.warnings:
+        blocks.append("\n".join(f"- {_escaped(warning)}" for warning in content.warnings))
+    made = [f"- {term}: {_code(text) if term == 'command' else _escaped(text)}" for term, text in content.made]
+    blocks.append("\n".join(["How it was made:", "", *made]))
+    blocks += [f"![{_escaped(title)}]({name})" for title, name in pictures]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _table(content: Content) -> str:
+    lines = [
+        _line([column.title for column in content.columns]),
+        _line([_alignment(column) for column in content.columns]),
+    ]
+    lines += [_line([_escaped(column.text(row)) for column in content.columns]) for row in content.summary.rows]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _alignment(column: Column) -> str:
+    return "---:" if column.is_number else "---"
+
+
+def _escaped(text: str) -> str:
+    """Words for Markdown: nothing in them becomes a table's border, a tag, a link or emphasis."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """Words in the font of code; a fence that is longer than any in them."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence}{text}{fence}"

@@ -1,0 +1,100 @@
+"""Draws all pictures of a report: PNG files, and the same as parts of the page.
+
+Must not know: the words of the report. Runs in: the thread that calls it. Imports matplotlib: import this module only
+when pictures are wanted.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dpwa.lab.partition_drawing import draw_partition
+from dpwa.lab.report_charts import Chart, charts
+from dpwa.lab.report_lines import style_of
+from dpwa.lab.report_page import Picture
+from dpwa.lab.report_summary import RowSummary, Summary
+from dpwa.lab.report_svg import THEMES, colour_variable, inline_svg
+
+__all__ = ["Drawn", "draw"]
+
+DOTS_PER_INCH = 150
+MOST_PARTITIONS = 4
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The pictures of a report.
+
+    Attributes:
+        files: titles, and names of the PNG files in the run's folder.
+        pictures: the same for the page.
+        themes: declarations of CSS that the pictures' colours come from.
+        keys: for each row an element that shows what its lines look like.
+    """
+
+    files: list[tuple[str, str]]
+    pictures: list[Picture]
+    themes: dict[str, str]
+    keys: list[str]
+
+
+def draw(summary: Summary, folder: Path) -> Drawn:
+    """Draws everything and writes the PNG files.
+
+    Args:
+        summary: of the study.
+        folder: for the files.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    drawn = Drawn([], [], THEMES, [_key(row) for row in summary.rows])
+    found = [(chart, True) for chart in charts(summary)] + [(chart, False) for chart in _partitions(summary)]
+    for chart, follows_theme in found:
+        name = f"{chart.name}.png"
+        chart.figure.savefig(folder / name, dpi=DOTS_PER_INCH, facecolor="white")
+        svg = inline_svg(chart.figure, name=chart.name, title=chart.title, follows_theme=follows_theme)
+        drawn.files.append((chart.title, name))
+        drawn.pictures.append(Picture(chart.title, chart.caption, svg, follows_theme))
+    return drawn
+
+
+def _partitions(summary: Summary) -> list[Chart]:
+    """Who got what, once for each partition that is not a plain shuffle."""
+    rows: dict[str, list[RowSummary]] = {}
+    for row in summary.rows:
+        settings = row.settings
+        is_dealt_out = settings.partition.kind != "iid" and any(len(r.class_counts) > 1 for r in row.measured)
+        if is_dealt_out:
+            key = json.dumps([settings.partition.model_dump(), settings.nodes, settings.data])
+            rows.setdefault(key, []).append(row)
+    made = []
+    for number, alike in enumerate(list(rows.values())[:MOST_PARTITIONS], start=1):
+        result = next(r for r in alike[0].measured if len(r.class_counts) > 1)
+        counts = np.array(result.class_counts, np.int64)
+        names = [f"w{node}" for node in range(1, len(counts) + 1)]
+        partition = alike[0].settings.partition
+        title = f"Who got what: partition {partition.kind}, {len(counts)} nodes, seed {result.seed}"
+        made.append(
+            Chart(
+                "partition" if number == 1 else f"partition-{number}",
+                title,
+                f"Samples of each class that each node holds, in: {', '.join(row.name for row in alike)}.",
+                draw_partition(counts, names, title),
+            )
+        )
+    return made
+
+
+def _key(row: RowSummary) -> str:
+    """A short piece of the row's line."""
+    style = style_of(row.index)
+    dash = "" if style.dash == "solid" else f' stroke-dasharray="{" ".join(str(2 * part) for part in style.dash[1])}"'
+    return (
+        '<svg class="key" viewBox="0 0 32 13" aria-hidden="true"><path d="M1 7H31" fill="none" stroke-width="3.5" '
+        f'style="stroke:{colour_variable(style.colour)}"{dash}/></svg>'
+    )

@@ -1,0 +1,139 @@
+"""Reads the results of a study's cells.
+
+Must not know: what becomes of them. Runs in: the thread that calls it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+__all__ = ["Batches", "CellName", "CellResult", "Round", "Worker", "number", "read_results"]
+
+
+class _Part(BaseModel):
+    """What all parts of a result share: an evaluation of another version may have said more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class CellName(_Part):
+    """Which cell it is; see `dpwa.lab.cell.Cell.to_json`."""
+
+    study: str
+    row: str
+    seed: int
+    settings: dict[str, Any] = {}
+
+
+class Worker(_Part):
+    """What one process came to."""
+
+    name: str
+    samples: int = 0
+    steps: int = 0
+    training_s: float = 0.0
+    accuracy: float | None = None
+
+
+class Round(_Part):
+    """What was known after one of the equal parts of a training."""
+
+    round: int = Field(ge=0)
+    epoch: float
+    samples: float = 0
+    time_s: float
+    bytes_sent: float = 0
+    accuracy: float | None = None
+    loss: float | None = None
+    consensus: float | None = None
+
+
+class Batches(_Part):
+    """Training batches, the mean over the workers."""
+
+    samples: list[float] = []
+    loss: list[float | None] = []
+    accuracy: list[float | None] = []
+
+
+class CellResult(_Part):
+    """The result of a cell, as `dpwa.lab.evaluation` writes it; of failed cells as much as there is."""
+
+    cell: CellName
+    status: str
+    reason: str = ""
+    commit: str = ""
+    machine: dict[str, Any] = {}
+    wall_s: float = 0.0
+    processes: int = 0
+    threads_per_process: int = 0
+    parameters: int = 0
+    initial_weights: str = ""
+    samples_seen: float = 0
+    training_s: float = 0.0
+    bytes_sent: float = 0
+    final_accuracy: float | None = None
+    final_loss: float | None = None
+    workers: list[Worker] = []
+    shard_sizes: list[int] = []
+    class_counts: list[list[int]] = []
+    rounds: list[Round] = []
+    batches: Batches = Batches()
+    written_s: float = 0.0
+    """When the file was written, in seconds since 1970."""
+
+    @property
+    def row(self) -> str:
+        """The row of the study."""
+        return self.cell.row
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return self.cell.seed
+
+
+def number(value: float | None) -> float:
+    """A number of a result for arithmetic: not a number where it is missing, or infinite."""
+    return value if value is not None and math.isfinite(value) else math.nan
+
+
+def read_results(run_dir: Path) -> tuple[list[CellResult], list[str]]:
+    """The results of all cells that have one.
+
+    Args:
+        run_dir: folder of the study's run.
+
+    Returns:
+        The results, in the order of the folders' names, and one line for each file that cannot be used.
+    """
+    results, problems = [], []
+    for path in sorted(run_dir.glob("cells/*/result.json")):
+        found = _read(path)
+        if isinstance(found, CellResult):
+            results.append(found)
+        else:
+            place = path.relative_to(run_dir).as_posix()
+            problems.append(f"{place} cannot be used ({found}); remove its folder and run the study again.")
+    return results, problems
+
+
+def _read(path: Path) -> CellResult | str:
+    """The result of one cell, or why there is none."""
+    try:
+        result = CellResult.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return result.model_copy(update={"written_s": path.stat().st_mtime})
+    except (OSError, ValueError) as error:
+        return _in_short(error)
+
+
+def _in_short(error: OSError | ValueError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

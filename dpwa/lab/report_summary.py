@@ -1,0 +1,325 @@
+"""From the results of single cells to one line per row: means over seeds, curves, what failed, what is missing.
+
+Must not know: files, pictures, pages. Runs in: any thread; all functions are pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpwa.lab.report_results import Batches, CellResult, Round, number
+from dpwa.lab.report_statistics import Estimate, estimate
+from dpwa.lab.settings import Settings
+from dpwa.lab.study import Row, Study
+
+__all__ = ["Band", "Curves", "RowSummary", "Summary", "TimeToTarget", "summarise", "time_to"]
+
+MOST_POINTS = 200
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Band:
+    """A curve: the mean over seeds, the lowest and the highest seed; not a number where nothing was measured."""
+
+    mean: Numbers
+    low: Numbers
+    high: Numbers
+
+
+@dataclass(frozen=True)
+class Curves:
+    """How a row's training went, by round.
+
+    Attributes:
+        epoch: passes over the data, all processes together; shape (points,), as of all the others.
+        time_s: on the training clock, mean over seeds.
+        bytes_sent: by all processes, mean over seeds.
+        accuracy: of the aggregated model, per cent.
+        loss: of the same on the test set.
+        consensus: relative distance of the models from their mean.
+        batch_samples: seen by all processes; shape (batch points,), as of the next two.
+        batch_loss: of training batches.
+        batch_accuracy: of training batches, per cent.
+        seeds: how many make the mean.
+        is_whole: whether the training came to its end.
+    """
+
+    epoch: Numbers
+    time_s: Numbers
+    bytes_sent: Numbers
+    accuracy: Band
+    loss: Band
+    consensus: Band
+    batch_samples: Numbers
+    batch_loss: Band
+    batch_accuracy: Band
+    seeds: int
+    is_whole: bool
+
+
+@dataclass(frozen=True)
+class TimeToTarget:
+    """When the target was reached: training time, over the seeds that reached it."""
+
+    time_s: Estimate | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class RowSummary:
+    """A row over its seeds. Estimates are of the cells that are done, None without any.
+
+    Attributes:
+        name: its label.
+        index: its place in the study.
+        literature: what others reported, in the study's unit.
+        settings: as the study file has them.
+        done: results of cells that are done, by seed.
+        failed: results of those that failed, by seed.
+        skipped: results of those that could not be started, by seed.
+        missing: seeds without a result.
+        accuracy: of the aggregated model at the end, per cent.
+        loss: of the same on the test set.
+        worst_worker: the lowest accuracy of a worker's own model at the end, per cent.
+        training_s: of the slowest process.
+        epoch_s: the same by the number of epochs.
+        to_target: when the target accuracy was reached; None without a target or a cell that is done.
+        samples: seen by all processes together.
+        bytes_sent: by all processes together.
+        consensus: distance at the end.
+        curves: None without any round.
+    """
+
+    name: str
+    index: int
+    literature: float | None
+    settings: Settings
+    done: tuple[CellResult, ...]
+    failed: tuple[CellResult, ...]
+    skipped: tuple[CellResult, ...]
+    missing: tuple[int, ...]
+    accuracy: Estimate | None
+    loss: Estimate | None
+    worst_worker: Estimate | None
+    training_s: Estimate | None
+    epoch_s: Estimate | None
+    to_target: TimeToTarget | None
+    samples: Estimate | None
+    bytes_sent: Estimate | None
+    consensus: Estimate | None
+    curves: Curves | None
+
+    @property
+    def measured(self) -> tuple[CellResult, ...]:
+        """The cells that trained, to the end or not."""
+        return self.done + self.failed
+
+    @property
+    def processes(self) -> str:
+        """Processes and threads of each, such as "4 x 1"; of several kinds all."""
+        found = dict.fromkeys(f"{result.processes} x {result.threads_per_process}" for result in self.measured)
+        return ", ".join(found)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A whole study.
+
+    Attributes:
+        study: what was asked.
+        rows: all of them, in order.
+        notes: one line for each thing that is wrong or missing.
+    """
+
+    study: Study
+    rows: tuple[RowSummary, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def results(self) -> tuple[CellResult, ...]:
+        """All cells that trained."""
+        return tuple(result for row in self.rows for result in row.measured)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of the cells that trained."""
+        return sorted({result.seed for result in self.results})
+
+
+def summarise(study: Study, results: Sequence[CellResult], problems: Sequence[str] = ()) -> Summary:
+    """One line per row of the study.
+
+    Args:
+        study: what was asked.
+        results: of its cells, in any order.
+        problems: of the reading, one line each.
+    """
+    labels = [row.label for row in study.rows]
+    rows = tuple(
+        _row(study, index, row, [result for result in results if result.row == row.label])
+        for index, row in enumerate(study.rows)
+    )
+    notes = [*problems]
+    strangers = dict.fromkeys(result.row for result in results if result.row not in labels)
+    notes += [f'There are results of "{name}", which is not a row of the study: left out.' for name in strangers]
+    notes += [f"{row.name}: {remark}" for row in rows if (remark := _stale(row))]
+    missing = [f"{row.name} (seed {', '.join(map(str, row.missing))})" for row in rows if row.missing]
+    if missing:
+        notes.append(f"Not run yet: {'; '.join(missing)}.")
+    return Summary(study, rows, tuple(notes))
+
+
+def _stale(row: RowSummary) -> str:
+    """Whether results were made with other settings than those of the study file."""
+    wanted = row.settings.to_json()
+    keys = {
+        key
+        for result in row.measured
+        for key, value in result.cell.settings.items()
+        if key in wanted and wanted[key] != value
+    }
+    if not keys:
+        return ""
+    return (
+        f"results were made with other settings than the study file has now ({', '.join(sorted(keys))}); run it again."
+    )
+
+
+def _row(study: Study, index: int, row: Row, results: Sequence[CellResult]) -> RowSummary:
+    ordered = sorted(results, key=lambda result: result.seed)
+    done = tuple(result for result in ordered if result.status == "done")
+    skipped = tuple(result for result in ordered if result.status == "skipped")
+    failed = tuple(result for result in ordered if result.status not in {"done", "skipped"})
+
+    def over_seeds(value: Callable[[CellResult], float | None]) -> Estimate | None:
+        return estimate([found for result in done if (found := value(result)) is not None])
+
+    return RowSummary(
+        name=row.label,
+        index=index,
+        literature=row.literature,
+        settings=row.settings,
+        done=done,
+        failed=failed,
+        skipped=skipped,
+        missing=tuple(sorted(set(study.seeds) - {result.seed for result in ordered})),
+        accuracy=over_seeds(lambda result: _percent(result.final_accuracy)),
+        loss=over_seeds(lambda result: result.final_loss),
+        worst_worker=over_seeds(_worst_worker),
+        training_s=over_seeds(lambda result: result.training_s),
+        epoch_s=over_seeds(lambda result: result.training_s / row.settings.n_epochs),
+        to_target=_to_target(done, study.target_accuracy),
+        samples=over_seeds(lambda result: result.samples_seen),
+        bytes_sent=over_seeds(lambda result: result.bytes_sent),
+        consensus=over_seeds(lambda result: result.rounds[-1].consensus if result.rounds else None),
+        curves=_curves(done or failed, is_whole=bool(done)),
+    )
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _worst_worker(result: CellResult) -> float | None:
+    return _percent(min((worker.accuracy for worker in result.workers if worker.accuracy is not None), default=None))
+
+
+def time_to(rounds: Sequence[Round], accuracy: float) -> float | None:
+    """Training time (s) at the end of the first round at or above an accuracy (0..1); None if there is no such round.
+
+    Nothing is interpolated: between two rounds nobody has measured.
+    """
+    # A share such as 0.9 and a percentage such as 90 / 100 may differ in their last bit.
+    reached = (r.time_s for r in rounds if r.accuracy is not None and r.accuracy >= accuracy - 1e-12)
+    return next(reached, None)
+
+
+def _to_target(done: Sequence[CellResult], target: float | None) -> TimeToTarget | None:
+    if target is None or not done:
+        return None
+    times_s = [time_s for result in done if (time_s := time_to(result.rounds, target / 100)) is not None]
+    return TimeToTarget(estimate(times_s), len(done))
+
+
+def _curves(results: Sequence[CellResult], *, is_whole: bool) -> Curves | None:
+    """The mean over seeds of all rounds that each of them came to."""
+    tables = [{round_.round: round_ for round_ in result.rounds} for result in results if result.rounds]
+    if not tables:
+        return None
+    common = sorted(set.intersection(*(set(table) for table in tables)))
+    if not common:
+        return None
+    shown = [common[at] for at in _thinned(len(common))]
+
+    def values(value: Callable[[Round], float | None]) -> Numbers:
+        return np.array([[number(value(table[at])) for at in shown] for table in tables], np.float64)
+
+    samples, losses, accuracies = _batches([result.batches for result in results])
+    return Curves(
+        epoch=values(lambda r: r.epoch).mean(axis=0),
+        time_s=values(lambda r: r.time_s).mean(axis=0),
+        bytes_sent=values(lambda r: r.bytes_sent).mean(axis=0),
+        accuracy=_band(values(lambda r: _percent(r.accuracy))),
+        loss=_band(values(lambda r: r.loss)),
+        consensus=_band(values(lambda r: r.consensus)),
+        batch_samples=samples,
+        batch_loss=losses,
+        batch_accuracy=accuracies,
+        seeds=len(tables),
+        is_whole=is_whole,
+    )
+
+
+def _thinned(count: int) -> list[int]:
+    """At most so many places of `count`, evenly apart, with the first and the last."""
+    if count <= MOST_POINTS:
+        return list(range(count))
+    return [round(place) for place in np.linspace(0, count - 1, MOST_POINTS)]
+
+
+def _band(values: Numbers) -> Band:
+    """Args: values: shape (seeds, points)."""
+    return Band(values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+
+
+def _batches(found: Sequence[Batches]) -> tuple[Numbers, Band, Band]:
+    """Samples seen, loss and accuracy (per cent) of training batches, thinned by averaging neighbours."""
+    lines = [_batch_line(batches) for batches in found]
+    lines = [line for line in lines if line.shape[1] > 0 and line[0, -1] > 0]
+    if not lines:
+        nothing = np.empty((1, 0))
+        return nothing[0], _band(nothing), _band(nothing)
+    ends = np.linspace(0, min(line[0, -1] for line in lines), min(MOST_POINTS, *(line.shape[1] for line in lines)) + 1)
+    # Integrals, so that a point is the mean over all samples since the one before it.
+    means = np.array([[_means_between(line[0], line[row], ends) for line in lines] for row in (1, 2)])
+    return ends[1:], _band(means[0]), _band(100 * means[1])
+
+
+def _batch_line(batches: Batches) -> Numbers:
+    """Rows samples, loss, accuracy; only as far as all three are known."""
+    count = min(len(batches.samples), len(batches.loss), len(batches.accuracy))
+    rows = [
+        batches.samples[:count],
+        [number(value) for value in batches.loss[:count]],
+        [number(value) for value in batches.accuracy[:count]],
+    ]
+    return np.array(rows, np.float64).reshape(3, count)
+
+
+def _means_between(ends: Numbers, values: Numbers, wanted: Numbers) -> Numbers:
+    """Means of a step function over other steps.
+
+    Args:
+        ends: where each step ends, rising from above 0; shape (count,).
+        values: of the steps; shape (count,).
+        wanted: borders of the new steps, from 0; shape (points + 1,).
+    """
+    totals = np.concatenate([[0.0], np.cumsum(values * np.diff(ends, prepend=0.0))])
+    found: Numbers = np.diff(np.interp(wanted, np.concatenate([[0.0], ends]), totals)) / np.diff(wanted)
+    return found

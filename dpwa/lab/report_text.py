@@ -1,0 +1,183 @@
+"""The numbers of a study as text: the table that page, Markdown and terminal show alike.
+
+Must not know: how a page or a picture is made. Runs in: any thread; all functions are pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dpwa.lab.report_results import CellResult
+from dpwa.lab.report_statistics import Estimate
+from dpwa.lab.report_summary import RowSummary, Summary
+
+__all__ = ["NONE", "Column", "accuracy_text", "bytes_text", "caption", "columns", "seconds_text", "status_text"]
+
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table.
+
+    Attributes:
+        title: above it.
+        text: its cell in a row.
+        is_short: whether it is shown where there is little room.
+        is_number: whether it is aligned to the right.
+    """
+
+    title: str
+    text: Callable[[RowSummary], str]
+    is_short: bool = False
+    is_number: bool = True
+
+
+def columns(summary: Summary) -> list[Column]:
+    """The columns that the table of a study has."""
+    study = summary.study
+    is_time = study.literature_unit == "s"
+    is_with_literature = any(row.literature is not None for row in summary.rows)
+    literature = [Column("literature", lambda row: literature_text(row, study.literature_unit), is_short=True)]
+    found = [Column("row", lambda row: row.name, is_short=True, is_number=False)]
+    found += literature if is_with_literature and not is_time else []
+    found += [
+        Column("accuracy, %", accuracy_text, is_short=True),
+        Column("worst worker, %", lambda row: _estimate(row.worst_worker, lambda value: f"{value:.2f}")),
+    ]
+    found += literature if is_with_literature and is_time else []
+    if is_time:
+        found.append(Column("one epoch", lambda row: _estimate(row.epoch_s, seconds_text), is_short=True))
+    found.append(Column("training", lambda row: _estimate(row.training_s, seconds_text), is_short=True))
+    if study.target_accuracy is not None:
+        found.append(Column(f"to {study.target_accuracy:g} %", to_target_text, is_short=True))
+    return [
+        *found,
+        Column("samples seen", lambda row: _estimate(row.samples, lambda value: f"{value:,.0f}")),
+        Column("sent", lambda row: _estimate(row.bytes_sent, bytes_text), is_short=True),
+        Column("processes x threads", lambda row: row.processes or NONE),
+        Column("consensus distance", lambda row: _estimate(row.consensus, lambda value: f"{value:.3g}")),
+        Column("status", status_text, is_short=True, is_number=False),
+    ]
+
+
+def caption(summary: Summary) -> str:
+    """What the numbers of the table mean."""
+    study = summary.study
+    seeds = summary.seeds
+    count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))})"
+    parts = [
+        "Accuracy is that of the aggregated model (the plain mean of all nodes' models, or the one model of a strategy "
+        f"that has only one) on the test set after the last round: mean over {count}"
+        + (", ± half of the 95 % interval by Student's t." if len(seeds) > 1 else "; no interval from one seed."),
+        "Worst worker is the least accurate of the workers' own models.",
+        "Training is the time of the slowest process on the training clock, without start-up and evaluation.",
+    ]
+    if study.target_accuracy is not None:
+        parts.append(
+            f"To {study.target_accuracy:g} % is the training time at the end of the first round at or above it; "
+            "nothing is interpolated between rounds."
+        )
+    parts.append(
+        "Samples and bytes are those of all processes together; consensus distance is the mean distance of the models "
+        "from their mean, relative to the mean's norm."
+    )
+    if any(row.literature is not None for row in summary.rows):
+        parts.append("Literature is what the work that a row comes from reported, on its own hardware and software.")
+    return " ".join(parts)
+
+
+def accuracy_text(row: RowSummary) -> str:
+    """Accuracy with its interval, such as "90.12 ± 0.31", and how many seeds it is from where that is not plain."""
+    found = row.accuracy
+    if found is None:
+        return NONE
+    if found.half_width is None:
+        return f"{found.mean:.2f} (1 seed)"
+    return f"{found.mean:.2f} ± {found.half_width:.2f}"
+
+
+def literature_text(row: RowSummary, unit: str) -> str:
+    """The literature's number, and in accuracies how far ours is from it."""
+    if row.literature is None:
+        return NONE
+    if unit == "s":
+        return f"{row.literature:g} s"
+    if row.accuracy is None:
+        return f"{row.literature:g}"
+    return f"{row.literature:g} (ours {row.accuracy.mean - row.literature:+.2f})"
+
+
+def to_target_text(row: RowSummary) -> str:
+    """Time to the target accuracy, and by how many seeds it was reached."""
+    found = row.to_target
+    if found is None:
+        return NONE
+    if found.time_s is None:
+        return "not reached"
+    reached = len(found.time_s.values)
+    share = "" if reached == found.seeds else f" ({reached} of {found.seeds} seeds)"
+    return f"{seconds_text(found.time_s.mean)}{share}"
+
+
+def status_text(row: RowSummary) -> str:
+    """How far the row is: done, or what happened to which seed."""
+    parts = []
+    if row.done:
+        wanted = len(row.done) + len(row.failed) + len(row.skipped) + len(row.missing)
+        parts.append("done" if len(row.done) == wanted else f"{len(row.done)} of {wanted} seeds done")
+        parts += dict.fromkeys(result.reason for result in row.done if result.reason)
+    parts += [
+        f"{_of_seed(row, result)}{failure_text(result, row.settings.n_epochs * row.settings.rounds_per_epoch)}"
+        for result in row.failed
+    ]
+    parts += dict.fromkeys(f"skipped: {_without('skipped: ', result.reason) or 'no reason'}" for result in row.skipped)
+    if row.missing:
+        seeds = f" (seed {', '.join(map(str, row.missing))})" if row.done or row.failed or row.skipped else ""
+        parts.append(f"not run yet{seeds}")
+    return "; ".join(parts)
+
+
+def failure_text(result: CellResult, rounds: int) -> str:
+    """How far a cell came of all its rounds, and why it ended."""
+    reason = result.reason or "no reason given"
+    if not result.rounds:
+        return f"failed before its first round: {reason}"
+    last = result.rounds[-1]
+    accuracies = [100 * r.accuracy for r in result.rounds if r.accuracy is not None and r.round > 0]
+    accuracy = f", {accuracies[-1]:.2f} %" if accuracies else ""
+    return f"failed after round {last.round} of {rounds} ({seconds_text(last.time_s)}{accuracy}): {reason}"
+
+
+def _of_seed(row: RowSummary, result: CellResult) -> str:
+    return f"seed {result.seed} " if len(row.done) + len(row.failed) + len(row.skipped) > 1 else ""
+
+
+def _without(beginning: str, text: str) -> str:
+    return text[len(beginning) :] if text.startswith(beginning) else text
+
+
+def _estimate(found: Estimate | None, text: Callable[[float], str]) -> str:
+    return NONE if found is None else text(found.mean)
+
+
+def seconds_text(seconds: float) -> str:
+    """A time, with about three digits."""
+    if not math.isfinite(seconds):
+        return NONE
+    digits = 2 if seconds < 10 else 1 if seconds < 100 else 0
+    return f"{seconds:,.{digits}f} s"
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes, in units of thousands, with three digits."""
+    if not math.isfinite(count):
+        return NONE
+    value = count
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} TB" if value < 999.5 else f"{value:,.0f} TB"

@@ -1,0 +1,118 @@
+"""custom_data_parallel: one process, a replica of the model per GPU or per thread, gradients gathered by hand.
+
+Must not know: data sets, networks. Runs in: the training thread, and one thread per replica while a batch is computed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+from dpwa.lab.cell import Cell, CellFolder
+from dpwa.lab.strategies.base import Strategy
+from dpwa.lab.strategies.collective import backward_of_part
+
+__all__ = ["CustomDataParallel", "make"]
+
+
+def make(cell: Cell, rank: int, size: int, folder: CellFolder) -> Strategy:  # noqa: ARG001
+    """The strategy of the one process: a replica on each GPU, without GPUs one per thread that torch may use here.
+
+    Args:
+        cell: of the strategy custom_data_parallel.
+        rank: 0.
+        size: 1.
+        folder: of the cell.
+    """
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return CustomDataParallel(gpus or [torch.device("cpu")] * torch.get_num_threads())
+
+
+class CustomDataParallel(Strategy):
+    """Splits every batch over replicas of the model, each of which computes its part in a thread of its own.
+
+    The gradients are added up in the first replica, which is the model itself, and the optimizer steps with them.
+    Replicas on the model's own device share the memory of its parameters, which is right because nobody writes them
+    while gradients are computed: nothing is copied between threads. Replicas on other devices get the new
+    parameters after each step. Running means of the model are those of the first part.
+
+    The bytes are those between devices: per step, gradients one way and parameters the other; none between threads.
+
+    Args:
+        devices: of the replicas; the first one is that of the model.
+    """
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self._devices = tuple(devices)
+        self._threads_before = torch.get_num_threads()
+        # Each thread computes alone: torch's own threads would be as many again for each of them.
+        self._threads = ThreadPoolExecutor(len(devices), "replica", initializer=lambda: torch.set_num_threads(1))
+
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """See `Strategy.begin`."""
+        super().begin(model, optimizer)
+        # The training thread waits while its replicas compute; helpers of its own would spin and take their cores.
+        torch.set_num_threads(1)
+        self._replicas = [model, *(_replica(model, device) for device in self._devices[1:])]
+        own = next(model.parameters()).device
+        self._remote = [replica for replica in self._replicas if next(replica.parameters()).device != own]
+        payload_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        self._step_bytes = 2 * payload_bytes * len(self._remote)
+
+    def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        """See `Strategy.backward`."""
+        count = len(labels)
+        images_of = torch.tensor_split(images, len(self._replicas))
+        labels_of = torch.tensor_split(labels, len(self._replicas))
+        # A batch may have fewer samples than there are replicas.
+        parts = [part for part in zip(self._replicas, images_of, labels_of, strict=True) if len(part[2])]
+        computed = [self._threads.submit(_compute, *part, weight=1 / count) for part in parts]
+        results = [future.result() for future in computed]
+        self._gather([replica for replica, _, _ in parts[1:]])
+        losses = [
+            loss.to(labels.device) * (len(part[2]) / count) for (loss, _), part in zip(results, parts, strict=True)
+        ]
+        return torch.stack(losses).sum(), sum(right for _, right in results)
+
+    @torch.no_grad()
+    def _gather(self, replicas: Sequence[nn.Module]) -> None:
+        for replica in replicas:
+            for parameter, other in zip(self.model.parameters(), replica.parameters(), strict=True):
+                if other.grad is None:
+                    continue
+                if parameter.grad is None:
+                    parameter.grad = other.grad.to(parameter.device)
+                else:
+                    parameter.grad.add_(other.grad.to(parameter.device))
+                other.grad = None
+
+    @torch.no_grad()
+    def after_step(self, loss: Tensor) -> None:  # noqa: ARG002
+        """See `Strategy.after_step`."""
+        for replica in self._remote:
+            for parameter, other in zip(self.model.parameters(), replica.parameters(), strict=True):
+                other.copy_(parameter)
+        self.bytes_sent += self._step_bytes
+
+    def close(self) -> None:
+        """See `Strategy.close`."""
+        self._threads.shutdown()
+        torch.set_num_threads(self._threads_before)
+
+
+def _replica(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of a model on a device, which shares the memory of the parameters where that is possible."""
+    replica = copy.deepcopy(model).to(device)
+    for parameter, other in zip(model.parameters(), replica.parameters(), strict=True):
+        if other.device == parameter.device:
+            other.data = parameter.data
+    return replica
+
+
+def _compute(replica: nn.Module, images: Tensor, labels: Tensor, *, weight: float) -> tuple[Tensor, int]:
+    device = next(replica.parameters()).device
+    return backward_of_part(replica, images.to(device), labels.to(device), weight=weight)

@@ -1,0 +1,46 @@
+"""dpwa's own methods: the process is a node of the cluster, one line after each step.
+
+Must not know: which method it is. Runs in: the training thread.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+from dpwa.lab.strategies.base import Strategy
+
+__all__ = ["Peers"]
+
+# A slow node may still be at work when the others are done; they go on answering it.
+_FINISH_TIMEOUT_S = 600.0
+
+
+class Peers(Strategy):
+    """Trains as a node of the cluster that `dpwa launch` has told it of.
+
+    The bytes are those of models received by this node: what all have received is what all have sent.
+    """
+
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """See `Strategy.begin`."""
+        super().begin(model, optimizer)
+        self._dpwa = DpwaPyTorchAdapter(model)
+
+    def after_step(self, loss: Tensor) -> None:
+        """See `Strategy.after_step`."""
+        self._dpwa.step(loss)
+
+    @property
+    def bytes_sent(self) -> int:  # type: ignore[override]
+        """See the class."""
+        return int(self._dpwa.statistics().bytes_in)
+
+    def finish(self) -> None:
+        """Go on serving until all are done."""
+        self._dpwa.finish(_FINISH_TIMEOUT_S)
+
+    def close(self) -> None:
+        """See `Strategy.close`."""
+        self._dpwa.close()

@@ -1,0 +1,175 @@
+"""One process of a cell: `python -m dpwa.lab.worker CELL_DIR`, started by `dpwa launch` or mpiexec.
+
+It finds its place among the others, loads its part of the data, and trains by the one training function with the hooks
+of its strategy. It evaluates nothing.
+
+Must not know: other cells, how processes are started. Runs in: the training thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from dpwa.examples.shards import Place
+from dpwa.examples.training import Recipe, Task, train
+from dpwa.lab.cell import Cell, CellFolder
+from dpwa.lab.data import DataSet, load, with_wrong_labels
+from dpwa.lab.handicaps import Handicap, shares_of_work
+from dpwa.lab.kinds import Start
+from dpwa.lab.models import build
+from dpwa.lab.partition import partition
+from dpwa.lab.recording import Recorder
+from dpwa.lab.strategies.base import Strategy
+
+__all__ = ["main", "order_seed", "parts_of_nodes", "recipe_of", "samples_of_node"]
+
+# Where the classes of the strategies are; each file has a function `make`.
+_FILES = {
+    "param_avg": "mpi",
+    "w_param_avg": "mpi",
+    "parallel_sgd": "mpi",
+    "ddp": "torch_distributed",
+    "allreduce_every_h": "torch_distributed",
+    "custom_data_parallel": "data_parallel",
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Trains this process's part of a cell.
+
+    Args:
+        arguments: the cell's folder.
+    """
+    folder = CellFolder(Path(arguments[0]))
+    cell = folder.cell()
+    rank = _rank(cell)
+    name = cell.process_names[rank]
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    data = load(cell.settings.data, _data_dir())
+    model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed)
+    if cell.kind.has_server:
+        from dpwa.lab.strategies.federated import run_process  # noqa: PLC0415 - only for these
+
+        run_process(cell, folder, rank, data, model)
+        return
+    strategy = _strategy(cell, folder, rank)
+    recorder = Recorder(
+        folder,
+        cell.process_names,
+        name,
+        model,
+        rounds=cell.rounds,
+        saves=rank == 0 or not cell.kind.splits_batch,
+        bytes_sent=lambda: strategy.bytes_sent,
+        handicap=Handicap(cell.settings, rank + 1, crowding=_crowding(cell)),
+    )
+    task = Task(
+        title=cell.row, model=model, shard=samples_of_node(cell, data, rank), held_out=data.held_out, prepare=data.prepare
+    )
+    try:
+        train(task, recipe_of(cell, len(task.shard), rank), seed=order_seed(cell, rank), strategy=strategy, watch=recorder)
+        strategy.finish()
+    finally:
+        strategy.close()
+
+
+def parts_of_nodes(cell: Cell, data: DataSet) -> list[torch.Tensor]:
+    """Indices of the training samples that each node holds, the same in every process."""
+    labels = data.train.labels.numpy()
+    parts = partition(labels, cell.settings.partition, cell.settings.nodes, seed=cell.seed)
+    return [torch.from_numpy(part) for part in parts]
+
+
+def samples_of_node(cell: Cell, data: DataSet, rank: int) -> object:
+    """What one process trains on: its part, or all of the data where there is only one model.
+
+    Args:
+        cell: the cell.
+        data: the whole data set.
+        rank: of the process, from 0.
+    """
+    kind, wrong = cell.kind, cell.settings.wrong_labels
+    parts = parts_of_nodes(cell, data)
+    if kind.splits_batch or kind.is_one_process:
+        if wrong is None:
+            return data.train
+        labels = data.train.labels.clone()
+        labels[parts[wrong.node - 1]] = _worsened(cell, data, parts[wrong.node - 1]).labels
+        return type(data.train)(data.train.images, labels)
+    if wrong is not None and wrong.node == rank + 1:
+        return _worsened(cell, data, parts[rank])
+    return data.train.select(parts[rank])
+
+
+def _worsened(cell: Cell, data: DataSet, part: torch.Tensor):  # type: ignore[no-untyped-def]
+    wrong = cell.settings.wrong_labels
+    share = 0.0 if wrong is None else wrong.share
+    return with_wrong_labels(data.train.select(part), share, data.classes, seed=cell.seed)
+
+
+def recipe_of(cell: Cell, shard_size: int, rank: int) -> Recipe:
+    """How a process trains.
+
+    Args:
+        cell: the cell.
+        shard_size: samples that it holds.
+        rank: of the process, from 0.
+    """
+    settings, kind = cell.settings, cell.kind
+    steps = settings.n_epochs * max(1, shard_size // settings.batch_size)
+    if not (kind.splits_batch or kind.is_one_process):
+        steps = max(1, round(steps * shares_of_work(settings, waits=kind.waits)[rank]))
+    return Recipe(
+        epochs=settings.n_epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        schedule=settings.schedule,
+        total_steps=steps,
+    )
+
+
+def order_seed(cell: Cell, rank: int) -> int:
+    """Seed of the order of samples: one for all where they share each batch, else another one for each process."""
+    if cell.kind.splits_batch or cell.kind.is_one_process:
+        return cell.seed
+    return 1000 * (cell.seed + 1) + rank
+
+
+def _rank(cell: Cell) -> int:
+    if cell.kind.start is Start.MPI:
+        from mpi4py import MPI  # noqa: PLC0415 - an extra; importing it starts MPI
+
+        return int(MPI.COMM_WORLD.Get_rank())
+    return int(Place.of_this_node().index)
+
+
+def _strategy(cell: Cell, folder: CellFolder, rank: int) -> Strategy:
+    if cell.kind.is_method:
+        from dpwa.lab.strategies.peers import Peers  # noqa: PLC0415 - only what is needed
+
+        return Peers()
+    file = _FILES.get(cell.kind.name)
+    if file is None:
+        return Strategy()
+    made: Strategy = import_module(f"dpwa.lab.strategies.{file}").make(cell, rank, len(cell.process_names), folder)
+    return made
+
+
+def _crowding(cell: Cell) -> float:
+    return len(cell.process_names) / len(os.sched_getaffinity(0))
+
+
+def _data_dir() -> Path | None:
+    given = os.environ.get("DPWA_DATA_DIR")
+    return Path(given) if given else None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
