@@ -87,19 +87,23 @@ def test_the_threads_of_replicas_end_with_the_strategy():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("replica")]
 
 
-def test_torch_has_its_threads_back_after_the_training():
+@pytest.fixture
+def three_threads():
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        strategy = CustomDataParallel([CPU] * 2)
-        model = network()
-        strategy.begin(model, torch.optim.SGD(model.parameters()))
-        assert torch.get_num_threads() == 1
-        assert strategy._threads.submit(torch.get_num_threads).result() == 1
-        strategy.close()
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_torch_has_its_threads_back_after_the_training():
+    strategy = CustomDataParallel([CPU] * 2)
+    model = network()
+    strategy.begin(model, torch.optim.SGD(model.parameters()))
+    assert torch.get_num_threads() == 1
+    assert strategy._threads.submit(torch.get_num_threads).result() == 1
+    strategy.close()
+    assert torch.get_num_threads() == 3
 
 
 def test_an_error_in_a_replica_is_that_of_the_training(tmp_path):
@@ -110,9 +114,8 @@ def test_an_error_in_a_replica_is_that_of_the_training(tmp_path):
         trained(CustomDataParallel([CPU] * 2), made, tmp_path, wrong)
 
 
-def test_without_gpus_there_is_a_replica_for_each_thread_that_torch_may_use(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+@pytest.mark.usefixtures("three_threads")
+def test_without_gpus_there_is_a_replica_for_each_thread_that_torch_may_use(tmp_path):
     cell = Cell("study", "row", 0, Settings(strategy="custom_data_parallel"))
     strategy = make(cell, 0, 1, CellFolder(tmp_path))
     model = network()
@@ -143,3 +146,9 @@ def test_a_replica_on_another_device_gets_the_new_parameters_after_each_step(dev
     for parameter, copied in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(parameter.detach().cpu(), copied.detach())
     assert strategy.bytes_sent == strategy._step_bytes
+
+
+def test_closing_before_the_beginning_is_no_error():
+    before = torch.get_num_threads()
+    CustomDataParallel().close()
+    assert torch.get_num_threads() == before

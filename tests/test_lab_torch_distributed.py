@@ -63,7 +63,9 @@ def test_when_a_process_is_killed_the_others_fail_soon(strategy, size, tmp_path)
     outputs = [wait(process, 30.0) for process in processes]
     assert time.monotonic() - began_s < 30
     assert processes[1].returncode == -9
-    assert all(processes[rank].returncode > 0 and "Error" in outputs[rank] for rank in range(size) if rank != 1), outputs
+    assert all(processes[rank].returncode > 0 and "Error" in outputs[rank] for rank in range(size) if rank != 1), (
+        outputs
+    )
     assert not list(tmp_path.glob("cell/*.npz"))
 
 

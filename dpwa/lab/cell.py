@@ -103,6 +103,11 @@ class CellFolder:
         """What came out."""
         return self.path / "result.json"
 
+    @property
+    def data_cache(self) -> Path:
+        """Folder with the data sets, shared with the cells beside this one."""
+        return self.path.parent / ".data"
+
     def node(self, name: str) -> Path:
         """Folder of a process."""
         return self.path / "nodes" / name

@@ -10,12 +10,14 @@ Must not know: models, nodes, partitions. Runs in: the training thread.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpwa.errors import ConfigError
@@ -25,6 +27,8 @@ from dpwa.examples.torchvision_data import DEFAULT_DATA_DIR, open_data_set
 __all__ = ["DataSet", "load", "with_wrong_labels"]
 
 CLASSES = 10  # of each of the data sets
+
+_PARTS = ("train", "held_out")
 
 # Of MNIST's training images, with pixels 0..1.
 MNIST_MEAN = (0.1307,)
@@ -50,26 +54,53 @@ class DataSet:
     shape: tuple[int, int, int]
 
 
-def load(name: str, data_dir: Path | None) -> DataSet:
+def load(name: str, data_dir: Path | None, cache_dir: Path | None = None) -> DataSet:
     """A data set, from the disk, or downloaded to it first if it is not there.
 
     Args:
         name: "digits" (comes with scikit-learn), "mnist", "fashion_mnist" or "cifar10".
         data_dir: the folder of torchvision's data sets; for CIFAR-10 also one that holds train/CLASS/*.jpg and
             test/CLASS/*.jpg, itself or in its folder cifar10; None for ./data.
+        cache_dir: where all images are kept in one file, which is read in a moment, also by many processes; None for no
+            such file.
 
     Raises:
         ConfigError: there is no such data set, or it is neither there nor can be downloaded.
     """
-    if name not in _LOADERS:
-        raise ConfigError(f'loading data: expected one of {", ".join(_LOADERS)}, got "{name}"')
+    if name not in _READERS:
+        raise ConfigError(f'loading data: expected one of {", ".join(_READERS)}, got "{name}"')
+    cached = None if cache_dir is None else cache_dir / f"{name}.safetensors"
+    if cached is not None and cached.exists():
+        found = load_file(cached)
+        train, held_out = (Samples(found[f"{part}_images"], found[f"{part}_labels"]) for part in _PARTS)
+    else:
+        train, held_out = _read(name, data_dir)
+        if cached is not None:
+            _write(cached, train, held_out)
+    channels, height, width = train.images.shape[1:]
+    return DataSet(train, held_out, partial(_prepared, _preparation(name)), CLASSES, (channels, height, width))
+
+
+def _read(name: str, data_dir: Path | None) -> tuple[Samples, Samples]:
     try:
-        return _LOADERS[name](data_dir)
+        return _READERS[name](data_dir)
     except (OSError, RuntimeError) as error:  # RuntimeError is torchvision's word for a failed download
         raise ConfigError(
             f"loading {name}: expected torchvision's files in {(data_dir or DEFAULT_DATA_DIR).resolve()}, or a network"
             f" to download them from, got: {error}; name the folder that holds them with DPWA_DATA_DIR"
         ) from error
+
+
+def _write(path: Path, train: Samples, held_out: Samples) -> None:
+    tensors = {
+        f"{part}_{what}": getattr(samples, what).contiguous()
+        for part, samples in zip(_PARTS, (train, held_out), strict=True)
+        for what in ("images", "labels")
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}")  # all processes of a first cell come here at the same time
+    save_file(tensors, draft)
+    draft.replace(path)
 
 
 def with_wrong_labels(samples: Samples, share: float, classes: int, *, seed: int) -> Samples:
@@ -98,26 +129,22 @@ def with_wrong_labels(samples: Samples, share: float, classes: int, *, seed: int
     return Samples(samples.images, labels)
 
 
-def _digits(data_dir: Path | None) -> DataSet:  # noqa: ARG001 - they come with scikit-learn
+def _digits(data_dir: Path | None) -> tuple[Samples, Samples]:  # noqa: ARG001 - they come with scikit-learn
     from dpwa.examples.digits.data import load_split  # noqa: PLC0415 - needs scikit-learn
 
     train, held_out = load_split()
-    return _data_set(train, held_out, unchanged)
+    return train, held_out
 
 
-def _mnist(data_dir: Path | None) -> DataSet:
-    return _grey("MNIST", data_dir, normaliser(MNIST_MEAN, MNIST_DEVIATION))
+def _grey(name: str, data_dir: Path | None) -> tuple[Samples, Samples]:
+    """A data set of torchvision whose images have one channel, which is not among their dimensions."""
+    sets = (open_data_set(name, data_dir, train=train) for train in (True, False))
+    train, held_out = (Samples(found.data.unsqueeze(1), found.targets.long()) for found in sets)
+    return train, held_out
 
 
-def _fashion_mnist(data_dir: Path | None) -> DataSet:
-    from dpwa.examples.fashion_mnist.train import PIXEL_DEVIATION, PIXEL_MEAN  # noqa: PLC0415 - a whole example
-
-    return _grey("FashionMNIST", data_dir, normaliser(PIXEL_MEAN, PIXEL_DEVIATION))
-
-
-def _cifar10(data_dir: Path | None) -> DataSet:
+def _cifar10(data_dir: Path | None) -> tuple[Samples, Samples]:
     from dpwa.examples.cifar10.data import load_shard  # noqa: PLC0415 - needs Pillow
-    from dpwa.examples.cifar10.train import PIXEL_DEVIATION, PIXEL_MEAN  # noqa: PLC0415
     from dpwa.examples.shards import Place  # noqa: PLC0415
 
     if data_dir is not None and (data_dir / "cifar10" / "train").is_dir():
@@ -127,28 +154,29 @@ def _cifar10(data_dir: Path | None) -> DataSet:
         train, held_out = (load_shard(data_dir, everything, train=train) for train in (True, False))
     except ValueError as error:  # of a folder without images, or with images of another size
         raise ConfigError(f"loading cifar10: {error}") from error
-    return _data_set(train, held_out, normaliser(PIXEL_MEAN, PIXEL_DEVIATION))
+    return train, held_out
 
 
-_LOADERS: dict[str, Callable[[Path | None], DataSet]] = {
+_READERS: dict[str, Callable[[Path | None], tuple[Samples, Samples]]] = {
     "digits": _digits,
-    "mnist": _mnist,
-    "fashion_mnist": _fashion_mnist,
+    "mnist": partial(_grey, "MNIST"),
+    "fashion_mnist": partial(_grey, "FashionMNIST"),
     "cifar10": _cifar10,
 }
 
 
-def _grey(name: str, data_dir: Path | None, prepare: Transform) -> DataSet:
-    """A data set of torchvision whose images have one channel, which is not among their dimensions."""
-    sets = (open_data_set(name, data_dir, train=train) for train in (True, False))
-    train, held_out = (Samples(found.data.unsqueeze(1), found.targets.long()) for found in sets)
-    return _data_set(train, held_out, prepare)
+def _preparation(name: str) -> Transform:
+    if name == "mnist":
+        return normaliser(MNIST_MEAN, MNIST_DEVIATION)
+    if name == "fashion_mnist":
+        from dpwa.examples.fashion_mnist import train as fashion  # noqa: PLC0415 - a whole example
 
+        return normaliser(fashion.PIXEL_MEAN, fashion.PIXEL_DEVIATION)
+    if name == "cifar10":
+        from dpwa.examples.cifar10 import train as cifar  # noqa: PLC0415
 
-def _data_set(train: Samples, held_out: Samples, prepare: Transform) -> DataSet:
-    images: Tensor = train.images
-    channels, height, width = images.shape[1:]
-    return DataSet(train, held_out, partial(_prepared, prepare), CLASSES, (channels, height, width))
+        return normaliser(cifar.PIXEL_MEAN, cifar.PIXEL_DEVIATION)
+    return unchanged
 
 
 def _prepared(prepare: Transform, images: Tensor) -> Tensor:

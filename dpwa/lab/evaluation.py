@@ -8,7 +8,6 @@ Must not know: how a strategy works. Runs in: a process of its own, with all cor
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from dpwa.lab.cell import Cell, CellFolder, write_json
-from dpwa.lab.data import DataSet, load
+from dpwa.lab.data import DataSet
 from dpwa.lab.machine import commit, machine
 from dpwa.lab.models import build, initial_weights_hash
 from dpwa.lab.partition import class_counts
-from dpwa.lab.worker import parts_of_nodes
+from dpwa.lab.worker import data_of, parts_of_nodes
 
 __all__ = ["evaluate", "main"]
 
@@ -54,10 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--wall-s", type=float, default=0.0, help="of the whole cell")
     given = parser.parse_args(arguments)
     folder = CellFolder(given.folder)
-    data_dir = os.environ.get("DPWA_DATA_DIR")
     cell = folder.cell()
-    data = load(cell.settings.data, Path(data_dir) if data_dir else None)
-    result = evaluate(folder, cell, data, exit_code=given.exit_code, reason=given.reason)
+    result = evaluate(folder, cell, data_of(cell, folder), exit_code=given.exit_code, reason=given.reason)
     write_json(folder.result_json, {**result, "wall_s": given.wall_s})
 
 
@@ -87,9 +84,7 @@ def evaluate(folder: CellFolder, cell: Cell, data: DataSet, *, exit_code: int, r
     if is_done and killed is not None and killed not in done and killed in names:
         reason = f"{killed} was killed; the others went on to the end"
     parts = parts_of_nodes(cell, data)
-    headers = [
-        header for name in cell.process_names if (header := _newest_header(folder, cell, name)) is not None
-    ]
+    headers = [header for name in cell.process_names if (header := _newest_header(folder, cell, name)) is not None]
     return {
         "cell": cell.to_json(),
         "status": "done" if is_done else "failed",

@@ -85,13 +85,14 @@ class RunProgress:
             self._last_line_s = time.monotonic()
             self.say(f"[{self._done + 1}/{self._total}] {text}")
 
-    def end(self, text: str) -> None:
-        """The training has ended.
+    def end(self, name: str, text: str) -> None:
+        """A training has ended.
 
         Args:
+            name: of the training.
             text: how.
         """
         self._done += 1
-        self.say(f"[{self._done}/{self._total}] {self._name}: {text}")
+        self.say(f"[{self._done}/{self._total}] {name}: {text}")
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)

@@ -169,12 +169,13 @@ def _figure(lines: dict[_Panel, list[Line]], target: float | None) -> Figure:
     """Panels one below the other, room for the names on the right."""
     every = [line for found in lines.values() for line in found]
     panel_inches = max(PANEL_INCHES, names_height_inches(max(lines.values(), key=len)))
-    height = TOP_INCHES + len(lines) * panel_inches + (len(lines) - 1) * BETWEEN_INCHES + BOTTOM_INCHES
+    top = TOP_INCHES if any(panel.title for panel in lines) else TOP_INCHES / 3
+    height = top + len(lines) * panel_inches + (len(lines) - 1) * BETWEEN_INCHES + BOTTOM_INCHES
     width = WIDTH_INCHES
     figure = Figure(figsize=(width, height))
     right_inches = names_width_inches(every)
     for place, (panel, found) in enumerate(lines.items()):
-        bottom = height - TOP_INCHES - (place + 1) * panel_inches - place * BETWEEN_INCHES
+        bottom = height - top - (place + 1) * panel_inches - place * BETWEEN_INCHES
         axes = figure.add_axes(
             (LEFT_INCHES / width, bottom / height, (width - LEFT_INCHES - right_inches) / width, panel_inches / height)
         )

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from dpwa.lab.report_fairness import Finding, described_machine, differing_settings, findings, flat
+from dpwa.lab.report_fairness import Finding, described_machine, differing_settings, findings, used_settings
 from dpwa.lab.report_results import CellResult
 from dpwa.lab.report_statistics import Estimate
 from dpwa.lab.report_summary import Band, Curves, Numbers, RowSummary, Summary
@@ -53,7 +53,7 @@ class Content:
 
     def settings_of(self, row: RowSummary) -> list[str]:
         """Values of the settings that make the rows different, in the order of `different`."""
-        values = flat(row.settings.to_json())
+        values = used_settings(row.settings)
         return [values.get(key, "") for key in self.different]
 
     @property

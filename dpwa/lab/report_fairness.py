@@ -12,13 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpwa.lab.kinds import STRATEGIES
 from dpwa.lab.report_results import CellResult
 from dpwa.lab.report_summary import Summary
 from dpwa.lab.settings import Settings
+from dpwa.lab.study_rows import is_used
 
-__all__ = ["Finding", "described_machine", "differing_settings", "findings", "flat"]
+__all__ = ["Finding", "described_machine", "differing_settings", "findings", "used_settings"]
 
 _SAMPLES_TOLERANCE = 0.01
+_MOST_NAMED = 3
 _ALWAYS_TOLD = {
     "data",
     "model",
@@ -55,7 +58,7 @@ def findings(summary: Summary) -> list[Finding]:
     return [
         _initial_weights(results),
         _samples(summary),
-        _threads(summary),
+        _cores(summary),
         Finding(
             is_equal=True,
             text="Evaluation is off the clock: models are put down during the training and evaluated after its end; "
@@ -75,7 +78,7 @@ def _initial_weights(results: Sequence[CellResult]) -> Finding:
     models = len({key[1:] for key in found})
     seeds = _listed(sorted({key[0] for key in found}))
     wrong = [
-        f"seed {seed}: " + "; ".join(f"{weights[:8]} in {_listed(rows)}" for weights, rows in groups.items())
+        f"seed {seed}: {_grouped({weights[:8]: rows for weights, rows in groups.items()})}"
         for (seed, _, _), groups in sorted(found.items())
         if len(groups) > 1 or "unknown" in groups
     ]
@@ -104,16 +107,25 @@ def _samples(summary: Summary) -> Finding:
     return Finding(is_equal=True, text=f"All rows saw {usual:,.0f} training samples, equal to within 1 %.")
 
 
-def _threads(summary: Summary) -> Finding:
-    rows: dict[int, list[str]] = defaultdict(list)
+def _cores(summary: Summary) -> Finding:
+    """Threads beyond the cores do not make a row faster: what counts is on how many cores it can compute."""
+    cores: dict[int, list[str]] = defaultdict(list)
+    threads: dict[str, list[str]] = defaultdict(list)
     for row in summary.rows:
-        for total in sorted({result.processes * result.threads_per_process for result in row.measured}):
-            rows[total].append(row.name)
-    if len(rows) == 1:
-        (total,) = rows
-        return Finding(is_equal=True, text=f"All rows compute with {total} thread{'s' if total > 1 else ''} in all.")
-    parts = "; ".join(f"{total} in {_listed(names)}" for total, names in sorted(rows.items()))
-    return Finding(is_equal=False, text=f"Threads of all processes together, a server's included, differ: {parts}.")
+        for result in row.measured[:1]:
+            allowed = row.settings.cores or result.machine.get("cores") or 1
+            cores[min(result.processes * result.threads_per_process, allowed)].append(row.name)
+            threads[f"{result.processes} x {result.threads_per_process}"].append(row.name)
+    text = f"Processes x threads, a server's included: {_grouped(threads)}."
+    if len(cores) == 1:
+        (count,) = cores
+        return Finding(is_equal=True, text=f"All rows compute on {_cores_text(count)}. {text}")
+    parts = _grouped({_cores_text(count): names for count, names in sorted(cores.items())})
+    return Finding(is_equal=False, text=f"Rows compute on different numbers of cores: {parts}. {text}")
+
+
+def _cores_text(count: int) -> str:
+    return f"{count} core{'' if count == 1 else 's'}"
 
 
 def _commits(results: Sequence[CellResult]) -> Finding:
@@ -121,8 +133,7 @@ def _commits(results: Sequence[CellResult]) -> Finding:
     for result in results:
         rows[result.commit or "unknown"].append(result.row)
     if len(rows) > 1:
-        parts = "; ".join(f"{commit} in {_listed(dict.fromkeys(names))}" for commit, names in rows.items())
-        return Finding(is_equal=False, text=f"Rows were made by different commits: {parts}.")
+        return Finding(is_equal=False, text=f"Rows were made by different commits: {_grouped(rows)}.")
     (commit,) = rows
     is_clean = commit != "unknown" and not commit.endswith("-dirty")
     remark = "" if is_clean else " (not a clean commit: the code cannot be had again from it alone)"
@@ -134,8 +145,7 @@ def _machines(results: Sequence[CellResult]) -> Finding:
     for result in results:
         rows[described_machine(result.machine)].append(result.row)
     if len(rows) > 1:
-        parts = "; ".join(f"{machine} ({_listed(dict.fromkeys(names))})" for machine, names in rows.items())
-        return Finding(is_equal=False, text=f"Rows were made on different machines or versions: {parts}.")
+        return Finding(is_equal=False, text=f"Rows were made on different machines or versions: {_grouped(rows)}.")
     (machine,) = rows
     return Finding(is_equal=True, text=f"All rows were made on one machine: {machine}.")
 
@@ -165,27 +175,51 @@ def differing_settings(settings: Sequence[Settings]) -> tuple[list[str], dict[st
     Returns:
         The dotted keys that differ, and those of the others that tell what was trained, with their values.
     """
-    flattened = [flat(one.to_json()) for one in settings]
+    flattened = [used_settings(one) for one in settings]
     keys = list(dict.fromkeys(key for one in flattened for key in one))
     differing = [key for key in keys if len({one.get(key, "") for one in flattened}) > 1]
-    usual = flat(Settings(strategy="").to_json())
+    usual = _flat(Settings(strategy="").to_json())
     shared = {
         key: value
         for key, value in flattened[0].items()
-        if key not in differing and (key in _ALWAYS_TOLD or value != usual.get(key, ""))
+        if value and key not in differing and (key in _ALWAYS_TOLD or value != usual.get(key, ""))
     }
     return differing, shared
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def used_settings(settings: Settings) -> dict[str, str]:
+    """The settings that mean something to the strategy, by dotted keys."""
+    kind = STRATEGIES[settings.strategy]
+    values = {key: value for key, value in settings.to_json().items() if is_used(kind, (key,))}
+    # The strategy first, as a reader would.
+    found = {"strategy": settings.strategy, **_flat(values)}
+    if settings.partition.kind != "classes":
+        found.pop("partition.classes_per_node", None)
+    if settings.partition.kind not in {"dirichlet", "quantity"}:
+        found.pop("partition.alpha", None)
+    return found
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings by dotted keys, the values as text; "" for none."""
     found: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            found.update(flat(value, f"{prefix}{key}."))
+            found.update(_flat(value, f"{prefix}{key}."))
         else:
             found[f"{prefix}{key}"] = value if isinstance(value, str) else "" if value is None else json.dumps(value)
     return found
+
+
+def _grouped(rows: Mapping[str, Iterable[str]]) -> str:
+    """What is found in which rows; the largest group is not named one by one."""
+    groups = {what: list(dict.fromkeys(names)) for what, names in rows.items()}
+    if len(groups) == 1:
+        return f"{next(iter(groups))} in all rows"
+    largest = max(groups, key=lambda what: len(groups[what]))
+    is_plain = len(groups[largest]) > _MOST_NAMED
+    others = [f"{what} in {_listed(names)}" for what, names in groups.items() if not is_plain or what != largest]
+    return "; ".join([*others, f"{largest} in the other rows"] if is_plain else others)
 
 
 def _listed(names: Iterable[object]) -> str:

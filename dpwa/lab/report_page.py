@@ -33,22 +33,26 @@ class Picture:
     follows_theme: bool = True
 
 
+_MOST_LETTERS = 60  # of a setting: it may be a whole matrix
+
 _STYLE = Template("""
 :root{color-scheme:light dark;--page:#fcfcfb;--text:#1f1f1e;--soft:#5d5d5a;--rule:#dededc;--good:#1a7f4b;
 --bad:#b3400a;--card:#f4f4f2;$light}
 @media screen and (prefers-color-scheme:dark){:root{--page:#191918;--text:#ececea;--soft:#a9a9a5;--rule:#3d3d3b;
 --good:#5cc995;--bad:#f39a6b;--card:#242423;$dark}}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:66rem;padding:1.5rem 1rem 4rem;background:var(--page);color:var(--text);
+body{margin:0 auto;max-width:74rem;padding:1.5rem 1rem 4rem;background:var(--page);color:var(--text);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0}h2{font-size:1.2rem;margin:2.2rem 0 .5rem}
 p{max-width:46rem}.soft,figcaption,caption{color:var(--soft);font-size:.875rem}
 .wide{overflow-x:auto;margin:.8rem 0}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .65rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top;white-space:nowrap}
+th,td{padding:.35rem .55rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top;white-space:nowrap}
 th{vertical-align:bottom;font-weight:600}thead th{white-space:normal}
-.words{text-align:left}td.words,tbody th{white-space:normal;min-width:9rem}td.words{min-width:14rem}
-tbody th{text-align:left;position:sticky;left:0;background:var(--page);font-weight:600;max-width:16rem}
+.words,.setting{text-align:left}td.words{white-space:normal;min-width:11rem}
+tbody th{text-align:left;vertical-align:top;position:sticky;left:0;background:var(--page);font-weight:600;
+white-space:normal;min-width:12rem;max-width:16rem}
+tbody th:has(.key){padding-left:2.2rem;text-indent:-2rem}
 .key{display:inline-block;width:1.6rem;height:.65rem;margin-right:.4rem;vertical-align:baseline}
 .warning{border-left:.25rem solid var(--bad);background:var(--card);padding:.6rem 1rem;margin:1rem 0}
 .warning ul{margin:.3rem 0;padding-left:1.2rem}
@@ -61,11 +65,14 @@ figure svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sa
 .equal b{color:var(--good)}.unequal b{color:var(--bad)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1rem}dt{color:var(--soft)}
 dd{margin:0;overflow-wrap:anywhere}
-@media (max-width:40rem){dl{grid-template-columns:1fr}.findings li{padding-left:0}
+@media (max-width:40rem){
+tbody th{min-width:8.5rem;max-width:9.5rem}
+dl{grid-template-columns:1fr}.findings li{padding-left:0}
 .findings b{position:static;display:block}}
 @media print{body{max-width:none;padding:0;font-size:10pt}table{font-size:7pt}th,td{padding:.15rem .3rem}
 .wide{overflow:visible}figure svg{min-width:0}figure,tr,li{break-inside:avoid}h2{break-after:avoid}
-tbody th,td.words{min-width:0}}
+tbody th,td.words{min-width:0}tbody th{position:static}
+th,td{white-space:normal;overflow-wrap:anywhere}}
 """)
 
 
@@ -154,16 +161,20 @@ def _figure(picture: Picture) -> str:
 def _settings(content: Content) -> list[str]:
     parts = ["<h2>What was trained</h2>"]
     if content.different:
-        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("row", *content.different))
+        head = "".join(f'<th scope="col"{_WORDS}>{escape(name)}</th>' for name in ("row", *content.different))
         parts.append(_table(head, [_setting_line(content, row) for row in content.summary.rows]))
-    shared = ", ".join(f"{key} {value or 'none'}" for key, value in content.shared.items())
+    shared = ", ".join(f"{key} {value}" for key, value in content.shared.items())
     parts.append(f"<p>The same for all rows: {escape(shared)}.</p>")
     return parts
 
 
 def _setting_line(content: Content, row: RowSummary) -> str:
-    cells = "".join(f"<td>{escape(value)}</td>" for value in content.settings_of(row))
+    cells = "".join(f'<td class="setting">{escape(_short(value))}</td>' for value in content.settings_of(row))
     return f'<tr><th scope="row">{escape(row.name)}</th>{cells}</tr>'
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 1]}…"
 
 
 def _fairness(content: Content) -> list[str]:

@@ -17,6 +17,8 @@ __all__ = ["NONE", "Column", "accuracy_text", "bytes_text", "caption", "columns"
 
 NONE = "-"
 
+_NO_REASON = "no reason given"
+
 
 @dataclass(frozen=True)
 class Column:
@@ -129,11 +131,8 @@ def status_text(row: RowSummary) -> str:
         wanted = len(row.done) + len(row.failed) + len(row.skipped) + len(row.missing)
         parts.append("done" if len(row.done) == wanted else f"{len(row.done)} of {wanted} seeds done")
         parts += dict.fromkeys(result.reason for result in row.done if result.reason)
-    parts += [
-        f"{_of_seed(row, result)}{failure_text(result, row.settings.n_epochs * row.settings.rounds_per_epoch)}"
-        for result in row.failed
-    ]
-    parts += dict.fromkeys(f"skipped: {_without('skipped: ', result.reason) or 'no reason'}" for result in row.skipped)
+    parts += _failures(row)
+    parts += dict.fromkeys(f"skipped: {_without('skipped: ', result.reason) or _NO_REASON}" for result in row.skipped)
     if row.missing:
         seeds = f" (seed {', '.join(map(str, row.missing))})" if row.done or row.failed or row.skipped else ""
         parts.append(f"not run yet{seeds}")
@@ -142,17 +141,33 @@ def status_text(row: RowSummary) -> str:
 
 def failure_text(result: CellResult, rounds: int) -> str:
     """How far a cell came of all its rounds, and why it ended."""
-    reason = result.reason or "no reason given"
-    if not result.rounds:
-        return f"failed before its first round: {reason}"
+    return f"failed {_how_far(result, rounds)}: {result.reason or _NO_REASON}"
+
+
+def _how_far(result: CellResult, rounds: int) -> str:
+    if not result.rounds or result.rounds[-1].round == 0:
+        return "in its first round"
     last = result.rounds[-1]
     accuracies = [100 * r.accuracy for r in result.rounds if r.accuracy is not None and r.round > 0]
     accuracy = f", {accuracies[-1]:.2f} %" if accuracies else ""
-    return f"failed after round {last.round} of {rounds} ({seconds_text(last.time_s)}{accuracy}): {reason}"
+    return f"after round {last.round} of {rounds} ({seconds_text(last.time_s)}{accuracy})"
 
 
-def _of_seed(row: RowSummary, result: CellResult) -> str:
-    return f"seed {result.seed} " if len(row.done) + len(row.failed) + len(row.skipped) > 1 else ""
+def _failures(row: RowSummary) -> list[str]:
+    """One line for each reason: of all seeds that ended by it, how far the first one came."""
+    reasons: dict[str, list[CellResult]] = {}
+    for result in row.failed:
+        reasons.setdefault(result.reason, []).append(result)
+    is_only_one = len(row.done) + len(row.failed) + len(row.skipped) == 1
+    rounds = row.settings.n_epochs * row.settings.rounds_per_epoch
+    lines = []
+    for reason, alike in reasons.items():
+        if len(alike) == 1:
+            lines.append(f"{'' if is_only_one else f'seed {alike[0].seed} '}{failure_text(alike[0], rounds)}")
+        else:
+            seeds = ", ".join(str(result.seed) for result in alike)
+            lines.append(f"seeds {seeds} failed, the first {_how_far(alike[0], rounds)}: {reason or _NO_REASON}")
+    return lines
 
 
 def _without(beginning: str, text: str) -> str:

@@ -126,17 +126,18 @@ class Runner:
         result = self.folder.result(cell)
         if result is not None:
             return Outcome.of_result(cell, result)
-        progress.begin(_name(cell), self.estimate_s())
         missing = self._missing[cell.kind.name]
         if missing is not None:
             self._write_down(cell, self.folder.empty(cell), "skipped", missing)
-            progress.end(f"skipped: {missing}")
+            progress.end(_name(cell), f"skipped: {missing}")
             return Outcome(cell, "skipped", missing)
+        progress.begin(_name(cell), self.estimate_s())
         if why := self.folder.why_again(cell):
             progress.say(f"{_name(cell)}: made again, {why}")
         outcome, ended = self._make(cell, progress)
         progress.end(
-            f"{_shown(outcome)}, {shown_duration(ended.wall_s)}; {shown_duration(self.estimate_s())} left in all"
+            _name(cell),
+            f"{_shown(outcome)}, {shown_duration(ended.wall_s)}; {shown_duration(self.estimate_s())} left in all",
         )
         if not outcome.is_expected:
             log = self.folder.of(cell).output_log

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 
 from dpwa.lab.cell import Cell, CellFolder
-from dpwa.lab.cost import threads_of
 from dpwa.lab.kinds import Start
 from dpwa.lab.strategies.tf_environment import tensorflow_python, why_no_tensorflow
 from dpwa.launch.ports import free_ports

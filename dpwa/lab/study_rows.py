@@ -28,7 +28,7 @@ from dpwa.lab.kinds import STRATEGIES, StrategyKind
 from dpwa.lab.layers import Layers
 from dpwa.lab.settings import CommonSettings, Settings
 
-__all__ = ["Row", "rows_of", "shown_setting", "slug"]
+__all__ = ["Row", "is_used", "rows_of", "shown_setting", "slug"]
 
 _MOST_ROWS = 500
 _GIVEN_BY_THE_LAB = ("run", "nodes", "method", "seed")
@@ -141,7 +141,7 @@ def _drafts(
         layers = Layers()
         for source, place in ((values, ()), (entry, ("strategies", index))):
             for key in source:
-                if key in _known_keys() and _is_used(kind, (key,)):
+                if key in _known_keys() and is_used(kind, (key,)):
                     _put(layers, key, source[key], place)
         label = str(entry.get("name") or kind.name)
         for (key, found), number in zip(points, choice, strict=True):
@@ -164,11 +164,11 @@ def _points(kind: StrategyKind, entry: Mapping[str, Any], grid: Mapping[str, lis
     return [
         (key, found)
         for key, found in grid.items()
-        if _is_used(kind, path := tuple(key.split("."))) and _is_multiplying(kind, path) and not _is_set(entry, path)
+        if is_used(kind, path := tuple(key.split("."))) and _is_multiplying(kind, path) and not _is_set(entry, path)
     ]
 
 
-def _is_used(kind: StrategyKind, path: tuple[str, ...]) -> bool:
+def is_used(kind: StrategyKind, path: tuple[str, ...]) -> bool:
     """Whether a setting means something to a strategy."""
     if path[0] == "partition" and kind.is_one_process:
         return False
@@ -198,7 +198,7 @@ def _is_set(entry: Mapping[str, Any], path: tuple[str, ...]) -> bool:
 
 def _unused_problems(kind: StrategyKind, entry: Mapping[str, Any], index: int) -> Iterator[Problem]:
     for key in entry:
-        if key in _known_keys() and not _is_used(kind, (key,)):
+        if key in _known_keys() and not is_used(kind, (key,)):
             users = f"is of {', '.join(name for name in STRATEGIES if name in _USERS[key])}" if key in _USERS else ""
             what = users or "means nothing to a single process that sees all data"
             yield Problem(

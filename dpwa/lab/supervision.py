@@ -9,14 +9,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from dpwa.launch.guard import Guard, signal_group
 
-__all__ = ["EndedBySignal", "Ended", "run_to_end", "signals_as_exceptions"]
+__all__ = ["Ended", "EndedBySignal", "run_to_end", "signals_as_exceptions"]
 
 _POLL_S = 0.25
 _GRACE_S = 10.0
@@ -79,7 +79,7 @@ def run_to_end(
     log: Path,
     *,
     deadline_s: float,
-    on_wait: Callable[[float], None] = lambda elapsed_s: None,
+    on_wait: Callable[[float], None] | None = None,
 ) -> Ended:
     """Start a process and wait for it. Nothing of its group is left when this returns or raises.
 
@@ -110,11 +110,10 @@ def run_to_end(
                 elapsed_s = time.monotonic() - started_s
                 if elapsed_s > deadline_s:
                     return Ended(_end(process), elapsed_s, is_late=True)
-                on_wait(elapsed_s)
-                try:
+                if on_wait is not None:
+                    on_wait(elapsed_s)
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_S)
-                except subprocess.TimeoutExpired:
-                    continue
             return Ended(process.returncode, time.monotonic() - started_s)
         finally:
             _end(process)
@@ -125,9 +124,7 @@ def _end(process: subprocess.Popen[bytes]) -> int:
     """Ends the group of a process: politely at first."""
     if process.poll() is None:
         signal_group(process.pid, signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            pass
     signal_group(process.pid, signal.SIGKILL)
     return process.wait()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from dpwa.examples.samples import Samples
 from dpwa.examples.shards import Place
 from dpwa.examples.training import Recipe, Task, train
 from dpwa.lab.cell import Cell, CellFolder
@@ -26,7 +27,7 @@ from dpwa.lab.partition import partition
 from dpwa.lab.recording import Recorder
 from dpwa.lab.strategies.base import Strategy
 
-__all__ = ["main", "order_seed", "parts_of_nodes", "recipe_of", "samples_of_node"]
+__all__ = ["data_of", "main", "order_seed", "parts_of_nodes", "recipe_of", "samples_of_node"]
 
 # Where the classes of the strategies are; each file has a function `make`.
 _FILES = {
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> None:
     rank = _rank(cell)
     name = cell.process_names[rank]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    data = load(cell.settings.data, _data_dir())
+    data = data_of(cell, folder)
     model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed)
     if cell.kind.has_server:
         from dpwa.lab.strategies.federated import run_process  # noqa: PLC0415 - only for these
@@ -69,13 +70,25 @@ def main(arguments: list[str]) -> None:
         handicap=Handicap(cell.settings, rank + 1, crowding=_crowding(cell)),
     )
     task = Task(
-        title=cell.row, model=model, shard=samples_of_node(cell, data, rank), held_out=data.held_out, prepare=data.prepare
+        title=cell.row,
+        model=model,
+        shard=samples_of_node(cell, data, rank),
+        held_out=data.held_out,
+        prepare=data.prepare,
     )
     try:
-        train(task, recipe_of(cell, len(task.shard), rank), seed=order_seed(cell, rank), strategy=strategy, watch=recorder)
+        train(
+            task, recipe_of(cell, len(task.shard), rank), seed=order_seed(cell, rank), strategy=strategy, watch=recorder
+        )
         strategy.finish()
     finally:
         strategy.close()
+
+
+def data_of(cell: Cell, folder: CellFolder) -> DataSet:
+    """The data set of a cell, from the folder that the variable DPWA_DATA_DIR names."""
+    data_dir = os.environ.get("DPWA_DATA_DIR")
+    return load(cell.settings.data, Path(data_dir) if data_dir else None, folder.data_cache)
 
 
 def parts_of_nodes(cell: Cell, data: DataSet) -> list[torch.Tensor]:
@@ -85,7 +98,7 @@ def parts_of_nodes(cell: Cell, data: DataSet) -> list[torch.Tensor]:
     return [torch.from_numpy(part) for part in parts]
 
 
-def samples_of_node(cell: Cell, data: DataSet, rank: int) -> object:
+def samples_of_node(cell: Cell, data: DataSet, rank: int) -> Samples:
     """What one process trains on: its part, or all of the data where there is only one model.
 
     Args:
@@ -94,19 +107,21 @@ def samples_of_node(cell: Cell, data: DataSet, rank: int) -> object:
         rank: of the process, from 0.
     """
     kind, wrong = cell.kind, cell.settings.wrong_labels
+    is_whole = kind.splits_batch or kind.is_one_process
+    if is_whole and wrong is None:
+        return data.train
     parts = parts_of_nodes(cell, data)
-    if kind.splits_batch or kind.is_one_process:
-        if wrong is None:
-            return data.train
+    if is_whole and wrong is not None:
+        part = parts[wrong.node - 1]
         labels = data.train.labels.clone()
-        labels[parts[wrong.node - 1]] = _worsened(cell, data, parts[wrong.node - 1]).labels
-        return type(data.train)(data.train.images, labels)
+        labels[part] = _worsened(cell, data, part).labels
+        return Samples(data.train.images, labels)
     if wrong is not None and wrong.node == rank + 1:
         return _worsened(cell, data, parts[rank])
     return data.train.select(parts[rank])
 
 
-def _worsened(cell: Cell, data: DataSet, part: torch.Tensor):  # type: ignore[no-untyped-def]
+def _worsened(cell: Cell, data: DataSet, part: torch.Tensor) -> Samples:
     wrong = cell.settings.wrong_labels
     share = 0.0 if wrong is None else wrong.share
     return with_wrong_labels(data.train.select(part), share, data.classes, seed=cell.seed)
@@ -164,11 +179,6 @@ def _strategy(cell: Cell, folder: CellFolder, rank: int) -> Strategy:
 
 def _crowding(cell: Cell) -> float:
     return len(cell.process_names) / len(os.sched_getaffinity(0))
-
-
-def _data_dir() -> Path | None:
-    given = os.environ.get("DPWA_DATA_DIR")
-    return Path(given) if given else None
 
 
 if __name__ == "__main__":

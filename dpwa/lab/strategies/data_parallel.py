@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from dpwa.errors import InternalError
 from dpwa.lab.cell import Cell, CellFolder
 from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.collective import backward_of_part
@@ -19,8 +20,8 @@ from dpwa.lab.strategies.collective import backward_of_part
 __all__ = ["CustomDataParallel", "make"]
 
 
-def make(cell: Cell, rank: int, size: int, folder: CellFolder) -> Strategy:  # noqa: ARG001
-    """The strategy of the one process: a replica on each GPU, without GPUs one per thread that torch may use here.
+def make(cell: Cell, rank: int, size: int, folder: CellFolder) -> Strategy:  # noqa: ARG001 - there is but one process
+    """The strategy of the one process.
 
     Args:
         cell: of the strategy custom_data_parallel.
@@ -28,8 +29,7 @@ def make(cell: Cell, rank: int, size: int, folder: CellFolder) -> Strategy:  # n
         size: 1.
         folder: of the cell.
     """
-    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    return CustomDataParallel(gpus or [torch.device("cpu")] * torch.get_num_threads())
+    return CustomDataParallel()
 
 
 class CustomDataParallel(Strategy):
@@ -43,28 +43,33 @@ class CustomDataParallel(Strategy):
     The bytes are those between devices: per step, gradients one way and parameters the other; none between threads.
 
     Args:
-        devices: of the replicas; the first one is that of the model.
+        devices: of the replicas; the first one is that of the model. None is all GPUs for a model on a GPU, else one
+            replica for each thread that torch may use in this process.
     """
 
-    def __init__(self, devices: Sequence[torch.device]) -> None:
-        self._devices = tuple(devices)
+    def __init__(self, devices: Sequence[torch.device] | None = None) -> None:
+        self._devices = devices
         self._threads_before = torch.get_num_threads()
-        # Each thread computes alone: torch's own threads would be as many again for each of them.
-        self._threads = ThreadPoolExecutor(len(devices), "replica", initializer=lambda: torch.set_num_threads(1))
+        self._threads: ThreadPoolExecutor | None = None
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """See `Strategy.begin`."""
         super().begin(model, optimizer)
-        # The training thread waits while its replicas compute; helpers of its own would spin and take their cores.
-        torch.set_num_threads(1)
-        self._replicas = [model, *(_replica(model, device) for device in self._devices[1:])]
         own = next(model.parameters()).device
+        devices = _devices_beside(own) if self._devices is None else self._devices
+        self._replicas = [model, *(_replica(model, device) for device in devices[1:])]
         self._remote = [replica for replica in self._replicas if next(replica.parameters()).device != own]
+        # Each replica has one thread: torch's own threads would be as many again for each of them, and those of the
+        # training thread would spin while it waits, and take the cores of the replicas.
+        torch.set_num_threads(1)
+        self._threads = ThreadPoolExecutor(len(devices), "replica", initializer=lambda: torch.set_num_threads(1))
         payload_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         self._step_bytes = 2 * payload_bytes * len(self._remote)
 
     def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """See `Strategy.backward`."""
+        if self._threads is None:
+            raise InternalError("custom_data_parallel: a batch came before `begin`")
         count = len(labels)
         images_of = torch.tensor_split(images, len(self._replicas))
         labels_of = torch.tensor_split(labels, len(self._replicas))
@@ -100,8 +105,17 @@ class CustomDataParallel(Strategy):
 
     def close(self) -> None:
         """See `Strategy.close`."""
-        self._threads.shutdown()
+        if self._threads is not None:
+            self._threads.shutdown()
         torch.set_num_threads(self._threads_before)
+
+
+def _devices_beside(own: torch.device) -> list[torch.device]:
+    """Devices of the replicas for a model on this one, which comes first."""
+    if own.type == "cpu":
+        return [own] * torch.get_num_threads()
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [own, *(gpu for gpu in gpus if gpu != own)]
 
 
 def _replica(model: nn.Module, device: torch.device) -> nn.Module:

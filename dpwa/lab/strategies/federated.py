@@ -71,7 +71,7 @@ def _train(cell: Cell, folder: CellFolder, rank: int, data: DataSet, model: nn.M
     )
     shard = samples_of_node(cell, data, rank)
     task = Task(title=cell.row, model=model, shard=shard, held_out=data.held_out, prepare=data.prepare)
-    recipe = replace(recipe_of(cell, len(shard), rank), epochs=schedule.epochs_of(rank), total_steps=None)
+    recipe = replace(recipe_of(cell, len(task.shard), rank), epochs=schedule.epochs_of(rank), total_steps=None)
     try:
         train(task, recipe, seed=order_seed(cell, rank), strategy=strategy, watch=recorder)
         strategy.finish()

@@ -77,10 +77,9 @@ class FederatedNode:
         return self._method.missed
 
     @property
-    def bytes_moved(self) -> int:
-        """Bytes of models that this node has received and sent, also those read from shared memory."""
-        statistics = self._node.statistics()
-        return statistics.bytes_in + statistics.bytes_out
+    def bytes_received(self) -> int:
+        """Bytes of models that this node has received, also those read from shared memory."""
+        return self._node.statistics().bytes_in
 
     def publish(self, round_: int) -> None:
         """Have the model of this moment served as that of a round. That of the round before can still be had."""

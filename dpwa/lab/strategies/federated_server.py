@@ -61,12 +61,15 @@ class FederatedServer:
         self._schedule = schedule
         self._clients = clients
         self._batch_size = batch_size
-        self._bytes_before = 0
+        self._bytes_before = node.bytes_received  # the node may have joined by a peer's model
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of models that server and clients have sent so far: all of them pass through here."""
-        return self._node.bytes_moved - self._bytes_before
+        """Bytes of models that the server and its clients have sent so far.
+
+        Each model that came from a client is one that it had got from here, as many bytes, and has trained.
+        """
+        return 2 * (self._node.bytes_received - self._bytes_before)
 
     def run(self, watch: ServerWatch) -> None:
         """All rounds; then wait for the clients to end.
@@ -76,7 +79,6 @@ class FederatedServer:
         """
         self._node.publish(round_of_model(1))
         watch.begin(self._schedule.rounds)
-        self._bytes_before = self._node.bytes_moved
         samples = 0
         for round_ in range(1, self._schedule.rounds + 1):
             present = [self._clients[number] for number in self._schedule.chosen(round_)]

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dpwa.errors import ConfigError
-from dpwa.examples.samples import Samples, Transform
+from dpwa.examples.samples import Transform
 from dpwa.examples.training import Recipe
 
 __all__ = ["layers_of", "order_of_batches", "shift_and_scale"]
 
-# Prepared pixels lie within a few units of 0: rounding of float32 is far below this, another kind of transform far above.
+# Prepared pixels lie within a few units of 0: what float32 rounds is far below this, another transform far above.
 _PREPARED_TOLERANCE = 1e-4
 _CHECKED_IMAGES = 100
 

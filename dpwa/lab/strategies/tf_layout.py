@@ -1,8 +1,8 @@
 """One network in the words of two frameworks: its layers, and its weights in torch's and in Keras's order of axes.
 
-Torch puts channels before rows and columns, Keras (on a CPU, where it can do nothing else) behind them. So the weights of
-a convolution have their axes in another order, and those of the first dense layer behind `flatten` have their inputs
-in another order, because the flattened image has.
+Torch puts channels before rows and columns, Keras behind them, because TensorFlow's convolutions on a CPU know nothing
+else. So the weights of a convolution have their axes in another order, and those of the first dense layer behind
+`flatten` have their inputs in another order, because the flattened image has.
 
 Must not know: torch, TensorFlow, files. Runs in: any thread; everything here is pure.
 """

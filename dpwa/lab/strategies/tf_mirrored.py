@@ -1,8 +1,8 @@
 """TensorFlow's MirroredStrategy as a row of the lab: `python -m dpwa.lab.strategies.tf_mirrored CELL_DIR`.
 
-Network, initial weights, data, order of the data and recipe are those of strategy `single`. They go by files to a Python
-that has TensorFlow (`tf_environment`), which trains (`tf_mirrored_script`). Its weights come back after each round, and
-are put down as every process of the lab puts its own down. bytes_sent is 0: gradients stay within one process.
+Network, initial weights, data, order of the data and recipe are those of strategy `single`. They go by files to a
+Python that has TensorFlow (`tf_environment`), which trains (`tf_mirrored_script`). Its weights come back after each
+round, and are put down as every process of the lab puts its own down. bytes_sent is 0: gradients stay in one process.
 
 The training clock is TensorFlow's. It begins when its training step has been traced, optimised and tried, because torch
 has nothing of the kind, and it stands still while weights are handed over.
@@ -19,13 +19,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from dpwa.errors import ConfigError, DpwaError
+from dpwa.errors import ConfigError, DpwaError, InternalError
 from dpwa.examples.training import Recipe
 from dpwa.lab.cell import Cell, CellFolder, write_json
 from dpwa.lab.data import load
@@ -145,8 +145,9 @@ def _export(exchange: Path, folder: CellFolder) -> _Book:
     )
     weights = [tensor.numpy() for tensor in state.values()]
     book.begin(weights)
-    keras_weights = to_keras(book.layers, book.shape, weights)
-    np.savez(exchange / "weights.npz", **{str(number): array for number, array in enumerate(keras_weights)})
+    keras_weights = enumerate(to_keras(book.layers, book.shape, weights))
+    arrays: dict[str, Any] = {str(number): array for number, array in keras_weights}
+    np.savez(exchange / "weights.npz", **arrays)
     images = np.ascontiguousarray(samples.images.numpy().transpose(0, 2, 3, 1))
     np.savez(exchange / "data.npz", images=images, labels=samples.labels.numpy(), order=order)
     shift, scale = shift_and_scale(data.prepare, samples.images)
@@ -209,7 +210,7 @@ def _run_script(python: Path, exchange: Path, book: _Book) -> None:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
     )
     try:
-        _converse(process, exchange, book)
+        _converse(process.stdout, process.stdin, exchange, book)
         code = process.wait(_END_TIMEOUT_S)
     finally:
         process.kill()
@@ -221,14 +222,15 @@ def _run_script(python: Path, exchange: Path, book: _Book) -> None:
         )
 
 
-def _converse(process: subprocess.Popen[str], exchange: Path, book: _Book) -> None:
-    assert process.stdin is not None and process.stdout is not None
-    for line in process.stdout:
+def _converse(said: IO[str] | None, answers: IO[str] | None, exchange: Path, book: _Book) -> None:
+    if said is None or answers is None:
+        raise InternalError("tf_mirrored: TensorFlow's process was started without pipes")
+    for line in said:
         if line == "dpwa: ready\n":
             (book.folder.node(_NAME) / "ready").touch()
         elif line == "dpwa: stopped\n":
             book.stopped(exchange / "stop.npz")
-            print("go on", file=process.stdin, flush=True)
+            print("go on", file=answers, flush=True)
         else:
             print(line, end="", flush=True)
 

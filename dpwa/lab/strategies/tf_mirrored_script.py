@@ -13,8 +13,8 @@ folder that holds
 It says "dpwa: ready" when training begins, and "dpwa: stopped" after each stop, when `stop.npz` holds the weights ("0",
 "1" ...), and of all steps so far loss, right, count and end_s. It goes on when a line comes in.
 
-The training clock, on which end_s is, does not run during a stop. It begins when the step has been traced, optimised and
-run: two steps are made, and undone, before, as torch has no such phase.
+The training clock, on which end_s is, stands still during a stop. It begins when the step has been traced and
+optimised, which torch has nothing like: two steps are made, and undone, before.
 
 Runs in: the only thread that TensorFlow has not started itself.
 """
@@ -46,6 +46,7 @@ class TorchSGD(tf.keras.optimizers.SGD):  # type: ignore[misc]
         self.decay = recipe["weight_decay"]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Change one variable; called on each device for its own copy."""
         if self.decay:
             gradient = gradient + self.decay * variable
         if self.momentum:
@@ -93,7 +94,7 @@ def _network(recipe: Recipe) -> Any:
             filters, kernel, padding=padding, use_bias=bias
         ),
         "relu": tf.keras.layers.ReLU,
-        "max_pool": lambda size: tf.keras.layers.MaxPooling2D(size),
+        "max_pool": lambda size: tf.keras.layers.MaxPooling2D(tuple(size)),
         "flatten": tf.keras.layers.Flatten,
         "dense": lambda units, bias: tf.keras.layers.Dense(units, use_bias=bias),
     }
@@ -154,32 +155,28 @@ def _train(
     step: Callable[[Any], tuple[Any, Any]], batches: Any, model: Any, recipe: Recipe, batch_size: int, folder: Path
 ) -> None:
     stops = set(recipe["stops"])
-    losses: list[float] = []
-    rights: list[int] = []
-    ends_s: list[float] = []
+    rows: list[tuple[float, int, int, float]] = []
     coming = iter(batches)  # takes a moment, in which the first batch is prepared
     _say("ready")
     began_s = time.monotonic()
     for number, batch in enumerate(coming, start=1):
         loss, right = step(batch)
-        losses.append(float(loss))
-        rights.append(int(right))
-        ends_s.append(time.monotonic() - began_s)
+        rows.append((float(loss), int(right), batch_size, time.monotonic() - began_s))
         if number in stops:
             stopped_s = time.monotonic()
-            arrays = {str(place): array for place, array in enumerate(model.get_weights())}
-            counts = np.full(number, batch_size, np.int32)
-            steps = {
-                "loss": np.float32(losses),
-                "right": np.int32(rights),
-                "count": counts,
-                "end_s": np.float64(ends_s),
-            }
-            np.savez(folder / "stop.npz", **arrays, **steps)
-            _say("stopped")
-            if not sys.stdin.readline():
-                sys.exit("whoever reads the weights has gone: nothing is trained for nobody")
+            _hand_over(folder, model.get_weights(), rows)
             began_s += time.monotonic() - stopped_s
+
+
+def _hand_over(folder: Path, weights: list[Any], rows: list[tuple[float, int, int, float]]) -> None:
+    loss, right, count, end_s = (np.array(column) for column in zip(*rows, strict=True))
+    arrays = {str(number): array for number, array in enumerate(weights)}
+    arrays |= {"loss": loss.astype(np.float32), "right": right.astype(np.int32)}
+    arrays |= {"count": count.astype(np.int32), "end_s": end_s}
+    np.savez(folder / "stop.npz", **arrays)
+    _say("stopped")
+    if not sys.stdin.readline():
+        sys.exit("whoever reads the weights has gone: nothing is trained for nobody")
 
 
 def _say(word: str) -> None:

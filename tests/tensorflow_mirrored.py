@@ -1,0 +1,83 @@
+"""Compares trainings by TensorFlow with trainings by torch: `make test-tensorflow`, which names a Python that has it.
+
+Not among the tests that run by themselves: TensorFlow takes 1.6 GB, and no test is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from dpwa.examples.training import Task, train
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from dpwa.lab.cell import Cell, CellFolder, write_json
+from dpwa.lab.data import load
+from dpwa.lab.models import build
+from dpwa.lab.settings import Settings
+from dpwa.lab.strategies.base import Strategy
+from dpwa.lab.strategies.tf_environment import PYTHON_VARIABLE
+from dpwa.lab.strategies.tf_mirrored import run_cell
+from dpwa.lab.worker import order_seed, recipe_of, samples_of_node
+
+NAMED = os.environ.get(PYTHON_VARIABLE, "")
+
+
+class _Watch:
+    """Keeps losses, counts of right answers, and the weights after some steps."""
+
+    def __init__(self, model: torch.nn.Module, stops: set[int]) -> None:
+        self.model, self.stops = model, stops
+        self.rows: list[tuple[float, int]] = []
+        self.weights: dict[int, dict[str, torch.Tensor]] = {}
+
+    def begin(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+
+    def stepped(self, step: int, *, epoch: float, loss: torch.Tensor, right: int, count: int) -> None:  # noqa: ARG002
+        self.rows.append((loss.item(), right))
+        if step in self.stops:
+            self.weights[step] = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model": "mlp"},
+        {"model": "light_cnn", "momentum": 0.0},
+        {"model": "mcmahan_cnn", "schedule": "cosine", "weight_decay": 0.01},
+    ],
+    ids=lambda more: more["model"],
+)
+@pytest.mark.parametrize("cores", [1, 2])
+def test_tensorflow_trains_the_model_that_torch_trains(monkeypatch, tmp_path, more, cores):
+    monkeypatch.setenv(PYTHON_VARIABLE, NAMED)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(cores))
+    # An odd batch: two replicas get unequal parts.
+    values = {"strategy": "tf_mirrored", "data": "digits", "n_epochs": 2, "batch_size": 33, "rounds_per_epoch": 2}
+    cell = Cell("s", "tf", 1, Settings.model_validate(values | more))
+    folder = CellFolder(tmp_path)
+    write_json(folder.cell_json, cell.to_json())
+    run_cell(folder)
+    snapshots = {}
+    for path in sorted(folder.snapshots("w1").iterdir()):
+        with safe_open(path, "pt") as file:
+            snapshots[int(file.metadata()["step"])] = load_file(path)
+
+    data = load("digits", None)
+    model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed)
+    samples = samples_of_node(cell, data, 0)
+    watch = _Watch(model, set(snapshots))
+    task = Task("t", model, samples, data.held_out, data.prepare)
+    train(task, recipe_of(cell, len(samples), 0), seed=order_seed(cell, 0), strategy=Strategy(), watch=watch)
+
+    assert len(snapshots) == 1 + cell.rounds
+    for step, weights in watch.weights.items():
+        for name, tensor in weights.items():
+            torch.testing.assert_close(snapshots[step][name], tensor, rtol=0, atol=1e-5)
+    with np.load(folder.steps("w1")) as steps:
+        assert steps["loss"] == pytest.approx(np.array([loss for loss, _ in watch.rows]), abs=1e-4)
+        assert steps["right"].tolist() == [right for _, right in watch.rows]
