@@ -9,12 +9,13 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench bench-methods bench-gpu bench-quick clean
+.PHONY: help demo test test-slow test-tensorflow lint bench bench-methods bench-gpu bench-quick clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about half a minute)"
 	@echo "make test         the tests"
 	@echo "make test-slow    the tests that take more than a few seconds each"
+	@echo "make test-tensorflow  compares TensorFlow's trainings with torch's (needs tensorflow-cpu)"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        all benchmarks, and docs/benchmarks.md made anew (leave the machine alone meanwhile)"
 	@echo "make bench-methods  six nodes learn Fashion-MNIST by each averaging method, for docs/results.md"
@@ -30,6 +31,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	@$(BIN)/python -m pytest -m slow
+
+# DPWA_TENSORFLOW_PYTHON=~/tensorflow/bin/python make test-tensorflow     TensorFlow in an environment of its own
+test-tensorflow: $(STAMP)
+	@$(BIN)/python -m pytest tests/tensorflow_mirrored.py
 
 lint: $(STAMP)
 	@echo "ruff check"

@@ -10,10 +10,10 @@ import os
 import numpy as np
 import pytest
 import torch
-from dpwa.examples.training import Task, train
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from dpwa.examples.training import Task, train
 from dpwa.lab.cell import Cell, CellFolder, write_json
 from dpwa.lab.data import load
 from dpwa.lab.models import build
@@ -67,6 +67,7 @@ def test_tensorflow_trains_the_model_that_torch_trains(monkeypatch, tmp_path, mo
         with safe_open(path, "pt") as file:
             snapshots[int(file.metadata()["step"])] = load_file(path)
 
+    torch.set_num_threads(1)  # two threads would wait for each other longer than they compute on a machine that is busy
     data = load("digits", None)
     model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed)
     samples = samples_of_node(cell, data, 0)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as of_hypothesis
 from hypothesis import strategies as st
 from torch import nn
 
@@ -35,6 +36,15 @@ from support import wait_until
 
 SERVER = "server"
 TIMEOUT_S = 60
+
+
+@pytest.fixture(autouse=True)
+def _one_core_each():
+    """Threads that each compute with all cores wait for each other for most of their time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Watch:
@@ -187,10 +197,11 @@ def set_to(model: nn.Module, vector: torch.Tensor) -> None:
 # --- Which clients, and how many rounds ---------------------------------------------------------------------------
 
 
+@of_hypothesis(deadline=None)
 @given(
     nodes=st.integers(1, 12),
     fraction=st.floats(0.01, 1.0),
-    epochs=st.integers(1, 50),
+    epochs=st.integers(1, 20),
     local=st.integers(1, 5),
     seed=st.integers(0, 2**32),
 )

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dpwa.examples.samples import Samples, normaliser, unchanged
-from dpwa.examples.training import Recipe, Task, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -18,6 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dpwa.errors import ConfigError
+from dpwa.examples.samples import Samples, normaliser, unchanged
+from dpwa.examples.training import Recipe, Task, train
 from dpwa.lab.cell import Cell, CellFolder, write_json
 from dpwa.lab.models import build
 from dpwa.lab.recording import Recorder
@@ -88,12 +88,12 @@ def test_a_layer_with_another_meaning_in_keras_is_refused(layer):
 
 @st.composite
 def _networks(draw):
-    channels, rows, columns = shape = draw(st.tuples(*(st.integers(low, 7) for low in (1, 4, 4))))
+    shape = draw(st.tuples(*(st.integers(low, 7) for low in (1, 4, 4))))
     layers: list[nn.Module] = []
     if draw(st.booleans()):
         kernel, filters = draw(st.tuples(st.sampled_from([1, 3]), st.sampled_from([1, 3]))), draw(st.integers(1, 4))
         padding = draw(st.sampled_from([(0, 0), (kernel[0] // 2, kernel[1] // 2)]))
-        layers += [nn.Conv2d(channels, filters, kernel, padding=padding, bias=draw(st.booleans())), nn.ReLU()]
+        layers += [nn.Conv2d(shape[0], filters, kernel, padding=padding, bias=draw(st.booleans())), nn.ReLU()]
     if draw(st.booleans()):
         layers.append(nn.MaxPool2d(draw(st.sampled_from([2, (1, 2)]))))
     layers.append(nn.Flatten())

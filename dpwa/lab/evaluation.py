@@ -72,14 +72,14 @@ def evaluate(folder: CellFolder, cell: Cell, data: DataSet, *, exit_code: int, r
         What stands in result.json, but for `wall_s`.
     """
     model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed)
-    initial = initial_weights_hash(model)
     names = _names_with_models(cell)
     rounds = [_round(folder, cell, names, number, model, data) for number in range(cell.rounds + 1)]
     reached = [found for found in rounds if found is not None]
     done = [name for name in names if folder.snapshot(name, cell.rounds).exists()]
     killed = f"w{cell.settings.kill.node}" if cell.settings.kill is not None else None
     is_done = bool(done) and set(done) >= set(names) - {killed} and (exit_code == 0 or killed is not None)
-    workers = [found for name in cell.process_names if (found := _worker(folder, cell, name, model, data))]
+    training = cell.process_names[: cell.settings.nodes]  # a server trains nothing
+    workers = [found for name in training if (found := _worker(folder, cell, name, model, data))]
     last = reached[-1] if reached else None
     if is_done and killed is not None and killed not in done and killed in names:
         reason = f"{killed} was killed; the others went on to the end"
@@ -94,7 +94,7 @@ def evaluate(folder: CellFolder, cell: Cell, data: DataSet, *, exit_code: int, r
         "processes": len(cell.process_names),
         "threads_per_process": int(max((header["threads"] for header in headers), default=0)),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "initial_weights": initial,
+        "initial_weights": _initial_weights(folder, names, model),
         "samples_seen": last["samples"] if last else 0,
         "training_s": last["time_s"] if last else 0.0,
         "bytes_sent": last["bytes_sent"] if last else 0,
@@ -118,10 +118,20 @@ def _names_with_models(cell: Cell) -> tuple[str, ...]:
     return names[:1] if cell.kind.splits_batch else names
 
 
+def _initial_weights(folder: CellFolder, names: Sequence[str], model: nn.Module) -> str:
+    """Hash of the weights that all processes began with; of all that there are, where they did not begin alike."""
+    found = set()
+    for name in names:
+        if (snapshot := _load(folder.snapshot(name, 0))) is not None:
+            model.load_state_dict(snapshot.tensors)
+            found.add(initial_weights_hash(model))
+    return " ".join(sorted(found))
+
+
 def _load(path: Path) -> Snapshot | None:
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, framework="pt") as file:
         header = {key: float(value) for key, value in (file.metadata() or {}).items()}
         return Snapshot({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118
 
@@ -140,7 +150,7 @@ def _round(
     found = [snapshot for name in names if (snapshot := _load(folder.snapshot(name, number))) is not None]
     if not found:
         return None
-    mean = {name: sum(s.tensors[name].double() for s in found) / len(found) for name in found[0].tensors}
+    mean = {name: torch.stack([s.tensors[name].double() for s in found]).mean(dim=0) for name in found[0].tensors}
     model.load_state_dict({name: value.to(found[0].tensors[name].dtype) for name, value in mean.items()})
     is_wanted = cell.settings.eval_acc or number == cell.rounds
     accuracy, loss = measure(model, data) if is_wanted else (None, None)

@@ -28,6 +28,10 @@ class Handicap:
         self._factor = slow.factor if slow is not None and slow.node == number else 1.0
         self._dies_at = kill.at if kill is not None and kill.node == number else None
         self._crowding = max(1.0, crowding)
+        self._computed_s = 0.0
+
+    def begin(self) -> None:
+        """The first step comes next; what was computed before does not count."""
         self._computed_s = time.thread_time()
 
     def after_step(self, step: int, total_steps: int) -> None:

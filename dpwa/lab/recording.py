@@ -20,6 +20,8 @@ from dpwa.lab.handicaps import Handicap
 
 __all__ = ["Recorder", "StartTimeout"]
 
+_STEP_COLUMNS = {"loss": "float32", "right": "int32", "count": "int32", "end_s": "float64"}
+
 # Loading torch and the data in many processes on few cores takes its time.
 _START_TIMEOUT_S = 300.0
 _START_POLL_S = 0.02
@@ -63,6 +65,8 @@ class Recorder:
         self._saves = saves
         self._bytes_sent = bytes_sent
         self._handicap = handicap
+        # Asked now, because a strategy may deal them out to threads of its own.
+        self._threads = torch.get_num_threads()
         self._round = 0
         self._samples = 0
         self._step = 0
@@ -80,6 +84,8 @@ class Recorder:
         self._started_s = time.monotonic()
         self._write(0)
         self._meet()
+        if self._handicap is not None:
+            self._handicap.begin()
         self._started_s = time.monotonic()
         self._paused_s = 0.0
 
@@ -108,7 +114,7 @@ class Recorder:
         self._end_rounds(round_)
 
     def _end_rounds(self, step: int) -> None:
-        while self._round < self._rounds and step >= round((self._round + 1) * self._total_steps / self._rounds):
+        while self._round < self._rounds and step * self._rounds >= (self._round + 1) * self._total_steps:
             self._round += 1
             self._write(self._round)
 
@@ -118,8 +124,11 @@ class Recorder:
         if self._saves:
             self._write_model(round_, training_s)
         draft = self._folder.steps(self._name).with_suffix(".draft.npz")
-        loss, right, count, end_s = zip(*self._steps, strict=True) if self._steps else ((), (), (), ())
-        np.savez(draft, loss=np.float32(loss), right=np.int32(right), count=np.int32(count), end_s=np.float64(end_s))
+        columns = {
+            name: np.array([step[place] for step in self._steps], kind)
+            for place, (name, kind) in enumerate(_STEP_COLUMNS.items())
+        }
+        np.savez(draft, allow_pickle=False, **columns)
         draft.replace(self._folder.steps(self._name))
         self._paused_s += time.monotonic() - paused_s
 
@@ -134,7 +143,7 @@ class Recorder:
             "unix_s": time.time(),
             "bytes_sent": self._bytes_sent(),
             "processes": len(self._names),
-            "threads": torch.get_num_threads(),
+            "threads": self._threads,
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self._model.state_dict().items()}
         save_file(tensors, draft, {name: str(value) for name, value in header.items()})

@@ -34,7 +34,7 @@ def make_report(run_dir: Path) -> int:
         run_dir: folder of the run.
 
     Returns:
-        The exit code: 0, or 1 if no cell has a result yet.
+        The exit code: 0, or 1 if nothing has been measured yet; then no file is written.
 
     Raises:
         ConfigError: the folder holds no run of a study, or pictures cannot be drawn here.
@@ -49,21 +49,19 @@ def make_report(run_dir: Path) -> int:
     summary = summarise(study, *read_results(run_dir))
     console = Console(width=None if os.isatty(1) else _WIDTH_OF_A_FILE)
     content = content_of(summary, _command(study, run_dir, summary))
-    if not summary.results:
-        for note in summary.notes:
-            console.print(Text(note))
-        console.print(Text(f"There is nothing to report yet; run it with: {content.command}"))
-        return 1
     console.print(_table(content))
     for warning in content.warnings:
         console.print(Text(f"- {warning}"))
+    if not summary.results:
+        console.print(Text(f"Nothing has been measured yet; run the study with: {content.command}"))
+        return 1
     for path in _write(run_dir, content):
         console.print(Text(f"Written: {path}"), soft_wrap=True)
     return 0
 
 
 def _write(run_dir: Path, content: Content) -> list[Path]:
-    """All files of the report; those that the study is read by come last."""
+    """All files of the report; the page, which is read first, comes last."""
     try:
         from dpwa.lab.report_pictures import draw  # noqa: PLC0415 - needs matplotlib, which is an extra
     except ModuleNotFoundError as error:

@@ -23,6 +23,7 @@ __all__ = ["Chart", "charts"]
 
 WIDTH_INCHES = 8.2
 PANEL_INCHES = 3.3
+MOST_BATCH_ACCURACY = 99.5  # per cent: single batches without an error would stretch the axis beyond all use
 LEFT_INCHES, TOP_INCHES, BETWEEN_INCHES, BOTTOM_INCHES = 0.75, 0.3, 0.8, 0.55
 
 
@@ -113,12 +114,12 @@ def charts(summary: Summary) -> list[Chart]:
             "loss",
             "Training batches",
             "Loss and accuracy of the batches as they were trained on, the mean over the workers, smoothed by "
-            "averaging neighbours.",
+            f"averaging neighbours. Accuracies above {MOST_BATCH_ACCURACY} % are drawn at {MOST_BATCH_ACCURACY} %.",
             _Panel("Loss", lambda c: c.batch_samples, lambda c: c.batch_loss, "samples seen", "loss (nats)"),
             _Panel(
                 "Accuracy",
                 lambda c: c.batch_samples,
-                lambda c: c.batch_accuracy,
+                lambda c: _up_to(c.batch_accuracy, MOST_BATCH_ACCURACY),
                 "samples seen by all processes",
                 "accuracy (% of the batch)",
                 is_accuracy=True,
@@ -163,6 +164,10 @@ def _lines(rows: Sequence[RowSummary], panel: _Panel) -> list[Line]:
             style = style_of(row.index)
             found.append(Line(f"{row.name}{failed}", style, x[known], values, is_level, row.curves.is_whole))
     return found
+
+
+def _up_to(band: Band, most: float) -> Band:
+    return Band(*(np.minimum(values, most) for values in (band.mean, band.low, band.high)))
 
 
 def _figure(lines: dict[_Panel, list[Line]], target: float | None) -> Figure:

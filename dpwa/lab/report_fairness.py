@@ -18,7 +18,7 @@ from dpwa.lab.report_summary import Summary
 from dpwa.lab.settings import Settings
 from dpwa.lab.study_rows import is_used
 
-__all__ = ["Finding", "described_machine", "differing_settings", "findings", "used_settings"]
+__all__ = ["Finding", "described_machine", "differing_settings", "findings", "listed", "used_settings"]
 
 _SAMPLES_TOLERANCE = 0.01
 _MOST_NAMED = 3
@@ -76,7 +76,7 @@ def _initial_weights(results: Sequence[CellResult]) -> Finding:
         key = (result.seed, str(settings.get("data", "")), str(settings.get("model", "")))
         found[key][result.initial_weights or "unknown"].append(result.row)
     models = len({key[1:] for key in found})
-    seeds = _listed(sorted({key[0] for key in found}))
+    seeds = listed(sorted({key[0] for key in found}))
     wrong = [
         f"seed {seed}: {_grouped({weights[:8]: rows for weights, rows in groups.items()})}"
         for (seed, _, _), groups in sorted(found.items())
@@ -218,9 +218,10 @@ def _grouped(rows: Mapping[str, Iterable[str]]) -> str:
         return f"{next(iter(groups))} in all rows"
     largest = max(groups, key=lambda what: len(groups[what]))
     is_plain = len(groups[largest]) > _MOST_NAMED
-    others = [f"{what} in {_listed(names)}" for what, names in groups.items() if not is_plain or what != largest]
+    others = [f"{what} in {listed(names)}" for what, names in groups.items() if not is_plain or what != largest]
     return "; ".join([*others, f"{largest} in the other rows"] if is_plain else others)
 
 
-def _listed(names: Iterable[object]) -> str:
-    return ", ".join(map(str, names))
+def listed(names: Iterable[object]) -> str:
+    """Names with commas between; those that hold one themselves in quotes."""
+    return ", ".join(f'"{name}"' if "," in str(name) else str(name) for name in names)

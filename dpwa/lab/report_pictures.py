@@ -14,6 +14,7 @@ import numpy as np
 
 from dpwa.lab.partition_drawing import draw_partition
 from dpwa.lab.report_charts import Chart, charts
+from dpwa.lab.report_fairness import listed
 from dpwa.lab.report_lines import style_of
 from dpwa.lab.report_page import Picture
 from dpwa.lab.report_summary import RowSummary, Summary
@@ -83,7 +84,7 @@ def _partitions(summary: Summary) -> list[Chart]:
             Chart(
                 "partition" if number == 1 else f"partition-{number}",
                 title,
-                f"Samples of each class that each node holds, in: {', '.join(row.name for row in alike)}.",
+                f"Samples of each class that each node holds, in: {listed(row.name for row in alike)}.",
                 draw_partition(counts, names, title),
             )
         )

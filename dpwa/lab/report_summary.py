@@ -19,6 +19,8 @@ from dpwa.lab.study import Row, Study
 __all__ = ["Band", "Curves", "RowSummary", "Summary", "TimeToTarget", "summarise", "time_to"]
 
 MOST_POINTS = 200
+# Single batches jump too much to be read: each point is the mean of so many that the training has this many points.
+MOST_BATCH_POINTS = 80
 
 Numbers = NDArray[np.float64]
 
@@ -117,8 +119,8 @@ class RowSummary:
 
     @property
     def measured(self) -> tuple[CellResult, ...]:
-        """The cells that trained, to the end or not."""
-        return self.done + self.failed
+        """The cells of which something was measured, to the end or not."""
+        return tuple(result for result in self.done + self.failed if result.processes > 0)
 
     @property
     def processes(self) -> str:
@@ -143,12 +145,12 @@ class Summary:
 
     @property
     def results(self) -> tuple[CellResult, ...]:
-        """All cells that trained."""
+        """All cells of which something was measured."""
         return tuple(result for row in self.rows for result in row.measured)
 
     @property
     def seeds(self) -> list[int]:
-        """Those of the cells that trained."""
+        """Those of the cells of which something was measured."""
         return sorted({result.seed for result in self.results})
 
 
@@ -295,7 +297,9 @@ def _batches(found: Sequence[Batches]) -> tuple[Numbers, Band, Band]:
     if not lines:
         nothing = np.empty((1, 0))
         return nothing[0], _band(nothing), _band(nothing)
-    ends = np.linspace(0, min(line[0, -1] for line in lines), min(MOST_POINTS, *(line.shape[1] for line in lines)) + 1)
+    ends = np.linspace(
+        0, min(line[0, -1] for line in lines), min(MOST_BATCH_POINTS, *(line.shape[1] for line in lines)) + 1
+    )
     # Integrals, so that a point is the mean over all samples since the one before it.
     means = np.array([[_means_between(line[0], line[row], ends) for line in lines] for row in (1, 2)])
     return ends[1:], _band(means[0]), _band(100 * means[1])

@@ -101,9 +101,10 @@ class RunFolder:
             return "its folder holds no complete training"
         if old != cell.to_json():
             return f"the study has changed: {', '.join(_differences(old, cell.to_json()))}"
-        return (
-            "it was ended before its result" if result is None else f"it failed: {result.get('reason') or 'no reason'}"
-        )
+        if result is None:
+            return "it was ended before its result"
+        how = "was skipped" if result.get("status") == "skipped" else "failed"
+        return f"it {how}: {result.get('reason') or 'nobody knows why'}"
 
     def empty(self, cell: Cell) -> CellFolder:
         """The folder of a training, with nothing in it but cell.json.

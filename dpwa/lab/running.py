@@ -19,6 +19,8 @@ from rich.console import Console
 
 from dpwa.lab.cell import Cell, CellFolder, write_json
 from dpwa.lab.cost import Pace, estimate_s, shown_duration, threads_of
+from dpwa.lab.kinds import Start
+from dpwa.lab.mpi_segments import remove_mpi_segments
 from dpwa.lab.progress import RunProgress
 from dpwa.lab.run_folder import RunFolder, is_result, last_lines, newest_round, read_json, remove_snapshots, shown_path
 from dpwa.lab.starting import (
@@ -38,10 +40,13 @@ __all__ = ["Runner"]
 _LEAST_DEADLINE_S = 600.0
 _DEADLINE_IN_ESTIMATES = 6.0
 _SHOWN_LINES = 12
+_SEARCHED_LINES = 300
 _SHARE_TO_TRUST = 0.15
 """From this share of a training on, its own pace tells better than the estimate when it will be over."""
 
-_ERROR_LINE = re.compile(r"(\w+(?:Error|Exception|Interrupt)\b.*|dpwa: .*)")
+_ERROR_LINES = (re.compile(r"\b\w+(?:Error|Exception): .*"), re.compile(r"dpwa: node .* failed: .*"))
+"""What tells why processes failed: an exception that ended one, else what `dpwa launch` says. The first is the cause of
+the others."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,11 @@ class Runner:
         progress.begin(_name(cell), self.estimate_s())
         if why := self.folder.why_again(cell):
             progress.say(f"{_name(cell)}: made again, {why}")
-        outcome, ended = self._make(cell, progress)
+        try:
+            outcome, ended = self._make(cell, progress)
+        finally:
+            if cell.kind.start is Start.MPI:
+                remove_mpi_segments()
         progress.end(
             _name(cell),
             f"{_shown(outcome)}, {shown_duration(ended.wall_s)}; {shown_duration(self.estimate_s())} left in all",
@@ -239,9 +248,10 @@ def _reason(ended: Ended, deadline_s: float, folder: CellFolder) -> str:
 
 
 def _error_in(folder: CellFolder) -> str:
-    """The last line of the log that looks like an error, shortened."""
-    for line in reversed(last_lines(folder.output_log, 200)):
-        if found := _ERROR_LINE.search(line):
-            text = found[1].strip()
-            return text if len(text) <= 200 else f"{text[:197]}..."
+    """The line of the log that tells best what went wrong, shortened; empty if none does."""
+    lines = last_lines(folder.output_log, _SEARCHED_LINES)
+    for pattern in _ERROR_LINES:
+        for line in lines:
+            if found := pattern.search(line):
+                return found[0] if len(found[0]) <= 200 else f"{found[0][:197]}..."
     return ""

@@ -61,9 +61,7 @@ class LabelOptions(Section):
 class CommonSettings(Section):
     """What a study file may set for all of its rows, or for one."""
 
-    data: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = Field(
-        "fashion_mnist", description="The data set."
-    )
+    data: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = Field("fashion_mnist", description="The data set.")
     model: Literal["mcmahan_cnn", "light_cnn", "mlp"] = Field("light_cnn", description="The network.")
     partition: PartitionOptions = Field(PartitionOptions(), description="Which samples each node holds.")
     nodes: int = Field(4, ge=1, le=64, description="Processes that train.")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
@@ -29,6 +29,9 @@ from dpwa.lab.layers import Layers
 from dpwa.lab.settings import CommonSettings, Settings
 
 __all__ = ["Row", "is_used", "rows_of", "shown_setting", "slug"]
+
+Choices: TypeAlias = "list[tuple[int, Any]]"
+"""Values of a key of the grid, each with its place in the file's list."""
 
 _MOST_ROWS = 500
 _GIVEN_BY_THE_LAB = ("run", "nodes", "method", "seed")
@@ -77,9 +80,16 @@ def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], 
         values: keys and plain values of the file, which may be wrong.
         folder: what files of matrices are relative to; None does not look at them.
     """
-    grid = {key: found for key, found in _mapping(values.get("grid")).items() if isinstance(found, list) and found}
-    problems = list(_grid_problems(grid))
-    grid = {key: found for key, found in grid.items() if ("grid", key) not in {problem.place for problem in problems}}
+    given_grid = {
+        key: found for key, found in _mapping(values.get("grid")).items() if isinstance(found, list) and found
+    }
+    problems = list(_grid_problems(given_grid))
+    wrong = {problem.place for problem in problems}
+    grid = {
+        key: [(number, value) for number, value in enumerate(found) if ("grid", key, number) not in wrong]
+        for key, found in given_grid.items()
+        if ("grid", key) not in wrong
+    }
     drafts: list[_Draft] = []
     entries = values.get("strategies")
     for index, given in enumerate(entries if isinstance(entries, list) else ()):
@@ -134,19 +144,19 @@ def _drafts(
     kind: StrategyKind,
     entry: Mapping[str, Any],
     index: int,
-    points: Sequence[tuple[str, list[Any]]],
+    points: Sequence[tuple[str, Choices]],
 ) -> Iterator[_Draft]:
     """The rows of one entry of `strategies`."""
-    for choice in product(*(range(len(found)) for _, found in points)):
+    for choice in product(*(found for _, found in points)):
         layers = Layers()
         for source, place in ((values, ()), (entry, ("strategies", index))):
             for key in source:
                 if key in _known_keys() and is_used(kind, (key,)):
                     _put(layers, key, source[key], place)
         label = str(entry.get("name") or kind.name)
-        for (key, found), number in zip(points, choice, strict=True):
-            layers.put(tuple(key.split(".")), found[number], ("grid", key, number))
-            label += f", {key.rpartition('.')[2]}={shown_setting(found[number])}"
+        for (key, _), (number, value) in zip(points, choice, strict=True):
+            layers.put(tuple(key.split(".")), value, ("grid", key, number))
+            label += f", {key.rpartition('.')[2]}={shown_setting(value)}"
         yield _Draft(label, kind, index, layers, entry.get("literature"))
 
 
@@ -159,7 +169,7 @@ def _put(layers: Layers, key: str, value: object, place: Place) -> None:
         layers.put((key,), value, (*place, key))
 
 
-def _points(kind: StrategyKind, entry: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> list[tuple[str, list[Any]]]:
+def _points(kind: StrategyKind, entry: Mapping[str, Any], grid: Mapping[str, Choices]) -> list[tuple[str, Choices]]:
     """The keys of the grid that matter to an entry, with their values."""
     return [
         (key, found)
@@ -215,7 +225,7 @@ def _grid_problems(grid: Mapping[str, list[Any]]) -> Iterator[Problem]:
             hint = f'did you mean "{near[0]}"?' if near else f"known here: {', '.join(_known_keys())}"
             yield Problem(("grid", key), f"unknown setting, {hint}", at_key=True)
         for number, value in enumerate(found):
-            if value in found[:number] and type(value) is type(found[found.index(value)]):
+            if any(value == other and type(value) is type(other) for other in found[:number]):
                 yield Problem(("grid", key, number), "this value stands here twice; remove one of the two")
 
 
@@ -235,7 +245,7 @@ def _label_problems(drafts: Sequence[_Draft]) -> Iterator[Problem]:
 def slug(label: str) -> str:
     """A label as the name of a folder: small letters, digits, dots and dashes."""
     kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._") else "-" for letter in label)
-    return "-".join(part for part in kept.lower().split("-") if part).lstrip(".")[:120] or "row"
+    return "-".join(part for part in kept.lower().split("-") if part).lstrip(".-")[:120] or "row"
 
 
 def _literature(values: Mapping[str, Any], draft: _Draft) -> float | None:

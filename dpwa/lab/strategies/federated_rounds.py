@@ -17,7 +17,7 @@ from dpwa.lab.settings import Settings
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
 from dpwa.neighbourhood import Neighbourhood
 
-__all__ = ["FederatedRounds", "Schedule", "round_of_model", "round_of_work"]
+__all__ = ["DEADLINE_S", "FederatedRounds", "Schedule", "round_of_model", "round_of_work", "samples_of"]
 
 DEADLINE_S = 3600.0
 """What a client may take for a round. One that dies is noticed at once: this is for those that never end."""

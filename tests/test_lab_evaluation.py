@@ -1,0 +1,158 @@
+"""From snapshots to a result: the mean of models, their distance, and what becomes of a cell that failed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dpwa.lab.cell import Cell, CellFolder, write_json
+from dpwa.lab.data import DataSet, load
+from dpwa.lab.evaluation import evaluate, measure
+from dpwa.lab.models import build, initial_weights_hash
+from dpwa.lab.recording import Recorder
+from dpwa.lab.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataSet:
+    return load("digits", None)
+
+
+def cell_of(**options) -> Cell:
+    values = {"strategy": "pull", "data": "digits", "model": "mlp", "nodes": 2, "n_epochs": 2, **options}
+    return Cell("study", "row", 0, Settings.model_validate(values))
+
+
+def run_rounds(folder: CellFolder, cell: Cell, digits: DataSet, shifts: dict[str, list[float]]) -> nn.Module:
+    """Let processes put models down: the initial one, moved by a constant in each round."""
+    for name, moves in shifts.items():
+        model = build(cell.settings.model, digits.shape, digits.classes, seed=cell.seed)
+        watch = Recorder(folder, (name,), name, model, rounds=cell.rounds, bytes_sent=lambda: 1000)
+        watch.begin(cell.rounds)
+        for number, shift in enumerate(moves, start=1):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(shift)
+            watch.stepped(number, epoch=1.0, loss=torch.tensor(2.0 * number), right=3, count=4)
+    return build(cell.settings.model, digits.shape, digits.classes, seed=cell.seed)
+
+
+def test_the_aggregated_model_is_the_mean_and_consensus_the_mean_distance_from_it(tmp_path, digits):
+    folder, cell = CellFolder(tmp_path), cell_of()
+    initial = run_rounds(folder, cell, digits, {"w1": [0.1, 0.0], "w2": [-0.1, 0.1]})
+    result = evaluate(folder, cell, digits, exit_code=0)
+    rounds = result["rounds"]
+    assert [found["round"] for found in rounds] == [0, 1, 2]
+    assert rounds[0]["consensus"] == 0
+    # After round 1 the mean is the initial model again, and each is 0.1 in every parameter away from it.
+    count = sum(parameter.numel() for parameter in initial.parameters())
+    norm = math.sqrt(sum(float((parameter.detach().double() ** 2).sum()) for parameter in initial.parameters()))
+    assert rounds[1]["consensus"] == pytest.approx(0.1 * math.sqrt(count) / norm, rel=1e-5)
+    assert (rounds[1]["accuracy"], rounds[1]["loss"]) == pytest.approx(measure(initial, digits))
+    assert result["final_accuracy"] == rounds[2]["accuracy"]
+    assert result["status"] == "done"
+    assert rounds[2]["samples"] == result["samples_seen"] == 16
+    assert result["bytes_sent"] == 2000
+
+
+def test_only_the_last_round_is_measured_when_the_others_are_not_wanted(tmp_path, digits):
+    folder, cell = CellFolder(tmp_path), cell_of(eval_acc=False)
+    run_rounds(folder, cell, digits, {"w1": [0.1, 0.0], "w2": [-0.1, 0.1]})
+    rounds = evaluate(folder, cell, digits, exit_code=0)["rounds"]
+    assert [found["accuracy"] is None for found in rounds] == [True, True, False]
+
+
+def test_a_cell_that_failed_keeps_what_it_came_to_and_has_no_final_accuracy(tmp_path, digits):
+    folder, cell = CellFolder(tmp_path), cell_of()
+    run_rounds(folder, cell, digits, {"w1": [0.1], "w2": [0.1]})
+    result = evaluate(folder, cell, digits, exit_code=1, reason="w2 said no")
+    assert result["status"] == "failed"
+    assert result["reason"] == "w2 said no"
+    assert result["final_accuracy"] is None
+    assert [found["round"] for found in result["rounds"]] == [0, 1]
+
+
+def test_processes_that_end_well_without_their_last_models_have_failed(tmp_path, digits):
+    folder, cell = CellFolder(tmp_path), cell_of()
+    run_rounds(folder, cell, digits, {"w1": [0.1, 0.1], "w2": [0.1]})
+    assert evaluate(folder, cell, digits, exit_code=0)["status"] == "failed"
+
+
+def test_when_a_node_was_killed_on_purpose_the_result_is_that_of_the_survivors(tmp_path, digits):
+    folder, cell = CellFolder(tmp_path), cell_of(kill={"node": 2, "at": 0.5})
+    run_rounds(folder, cell, digits, {"w1": [0.1, 0.1], "w2": [0.1]})
+    result = evaluate(folder, cell, digits, exit_code=1)
+    assert result["status"] == "done"
+    assert result["reason"] == "w2 was killed; the others went on to the end"
+    assert len(result["workers"]) == 2
+
+
+def test_when_the_others_die_with_a_killed_node_the_cell_has_failed(tmp_path, digits):
+    folder, cell = CellFolder(tmp_path), cell_of(kill={"node": 2, "at": 0.5})
+    run_rounds(folder, cell, digits, {"w1": [0.1], "w2": [0.1]})
+    assert evaluate(folder, cell, digits, exit_code=1)["status"] == "failed"
+
+
+def test_a_cell_of_which_nothing_is_there_has_failed_without_rounds(tmp_path, digits):
+    folder, cell = CellFolder(tmp_path), cell_of()
+    write_json(folder.cell_json, cell.to_json())
+    result = evaluate(folder, folder.cell(), digits, exit_code=1)
+    assert result["status"] == "failed"
+    assert result["reason"] == "exit code 1"
+    assert result["rounds"] == []
+    assert result["workers"] == []
+
+
+def test_batches_are_averaged_over_the_workers_weighted_by_their_samples(tmp_path, digits):
+    folder, cell = CellFolder(tmp_path), cell_of()
+    run_rounds(folder, cell, digits, {"w1": [0.0, 0.0], "w2": [0.0, 0.0]})
+    steps = {"loss": [4.0, 6.0], "right": [0, 2], "count": [12, 12], "end_s": [0.0, 0.0]}
+    np.savez(folder.steps("w2"), **{key: np.array(value) for key, value in steps.items()})
+    batches = evaluate(folder, cell, digits, exit_code=0)["batches"]
+    assert batches["samples"] == [16, 32]
+    assert batches["loss"] == pytest.approx([(2 * 4 + 4 * 12) / 16, (4 * 4 + 6 * 12) / 16])
+    assert batches["accuracy"] == pytest.approx([3 / 16, 5 / 16], abs=1e-5)
+
+
+def test_many_batches_become_at_most_four_hundred_points(tmp_path, digits):
+    folder, cell = CellFolder(tmp_path), cell_of()
+    run_rounds(folder, cell, digits, {"w1": [0.0, 0.0], "w2": [0.0, 0.0]})
+    for name, count in (("w1", 2000), ("w2", 500)):  # w2 was slower
+        values = {"loss": np.ones(count), "right": np.ones(count), "count": np.full(count, 4), "end_s": np.ones(count)}
+        np.savez(folder.steps(name), **values)
+    batches = evaluate(folder, cell, digits, exit_code=0)["batches"]
+    assert len(batches["loss"]) == 400
+    assert batches["samples"][-1] == 4 * 2500
+    assert batches["loss"] == pytest.approx([1.0] * 400)
+
+
+def test_what_is_measured_of_a_model_is_its_accuracy_and_cross_entropy(digits):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
+    accuracy, loss = measure(model, digits)
+    assert loss == pytest.approx(math.log(10), rel=1e-5)
+    assert accuracy == pytest.approx(float((digits.held_out.labels == 0).float().mean()))
+
+
+def test_the_hash_of_the_initial_weights_is_of_what_the_processes_began_with(tmp_path, digits):
+    folder, cell = CellFolder(tmp_path), cell_of()
+    initial = run_rounds(folder, cell, digits, {"w1": [0.1, 0.0], "w2": [0.0, 0.0]})
+    same = evaluate(folder, cell, digits, exit_code=0)["initial_weights"]
+    assert same == initial_weights_hash(initial)
+    folder.snapshot("w1", 1).replace(folder.snapshot("w1", 0))
+    assert len(evaluate(folder, cell, digits, exit_code=0)["initial_weights"].split()) == 2
+
+
+def test_a_result_says_what_was_trained_where(tmp_path, digits):
+    folder, cell = CellFolder(tmp_path), cell_of()
+    run_rounds(folder, cell, digits, {"w1": [0.0, 0.0], "w2": [0.0, 0.0]})
+    result = evaluate(folder, cell, digits, exit_code=0)
+    assert Cell.from_json(result["cell"]) == cell
+    assert sum(result["shard_sizes"]) == len(digits.train)
+    assert np.array(result["class_counts"]).shape == (2, 10)
+    assert result["machine"]["cores"] >= 1

@@ -1,0 +1,337 @@
+"""Study files: rows, seeds, grid, selection, and all mistakes at once with their places."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpwa.errors import ConfigError
+from dpwa.lab.cell import Cell
+from dpwa.lab.kinds import STRATEGIES
+from dpwa.lab.layers import Layers
+from dpwa.lab.study import Study, cell_folder_name
+from dpwa.lab.study_rows import slug
+
+BASE = "study: try\ndata: digits\nmodel: mlp\nnodes: 2\n"
+
+
+def study_of(text: str) -> Study:
+    return Study.from_text(BASE + text)
+
+
+def problems_of(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        study_of(text)
+    return list(caught.value.problems)
+
+
+def labels(study: Study) -> list[str]:
+    return [row.label for row in study.rows]
+
+
+def test_a_word_is_a_row_with_the_settings_of_the_study() -> None:
+    study = study_of("n_epochs: 3\nstrategies: [single, pull]\n")
+    assert labels(study) == ["single", "pull"]
+    assert [row.settings.n_epochs for row in study.rows] == [3, 3]
+    assert study.seeds == (0,)
+    assert study.title == "try"
+
+
+def test_settings_of_a_row_cover_those_of_the_study() -> None:
+    study = study_of("n_epochs: 3\nstrategies: [{strategy: single, n_epochs: 5, name: longer}, single]\n")
+    assert [(row.label, row.settings.n_epochs) for row in study.rows] == [("longer", 5), ("single", 3)]
+
+
+def test_keys_of_the_cluster_are_joined_and_those_of_the_row_win() -> None:
+    study = study_of(
+        "cluster: {timeout_ms: 5000, pull_probability: 0.5}\n"
+        "strategies: [{strategy: pull, cluster: {pull_probability: 0.1, topology: ring}}]\n"
+    )
+    assert study.rows[0].settings.cluster == {"timeout_ms": 5000, "pull_probability": 0.1, "topology": "ring"}
+
+
+def test_a_grid_makes_a_row_for_each_combination() -> None:
+    study = study_of(
+        "strategies: [gosgd, pull]\ngrid:\n  cluster.pull_probability: [1.0, 0.5]\n  learning_rate: [0.1, 0.01]\n"
+    )
+    assert len(study.rows) == 8
+    assert labels(study)[0] == "gosgd, pull_probability=1, learning_rate=0.1"
+    assert study.rows[3].settings.cluster == {"pull_probability": 0.5}
+    assert study.rows[3].settings.learning_rate == 0.01
+
+
+def test_a_key_of_the_grid_that_a_strategy_does_not_use_does_not_multiply_its_rows() -> None:
+    study = study_of(
+        "strategies: [single, dpsgd, fedprox, pull]\ngrid: {cluster.pull_probability: [1.0, 0.5], mu: [0.1, 1.0]}\n"
+    )
+    assert labels(study) == [
+        "single",
+        "dpsgd",
+        "fedprox, mu=0.1",
+        "fedprox, mu=1",
+        "pull, pull_probability=1",
+        "pull, pull_probability=0.5",
+    ]
+
+
+def test_a_row_that_sets_a_key_of_the_grid_keeps_its_own_value() -> None:
+    study = study_of(
+        "strategies: [pull, {name: seldom, strategy: pull, cluster: {pull_probability: 0.05}}]\n"
+        "grid: {cluster.pull_probability: [1.0, 0.5]}\n"
+    )
+    assert labels(study)[-1] == "seldom"
+    assert len(study.rows) == 3
+    assert study.rows[-1].settings.cluster == {"pull_probability": 0.05}
+
+
+def test_what_a_strategy_does_not_use_is_left_out_of_its_settings() -> None:
+    study = study_of(
+        "cluster: {pull_probability: 0.5}\nmu: 3.0\npartition: classes\nslow: {node: 2, factor: 4}\n"
+        "strategies: [single, param_avg]\n"
+    )
+    single, averaged = (row.settings for row in study.rows)
+    assert (single.cluster, single.mu, single.partition.kind, single.slow) == ({}, 1.0, "iid", None)
+    assert (averaged.cluster, averaged.mu, averaged.partition.kind) == ({}, 1.0, "classes")
+    assert averaged.slow is not None
+
+
+def test_a_grid_over_a_section_keeps_the_rest_of_it() -> None:
+    study = study_of("partition: dirichlet\nstrategies: [pull]\ngrid: {partition.alpha: [0.1, 100]}\n")
+    assert [row.settings.partition.alpha for row in study.rows] == [0.1, 100.0]
+    assert {row.settings.partition.kind for row in study.rows} == {"dirichlet"}
+
+
+def test_mappings_and_null_in_a_grid_have_a_readable_label() -> None:
+    study = study_of("strategies: [pull]\ngrid: {slow: [null, {node: 1, factor: 4}]}\n")
+    assert labels(study) == ["pull, slow=none", "pull, slow=node 1 factor 4"]
+
+
+def test_the_literature_stands_beside_its_row() -> None:
+    study = study_of(
+        "strategies: [{strategy: gosgd, literature: 80}, single]\n"
+        "grid: {cluster.pull_probability: [1.0, 0.5]}\n"
+        'literature: {"gosgd, pull_probability=0.5": 87.3, single: 90}\nliterature_unit: s\ntarget_accuracy: 90\n'
+    )
+    assert [row.literature for row in study.rows] == [80.0, 87.3, 90.0]
+    assert (study.literature_unit, study.target_accuracy) == ("s", 90.0)
+
+
+def test_seeds_are_a_number_or_a_list() -> None:
+    assert study_of("strategies: [single]\nseeds: 3\n").seeds == (0, 1, 2)
+    assert study_of("strategies: [single]\nseeds: [7, 5]\n").seeds == (7, 5)
+
+
+def test_cells_are_rows_times_seeds_with_folders_of_their_own() -> None:
+    study = study_of("strategies: [single, pull]\nseeds: 2\n")
+    cells = study.cells()
+    assert [(cell.row, cell.seed) for cell in cells] == [("single", 0), ("single", 1), ("pull", 0), ("pull", 1)]
+    assert len({cell_folder_name(cell) for cell in cells}) == 4
+    assert [cell.seed for cell in study.cells(seeds=3)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_cell_survives_its_file() -> None:
+    for cell in study_of("strategies: [{strategy: pull, cluster: {topology: ring}}, w_param_avg]\nlambda: 2\n").cells():
+        assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
+
+
+def test_every_strategy_can_be_a_row() -> None:
+    assert labels(study_of(f"strategies: [{', '.join(STRATEGIES)}]\n")) == list(STRATEGIES)
+
+
+@pytest.mark.parametrize(
+    ("only", "count"),
+    [
+        (["method=gosgd"], 6),
+        (["strategy=gosgd", "seed=1"], 2),
+        (["seed=0", "seed=2"], 8),
+        (["cluster.pull_probability=0.5"], 3),
+        (["pull_probability=1"], 3),
+        (["row=single"], 3),
+        (["row=gosgd, pull_probability=1"], 3),
+        (["partition=iid"], 12),
+        (["partition.kind=iid", "eval_acc=true"], 12),
+        (["mu=1.0", "slow=null"], 12),
+    ],
+)
+def test_only_picks_trainings(only: list[str], count: int) -> None:
+    study = study_of("strategies: [single, gosgd, ddp]\nseeds: 3\ngrid: {cluster.pull_probability: [1.0, 0.5]}\n")
+    assert len(study.cells(only)) == count
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        (["methd=pull"], 'unknown key, did you mean "method"?'),
+        (["method=gosgd"], "no training has this value; there are: single; pull"),
+        (["pull"], "expected KEY=VALUE"),
+        (["method=single", "seed=5"], "there are: 0"),
+        (["row=single", "method=pull"], "no training fits all of these"),
+    ],
+)
+def test_only_tells_what_there_is(only: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        study_of("strategies: [single, pull]\n").cells(only)
+    assert message in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
+    found = problems_of(
+        """nodez: 3
+batch_size: "12"
+slow: {node: 9, faktor: 2}
+strategies:
+  - singel
+  - strategy: pull
+    cluster: {pull_probabilty: 0.5, nodes: 3}
+  - {strategy: gosgd, mu: 1.0}
+  - {strategy: ddp, partition: classes}
+grid:
+  cluster.constant.value: [1.0, 5]
+  lamda: [1]
+  partition.alpha: [-1]
+seeds: 0
+literature: {dpd: 3}
+target_accuracy: 0
+"""
+    )
+    expected = [
+        ('5:1: nodez: unknown key, did you mean "nodes"?'),
+        ("6:13: batch_size: expected a whole number from 1 to 100000"),
+        ("7:7: slow.factor: missing; expected a number above 1"),
+        ("7:14: slow.node: expected one of the 2 nodes, got 9"),
+        ('7:17: slow.faktor: unknown key, did you mean "factor"?'),
+        ("9:5: strategies[0].strategy: expected one of single, pull"),
+        ('11:15: strategies[1].cluster.pull_probabilty: unknown key, did you mean "pull_probability"?'),
+        ("11:37: strategies[1].cluster.nodes: the lab itself writes"),
+        ("12:23: strategies[2].mu: mu is of fedprox; gosgd does not use it"),
+        ("13:32: strategies[3].partition: ddp splits each batch"),
+        ("15:33: grid.cluster.constant.value[1]: expected a number from 0 to 1, got 5"),
+        ('16:3: grid.lamda: unknown setting, did you mean "lambda"?'),
+        ("17:21: grid.partition.alpha[0]: expected a number above 0"),
+        ("18:8: seeds: expected how many seeds"),
+        ('19:14: literature.dpd: there is no such row, did you mean "ddp"?'),
+        ("20:18: target_accuracy: expected"),
+    ]
+    assert len(found) == len(expected)
+    for line, start in zip(found, expected, strict=True):
+        assert line.startswith(f"study.yaml:{start}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("strategies: [single, single]", "another row has this label too"),
+        ("strategies: [{strategy: single, name: a b}, {strategy: pull, name: a-b}]", "too similar"),
+        ("strategies: [pull]\ngrid: {n_epochs: [2, 2]}", "stands here twice"),
+        ("strategies: []", "expected a list of 1 to 200 entries, got a list of 0"),
+        ("strategies: [pull]\ngrid: {n_epochs: []}", "grid.n_epochs: expected a list"),
+        ("strategies: [pull]\ngrid: {n_epochs: 3}", "grid.n_epochs: expected a list"),
+        ("strategies: [pull]\ngrid: {strategy: [pull]}", "unknown setting"),
+        ("strategies: [ddp]\npartition: classes", "write partition: iid for this row"),
+        ("strategies: [parallel_sgd]\nbatch_size: 1", "at least one sample for each of 2 nodes, got 1"),
+        ("strategies: [{strategy: single, partition: iid}]", "single process that sees all data"),
+        ("strategies: [pull]\nkill: {node: 3, at: 0.5}", "expected one of the 2 nodes, got 3"),
+        ("strategies: [pull]\nwrong_labels: {node: 3, share: 0.1}", "expected one of the 2 nodes, got 3"),
+        ("strategies: [pull]\nslow: 3", "slow: expected a mapping"),
+        ("strategies: [pull]\npartition: clases", 'did you mean "classes"?'),
+        ("strategies: [{strategy: pull, cluster: {topology: rign}}]", 'did you mean "ring"?'),
+        ("strategies: [{strategy: gosgd, cluster: {blend: absolute}}]", "absolute is a way of the method pull"),
+        ("strategies: [pull]\nlearning_rate: .nan", "learning_rate: expected a number above 0"),
+        ("strategies: [pull]\nseeds: [1, 1]", "list of different whole numbers"),
+        ("strategies: [pull]\nseeds: true", "expected how many seeds"),
+        ("strategies: [pull]\nliterature: {pull: many}", "literature.pull: expected a number"),
+        ("strategies: [{strategy: 3}]", "strategies[0].strategy: expected text"),
+        ("strategies: [[pull]]", "strategies[0]: expected a mapping"),
+        ("strategies: pull", "strategies: expected a list"),
+        ("title: x", "strategies: missing"),
+    ],
+)
+def test_a_mistake_is_told_with_what_was_expected(text: str, message: str) -> None:
+    found = problems_of(text + "\n")
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_too_many_rows_are_refused_before_they_are_made() -> None:
+    values = ", ".join(map(str, range(1, 1001)))
+    found = problems_of(f"strategies: [pull]\ngrid: {{n_epochs: [{values}], batch_size: [{values}]}}\n")
+    assert len(found) == 1
+    assert "at most 500 rows" in found[0]
+
+
+def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("- study: x\n- strategies: [single]\n")
+    with pytest.raises(ConfigError, match=r"expected a mapping .* at the top of a study file"):
+        Study.load(path)
+    with pytest.raises(ConfigError, match="the study file cannot be read"):
+        Study.load(tmp_path / "none.yaml")
+    path.write_text("")
+    with pytest.raises(ConfigError, match="the file is empty"):
+        Study.load(path)
+
+
+def test_a_matrix_is_looked_for_beside_the_study_and_only_to_run_it(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(BASE + "strategies: [{strategy: dpsgd, cluster: {topology: {graph: matrix, matrix: m.csv}}}]\n")
+    assert labels(Study.load(path)) == ["dpsgd"]
+    with pytest.raises(ConfigError, match=r"study.yaml:5:.*strategies\[0\].cluster.topology.matrix: .*m.csv"):
+        Study.load(path, for_running=True)
+    (tmp_path / "m.csv").write_text("0.5,0.5\n0.5,0.5\n")
+    assert labels(Study.load(path, for_running=True)) == ["dpsgd"]
+
+
+@given(st.text(max_size=200))
+def test_any_label_makes_the_name_of_one_folder(label: str) -> None:
+    name = slug(label)
+    assert 1 <= len(name) <= 120
+    assert name.isascii()
+    assert not set(name) & set("/\\ \0")
+    assert not name.startswith((".", "-"))
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.sampled_from("abc"), min_size=1, max_size=3), st.integers()), min_size=1, max_size=8)
+)
+def test_what_was_set_last_holds_and_is_found_where_it_was_written(puts: list[tuple[list[str], int]]) -> None:
+    layers = Layers()
+    for number, (path, value) in enumerate(puts):
+        layers.put(tuple(path), value, ("put", number))
+    path, value = puts[-1]
+    here: object = layers.values
+    for key in path:
+        assert isinstance(here, dict)
+        here = here[key]
+    assert here == value
+    assert layers.origin(tuple(path), ()) == ("put", len(puts) - 1)
+    assert layers.origin((*path, "inside"), ()) == ("put", len(puts) - 1, "inside")
+    assert layers.origin(("never",), ("here",)) == ("here",)
+
+
+KEYS = ("strategy", "strategies", "cluster", "grid", "mu", "slow", "node", "partition", "cluster.topology", "name", "x")
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 200)
+    | st.floats(allow_nan=False)
+    | st.sampled_from(["pull", "ddp", "iid"]),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inside, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JSON_VALUES, max_size=6))
+def test_any_content_is_a_study_or_a_list_of_problems(values: dict[str, object]) -> None:
+    text = json.dumps({"study": "any", **values})
+    try:
+        study = Study.from_text(text)
+    except ConfigError as error:
+        problems = error.problems
+    else:
+        problems = ("study.yaml:",) if len(study.cells()) == len(study.rows) * len(study.seeds) else ("lost a cell",)
+    assert problems
+    assert [problem for problem in problems if not problem.startswith("study.yaml:")] == []
