@@ -243,7 +243,7 @@ def _confirm(question: str) -> bool:
 def report(run_dir: Path) -> None:
     """Make tables, pictures and a page of a run, also of one that is not complete."""
     try:
-        from dpwa.lab.report import make_report  # noqa: PLC0415 - see the module docstring
+        from dpwa.lab.report.make import make_report  # noqa: PLC0415 - see the module docstring
 
         exit_code = make_report(run_dir)
     except ModuleNotFoundError as error:

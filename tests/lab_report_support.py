@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpwa.lab.cell import Cell
-from dpwa.lab.report_results import CellResult
+from dpwa.lab.report.results import CellResult
 from dpwa.lab.study import Study, cell_folder_name
 
 MACHINE = {

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dpwa.errors import ConfigError
 from dpwa.lab.partition import class_counts, least_samples, partition
-from dpwa.lab.partition_drawing import draw_partition
+from dpwa.lab.report.partition_drawing import draw_partition
 from dpwa.lab.settings import PartitionOptions
 
 CLOTHES = np.repeat(np.arange(10), 600)

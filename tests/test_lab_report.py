@@ -12,13 +12,13 @@ from lab_report_support import RunFolder, failed, parsed, result_of
 from scipy import stats
 
 from dpwa.errors import ConfigError
-from dpwa.lab.report import make_report
-from dpwa.lab.report_content import content_of
-from dpwa.lab.report_fairness import findings
-from dpwa.lab.report_results import CellResult, Round, read_results
-from dpwa.lab.report_statistics import estimate, student_quantile
-from dpwa.lab.report_summary import MOST_BATCH_POINTS, MOST_POINTS, Summary, summarise, time_to
-from dpwa.lab.report_text import bytes_text, columns, seconds_text, status_text
+from dpwa.lab.report.content import content_of
+from dpwa.lab.report.fairness import findings
+from dpwa.lab.report.make import make_report
+from dpwa.lab.report.results import CellResult, Round, read_results
+from dpwa.lab.report.statistics import estimate, student_quantile
+from dpwa.lab.report.summary import MOST_BATCH_POINTS, MOST_POINTS, Summary, summarise, time_to
+from dpwa.lab.report.text import bytes_text, columns, seconds_text, status_text
 from dpwa.lab.study import Study
 
 STUDY = """\

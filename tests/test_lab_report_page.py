@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab_report_support import RunFolder, failed, result_of
 
-from dpwa.lab.report import make_report
-from dpwa.lab.report_lines import spread, style_of
+from dpwa.lab.report.lines import spread, style_of
+from dpwa.lab.report.make import make_report
 
 STRATEGIES = [
     "single",

@@ -79,6 +79,7 @@ def small_trainings(monkeypatch):
     )  # fmt: skip
 
 
+@pytest.mark.timeout(300)  # seven processes that import torch, perhaps on a machine that is busy with others
 def test_a_study_is_run_by_real_processes_measured_and_kept() -> None:
     text = "batch_size: 64\nrounds_per_epoch: 2\nstrategies: [single, {strategy: pull, cluster: {timeout_ms: 5000}}]\n"
     written(text)
@@ -186,7 +187,7 @@ def test_a_folder_of_something_else_is_not_emptied() -> None:
     precious = Path("run/cells/single-s0/thesis.txt")
     precious.parent.mkdir(parents=True)
     precious.write_text("years of work")
-    with pytest.raises(ConfigError, match="got one without cell.json"):
+    with pytest.raises(ConfigError, match=r"got one without cell\.json"):
         run_shown("strategies: [single]\n")
     assert precious.read_text() == "years of work"
 
@@ -212,7 +213,7 @@ def test_a_run_that_is_ended_leaves_nothing_and_goes_on_later(tmp_path: Path) ->
     )
     nodes = tmp_path / "runs/try/cells/pull-s0/nodes"
     try:
-        wait_until(lambda: all((nodes / name / "ready").exists() for name in ("w1", "w2")), "both train", 60)
+        wait_until(lambda: all((nodes / name / "ready").exists() for name in ("w1", "w2")), "both train", 90)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=30)
@@ -310,7 +311,7 @@ def test_mpi_rows_are_started_by_mpiexec_and_tensorflow_by_its_own_script(tmp_pa
     argv = command_of(cell_of("param_avg", nodes=3), CellFolder(tmp_path))
     assert Path(argv[0]).name == "mpiexec"
     assert argv[1:3] == ["-n", "3"]
-    assert missing_for(cell_of("param_avg")) is None
+    assert missing_for(cell_of("single")) is None
     assert command_of(cell_of("tf_mirrored"), CellFolder(tmp_path))[1:3] == ["-m", "dpwa.lab.strategies.tf_mirrored"]
 
 
@@ -320,9 +321,7 @@ def test_estimates_grow_with_work_and_shrink_with_cores() -> None:
 
     assert seconds(n_epochs=2) > seconds(n_epochs=1)
     assert seconds(model="mcmahan_cnn") > seconds(model="light_cnn") > seconds(model="mlp")
-    assert (
-        seconds(cores=4) < seconds(cores=2) == seconds(cores=4, strategy="single") * 1.0 or seconds(cores=4) < seconds()
-    )
+    assert seconds(cores=4) < seconds(cores=2)
     assert seconds(strategy="ddp", slow={"node": 1, "factor": 4}) > seconds(strategy="ddp")
     # 5 epochs of 60,000 samples at 0.15 ms on two cores are 22.5 s; the rest is start-up and evaluation.
     assert 22.5 < seconds() < 45

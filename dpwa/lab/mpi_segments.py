@@ -1,4 +1,4 @@
-"""Removes the shared memory that MPI jobs leave behind: mpich makes a segment for each job and does not always remove it.
+"""Removes the shared memory that MPI jobs leave behind: mpich makes a segment for each, and does not always remove it.
 
 Must not know: what the jobs do. Runs in: the main thread.
 """

@@ -12,12 +12,14 @@ Must not know: TensorFlow, other cells. Runs in: the training thread.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
 
@@ -176,7 +178,7 @@ def _recipe_json(
 
 def _round_ends(total_steps: int, rounds: int) -> list[int]:
     """The first step at which `dpwa.lab.recording.Recorder` ends each round."""
-    return [max(1, round(number * total_steps / rounds)) for number in range(1, rounds + 1)]
+    return [math.ceil(Fraction(number * total_steps, rounds)) for number in range(1, rounds + 1)]
 
 
 def _refuse_handicaps(cell: Cell) -> None:

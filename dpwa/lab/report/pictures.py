@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dpwa.lab.partition_drawing import draw_partition
-from dpwa.lab.report_charts import Chart, charts
-from dpwa.lab.report_fairness import listed
-from dpwa.lab.report_lines import style_of
-from dpwa.lab.report_page import Picture
-from dpwa.lab.report_summary import RowSummary, Summary
-from dpwa.lab.report_svg import THEMES, colour_variable, inline_svg
+from dpwa.lab.report.charts import Chart, charts
+from dpwa.lab.report.fairness import listed
+from dpwa.lab.report.lines import style_of
+from dpwa.lab.report.page import Picture
+from dpwa.lab.report.partition_drawing import draw_partition
+from dpwa.lab.report.summary import RowSummary, Summary
+from dpwa.lab.report.svg import THEMES, colour_variable, inline_svg
 
 __all__ = ["Drawn", "draw"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpwa.lab.report_results import Batches, CellResult, Round, number
-from dpwa.lab.report_statistics import Estimate, estimate
+from dpwa.lab.report.results import Batches, CellResult, Round, number
+from dpwa.lab.report.statistics import Estimate, estimate
 from dpwa.lab.settings import Settings
 from dpwa.lab.study import Row, Study
 

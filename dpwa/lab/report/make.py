@@ -15,11 +15,11 @@ from rich.text import Text
 
 from dpwa.errors import ConfigError
 from dpwa.lab.cell import write_json
-from dpwa.lab.report_content import Content, content_of
-from dpwa.lab.report_markdown import markdown
-from dpwa.lab.report_page import page
-from dpwa.lab.report_results import read_results
-from dpwa.lab.report_summary import Summary, summarise
+from dpwa.lab.report.content import Content, content_of
+from dpwa.lab.report.markdown import markdown
+from dpwa.lab.report.page import page
+from dpwa.lab.report.results import read_results
+from dpwa.lab.report.summary import Summary, summarise
 from dpwa.lab.study import Study
 
 __all__ = ["make_report"]
@@ -63,7 +63,7 @@ def make_report(run_dir: Path) -> int:
 def _write(run_dir: Path, content: Content) -> list[Path]:
     """All files of the report; the page, which is read first, comes last."""
     try:
-        from dpwa.lab.report_pictures import draw  # noqa: PLC0415 - needs matplotlib, which is an extra
+        from dpwa.lab.report.pictures import draw  # noqa: PLC0415 - needs matplotlib, which is an extra
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise

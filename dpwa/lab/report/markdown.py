@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from dpwa.lab.report_content import Content
-from dpwa.lab.report_text import Column
+from dpwa.lab.report.content import Content
+from dpwa.lab.report.text import Column
 
 __all__ = ["markdown"]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from string import Template
 
-from dpwa.lab.report_content import Content
-from dpwa.lab.report_summary import RowSummary
+from dpwa.lab.report.content import Content
+from dpwa.lab.report.summary import RowSummary
 
 __all__ = ["Picture", "page"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from dpwa.lab.report_summary import Band, Numbers
+from dpwa.lab.report.summary import Band, Numbers
 
 __all__ = [
     "COLOURS",

@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from dpwa.lab.report_lines import GRID, INK, Line
-from dpwa.lab.report_summary import Numbers
-from dpwa.lab.report_text import bytes_text
+from dpwa.lab.report.lines import GRID, INK, Line
+from dpwa.lab.report.summary import Numbers
+from dpwa.lab.report.text import bytes_text
 
 __all__ = ["accuracy_axis", "bytes_axis", "finish", "log_axis", "plain_axis"]
 

@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dpwa.lab import report_axes
-from dpwa.lab.report_lines import INK, Line, draw_line, name_lines, names_height_inches, names_width_inches, style_of
-from dpwa.lab.report_summary import Band, Curves, Numbers, RowSummary, Summary
+from dpwa.lab.report import axes as axis
+from dpwa.lab.report.lines import INK, Line, draw_line, name_lines, names_height_inches, names_width_inches, style_of
+from dpwa.lab.report.summary import Band, Curves, Numbers, RowSummary, Summary
 
 __all__ = ["Chart", "charts"]
 
@@ -195,15 +195,15 @@ def _draw(axes: Axes, panel: _Panel, lines: Sequence[Line], target: float | None
     if not lines:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=INK)
     elif panel.is_accuracy:
-        report_axes.accuracy_axis(axes, lines, target)
+        axis.accuracy_axis(axes, lines, target)
     else:
-        report_axes.log_axis(axes, lines)
+        axis.log_axis(axes, lines)
     if lines:
-        (report_axes.bytes_axis if panel.is_in_bytes else report_axes.plain_axis)(axes, lines)
+        (axis.bytes_axis if panel.is_in_bytes else axis.plain_axis)(axes, lines)
     if panel.is_accuracy and target is not None:
         axes.axhline(target, color=INK, linewidth=0.9, linestyle=(0, (1, 2.5)))
     for line in lines:
         if line.is_level:
             axes.axhline(line.values.mean[-1], **line.style.plot_arguments, linewidth=1.2)
-    report_axes.finish(axes, title=panel.title, x_label=panel.x_label, y_label=panel.y_label)
+    axis.finish(axes, title=panel.title, x_label=panel.x_label, y_label=panel.y_label)
     name_lines(axes, lines)

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpwa.lab.report_results import CellResult
-from dpwa.lab.report_statistics import Estimate
-from dpwa.lab.report_summary import RowSummary, Summary
+from dpwa.lab.report.results import CellResult
+from dpwa.lab.report.statistics import Estimate
+from dpwa.lab.report.summary import RowSummary, Summary
 
 __all__ = ["NONE", "Column", "accuracy_text", "bytes_text", "caption", "columns", "seconds_text", "status_text"]
 

@@ -12,7 +12,7 @@ from html import escape
 import matplotlib
 from matplotlib.figure import Figure
 
-from dpwa.lab.report_lines import COLOURS, GRID, INK
+from dpwa.lab.report.lines import COLOURS, GRID, INK
 
 __all__ = ["THEMES", "colour_variable", "inline_svg"]
 

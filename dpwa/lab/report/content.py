@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from dpwa.lab.report_fairness import Finding, described_machine, differing_settings, findings, used_settings
-from dpwa.lab.report_results import CellResult
-from dpwa.lab.report_statistics import Estimate
-from dpwa.lab.report_summary import Band, Curves, Numbers, RowSummary, Summary
-from dpwa.lab.report_text import Column, caption, columns, failure_text, status_text
+from dpwa.lab.report.fairness import Finding, described_machine, differing_settings, findings, used_settings
+from dpwa.lab.report.results import CellResult
+from dpwa.lab.report.statistics import Estimate
+from dpwa.lab.report.summary import Band, Curves, Numbers, RowSummary, Summary
+from dpwa.lab.report.text import Column, caption, columns, failure_text, status_text
 
 __all__ = ["Content", "content_of"]
 

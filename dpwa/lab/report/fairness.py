@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpwa.lab.kinds import STRATEGIES
-from dpwa.lab.report_results import CellResult
-from dpwa.lab.report_summary import Summary
+from dpwa.lab.report.results import CellResult
+from dpwa.lab.report.summary import Summary
 from dpwa.lab.settings import Settings
 from dpwa.lab.study_rows import is_used
 
