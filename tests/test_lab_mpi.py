@@ -106,7 +106,7 @@ def test_parts_of_parallel_sgd_differ_by_at_most_one_sample(trained):
     assert (counts.max(axis=0) - counts.min(axis=0)).max() == 1
 
 
-@pytest.mark.parametrize("strategy", ["param_avg", "w_param_avg", "parallel_sgd"])
+@pytest.mark.parametrize("strategy", ["param_avg", "parallel_sgd"])
 def test_a_killed_process_ends_all_of_them_soon(strategy, tmp_path):
     made = training(strategy, 80, size=2, batch_size=8, n_epochs=100, avg_freq=3)
     (process,) = start_mpi(tmp_path, {"cell": {**made, "trouble": "killed", "trouble_at": [1, 40]}}, 2)

@@ -130,6 +130,18 @@ def test_a_training_whose_settings_have_changed_is_made_again() -> None:
 
 
 @pytest.mark.usefixtures("small_trainings")
+def test_a_training_from_before_a_new_setting_still_counts() -> None:
+    run_shown("strategies: [single]\n")
+    path = Path("run/cells/single-s0/result.json")
+    result = json.loads(path.read_text())
+    del result["cell"]["settings"]["every_steps"]
+    path.write_text(json.dumps(result))
+    assert "1 of 1 trainings were finished before" in run_shown("strategies: [single]\n")[1]
+    path.write_text(json.dumps(result)[:100])
+    assert "made again, it was ended before its result" in run_shown("strategies: [single]\n")[1]
+
+
+@pytest.mark.usefixtures("small_trainings")
 def test_only_and_seeds_make_a_part_and_the_next_run_the_rest() -> None:
     text = "strategies: [{strategy: single, name: one}, {strategy: single, name: two}]\nseeds: 2\n"
     _, output = run_shown(text, only=("row=one",))

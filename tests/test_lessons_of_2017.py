@@ -65,7 +65,12 @@ def test_a_statement_of_assert_is_never_validation():
 
 
 def test_the_core_never_imports_a_framework_or_the_adapters():
-    core = [(path, tree) for path, tree in _trees() if path.is_relative_to(ROOT / "dpwa") and path.name != "demo.py"]
+    lab = ROOT / "dpwa" / "lab"
+    core = [
+        (path, tree)
+        for path, tree in _trees()
+        if path.is_relative_to(ROOT / "dpwa") and not path.is_relative_to(lab) and path.name != "demo.py"
+    ]
     imported = {
         (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
         for _, tree in core
@@ -74,6 +79,27 @@ def test_the_core_never_imports_a_framework_or_the_adapters():
         for alias in node.names
     }
     assert not {name for name in imported if name.split(".")[0] == "torch" or name.startswith("dpwa.adapters")}
+
+
+def test_nothing_but_the_command_line_and_the_examples_knows_the_lab_and_half_of_the_lab_knows_no_framework():
+    lab = ROOT / "dpwa" / "lab"
+    with_torch = {"data", "evaluation", "models", "recording", "worker", "layers"}
+    imports = {
+        path: {
+            (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names
+        }
+        for path, tree in _trees()
+    }
+    knowing = {path.name for path, names in imports.items() if any(name.startswith("dpwa.lab") for name in names)}
+    assert {"cli.py", "training.py"} <= knowing
+    outside = {path for path in imports if path.is_relative_to(ROOT / "dpwa") and not path.is_relative_to(lab)}
+    assert {path.name for path in outside if path.name in knowing and path.parent.name == "dpwa"} == {"cli.py"}
+    plain = [path for path in imports if path.parent in (lab, lab / "report") and path.stem not in with_torch]
+    assert len(plain) > 20
+    assert not [path.name for path in plain if any(name.split(".")[0] == "torch" for name in imports[path])]
 
 
 def test_milliseconds_of_the_file_are_seconds_inside():

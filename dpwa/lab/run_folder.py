@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from dpwa.errors import ConfigError
 from dpwa.lab.cell import Cell, CellFolder, write_json
 from dpwa.lab.study import Study, cell_folder_name
@@ -89,7 +91,9 @@ class RunFolder:
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What came of a training, if this very training has been made; None if not."""
         found = read_json(self.of(cell).result_json)
-        return found if found is not None and found.get("cell") == cell.to_json() and is_result(cell, found) else None
+        if found is None or _cell_of(found.get("cell")) != cell:
+            return None
+        return found if is_result(cell, found) else None
 
     def why_again(self, cell: Cell) -> str:
         """Why a training that was begun once is made again; empty if it never was."""
@@ -97,10 +101,11 @@ class RunFolder:
         if not folder.path.exists():
             return ""
         old, result = read_json(folder.cell_json), read_json(folder.result_json)
-        if old is None:
-            return "its folder holds no complete training"
-        if old != cell.to_json():
-            return f"the study has changed: {', '.join(_differences(old, cell.to_json()))}"
+        before = _cell_of(old)
+        if before is None:
+            return "its folder holds no training that can be read"
+        if before != cell:
+            return f"the study has changed: {', '.join(_differences(before, cell))}"
         if result is None:
             return "it was ended before its result"
         how = "was skipped" if result.get("status") == "skipped" else "failed"
@@ -179,9 +184,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Names of settings that are not the same."""
-    before, after = old.get("settings"), new["settings"]
-    if not isinstance(before, Mapping) or before == after:
-        return [key for key in new if old.get(key) != new[key]]
-    return [key for key in {**before, **after} if before.get(key) != after.get(key)]
+def _cell_of(values: object) -> Cell | None:
+    """The training of cell.json or result.json; None if it is none of today's.
+
+    Settings that came to dpwa after it was written have their defaults, so that it still counts.
+    """
+    try:
+        return Cell.from_json(values) if isinstance(values, Mapping) else None
+    except (KeyError, ValidationError):
+        return None
+
+
+def _differences(before: Cell, after: Cell) -> list[str]:
+    """Names of what is not the same."""
+    old, new = before.to_json(), after.to_json()
+    settings = [key for key in new["settings"] if old["settings"][key] != new["settings"][key]]
+    return settings or [key for key in new if old[key] != new[key]]

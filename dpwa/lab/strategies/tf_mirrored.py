@@ -66,9 +66,11 @@ def run_cell(folder: CellFolder) -> None:
     exchange = folder.path / "tensorflow"
     shutil.rmtree(exchange, ignore_errors=True)
     exchange.mkdir()
-    book = _export(exchange, folder)
-    _run_script(python, exchange, book)
-    shutil.rmtree(exchange)
+    try:
+        book = _export(exchange, folder)
+        _run_script(python, exchange, book)
+    finally:
+        shutil.rmtree(exchange)  # a copy of all images
 
 
 @dataclass

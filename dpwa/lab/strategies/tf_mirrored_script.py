@@ -70,8 +70,8 @@ def main(folder: Path) -> None:
         optimizer = TorchSGD(recipe, _rate(recipe))
         optimizer.build(model.trainable_variables)
     step = _step(strategy, model, optimizer, order.shape[1])
-    # Kept on the host, as bytes: each batch is gathered and made the model's input when it is used.
-    batches = _batches_of(recipe, tf.constant(images), tf.constant(labels, tf.int32))
+    with tf.device("CPU"):  # as they are stored: each batch is made the model's input when it is used
+        batches = _batches_of(recipe, tf.constant(images), tf.constant(labels, tf.int32))
     _warm_up(step, strategy.experimental_distribute_dataset(batches(order[:2])), model, optimizer)
     _train(step, strategy.experimental_distribute_dataset(batches(order)), model, recipe, order.shape[1], folder)
 
