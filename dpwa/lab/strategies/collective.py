@@ -67,8 +67,8 @@ def meeting_steps(own_steps: int, *, span: int, every: int) -> list[int]:
         Numbers of steps, never falling; the last one is `own_steps`. One that comes twice is two meetings.
     """
     ends = [*range(every, span, every), span]
-    # As the rounds of the recording are: a round that ends with a meeting shows the averaged model.
-    return [round(end * own_steps / span) for end in ends]
+    # Rounded up, as the ends of the recorder's rounds are: one that ends with a meeting shows the averaged model.
+    return [-(-end * own_steps // span) for end in ends]
 
 
 def allreduce_bytes(payload_bytes: int, size: int) -> int:

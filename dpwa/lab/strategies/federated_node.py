@@ -55,6 +55,7 @@ class FederatedNode:
         self._node = Node(config, name, self._tensors, run_dir=run_dir)
         self._method = _checked(self._node)
         self.name = self._node.name
+        has_begun = False
         try:
             self._node.start()
             # A peer that is asked before it listens would count as one that is gone.
@@ -62,9 +63,10 @@ class FederatedNode:
                 _wait_for(peer.name, peer.host, peer.port, time.monotonic() + start_timeout_s)
             while not self._method.is_in:
                 self._node.step()
-        except BaseException:
-            self.close()
-            raise
+            has_begun = True
+        finally:
+            if not has_begun:
+                self.close()
 
     @property
     def deadline_s(self) -> float:
