@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-tensorflow lint bench bench-methods bench-gpu bench-quick clean
+.PHONY: help demo test test-slow test-tensorflow lint bench bench-methods bench-gpu bench-quick studies clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about half a minute)"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        all benchmarks, and docs/benchmarks.md made anew (leave the machine alone meanwhile)"
 	@echo "make bench-methods  six nodes learn Fashion-MNIST by each averaging method, for docs/results.md"
+	@echo "make studies      all studies of the lab, for docs/results.md (hours; can be stopped and goes on later)"
 	@echo "make bench-gpu    the benchmark that needs a GPU"
 	@echo "make bench-quick  shows that the benchmarks run (about a minute)"
 	@echo "make clean        remove .venv and everything that was built"
@@ -62,6 +63,15 @@ bench-methods: $(STAMP)
 
 bench-gpu: $(STAMP)
 	@$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
+
+# All studies of the lab, for docs/results.md: hours; stopped and started again, it goes on where it was.
+STUDIES := $(basename $(notdir $(wildcard samples/studies/*.yaml)))
+studies: $(STAMP)
+	@set -e; for name in $(STUDIES); do \
+		$(BIN)/dpwa lab run samples/studies/$$name.yaml --yes; \
+		$(BIN)/dpwa lab report runs/$$name; \
+		$(BIN)/python benchmarks/studies.py runs/$$name; \
+	done
 
 bench-quick: $(STAMP)
 	@set -e; for name in $(BENCHMARKS); do \

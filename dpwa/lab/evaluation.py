@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from dpwa.examples.shards import Place
+from dpwa.examples.training import device_of_node
 from dpwa.lab.cell import Cell, CellFolder, write_json
 from dpwa.lab.data import DataSet
 from dpwa.lab.machine import commit, machine
@@ -54,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     folder = CellFolder(given.folder)
     cell = folder.cell()
-    result = evaluate(folder, cell, data_of(cell, folder), exit_code=given.exit_code, reason=given.reason)
+    data = data_of(cell, folder)
+    data = replace(data, held_out=data.held_out.to(device_of_node(Place(index=0, count=1))))
+    result = evaluate(folder, cell, data, exit_code=given.exit_code, reason=given.reason)
     write_json(folder.result_json, {**result, "wall_s": given.wall_s})
 
 
@@ -71,7 +75,8 @@ def evaluate(folder: CellFolder, cell: Cell, data: DataSet, *, exit_code: int, r
     Returns:
         What stands in result.json, but for `wall_s`.
     """
-    model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed)
+    device = data.held_out.images.device
+    model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed).to(device)
     names = _names_with_models(cell)
     rounds = [_round(folder, cell, names, number, model, data) for number in range(cell.rounds + 1)]
     reached = [found for found in rounds if found is not None]

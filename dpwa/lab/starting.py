@@ -78,7 +78,9 @@ def command_of(cell: Cell, folder: CellFolder) -> list[str]:
     path = str(folder.path)
     worker = [sys.executable, "-m", "dpwa.lab.worker", path]
     if cell.kind.start is Start.MPI:
-        return [str(_mpiexec()), "-n", str(len(cell.process_names)), *worker]
+        # mpi4py's own runner ends all processes when one fails; else the others would wait for it.
+        python, *module = worker
+        return [str(_mpiexec()), "-n", str(len(cell.process_names)), python, "-m", "mpi4py", *module]
     if cell.kind.start is Start.TENSORFLOW:
         return [sys.executable, "-m", "dpwa.lab.strategies.tf_mirrored", path]
     return [sys.executable, "-m", "dpwa", "launch", str(folder.cluster_yaml), "--run-dir", path, "--", *worker]

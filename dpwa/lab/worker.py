@@ -17,7 +17,7 @@ import torch
 
 from dpwa.examples.samples import Samples
 from dpwa.examples.shards import Place
-from dpwa.examples.training import Recipe, Task, train
+from dpwa.examples.training import Recipe, Task, device_of_node, train
 from dpwa.lab.cell import Cell, CellFolder
 from dpwa.lab.data import DataSet, load, with_wrong_labels
 from dpwa.lab.handicaps import Handicap, shares_of_work
@@ -52,7 +52,8 @@ def main(arguments: list[str]) -> None:
     name = cell.process_names[rank]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     data = data_of(cell, folder)
-    model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed)
+    device = device_of_node(Place(rank, len(cell.process_names)))
+    model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed).to(device)
     if cell.kind.has_server:
         from dpwa.lab.strategies.federated import run_process  # noqa: PLC0415 - only for these
 
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> None:
     task = Task(
         title=cell.row,
         model=model,
-        shard=samples_of_node(cell, data, rank),
+        shard=samples_of_node(cell, data, rank).to(device),
         held_out=data.held_out,
         prepare=data.prepare,
     )

@@ -69,7 +69,7 @@ def _train(cell: Cell, folder: CellFolder, rank: int, data: DataSet, model: nn.M
     recorder = Recorder(
         folder, names, names[rank], model, rounds=cell.rounds, handicap=Handicap(settings, rank + 1, crowding)
     )
-    shard = samples_of_node(cell, data, rank)
+    shard = samples_of_node(cell, data, rank).to(next(model.parameters()).device)
     task = Task(title=cell.row, model=model, shard=shard, held_out=data.held_out, prepare=data.prepare)
     recipe = replace(recipe_of(cell, len(task.shard), rank), epochs=schedule.epochs_of(rank), total_steps=None)
     try:

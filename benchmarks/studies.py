@@ -1,0 +1,55 @@
+"""Puts the reports of studies into docs/results.md: the table, how it was made, and one picture of each.
+
+    python benchmarks/studies.py runs/gosgd-p runs/matrices
+
+Each run folder must have been reported (`dpwa lab report`). The page keeps everything outside of the markers
+`<!-- study NAME:begin -->` and `<!-- study NAME:end -->`.
+
+Must not know: how a study is made or summarised. Runs in: the main thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from pathlib import Path
+
+from measure import ROOT
+from report import between_markers
+from rich.console import Console
+
+_PAGE = ROOT / "docs" / "results.md"
+_PICTURE = "accuracy-by-time.png"
+
+
+def main() -> None:
+    """Renew the page."""
+    parser = argparse.ArgumentParser(description="Puts the reports of studies into docs/results.md.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run folders with a report")
+    for run_dir in parser.parse_args().runs:
+        name = run_dir.resolve().name
+        picture = _PAGE.with_name(f"results-{name}.png")
+        shutil.copyfile(run_dir / _PICTURE, picture)
+        block = block_of((run_dir / "results.md").read_text(encoding="utf-8"), name, picture.name)
+        text = between_markers(_PAGE.read_text(encoding="utf-8"), f"study {name}", block)
+        _PAGE.write_text(text, encoding="utf-8")
+        Console().print(f"{name}: table and {picture.name}", highlight=False)
+
+
+def block_of(results: str, name: str, picture: str) -> str:
+    """What stands on the page of a study's results.md: no heading, one picture, no folder of this machine.
+
+    Args:
+        results: the text of results.md.
+        name: of the study.
+        picture: file of the one picture, beside the page.
+    """
+    lines = [line for line in results.splitlines() if not line.startswith(("# ", "## ", "!["))]
+    text = re.sub(r"`dpwa lab run [^`]*`", f"`dpwa lab run samples/studies/{name}.yaml`", "\n".join(lines))
+    text = re.sub(r"\n{3,}", "\n\n", text).strip()
+    return f"{text}\n\n![accuracy by training time]({picture})"
+
+
+if __name__ == "__main__":
+    main()
