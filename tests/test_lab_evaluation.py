@@ -91,6 +91,13 @@ def test_when_a_node_was_killed_on_purpose_the_result_is_that_of_the_survivors(t
     assert len(result["workers"]) == 2
 
 
+def test_when_a_client_was_killed_on_purpose_the_server_tells_so(tmp_path, digits):
+    folder, cell = CellFolder(tmp_path), cell_of(strategy="fedavg", kill={"node": 2, "at": 0.5})
+    run_rounds(folder, cell, digits, {"w1": [0.1, 0.1], "w2": [0.1], "server": [0.1, 0.1]})
+    result = evaluate(folder, cell, digits, exit_code=1, reason="node w2 failed")
+    assert (result["status"], result["reason"]) == ("done", "w2 was killed; the others went on to the end")
+
+
 def test_when_the_others_die_with_a_killed_node_the_cell_has_failed(tmp_path, digits):
     folder, cell = CellFolder(tmp_path), cell_of(kill={"node": 2, "at": 0.5})
     run_rounds(folder, cell, digits, {"w1": [0.1], "w2": [0.1]})

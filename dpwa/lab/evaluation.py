@@ -86,7 +86,7 @@ def evaluate(folder: CellFolder, cell: Cell, data: DataSet, *, exit_code: int, r
     training = cell.process_names[: cell.settings.nodes]  # a server trains nothing
     workers = [found for name in training if (found := _worker(folder, cell, name, model, data))]
     last = reached[-1] if reached else None
-    if is_done and killed is not None and killed not in done and killed in names:
+    if is_done and killed in cell.process_names and not folder.snapshot(killed, cell.rounds).exists():
         reason = f"{killed} was killed; the others went on to the end"
     parts = parts_of_nodes(cell, data)
     headers = [header for name in cell.process_names if (header := _newest_header(folder, cell, name)) is not None]

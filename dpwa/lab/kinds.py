@@ -59,7 +59,7 @@ STRATEGIES: dict[str, StrategyKind] = {
     kind.name: kind
     for kind in (
         StrategyKind("single", "one process, all data", is_one_process=True),
-        _method("pull", "dpwa's own: pull a random peer's newest model, blend by a factor"),
+        _method("pull", "pull a random peer's newest model, blend by a factor"),
         _method("gosgd", "push a copy and half of the mass to a random peer"),
         _method("sgp", "stochastic gradient push"),
         _method("adpsgd", "random pairs meet in the middle"),
