@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import threading
 
+import hypothesis
 import pytest
 
 from support import Cluster
+
+# How long an example takes is a matter of what else the machine does; pytest's own timeout ends what hangs.
+hypothesis.settings.register_profile("dpwa", deadline=None)
+hypothesis.settings.load_profile("dpwa")
 
 
 @pytest.fixture(autouse=True)
