@@ -21,6 +21,7 @@ from rich.console import Console
 
 _PAGE = ROOT / "docs" / "results.md"
 _PICTURE = "accuracy-by-time.png"
+_CAPTION = "Accuracy is that of the aggregated model"
 
 
 def main() -> None:
@@ -40,12 +41,14 @@ def main() -> None:
 def block_of(results: str, name: str, picture: str) -> str:
     """What stands on the page of a study's results.md: no heading, one picture, no folder of this machine.
 
+    The caption of the table is left out, too: it is the same for all, and the page has it once.
+
     Args:
         results: the text of results.md.
         name: of the study.
         picture: file of the one picture, beside the page.
     """
-    lines = [line for line in results.splitlines() if not line.startswith(("# ", "## ", "!["))]
+    lines = [line for line in results.splitlines() if not line.startswith(("# ", "## ", "![", _CAPTION))]
     text = re.sub(r"`dpwa lab run [^`]*`", f"`dpwa lab run samples/studies/{name}.yaml`", "\n".join(lines))
     text = re.sub(r"\n{3,}", "\n\n", text).strip()
     return f"{text}\n\n![accuracy by training time]({picture})"
