@@ -20,7 +20,8 @@ from report import between_markers
 from rich.console import Console
 
 _PAGE = ROOT / "docs" / "results.md"
-_PICTURE = "accuracy-by-time.png"
+_BY_TIME = {"strategies-time", "stragglers-and-faults"}
+"""Studies that ask for time: their picture shows the curves over it; that of the others where each row ended."""
 _CAPTION = "Accuracy is that of the aggregated model"
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     for run_dir in parser.parse_args().runs:
         name = run_dir.resolve().name
         picture = _PAGE.with_name(f"results-{name}.png")
-        shutil.copyfile(run_dir / _PICTURE, picture)
+        shutil.copyfile(run_dir / ("accuracy-by-time.png" if name in _BY_TIME else "accuracy.png"), picture)
         block = block_of((run_dir / "results.md").read_text(encoding="utf-8"), name, picture.name)
         text = between_markers(_PAGE.read_text(encoding="utf-8"), f"study {name}", block)
         _PAGE.write_text(text, encoding="utf-8")
@@ -51,7 +52,7 @@ def block_of(results: str, name: str, picture: str) -> str:
     lines = [line for line in results.splitlines() if not line.startswith(("# ", "## ", "![", _CAPTION))]
     text = re.sub(r"`dpwa lab run [^`]*`", f"`dpwa lab run samples/studies/{name}.yaml`", "\n".join(lines))
     text = re.sub(r"\n{3,}", "\n\n", text).strip()
-    return f"{text}\n\n![accuracy by training time]({picture})"
+    return f"{text}\n\n![{name}]({picture})"
 
 
 if __name__ == "__main__":

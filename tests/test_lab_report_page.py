@@ -47,7 +47,7 @@ strategies:
 literature: {{pull: 87.14}}
 """
 VOID = {"meta", "br", "link", "img", "input"}
-CHARTS = ["accuracy-by-round", "accuracy-by-time", "accuracy-by-bytes", "loss", "consensus", "partition"]
+CHARTS = ["accuracy", "accuracy-by-round", "accuracy-by-time", "accuracy-by-bytes", "loss", "consensus", "partition"]
 
 
 class Checked(HTMLParser):

@@ -10,19 +10,21 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from dpwa.lab.report.lines import GRID, INK, Line
 from dpwa.lab.report.summary import Numbers
 from dpwa.lab.report.text import bytes_text
 
-__all__ = ["accuracy_axis", "bytes_axis", "finish", "log_axis", "plain_axis"]
+__all__ = ["accuracies_across", "accuracy_axis", "bytes_axis", "finish", "log_axis", "plain_axis"]
 
 _TICKS = (0, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 88, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99, 99.5, 99.9)
 # When ticks would stand too near to each other, those further behind in this list give way.
 _FIRST_TICKS = (90, 80, 50, 95, 99, 70, 85, 0, 10, 98, 97, 92)
 _LEAST_DISTANCE = 0.055  # of the axis
 _LEAST_ERROR = 0.05  # per cent
+_MOST_EVEN = 12.0  # points between accuracies that an evenly spaced axis still tells apart
 
 
 def accuracy_axis(axes: Axes, lines: Sequence[Line], target: float | None) -> None:
@@ -31,17 +33,40 @@ def accuracy_axis(axes: Axes, lines: Sequence[Line], target: float | None) -> No
     wanted = [] if target is None else [target]
     low = min([float(line.values.low.min()) for line in lines] + wanted)
     high = max([float(line.values.high.max()) for line in lines] + wanted)
+    axes.set_ylim(*_space_errors(axes.yaxis, low, high))
+
+
+def accuracies_across(axes: Axes, low: float, high: float) -> None:
+    """A horizontal axis of per cents, spaced in the same way where they lie far apart, and evenly where they do not.
+
+    Args:
+        axes: of the diagram.
+        low: the lowest accuracy to be seen, in per cent.
+        high: the highest one.
+    """
+    if high - low > _MOST_EVEN:
+        axes.set_xscale("function", functions=(_height_of_accuracy, _accuracy_of_height))
+        axes.set_xlim(*_space_errors(axes.xaxis, low, high))
+        return
+    room = max(0.05 * (high - low), 0.05)
+    axes.set_xlim(low - room, min(100.0, high + room))
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+
+
+def _space_errors(axis: Axis, low: float, high: float) -> tuple[float, float]:
+    """Ticks of an axis that is spaced by the logarithm of the error, and its ends."""
     bottom, top = max(0.0, low - 0.06 * (100 - low)), 100 - max(_LEAST_ERROR, 0.9 * (100 - high))
-    axes.set_ylim(bottom, top)
     edges = _height_of_accuracy(np.array([bottom, top]))
     ticks: list[float] = []
     for tick in (*_FIRST_TICKS, *(tick for tick in _TICKS if tick not in _FIRST_TICKS)):
         heights = (_height_of_accuracy(np.array([tick, *ticks])) - edges[0]) / (edges[1] - edges[0])
         if bottom <= tick <= top and all(abs(heights[1:] - heights[0]) >= _LEAST_DISTANCE):
             ticks.append(tick)
-    axes.yaxis.set_major_locator(FixedLocator(sorted(ticks)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_locator(FixedLocator(sorted(ticks)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return bottom, top
 
 
 def _height_of_accuracy(accuracy: Numbers) -> Numbers:

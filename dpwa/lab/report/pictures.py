@@ -14,6 +14,7 @@ import numpy as np
 
 from dpwa.lab.report.charts import Chart, charts
 from dpwa.lab.report.fairness import listed
+from dpwa.lab.report.final_chart import final_chart
 from dpwa.lab.report.lines import style_of
 from dpwa.lab.report.page import Picture
 from dpwa.lab.report.partition_drawing import draw_partition
@@ -54,7 +55,9 @@ def draw(summary: Summary, folder: Path) -> Drawn:
         OSError: a file cannot be written.
     """
     drawn = Drawn([], [], THEMES, [_key(row) for row in summary.rows])
-    found = [(chart, True) for chart in charts(summary)] + [(chart, False) for chart in _partitions(summary)]
+    final = final_chart(summary)
+    found = [] if final is None else [(final, True)]
+    found += [(chart, True) for chart in charts(summary)] + [(chart, False) for chart in _partitions(summary)]
     for chart, follows_theme in found:
         name = f"{chart.name}.png"
         chart.figure.savefig(folder / name, dpi=DOTS_PER_INCH, facecolor="white")
