@@ -81,7 +81,9 @@ def launch(tmp_path):
 
 def _events(run_dir: Path, node: str) -> list[dict]:
     path = run_dir / "nodes" / node / "events.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    written = path.read_text() if path.exists() else ""
+    whole = written[: written.rfind("\n") + 1]  # the node may be writing the last line just now
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _blends(run_dir: Path, node: str, peer: str | None = None) -> list[dict]:
