@@ -12,6 +12,8 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,20 @@ from dpwa.errors import ConfigError, DpwaError
 __all__ = ["main"]
 
 _EXAMPLE_PACKAGES = {"matplotlib", "sklearn", "torch", "torchvision"}
+
+
+@contextmanager
+def _needing(packages: Container[str], command: str, extra: str) -> Iterator[None]:
+    """Tells what to install when one of these packages is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in packages:
+            raise
+        raise ConfigError(
+            f"{command}: the package {error.name} is not installed; install it with: pip install 'dpwa[{extra}]'"
+        ) from error
+
 
 _cluster_file = click.argument("cluster_file", metavar="CLUSTER.yaml", type=click.Path(path_type=Path))
 
@@ -64,16 +80,10 @@ def main(*, debug: bool) -> None:
 @click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for this run.")
 def demo(json_path: Path | None, run_dir: Path | None) -> None:
     """Watch four nodes learn together what none could alone (about two minutes)."""
-    try:
+    with _needing(_EXAMPLE_PACKAGES, "dpwa demo", "examples"):
         from dpwa.demo import run_demo  # noqa: PLC0415 - imports rich and more
 
         exit_code = run_demo(json_path, run_dir)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXAMPLE_PACKAGES:
-            raise
-        raise ConfigError(
-            f"dpwa demo: the package {error.name} is not installed; install it with: pip install 'dpwa[examples]'"
-        ) from error
     sys.exit(exit_code)
 
 
@@ -156,14 +166,8 @@ def draw(cluster_file: Path, output: Path) -> None:
     from dpwa.config import ClusterConfig  # noqa: PLC0415 - see the module docstring
 
     config = ClusterConfig.load(cluster_file)
-    try:
+    with _needing({"matplotlib"}, "dpwa topology draw", "plot"):
         from dpwa.topology.drawing import draw_topology  # noqa: PLC0415 - imports matplotlib
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise ConfigError(
-            "dpwa topology draw: the package matplotlib is not installed; install it with: pip install 'dpwa[plot]'"
-        ) from error
     try:
         draw_topology(output, config.topology_of_nodes, [node.name for node in config.nodes], config.topology.graph)
     except OSError as error:
@@ -242,16 +246,10 @@ def _confirm(question: str) -> bool:
 @click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
 def report(run_dir: Path) -> None:
     """Make tables, pictures and a page of a run, also of one that is not complete."""
-    try:
+    with _needing({"matplotlib"}, "dpwa lab report", "plot"):
         from dpwa.lab.report.make import make_report  # noqa: PLC0415 - see the module docstring
 
         exit_code = make_report(run_dir)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise ConfigError(
-            "dpwa lab report: the package matplotlib is not installed; install it with: pip install 'dpwa[plot]'"
-        ) from error
     sys.exit(exit_code)
 
 

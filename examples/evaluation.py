@@ -15,14 +15,19 @@ from torch import nn
 from dpwa.adapters.pytorch import MODEL_FILE, DpwaPyTorchAdapter
 from dpwa.examples.samples import Samples, Transform, unchanged
 
-__all__ = ["accuracy_of", "average_models", "final_models", "report_average"]
+__all__ = ["accuracy_and_loss_of", "accuracy_of", "average_models", "final_models", "report_average"]
 
 EVALUATION_BATCH = 500  # large enough to be fast, small enough for the activations of any example's model
 
 
-@torch.no_grad()
 def accuracy_of(model: nn.Module, samples: Samples, prepare: Transform = unchanged) -> float:
-    """The share of the samples that the model classifies rightly, 0..1.
+    """The share of the samples that the model classifies rightly, 0..1: see `accuracy_and_loss_of`."""
+    return accuracy_and_loss_of(model, samples, prepare)[0]
+
+
+@torch.no_grad()
+def accuracy_and_loss_of(model: nn.Module, samples: Samples, prepare: Transform = unchanged) -> tuple[float, float]:
+    """The share of the samples that the model classifies rightly, 0..1, and its mean cross-entropy.
 
     The model is left in the mode (training or evaluation) that it was in.
 
@@ -33,13 +38,15 @@ def accuracy_of(model: nn.Module, samples: Samples, prepare: Transform = unchang
     """
     was_training = model.training
     model.eval()
-    right = 0
+    right, loss = 0, 0.0
     for start in range(0, len(samples), EVALUATION_BATCH):
         images = prepare(samples.images[start : start + EVALUATION_BATCH])
         labels = samples.labels[start : start + EVALUATION_BATCH]
-        right += int((model(images).argmax(dim=1) == labels).sum())
+        scores = model(images)
+        right += int((scores.argmax(dim=1) == labels).sum())
+        loss += nn.functional.cross_entropy(scores, labels, reduction="sum").item()
     model.train(was_training)
-    return right / len(samples)
+    return right / len(samples), loss / len(samples)
 
 
 def final_models(run_dir: Path, names: Sequence[str]) -> list[Path]:

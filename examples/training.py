@@ -170,7 +170,7 @@ def train(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: W
     )
     order = torch.Generator().manual_seed(seed)
     steps_per_epoch = max(1, len(task.shard) // recipe.batch_size)
-    total_steps = recipe.total_steps or recipe.epochs * steps_per_epoch
+    total_steps = recipe.epochs * steps_per_epoch if recipe.total_steps is None else recipe.total_steps
     task.model.train()
     strategy.total_steps = total_steps
     strategy.begin(task.model, optimizer)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from dpwa.examples.evaluation import accuracy_and_loss_of
 from dpwa.lab.cell import Cell, CellFolder, write_json
 from dpwa.lab.data import DataSet, load
-from dpwa.lab.evaluation import evaluate, measure
+from dpwa.lab.evaluation import evaluate
 from dpwa.lab.models import build, initial_weights_hash
 from dpwa.lab.recording import Recorder
 from dpwa.lab.settings import Settings
@@ -52,7 +53,7 @@ def test_the_aggregated_model_is_the_mean_and_consensus_the_mean_distance_from_i
     count = sum(parameter.numel() for parameter in initial.parameters())
     norm = math.sqrt(sum(float((parameter.detach().double() ** 2).sum()) for parameter in initial.parameters()))
     assert rounds[1]["consensus"] == pytest.approx(0.1 * math.sqrt(count) / norm, rel=1e-5)
-    assert (rounds[1]["accuracy"], rounds[1]["loss"]) == pytest.approx(measure(initial, digits))
+    assert (rounds[1]["accuracy"], rounds[1]["loss"]) == pytest.approx(accuracy_and_loss_of(initial, digits.held_out))
     assert result["final_accuracy"] == rounds[2]["accuracy"]
     assert result["status"] == "done"
     assert rounds[2]["samples"] == result["samples_seen"] == 16
@@ -141,7 +142,7 @@ def test_what_is_measured_of_a_model_is_its_accuracy_and_cross_entropy(digits):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     nn.init.zeros_(model[1].weight)
     nn.init.zeros_(model[1].bias)
-    accuracy, loss = measure(model, digits)
+    accuracy, loss = accuracy_and_loss_of(model, digits.held_out)
     assert loss == pytest.approx(math.log(10), rel=1e-5)
     assert accuracy == pytest.approx(float((digits.held_out.labels == 0).float().mean()))
 

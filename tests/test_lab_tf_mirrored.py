@@ -18,7 +18,7 @@ from torch import nn
 from dpwa.errors import ConfigError
 from dpwa.examples.samples import Samples, normaliser, unchanged
 from dpwa.examples.training import Recipe, Task, train
-from dpwa.lab.cell import Cell, CellFolder, write_json
+from dpwa.lab.cell import Cell, CellFolder, step_at, write_json
 from dpwa.lab.models import build
 from dpwa.lab.recording import Recorder
 from dpwa.lab.settings import Settings
@@ -230,7 +230,7 @@ def test_rounds_end_at_the_steps_at_which_the_recorder_ends_them(tmp_path, total
     for number in range(1, rounds + 1):
         with safe_open(folder.snapshot("w1", number), "pt") as file:
             ends.append(int(file.metadata()["step"]))
-    assert tf_mirrored._round_ends(total_steps, rounds) == ends
+    assert [step_at(number, rounds, total_steps) for number in range(1, rounds + 1)] == ends
 
 
 # Which Python, and what if there is none

@@ -83,7 +83,7 @@ def test_the_core_never_imports_a_framework_or_the_adapters():
 
 def test_nothing_but_the_command_line_and_the_examples_knows_the_lab_and_half_of_the_lab_knows_no_framework():
     lab = ROOT / "dpwa" / "lab"
-    with_torch = {"data", "evaluation", "models", "recording", "worker"}
+    with_torch = {"data", "evaluation", "models", "recording", "snapshots", "worker"}
     imports = {
         path: {
             (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name

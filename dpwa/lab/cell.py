@@ -29,7 +29,7 @@ from typing import Any
 from dpwa.lab.kinds import STRATEGIES, StrategyKind, process_names
 from dpwa.lab.settings import Settings
 
-__all__ = ["Cell", "CellFolder", "write_json"]
+__all__ = ["Cell", "CellFolder", "step_at", "write_json"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Cell:
     def process_names(self) -> tuple[str, ...]:
         """Names of its processes, in the order of their ranks."""
         return process_names(self.kind, self.settings.nodes)
+
+    @property
+    def training_names(self) -> tuple[str, ...]:
+        """The same without a server, which trains nothing."""
+        return self.process_names[: self.settings.nodes]
 
     @property
     def rounds(self) -> int:
@@ -127,6 +132,19 @@ class CellFolder:
     def cell(self) -> Cell:
         """The cell of this folder."""
         return Cell.from_json(json.loads(self.cell_json.read_text(encoding="utf-8")))
+
+
+def step_at(part: int, whole: int, steps: int) -> int:
+    """The first step after which this part of a training has been made.
+
+    Rounds end by it, and processes meet by it: so a round that ends with a meeting shows what came of the meeting.
+
+    Args:
+        part: such as a number of rounds, 0 to `whole`.
+        whole: the same of the whole training.
+        steps: of the whole training.
+    """
+    return -(-part * steps // whole)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

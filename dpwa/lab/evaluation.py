@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from dpwa.examples.evaluation import accuracy_and_loss_of, accuracy_of
 from dpwa.examples.shards import Place
 from dpwa.examples.training import device_of_node
 from dpwa.lab.cell import Cell, CellFolder, write_json
@@ -25,25 +25,12 @@ from dpwa.lab.data import DataSet
 from dpwa.lab.machine import commit, machine
 from dpwa.lab.models import build, initial_weights_hash
 from dpwa.lab.partition import class_counts
+from dpwa.lab.snapshots import Snapshot, read_snapshot, read_steps
 from dpwa.lab.worker import data_of, parts_of_nodes
 
 __all__ = ["evaluate", "main"]
 
-_BATCH = 500
 _MOST_POINTS = 400
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One model that a process has put down.
-
-    Attributes:
-        tensors: by name.
-        header: see `dpwa.lab.cell`; numbers.
-    """
-
-    tensors: dict[str, Tensor]
-    header: dict[str, float]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -83,13 +70,12 @@ def evaluate(folder: CellFolder, cell: Cell, data: DataSet, *, exit_code: int, r
     done = [name for name in names if folder.snapshot(name, cell.rounds).exists()]
     killed = f"w{cell.settings.kill.node}" if cell.settings.kill is not None else None
     is_done = bool(done) and set(done) >= set(names) - {killed} and (exit_code == 0 or killed is not None)
-    training = cell.process_names[: cell.settings.nodes]  # a server trains nothing
-    workers = [found for name in training if (found := _worker(folder, cell, name, model, data))]
+    workers = [found for name in cell.training_names if (found := _worker(folder, cell, name, model, data))]
     last = reached[-1] if reached else None
     if is_done and killed in cell.process_names and not folder.snapshot(killed, cell.rounds).exists():
         reason = f"{killed} was killed; the others went on to the end"
     parts = parts_of_nodes(cell, data)
-    headers = [header for name in cell.process_names if (header := _newest_header(folder, cell, name)) is not None]
+    newest = [snapshot for name in cell.process_names if (snapshot := _newest(folder, cell, name)) is not None]
     return {
         "cell": cell.to_json(),
         "status": "done" if is_done else "failed",
@@ -97,7 +83,7 @@ def evaluate(folder: CellFolder, cell: Cell, data: DataSet, *, exit_code: int, r
         "commit": commit(),
         "machine": machine(),
         "processes": len(cell.process_names),
-        "threads_per_process": int(max((header["threads"] for header in headers), default=0)),
+        "threads_per_process": int(max((snapshot.header["threads"] for snapshot in newest), default=0)),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "initial_weights": _initial_weights(folder, names, model),
         "samples_seen": last["samples"] if last else 0,
@@ -127,38 +113,29 @@ def _initial_weights(folder: CellFolder, names: Sequence[str], model: nn.Module)
     """Hash of the weights that all processes began with; of all that there are, where they did not begin alike."""
     found = set()
     for name in names:
-        if (snapshot := _load(folder.snapshot(name, 0))) is not None:
+        if (snapshot := read_snapshot(folder.snapshot(name, 0))) is not None:
             model.load_state_dict(snapshot.tensors)
             found.add(initial_weights_hash(model))
     return " ".join(sorted(found))
 
 
-def _load(path: Path) -> Snapshot | None:
-    if not path.exists():
-        return None
-    with safe_open(path, framework="pt") as file:
-        header = {key: float(value) for key, value in (file.metadata() or {}).items()}
-        return Snapshot({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118
-
-
-def _newest_header(folder: CellFolder, cell: Cell, name: str) -> dict[str, float] | None:
-    for number in range(cell.rounds, -1, -1):
-        if (found := _load(folder.snapshot(name, number))) is not None:
-            return found.header
-    return None
+def _newest(folder: CellFolder, cell: Cell, name: str) -> Snapshot | None:
+    """The last model that a process has put down."""
+    found = (read_snapshot(folder.snapshot(name, number)) for number in range(cell.rounds, -1, -1))
+    return next((snapshot for snapshot in found if snapshot is not None), None)
 
 
 def _round(
     folder: CellFolder, cell: Cell, names: Sequence[str], number: int, model: nn.Module, data: DataSet
 ) -> dict[str, Any] | None:
     """What was known after a round: the mean of all models that were put down; None if nobody has come so far."""
-    found = [snapshot for name in names if (snapshot := _load(folder.snapshot(name, number))) is not None]
+    found = [snapshot for name in names if (snapshot := read_snapshot(folder.snapshot(name, number))) is not None]
     if not found:
         return None
     mean = {name: torch.stack([s.tensors[name].double() for s in found]).mean(dim=0) for name in found[0].tensors}
     model.load_state_dict({name: value.to(found[0].tensors[name].dtype) for name, value in mean.items()})
     is_wanted = cell.settings.eval_acc or number == cell.rounds
-    accuracy, loss = measure(model, data) if is_wanted else (None, None)
+    accuracy, loss = accuracy_and_loss_of(model, data.held_out, data.prepare) if is_wanted else (None, None)
     samples, bytes_sent = (sum(s.header[key] for s in found) for key in ("samples", "bytes_sent"))
     if cell.kind.splits_batch:  # every process computes a part of each batch, but only one puts models down
         samples = _samples_of_all(folder, cell, round(found[0].header["step"]))
@@ -179,8 +156,8 @@ def _samples_of_all(folder: CellFolder, cell: Cell, steps: int) -> int:
     """Samples that all processes together have trained on in their first steps."""
     total = 0
     for name in cell.process_names:
-        with np.load(folder.steps(name), allow_pickle=False) as found:
-            total += int(found["count"][:steps].sum())
+        found = read_steps(folder.steps(name))
+        total += 0 if found is None else int(found["count"][:steps].sum())
     return total
 
 
@@ -194,26 +171,9 @@ def _distance(models: Sequence[dict[str, Tensor]], mean: dict[str, Tensor]) -> f
     return float(np.mean(distances)) / norm if norm > 0 else 0.0
 
 
-@torch.no_grad()
-def measure(model: nn.Module, data: DataSet) -> tuple[float, float]:
-    """Accuracy (0..1) and mean cross-entropy of a model on the held-out samples."""
-    was_training = model.training
-    model.eval()
-    right, loss = 0, 0.0
-    for start in range(0, len(data.held_out), _BATCH):
-        scores = model(data.prepare(data.held_out.images[start : start + _BATCH]))
-        labels = data.held_out.labels[start : start + _BATCH]
-        right += int((scores.argmax(dim=1) == labels).sum())
-        loss += nn.functional.cross_entropy(scores, labels, reduction="sum").item()
-    model.train(was_training)
-    return right / len(data.held_out), loss / len(data.held_out)
-
-
 def _worker(folder: CellFolder, cell: Cell, name: str, model: nn.Module, data: DataSet) -> dict[str, Any] | None:
     """What one process came to."""
-    newest = next(
-        (s for number in range(cell.rounds, -1, -1) if (s := _load(folder.snapshot(name, number))) is not None), None
-    )
+    newest = _newest(folder, cell, name)
     if newest is None:
         return None
     model.load_state_dict(newest.tensors)
@@ -222,7 +182,7 @@ def _worker(folder: CellFolder, cell: Cell, name: str, model: nn.Module, data: D
         "samples": round(newest.header["samples"]),
         "steps": round(newest.header["step"]),
         "training_s": newest.header["training_s"],
-        "accuracy": measure(model, data)[0],
+        "accuracy": accuracy_of(model, data.held_out, data.prepare),
     }
 
 
@@ -230,10 +190,9 @@ def _batches(folder: CellFolder, cell: Cell) -> dict[str, list[float]]:
     """Loss and accuracy of training batches, the mean over the workers at equal shares of their steps."""
     found = []
     for name in cell.process_names:
-        if folder.steps(name).exists():
-            with np.load(folder.steps(name), allow_pickle=False) as steps:
-                if len(steps["loss"]):
-                    found.append({key: steps[key] for key in ("loss", "right", "count")})
+        steps = read_steps(folder.steps(name))
+        if steps is not None and len(steps["loss"]):
+            found.append(steps)
     if not found:
         return {"samples": [], "loss": [], "accuracy": []}
     points = min(_MOST_POINTS, *(len(steps["loss"]) for steps in found), _MOST_POINTS)

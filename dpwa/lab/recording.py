@@ -10,17 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dpwa.lab.cell import CellFolder
+from dpwa.lab.cell import CellFolder, step_at
 from dpwa.lab.handicaps import Handicap
+from dpwa.lab.snapshots import write_snapshot, write_steps
 
 __all__ = ["Recorder", "StartTimeout"]
-
-_STEP_COLUMNS = {"loss": "float32", "right": "int32", "count": "int32", "end_s": "float64"}
 
 # Loading torch and the data in many processes on few cores takes its time.
 _START_TIMEOUT_S = 300.0
@@ -114,40 +111,32 @@ class Recorder:
         self._end_rounds(round_)
 
     def _end_rounds(self, step: int) -> None:
-        while self._round < self._rounds and step * self._rounds >= (self._round + 1) * self._total_steps:
+        while self._round < self._rounds and step >= step_at(self._round + 1, self._rounds, self._total_steps):
             self._round += 1
             self._write(self._round)
 
     def _write(self, round_: int) -> None:
         paused_s, training_s = time.monotonic(), self.training_s
-        self._folder.snapshots(self._name).mkdir(parents=True, exist_ok=True)
         if self._saves:
             self._write_model(round_, training_s)
-        draft = self._folder.steps(self._name).with_suffix(".draft.npz")
-        columns = {
-            name: np.array([step[place] for step in self._steps], kind)
-            for place, (name, kind) in enumerate(_STEP_COLUMNS.items())
-        }
-        np.savez(draft, allow_pickle=False, **columns)
-        draft.replace(self._folder.steps(self._name))
+        columns = zip(*self._steps, strict=True) if self._steps else ((), (), (), ())
+        write_steps(
+            self._folder.steps(self._name), dict(zip(("loss", "right", "count", "end_s"), columns, strict=True))
+        )
         self._paused_s += time.monotonic() - paused_s
 
     def _write_model(self, round_: int, training_s: float) -> None:
-        path = self._folder.snapshot(self._name, round_)
-        draft = path.with_suffix(".draft")
-        header = {
-            "round": round_,
-            "step": self._step,
-            "samples": self._samples,
-            "training_s": training_s,
-            "unix_s": time.time(),
-            "bytes_sent": self._bytes_sent(),
-            "processes": len(self._names),
-            "threads": self._threads,
-        }
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self._model.state_dict().items()}
-        save_file(tensors, draft, {name: str(value) for name, value in header.items()})
-        draft.replace(path)
+        write_snapshot(
+            self._folder.snapshot(self._name, round_),
+            self._model.state_dict(),
+            round_=round_,
+            step=self._step,
+            samples=self._samples,
+            training_s=training_s,
+            bytes_sent=self._bytes_sent(),
+            processes=len(self._names),
+            threads=self._threads,
+        )
 
     def _meet(self) -> None:
         """Wait for all processes, so that no clock runs while another one still loads its data."""

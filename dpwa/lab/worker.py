@@ -26,12 +26,15 @@ from dpwa.lab.models import build
 from dpwa.lab.partition import partition
 from dpwa.lab.recording import Recorder
 from dpwa.lab.strategies.base import Strategy
+from dpwa.lab.strategies.federated_rounds import Schedule
 from dpwa.transport.sockets import keep_freed_memory
 
 __all__ = ["data_of", "main", "order_seed", "parts_of_nodes", "recipe_of", "samples_of_node"]
 
 # Where the classes of the strategies are; each file has a function `make`.
 _FILES = {
+    "fedavg": "federated",
+    "fedprox": "federated",
     "param_avg": "mpi",
     "w_param_avg": "mpi",
     "parallel_sgd": "mpi",
@@ -57,10 +60,10 @@ def main(arguments: list[str]) -> None:
     data = data_of(cell, folder)
     device = device_of_node(Place(rank, len(cell.process_names)))
     model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed).to(device)
-    if cell.kind.has_server:
-        from dpwa.lab.strategies.federated import run_process  # noqa: PLC0415 - only for these
+    if name not in cell.training_names:
+        from dpwa.lab.strategies.federated import serve  # noqa: PLC0415 - only for these
 
-        run_process(cell, folder, rank, data, model)
+        serve(cell, folder, [len(part) for part in parts_of_nodes(cell, data)], model)
         return
     strategy = _strategy(cell, folder, rank)
     recorder = Recorder(
@@ -140,11 +143,15 @@ def recipe_of(cell: Cell, shard_size: int, rank: int) -> Recipe:
         rank: of the process, from 0.
     """
     settings, kind = cell.settings, cell.kind
-    steps = settings.n_epochs * max(1, shard_size // settings.batch_size)
+    epochs = settings.n_epochs
+    if kind.has_server:
+        epochs = Schedule.of(settings, cell.seed).epochs_of(rank)
+    steps = epochs * max(1, shard_size // settings.batch_size)
     if not (kind.splits_batch or kind.is_one_process):
-        steps = max(1, round(steps * shares_of_work(settings, waits=kind.waits)[rank]))
+        # A very slow node makes one step at least; a client that is never chosen makes none.
+        steps = max(min(1, steps), round(steps * shares_of_work(settings, waits=kind.waits)[rank]))
     return Recipe(
-        epochs=settings.n_epochs,
+        epochs=epochs,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         momentum=settings.momentum,
@@ -182,7 +189,9 @@ def _strategy(cell: Cell, folder: CellFolder, rank: int) -> Strategy:
 
 
 def _crowding(cell: Cell) -> float:
-    return len(cell.process_names) / len(os.sched_getaffinity(0))
+    """How many processes compute for each core."""
+    computing = Schedule.of(cell.settings, cell.seed).per_round if cell.kind.has_server else len(cell.process_names)
+    return computing / len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from dpwa.lab.cell import step_at
+
 __all__ = ["FlatTensors", "allreduce_bytes", "averaged_tensors", "backward_of_part", "meeting_steps", "part_of_batch"]
 
 
@@ -67,8 +69,7 @@ def meeting_steps(own_steps: int, *, span: int, every: int) -> list[int]:
         Numbers of steps, never falling; the last one is `own_steps`. One that comes twice is two meetings.
     """
     ends = [*range(every, span, every), span]
-    # Rounded up, as the ends of the recorder's rounds are: one that ends with a meeting shows the averaged model.
-    return [-(-end * own_steps // span) for end in ends]
+    return [step_at(end, span, own_steps) for end in ends]
 
 
 def allreduce_bytes(payload_bytes: int, size: int) -> int:

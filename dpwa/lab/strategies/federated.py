@@ -6,77 +6,60 @@ Must not know: how a round works. Runs in: the training thread.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from dpwa.config import ClusterConfig
-from dpwa.examples.training import Task, train
 from dpwa.lab.cell import Cell, CellFolder
-from dpwa.lab.data import DataSet
-from dpwa.lab.handicaps import Handicap
 from dpwa.lab.recording import Recorder
+from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.federated_client import FederatedClient
 from dpwa.lab.strategies.federated_node import FederatedNode
 from dpwa.lab.strategies.federated_rounds import Schedule
 from dpwa.lab.strategies.federated_server import Client, FederatedServer
-from dpwa.lab.worker import order_seed, parts_of_nodes, recipe_of, samples_of_node
 
-__all__ = ["run_process"]
+__all__ = ["make", "serve"]
 
 
-def run_process(cell: Cell, folder: CellFolder, rank: int, data: DataSet, model: nn.Module) -> None:
-    """Trains a client's part of a cell, or serves.
+def make(cell: Cell, rank: int, size: int, folder: CellFolder) -> Strategy:  # noqa: ARG001 - the settings tell
+    """The strategy of a client.
+
+    Args:
+        cell: of the strategy fedavg or fedprox.
+        rank: of the client, from 0.
+        size: number of processes, the server's included.
+        folder: of the cell.
+    """
+    settings, names = cell.settings, cell.process_names
+    return FederatedClient(
+        lambda model: _make_node(folder, names[rank], model),
+        Schedule.of(settings, cell.seed),
+        rank,
+        server=names[-1],
+        mu=settings.mu if settings.strategy == "fedprox" else 0.0,
+    )
+
+
+def serve(cell: Cell, folder: CellFolder, shard_sizes: Sequence[int], model: nn.Module) -> None:
+    """The whole life of the server.
 
     Args:
         cell: the cell.
         folder: of the cell.
-        rank: of this process, from 0; the server's is the last.
-        data: the whole data set.
+        shard_sizes: how many samples each client holds.
         model: with the initial weights.
     """
-    if rank == cell.settings.nodes:
-        _serve(cell, folder, data, model)
-    else:
-        _train(cell, folder, rank, data, model)
-
-
-def _serve(cell: Cell, folder: CellFolder, data: DataSet, model: nn.Module) -> None:
     names = cell.process_names
     node = _make_node(folder, names[-1], model)
     try:
-        sizes = [len(part) for part in parts_of_nodes(cell, data)]
-        clients = [Client(name, size) for name, size in zip(names, sizes, strict=False)]  # the server has none
+        clients = [Client(name, size) for name, size in zip(names, shard_sizes, strict=False)]  # the server has none
         schedule = Schedule.of(cell.settings, cell.seed)
         server = FederatedServer(node, schedule, clients, batch_size=cell.settings.batch_size)
         server.run(Recorder(folder, names, names[-1], model, rounds=cell.rounds, bytes_sent=lambda: server.bytes_sent))
     finally:
         node.close()
-
-
-def _train(cell: Cell, folder: CellFolder, rank: int, data: DataSet, model: nn.Module) -> None:
-    names, settings = cell.process_names, cell.settings
-    schedule = Schedule.of(settings, cell.seed)
-    strategy = FederatedClient(
-        lambda made: _make_node(folder, names[rank], made),
-        schedule,
-        rank,
-        server=names[-1],
-        mu=settings.mu if settings.strategy == "fedprox" else 0.0,
-    )
-    crowding = schedule.per_round / len(os.sched_getaffinity(0))
-    recorder = Recorder(
-        folder, names, names[rank], model, rounds=cell.rounds, handicap=Handicap(settings, rank + 1, crowding)
-    )
-    shard = samples_of_node(cell, data, rank).to(next(model.parameters()).device)
-    task = Task(title=cell.row, model=model, shard=shard, held_out=data.held_out, prepare=data.prepare)
-    recipe = replace(recipe_of(cell, len(task.shard), rank), epochs=schedule.epochs_of(rank), total_steps=None)
-    try:
-        train(task, recipe, seed=order_seed(cell, rank), strategy=strategy, watch=recorder)
-        strategy.finish()
-    finally:
-        strategy.close()
 
 
 def _make_node(folder: CellFolder, name: str, model: nn.Module) -> FederatedNode:

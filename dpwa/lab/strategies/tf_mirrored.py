@@ -12,30 +12,27 @@ Must not know: TensorFlow, other cells. Runs in: the training thread.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from dpwa.errors import ConfigError, DpwaError, InternalError
 from dpwa.examples.training import Recipe
-from dpwa.lab.cell import Cell, CellFolder, write_json
-from dpwa.lab.data import load
+from dpwa.lab.cell import Cell, CellFolder, step_at, write_json
 from dpwa.lab.models import build
+from dpwa.lab.snapshots import write_snapshot, write_steps
 from dpwa.lab.strategies.tf_environment import tensorflow_python, why_no_tensorflow
 from dpwa.lab.strategies.tf_export import layers_of, order_of_batches, shift_and_scale
 from dpwa.lab.strategies.tf_layout import Layer, Shape, from_keras, to_keras
-from dpwa.lab.worker import order_seed, recipe_of, samples_of_node
+from dpwa.lab.worker import data_of, order_seed, recipe_of, samples_of_node
 
 __all__ = ["TensorFlowFailed", "run_cell"]
 
@@ -97,18 +94,15 @@ class _Book:
 
     def begin(self, weights: list[Array]) -> None:
         """Put the initial weights down."""
-        self.folder.snapshots(_NAME).mkdir(parents=True, exist_ok=True)
         self._write_model(0, 0, weights, samples=0, training_s=0.0)
 
     def stopped(self, path: Path) -> None:
         """Put down the weights and the steps in a file of the script, and remove it."""
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             steps = {name: stored[name] for name in ("loss", "right", "count", "end_s")}
             weights = from_keras(self.layers, self.shape, [stored[str(number)] for number in range(len(self.names))])
         path.unlink()
-        draft = self.folder.steps(_NAME).with_suffix(".draft.npz")
-        np.savez(draft, **steps)
-        draft.replace(self.folder.steps(_NAME))
+        write_steps(self.folder.steps(_NAME), steps)
         step, samples, training_s = len(steps["loss"]), int(steps["count"].sum()), float(steps["end_s"][-1])
         # A training of fewer steps than rounds ends several rounds at once.
         while self.rounds_done < len(self.round_ends) and self.round_ends[self.rounds_done] <= step:
@@ -116,37 +110,31 @@ class _Book:
             self._write_model(self.rounds_done, step, weights, samples=samples, training_s=training_s)
 
     def _write_model(self, round_: int, step: int, weights: list[Array], *, samples: int, training_s: float) -> None:
-        header = {
-            "round": round_,
-            "step": step,
-            "samples": samples,
-            "training_s": training_s,
-            "unix_s": time.time(),
-            "bytes_sent": 0,
-            "processes": 1,
-            "threads": self.cores,
-        }
-        path = self.folder.snapshot(_NAME, round_)
-        draft = path.with_suffix(".draft")
-        tensors = dict(zip(self.names, weights, strict=True))
-        save_file(tensors, draft, {name: str(value) for name, value in header.items()})
-        draft.replace(path)
+        write_snapshot(
+            self.folder.snapshot(_NAME, round_),
+            {name: torch.from_numpy(array) for name, array in zip(self.names, weights, strict=True)},
+            round_=round_,
+            step=step,
+            samples=samples,
+            training_s=training_s,
+            bytes_sent=0,
+            processes=1,
+            threads=self.cores,
+        )
 
 
 def _export(exchange: Path, folder: CellFolder) -> _Book:
     """Write the files that `tf_mirrored_script` reads, and put the initial weights down."""
     cell = folder.cell()
     _refuse_handicaps(cell)
-    data_dir = os.environ.get("DPWA_DATA_DIR")
-    data = load(cell.settings.data, Path(data_dir) if data_dir else None)
+    data = data_of(cell, folder)
     model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed)
     samples: Any = samples_of_node(cell, data, 0)
     recipe = recipe_of(cell, len(samples), 0)
     order = order_of_batches(len(samples), recipe, seed=order_seed(cell, 0))
     state = model.state_dict()
-    book = _Book(
-        folder, list(layers_of(model)), data.shape, list(state), _round_ends(len(order), cell.rounds), _cores()
-    )
+    round_ends = [step_at(number, cell.rounds, len(order)) for number in range(1, cell.rounds + 1)]
+    book = _Book(folder, list(layers_of(model)), data.shape, list(state), round_ends, _cores())
     weights = [tensor.numpy() for tensor in state.values()]
     book.begin(weights)
     keras_weights = enumerate(to_keras(book.layers, book.shape, weights))
@@ -176,11 +164,6 @@ def _recipe_json(
         "stops": sorted(set(book.round_ends)),
         "cores": book.cores,
     }
-
-
-def _round_ends(total_steps: int, rounds: int) -> list[int]:
-    """The first step at which `dpwa.lab.recording.Recorder` ends each round."""
-    return [math.ceil(Fraction(number * total_steps, rounds)) for number in range(1, rounds + 1)]
 
 
 def _refuse_handicaps(cell: Cell) -> None:

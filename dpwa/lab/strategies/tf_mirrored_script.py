@@ -59,9 +59,9 @@ class TorchSGD(tf.keras.optimizers.SGD):  # type: ignore[misc]
 def main(folder: Path) -> None:
     """Trains as the files in the folder say."""
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    with np.load(folder / "weights.npz") as stored:
+    with np.load(folder / "weights.npz", allow_pickle=False) as stored:
         weights = [stored[str(number)] for number in range(len(stored.files))]
-    with np.load(folder / "data.npz") as stored:
+    with np.load(folder / "data.npz", allow_pickle=False) as stored:
         images, labels, order = stored["images"], stored["labels"], stored["order"]
     strategy = tf.distribute.MirroredStrategy(_devices(recipe["cores"]))
     with strategy.scope():
