@@ -77,6 +77,7 @@ class Gatherer:
         self._membership = membership
         self._rng = rng
         self._monotonic_s = monotonic_s
+        self._spent: set[str] = set()  # have finished, and nothing newer than what they were asked for last
 
     def gather(self, ask: Ask, client: Client) -> Exchange:
         """Fetch and merge what comes in time.
@@ -87,9 +88,7 @@ class Gatherer:
         start_s = self._monotonic_s()
         weights: Mapping[str, float] = ask.peers or {}
         missing = [
-            peer
-            for peer in weights
-            if not self._membership[peer].finished and self._flow_control.may_ask(peer, start_s)
+            peer for peer in weights if self._may_have_more(peer) and self._flow_control.may_ask(peer, start_s)
         ]
         self._rng.shuffle(missing)
         total, tries = _Sum(), 0
@@ -122,6 +121,12 @@ class Gatherer:
             duration_s=self._monotonic_s() - start_s,
         )
 
+    def _may_have_more(self, peer: str) -> bool:
+        """Whether the neighbour trains, or has ended in a round that this node may still come to."""
+        if not self._membership[peer].finished:
+            self._spent.discard(peer)  # also one that has been started anew
+        return peer not in self._spent
+
     def _is_worth_asking_again(
         self, peer: str, weights: Mapping[str, float], ask: Ask, client: Client, total: _Sum, left_s: float
     ) -> bool:
@@ -142,6 +147,7 @@ class Gatherer:
             return True
         except (PeerUnreachable, ModelMismatch, RemoteProtocolError):
             self._flow_control.failed(peer, self._monotonic_s())
+            self._ended_if_finished(peer)
             return False
         answer = fetched.answer
         if isinstance(answer, Offer):
@@ -151,7 +157,14 @@ class Gatherer:
                 total.is_shared = total.is_shared and fetched.pulled.is_shared
             return False
         self._flow_control.answered(peer)
-        return isinstance(answer, NotReady | Busy)
+        if isinstance(answer, NotReady | Busy):
+            return True
+        self._ended_if_finished(peer)
+        return False
+
+    def _ended_if_finished(self, peer: str) -> None:
+        if self._membership[peer].finished:
+            self._spent.add(peer)
 
     def _add(self, peer: str, weight: float, offer: Offer, received_bytes: int, total: _Sum) -> None:
         total.weight += weight

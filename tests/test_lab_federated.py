@@ -440,6 +440,28 @@ def test_a_client_that_is_never_chosen_trains_nothing_and_ends_with_the_others()
     assert federation.watch.rounds == [1]
 
 
+def test_a_client_that_hears_first_that_the_server_has_finished_still_gets_the_last_model():
+    federation = Federation(settings_of(nodes=2, n_epochs=1, client_fraction=0.5), [10, 10], seed=3)
+    late = 0
+    assert federation.schedule.rounds_of(late) == ()
+
+    def work(number: int) -> object:
+        if number != late:
+            size = len(flat(federation.server_model))
+            return rounds_by_hand(federation, number, lambda _, model: set_to(model, torch.full((size,), 7.0)))[-1]
+        client = begun(federation, number, some_model(number))
+        try:
+            membership = client._node._node._parts.membership
+            wait_until(lambda: membership[SERVER].finished, "the server has told this client that it has finished")
+            client.finish()
+            return flat(client.model)
+        finally:
+            client.close()
+
+    given = federation.run(work)
+    assert all(torch.equal(model, torch.full_like(model, 7.0)) for model in given)
+
+
 # --- Those that do not come -------------------------------------------------------------------------------------------
 
 

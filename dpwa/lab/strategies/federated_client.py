@@ -93,7 +93,7 @@ class FederatedClient(Strategy):
         """Wait for the last round of all, with its model."""
         if self._node is None:
             return
-        # Whoever says that it has finished is not asked any more: the server must have been here before.
+        # Whoever says that it has finished is not asked for long: the server must have been here before.
         self._take_model(self._schedule.rounds + 1)
         self._node.finish()
 
@@ -106,8 +106,8 @@ class FederatedClient(Strategy):
         """Wait for the model that a round begins from; False if it cannot be had."""
         if self._node is None:
             return False
-        # The server waits for each of the rounds before in turn.
-        wait_s = self._node.deadline_s * (round_ - self._last_round)
+        # The server waits for each of the rounds before in turn, and may have begun to wait later than this client.
+        wait_s = self._node.deadline_s * (round_ - self._last_round + 1)
         self._last_round = round_
         self._node.gather(round_of_model(round_), {self._server: 1.0}, wait_s)
         return self._node.missed == 0
