@@ -87,9 +87,7 @@ class Gatherer:
         """
         start_s = self._monotonic_s()
         weights: Mapping[str, float] = ask.peers or {}
-        missing = [
-            peer for peer in weights if self._may_have_more(peer) and self._flow_control.may_ask(peer, start_s)
-        ]
+        missing = [peer for peer in weights if self._may_have_more(peer) and self._flow_control.may_ask(peer, start_s)]
         self._rng.shuffle(missing)
         total, tries = _Sum(), 0
         while missing:
