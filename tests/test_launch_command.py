@@ -240,6 +240,15 @@ def test_ctrl_c_ends_everything_in_time_also_stubborn_workers(folder: Path, laun
     assert errors.splitlines()[1:] == [f"dpwa: ended by SIGINT; run folder {folder / 'run'}"]
 
 
+@pytest.fixture
+def hangup_ends() -> Iterator[None]:
+    """What is started hears SIGHUP, also if the tests themselves run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup_ends")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_to_end_are_passed_on_and_told_by_the_exit_code(
     folder: Path, launched: list[Launcher], number: signal.Signals
