@@ -252,7 +252,7 @@ def test_equal_rows_are_found_equal_in_everything_but_the_cores():
     [
         ({"initial_weights": "f" * 64}, ("Initial weights differ", "seed 0: 00000000 in", "ffffffff in ddp")),
         ({"samples_seen": 200_000}, ("different numbers of training samples", "ddp 200,000 (-16.7%)")),
-        ({"commit": "fedcba"}, ("different commits", "fedcba in ddp")),
+        ({"commit": "fedcba"}, ("by the same commit", "fedcba in ddp")),
         ({"machine": {"processor": "Other", "cores": 2}}, ("different machines", "Other, 2 cores in ddp")),
         ({"threads_per_process": 1, "processes": 1}, ("different numbers of cores", "1 core in single, ddp")),
     ],
@@ -268,6 +268,12 @@ def test_threads_beyond_the_cores_do_not_make_a_row_unfair():
     change = lambda cell, result: {**result, "threads_per_process": 2} if cell.row == "single" else result  # noqa: E731
     found = findings(summary_of(text, change))
     assert any(f.is_equal and f.text.startswith("All rows compute on 2 cores") for f in found)
+
+
+def test_seeds_by_different_commits_are_told_once_and_not_for_each_row():
+    change = lambda _, result: {**result, "commit": "aaaa" if result["cell"]["seed"] == 0 else "bbbb"}  # noqa: E731
+    warnings = content_of(summary_of(change=change), "").warnings
+    assert "Not everything was made by the same commit: aaaa (seed 0), bbbb (seed 1, 2) in all rows." in warnings
 
 
 def test_a_commit_with_changed_files_is_warned_of():

@@ -129,15 +129,27 @@ def _cores_text(count: int) -> str:
 
 
 def _commits(results: Sequence[CellResult]) -> Finding:
-    rows: dict[str, list[str]] = defaultdict(list)
-    for result in results:
-        rows[result.commit or "unknown"].append(result.row)
-    if len(rows) > 1:
-        return Finding(is_equal=False, text=f"Rows were made by different commits: {_grouped(rows)}.")
-    (commit,) = rows
+    commits = sorted({result.commit or "unknown" for result in results})
+    if len(commits) > 1:
+        made_by: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for result in results:
+            made_by[result.row][result.commit or "unknown"].append(result.seed)
+        rows: dict[str, list[str]] = defaultdict(list)
+        for row, seeds in made_by.items():
+            rows[_commits_text(seeds)].append(row)
+        return Finding(is_equal=False, text=f"Not everything was made by the same commit: {_grouped(rows)}.")
+    (commit,) = commits
     is_clean = commit != "unknown" and not commit.endswith("-dirty")
     remark = "" if is_clean else " (not a clean commit: the code cannot be had again from it alone)"
     return Finding(is_equal=is_clean, text=f"All rows were made by commit {commit}{remark}.")
+
+
+def _commits_text(seeds_of: Mapping[str, Sequence[int]]) -> str:
+    """The commits of one row; where there are several, with the seeds that each has made."""
+    if len(seeds_of) == 1:
+        return next(iter(seeds_of))
+    ordered = sorted((sorted(seeds), commit) for commit, seeds in seeds_of.items())
+    return ", ".join(f"{commit} (seed {listed(seeds)})" for seeds, commit in ordered)
 
 
 def _machines(results: Sequence[CellResult]) -> Finding:
