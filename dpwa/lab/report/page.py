@@ -41,15 +41,15 @@ _STYLE = Template("""
 @media screen and (prefers-color-scheme:dark){:root{--page:#191918;--text:#ececea;--soft:#a9a9a5;--rule:#3d3d3b;
 --good:#5cc995;--bad:#f39a6b;--card:#242423;$dark}}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:74rem;padding:1.5rem 1rem 4rem;background:var(--page);color:var(--text);
+body{margin:0 auto;max-width:78rem;padding:1.5rem 1rem 4rem;background:var(--page);color:var(--text);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0}h2{font-size:1.2rem;margin:2.2rem 0 .5rem}
 p{max-width:46rem}.soft,figcaption,caption{color:var(--soft);font-size:.875rem}
 .wide{overflow-x:auto;margin:.8rem 0}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .55rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top;white-space:nowrap}
+th,td{padding:.35rem .45rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top;white-space:nowrap}
 th{vertical-align:bottom;font-weight:600}thead th{white-space:normal}
-.words,.setting{text-align:left}td.words{white-space:normal;min-width:11rem}
+.words,.setting{text-align:left}td.words{white-space:normal;min-width:8rem}
 tbody th{text-align:left;vertical-align:top;position:sticky;left:0;background:var(--page);font-weight:600;
 white-space:normal;min-width:12rem;max-width:16rem}
 tbody th:has(.key){padding-left:2.2rem;text-indent:-2rem}
