@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator
 
 from dpwa import hosts
 from dpwa.check_method import describe_method, method_warnings, pulls
-from dpwa.config import FIRST_PORT, ClusterConfig, ConsensusOptions
+from dpwa.config import FIRST_PORT, ClusterConfig
+from dpwa.config_sections import ConsensusOptions
 from dpwa.fault_options import faults_in_words
 from dpwa.topology.options import TopologyOptions
 

@@ -1,8 +1,8 @@
 """The cluster's configuration: what may be written, what it means, and the frozen object that the rest works with.
 
 Names and units here are those of the file (`timeout_ms`); the properties ending in `_s` are the one place where
-milliseconds become seconds. `cluster_file` reads a file, `config_checks` checks what goes beyond single values, and
-`config_problems` has the words for mistakes.
+milliseconds become seconds. `cluster_file` reads a file, `config_sections` has its smaller mappings, `config_checks`
+checks what goes beyond single values, and `config_problems` has the words for mistakes.
 
 Must not know: sockets, threads, models, the command line. Runs in: any thread; a ClusterConfig never changes.
 """
@@ -10,32 +10,33 @@ Must not know: sockets, threads, models, the command line. Runs in: any thread; 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from dpwa import cluster_file, hosts
 from dpwa.cluster_file import YAML_NUMBER, ClusterFile
 from dpwa.config_checks import host_problems, import_plugins, matrix_problems, problems_between, rule_problems
 from dpwa.config_lines import lines_of
-from dpwa.config_problems import OWN_TEXT, WHOLE_CLUSTER, Problem, problems_of
-from dpwa.data_rate import DATA_RATE_PATTERN, bytes_per_s, expected_rate, hint_for_rate
+from dpwa.config_problems import WHOLE_CLUSTER, Problem, problems_of
+from dpwa.config_sections import (
+    ConsensusOptions,
+    ConstantOptions,
+    DataRate,
+    FlowControlOptions,
+    Name,
+    NodeConfig,
+    NoOptions,
+    Section,
+    StalenessOptions,
+)
+from dpwa.data_rate import bytes_per_s
 from dpwa.errors import ConfigError
 from dpwa.fault_options import FaultOptions
 from dpwa.interpolation import Interpolator, resolve
@@ -57,9 +58,6 @@ __all__ = [
     "FIRST_PORT",
     "MAX_NODES",
     "ClusterConfig",
-    "FlowControlOptions",
-    "Name",
-    "NodeConfig",
     "cluster_problems",
     "json_schema",
 ]
@@ -72,102 +70,7 @@ FIRST_PORT = 21000
 between two starts of the node."""
 
 
-def _checked_host(text: str) -> str:
-    expected = hosts.problem_with(text)
-    if expected is not None:
-        raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": expected})
-    return text
-
-
-_NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"  # also the name of a folder, hence no leading dot
-
-
-def _checked_name(text: str) -> str:
-    if not re.fullmatch(_NAME_PATTERN, text):
-        raise PydanticCustomError(
-            OWN_TEXT, "expected 1 to 64 letters, digits, '.', '_' or '-', and neither '.' nor '-' at the beginning"
-        )
-    return text
-
-
-def _checked_rate(value: object) -> object:
-    if value is None or (isinstance(value, str) and bytes_per_s(value) is not None):
-        return value
-    raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": expected_rate(), "hint": hint_for_rate(value)})
-
-
-Name = Annotated[str, AfterValidator(_checked_name), Field(json_schema_extra={"pattern": f"^{_NAME_PATTERN}$"})]
-Host = Annotated[str, AfterValidator(_checked_host)]
-DataRate = Annotated[
-    str | None, BeforeValidator(_checked_rate), Field(json_schema_extra={"pattern": f"^{DATA_RATE_PATTERN}$"})
-]
-
-
-class _Section(BaseModel):
-    """What all mappings of the file share: nothing unknown, nothing converted, nothing changed later."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class NodeConfig(_Section):
-    """One node: its name and where its peers reach it."""
-
-    name: Name = Field(description="Name of the node, unique in the cluster; also the name of its folder in a run.")
-    host: Host = Field("localhost", description="Host name or IPv4 address at which the other nodes reach this one.")
-    port: int = Field(ge=1, le=65535, description="TCP port on which the node serves its snapshots.")
-
-    @property
-    def address(self) -> str:
-        """host:port."""
-        return f"{self.host}:{self.port}"
-
-
-class ConstantOptions(_Section):
-    """What the rule constant can be told."""
-
-    value: float = Field(0.5, ge=0, le=1, description="The factor of every exchange.")
-
-
-class StalenessOptions(_Section):
-    """What the rule staleness can be told."""
-
-    value: float = Field(0.5, ge=0, le=1, description="The factor for a peer that is not behind.")
-    half_life: float = Field(10.0, gt=0, description="Updates that a peer must be behind to weigh half as much.")
-
-
-class ConsensusOptions(_Section):
-    """What the rule consensus can be told."""
-
-    target: float = Field(0.05, gt=0, description="Distance to keep between models, relative to the own model's norm.")
-    late_target: float | None = Field(
-        None, gt=0, description="Distance to keep late in training; null is the same all along."
-    )
-    late_clock: float | None = Field(
-        None, gt=0, description="Clock at which the target begins to move; it arrives at twice that clock."
-    )
-    gain: float = Field(0.5, gt=0, le=1, description="How strongly a distance off the target moves the factor.")
-    value: float = Field(0.5, gt=0, le=1, description="The largest factor, and the first.")
-
-
-class NoOptions(_Section):
-    """Options of a rule that has none."""
-
-
-class FlowControlOptions(_Section):
-    """How the answers of a peer decide how often it is asked."""
-
-    score_min: int = Field(10, ge=1, description="Lowest score; above 0, so that no peer is ever forgotten.")
-    score_max: int = Field(1000, ge=1, description="Highest score.")
-    score_start: int = Field(500, ge=1, description="Score of a peer that has not been asked yet.")
-    success: int = Field(10, ge=0, description="What one complete answer adds to the score.")
-    failure: int = Field(100, ge=0, description="What one timeout or broken answer takes from the score.")
-    probe_s: float = Field(
-        1.0, gt=0, le=3600, description="Seconds after a failure before the peer is asked again; doubles each time."
-    )
-    probe_max_s: float = Field(30.0, gt=0, le=3600, description="Upper limit in seconds of that doubling.")
-
-
-class ClusterConfig(_Section):
+class ClusterConfig(Section):
     """All settings of a cluster. The same file goes to every node.
 
     Make one with `load`, `from_text`, `for_localhost` or `alone`, which raise ConfigError; the plain constructor

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from dpwa.config_problems import OWN_TEXT, Problem, shown
-from dpwa.data_rate import DATA_RATE_PATTERN, bytes_per_s, expected_rate, hint_for_rate
+from dpwa.config_sections import DataRate, Section
+from dpwa.data_rate import bytes_per_s
 
 __all__ = ["FaultOptions", "KillOptions", "NoiseOptions", "PartitionOptions", "fault_problems", "faults_in_words"]
 
@@ -44,12 +45,6 @@ def _checked_slow(value: object) -> dict[str, float]:
     raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": _EXPECTED_SLOW})
 
 
-def _checked_rate(value: object) -> object:
-    if value is None or (isinstance(value, str) and bytes_per_s(value) is not None):
-        return value
-    raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": expected_rate(), "hint": hint_for_rate(value)})
-
-
 _Delay = Annotated[
     tuple[float, float] | None,
     BeforeValidator(_checked_delay),
@@ -60,17 +55,10 @@ _Slow = Annotated[
     PlainValidator(_checked_slow),
     WithJsonSchema({"type": "object", "additionalProperties": _NUMBER_SCHEMA}),
 ]
-_Rate = Annotated[
-    str | None, BeforeValidator(_checked_rate), Field(json_schema_extra={"pattern": f"^{DATA_RATE_PATTERN}$"})
-]
 _Group = Annotated[tuple[str, ...], Field(strict=False)]
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class NoiseOptions(_Options):
+class NoiseOptions(Section):
     """Gaussian noise on what is received."""
 
     scale: float = Field(0.0, ge=0, le=1000, description="Standard deviation of the noise; 0 is none.")
@@ -80,14 +68,14 @@ class NoiseOptions(_Options):
     )
 
 
-class KillOptions(_Options):
+class KillOptions(Section):
     """A node that kills itself."""
 
     node: str = Field(description="Name of the node.")
     step: int = Field(ge=1, description="Its own step in which it does so, once per run.")
 
 
-class PartitionOptions(_Options):
+class PartitionOptions(Section):
     """Groups of nodes that cannot reach each other for a while."""
 
     groups: Annotated[tuple[_Group, ...], Field(strict=False)] = Field(
@@ -110,7 +98,7 @@ class PartitionOptions(_Options):
         return bool(own) and peer not in own and any(peer in group for group in self.groups)
 
 
-class FaultOptions(_Options):
+class FaultOptions(Section):
     """Faults to inject, for experiments; without any, nothing is done and nothing is slower."""
 
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the faults; each node has own random numbers.")
@@ -122,7 +110,7 @@ class FaultOptions(_Options):
     delay_ms: _Delay = Field(
         None, description="Milliseconds by which messages are late: a number, or two for a uniform choice between them."
     )
-    bandwidth: _Rate = Field(None, description='Rate at which each pull receives at most, such as "10 MB/s".')
+    bandwidth: DataRate = Field(None, description='Rate at which each pull receives at most, such as "10 MB/s".')
     noise: NoiseOptions = Field(NoiseOptions(), description="Gaussian noise on the parameters that are received.")
     slow: _Slow = Field({}, description="Milliseconds of pause in every step of a node, by its name.")
     kill: Annotated[tuple[KillOptions, ...], Field(strict=False)] = Field(

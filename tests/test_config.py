@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from dpwa import hosts
 from dpwa.check import describe
-from dpwa.config import FIRST_PORT, MAX_NODES, ClusterConfig, NodeConfig, json_schema
+from dpwa.config import FIRST_PORT, MAX_NODES, ClusterConfig, json_schema
+from dpwa.config_sections import NodeConfig
 from dpwa.errors import ConfigError
 from dpwa.interpolation import Constant, Loss, State
 

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from dpwa.config import FlowControlOptions
+from dpwa.config_sections import FlowControlOptions
 from dpwa.peers.flow_control import FlowControl
 from dpwa.peers.membership import Membership
 

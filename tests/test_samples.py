@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dpwa.cluster_file import read
-from dpwa.config import ClusterConfig, ConstantOptions, FlowControlOptions, NodeConfig
+from dpwa.config import ClusterConfig
+from dpwa.config_sections import ConstantOptions, FlowControlOptions, NodeConfig
 from dpwa.methods import options
 from dpwa.methods.registry import METHODS
 

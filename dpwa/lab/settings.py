@@ -11,15 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-__all__ = ["CommonSettings", "KillOptions", "LabelOptions", "PartitionOptions", "Section", "Settings", "SlowOptions"]
+from dpwa.config_sections import Section
 
-
-class Section(BaseModel):
-    """What all mappings of a study file share: nothing unknown, nothing converted, nothing changed later."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True)
+__all__ = ["CommonSettings", "KillOptions", "LabelOptions", "PartitionOptions", "Settings", "SlowOptions"]
 
 
 class PartitionOptions(Section):
@@ -60,6 +56,8 @@ class LabelOptions(Section):
 
 class CommonSettings(Section):
     """What a study file may set for all of its rows, or for one."""
+
+    model_config = ConfigDict(populate_by_name=True)  # `lambda` is no name for Python
 
     data: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = Field("fashion_mnist", description="The data set.")
     model: Literal["mcmahan_cnn", "light_cnn", "mlp"] = Field("light_cnn", description="The network.")

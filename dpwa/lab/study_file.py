@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
-from dpwa.config import Name
 from dpwa.config_problems import OWN_TEXT
+from dpwa.config_sections import Name
 from dpwa.lab.kinds import STRATEGIES
 from dpwa.lab.settings import CommonSettings
 

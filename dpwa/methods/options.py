@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from dpwa.config_sections import Section
 
 __all__ = ["DPSGDOptions", "ElasticOptions", "NoLoCoOptions", "OuterOptions", "SGPOptions", "SpartaOptions"]
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class SGPOptions(_Options):
+class SGPOptions(Section):
     """What the method sgp can be told."""
 
     debias: bool = Field(
@@ -28,13 +26,13 @@ class SGPOptions(_Options):
     )
 
 
-class ElasticOptions(_Options):
+class ElasticOptions(Section):
     """What the method elastic can be told."""
 
     alpha: float = Field(0.25, gt=0, le=0.5, description="Share of the difference that each side goes; 0.5 meets.")
 
 
-class DPSGDOptions(_Options):
+class DPSGDOptions(Section):
     """What the method dpsgd can be told."""
 
     every: int = Field(1, ge=1, le=1_000_000, description="Training steps in a round.")
@@ -43,7 +41,7 @@ class DPSGDOptions(_Options):
     )
 
 
-class NoLoCoOptions(_Options):
+class NoLoCoOptions(Section):
     """What the method noloco can be told."""
 
     every: int = Field(50, ge=1, le=1_000_000, description="H: local steps between two outer steps.")
@@ -53,14 +51,14 @@ class NoLoCoOptions(_Options):
     window: int = Field(2, ge=0, le=1_000_000, description="Outer steps that a partner may be ahead or behind.")
 
 
-class SpartaOptions(_Options):
+class SpartaOptions(Section):
     """What the method sparta can be told."""
 
     base: Literal["pull", "adpsgd"] = Field("pull", description="The method that exchanges the slices.")
     fraction: float = Field(0.005, gt=0, le=1, description="Share of the parameters in an exchange.")
 
 
-class OuterOptions(_Options):
+class OuterOptions(Section):
     """Outer momentum on top of the method, in the way of DiLoCo."""
 
     every: int | None = Field(

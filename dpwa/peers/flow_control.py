@@ -14,7 +14,7 @@ import random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from dpwa.config import FlowControlOptions
+from dpwa.config_sections import FlowControlOptions
 
 __all__ = ["FlowControl"]
 

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from dpwa.config_problems import OWN_TEXT
+from dpwa.config_sections import Section
 
 __all__ = ["GivenMatrix", "TopologyOptions", "as_mapping", "with_folder"]
 
@@ -62,10 +63,8 @@ def as_mapping(value: object) -> object:
     return value
 
 
-class TopologyOptions(BaseModel):
+class TopologyOptions(Section):
     """The topology: who exchanges with whom, and with which weights."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     graph: Literal[
         "complete",
