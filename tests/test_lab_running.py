@@ -22,6 +22,7 @@ from dpwa.config import ClusterConfig
 from dpwa.errors import ConfigError
 from dpwa.lab import commands, cost, mpi_segments, running, starting, supervision
 from dpwa.lab.cell import Cell, CellFolder
+from dpwa.lab.data import load
 from dpwa.lab.progress import RunProgress
 from dpwa.lab.run_folder import RunFolder, last_lines
 from dpwa.lab.running import Runner
@@ -69,6 +70,7 @@ def small_trainings(monkeypatch):
         "final_accuracy=None if code else 0.75); "
         "(folder / 'result.json').write_text(json.dumps(result))"
     )
+    monkeypatch.setattr(running, "data_command", lambda _name, _cache: [sys.executable, "-c", ""])
     monkeypatch.setattr(running, "command_of", lambda cell, _folder: [sys.executable, "-c", train, cell.row])
     monkeypatch.setattr(
         running,
@@ -116,6 +118,44 @@ def test_a_training_that_fails_is_told_with_its_log_and_the_rest_goes_on() -> No
     code, output = run_shown("strategies: [{strategy: single, name: bad}, {strategy: single, name: good}]\n")
     assert "bad (seed 0): made again, it failed: ValueError: broken" in output
     assert "1 of 2 trainings were finished before" in output
+
+
+@pytest.mark.usefixtures("small_trainings")
+def test_an_error_with_a_cause_is_told_in_its_own_words(monkeypatch) -> None:
+    train = "try: 1 / 0\nexcept ZeroDivisionError as error: raise ValueError('expected files in there') from error"
+    monkeypatch.setattr(running, "command_of", lambda _cell, _folder: [sys.executable, "-c", train])
+    code, shown = run_shown("strategies: [single]\n")
+    assert code == 1
+    assert "failed: ValueError: expected files in there" in shown
+
+
+@pytest.mark.usefixtures("small_trainings")
+def test_without_its_data_nothing_is_begun_and_it_is_told_once(monkeypatch, capfd) -> None:
+    monkeypatch.setattr(running, "data_command", starting.data_command)
+    monkeypatch.setenv("DPWA_DATA_DIR", str(Path("nowhere").absolute()))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    text = "strategies: [{strategy: single, data: cifar10}, pull]\nseeds: 2\n"
+    code, shown = run_shown(text)
+    assert code == 2
+    told = capfd.readouterr().err
+    assert told.count("loading cifar10: expected torchvision's files in") == 1
+    assert "or train/CLASS/*.jpg" in told
+    assert "cifar10 cannot be had, and no training was begun; to leave these trainings out: --only data=digits" in shown
+    assert not list(Path("run").rglob("cell.json"))
+
+    code, shown = run_shown(text, only=("data=digits",))
+    assert code == 0, shown
+
+
+def test_data_are_read_once_and_shared(capfd) -> None:
+    study = Study.load(written("strategies: [single]\nseeds: 2\n"), for_running=True)
+    cells = study.cells()
+    caches = {RunFolder(Path("run")).of(cell).data_cache("digits") for cell in cells}
+    (cache,) = caches
+    subprocess.run(starting.data_command("digits", cache), check=True)
+    assert capfd.readouterr().err == ""
+    assert len(load("digits", None, cache).train) == 1437
 
 
 @pytest.mark.usefixtures("small_trainings")

@@ -108,10 +108,9 @@ class CellFolder:
         """What came out."""
         return self.path / "result.json"
 
-    @property
-    def data_cache(self) -> Path:
-        """Folder with the data sets, shared with the cells beside this one."""
-        return self.path.parent / ".data"
+    def data_cache(self, name: str) -> Path:
+        """The images of a data set, shared with the cells beside this one."""
+        return self.path.parent / ".data" / f"{name}.safetensors"
 
     def node(self, name: str) -> Path:
         """Folder of a process."""

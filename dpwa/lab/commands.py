@@ -94,8 +94,8 @@ def run_study(
         confirm: asks whether to begin something long; None begins it.
 
     Returns:
-        The exit code: 0 if all is done or skipped, 1 if some training failed or the user does not want to begin,
-        128 + N after signal N.
+        The exit code: 0 if all is done or skipped, 1 if some training failed or the user does not want to begin, 2 if
+        data are missing, 128 + N after signal N.
 
     Raises:
         ConfigError: the study, the conditions or the folder cannot be used.

@@ -5,12 +5,16 @@ so, and would be 188 MB as floats, in every process.
 
 Each data set's library is imported when that data set is loaded: a process that learns clothes needs no scikit-learn.
 
-Must not know: models, nodes, partitions. Runs in: the training thread.
+As a program it loads one data set, from wherever it is, into one file: python -m dpwa.lab.data NAME FILE. So a run
+learns before its first training that there is no such data, and whoever waits for a download sees it.
+
+Must not know: models, nodes, partitions. Runs in: the training thread; as a program, the main thread.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -54,29 +58,28 @@ class DataSet:
     shape: tuple[int, int, int]
 
 
-def load(name: str, data_dir: Path | None, cache_dir: Path | None = None) -> DataSet:
+def load(name: str, data_dir: Path | None, cache: Path | None = None) -> DataSet:
     """A data set, from the disk, or downloaded to it first if it is not there.
 
     Args:
         name: "digits" (comes with scikit-learn), "mnist", "fashion_mnist" or "cifar10".
         data_dir: the folder of torchvision's data sets; for CIFAR-10 also one that holds train/CLASS/*.jpg and
             test/CLASS/*.jpg, itself or in its folder cifar10; None for ./data.
-        cache_dir: where all images are kept in one file, which is read in a moment, also by many processes; None for no
-            such file.
+        cache: the file that keeps all images, which is read in a moment, also by many processes, and written if it is
+            missing; None for no such file.
 
     Raises:
         ConfigError: there is no such data set, or it is neither there nor can be downloaded.
     """
     if name not in _READERS:
         raise ConfigError(f'loading data: expected one of {", ".join(_READERS)}, got "{name}"')
-    cached = None if cache_dir is None else cache_dir / f"{name}.safetensors"
-    if cached is not None and cached.exists():
-        found = load_file(cached)
+    if cache is not None and cache.exists():
+        found = load_file(cache)
         train, held_out = (Samples(found[f"{part}_images"], found[f"{part}_labels"]) for part in _PARTS)
     else:
         train, held_out = _read(name, data_dir)
-        if cached is not None:
-            _write(cached, train, held_out)
+        if cache is not None:
+            _write(cache, train, held_out)
     channels, height, width = train.images.shape[1:]
     return DataSet(train, held_out, partial(_prepared, _preparation(name)), CLASSES, (channels, height, width))
 
@@ -85,9 +88,13 @@ def _read(name: str, data_dir: Path | None) -> tuple[Samples, Samples]:
     try:
         return _READERS[name](data_dir)
     except (OSError, RuntimeError) as error:  # RuntimeError is torchvision's word for a failed download
+        images = (
+            ", or train/CLASS/*.jpg and test/CLASS/*.jpg there or in its folder cifar10" if name == "cifar10" else ""
+        )
         raise ConfigError(
-            f"loading {name}: expected torchvision's files in {(data_dir or DEFAULT_DATA_DIR).resolve()}, or a network"
-            f" to download them from, got: {error}; name the folder that holds them with DPWA_DATA_DIR"
+            f"loading {name}: expected torchvision's files in {(data_dir or DEFAULT_DATA_DIR).resolve()}{images}, or a "
+            f"network to download them from, got: {error}; name the folder that holds them by --data-dir or in "
+            f"DPWA_DATA_DIR"
         ) from error
 
 
@@ -183,3 +190,18 @@ def _prepared(prepare: Transform, images: Tensor) -> Tensor:
     """A model's input, with the channels of a pixel side by side: convolutions on a CPU take a third less time so."""
     prepared: Tensor = prepare(images)
     return prepared.to(memory_format=torch.channels_last)  # with one channel, `contiguous` would do nothing
+
+
+def main() -> None:
+    """Loads a data set into a file, or tells why it cannot be had and ends with 2."""
+    name, cache = sys.argv[1:]
+    data_dir = os.environ.get("DPWA_DATA_DIR")
+    try:
+        load(name, Path(data_dir) if data_dir else None, Path(cache))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

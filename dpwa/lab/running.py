@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from dpwa.lab.progress import RunProgress
 from dpwa.lab.run_folder import RunFolder, is_result, last_lines, newest_round, read_json, remove_snapshots, shown_path
 from dpwa.lab.starting import (
     command_of,
+    data_command,
     environment_of,
     evaluation_command,
     held_to,
@@ -47,6 +49,9 @@ _SHARE_TO_TRUST = 0.15
 _ERROR_LINES = (re.compile(r"\b\w+(?:Error|Exception): .*"), re.compile(r"dpwa: node .* failed: .*"))
 """What tells why processes failed: an exception that ended one, else what `dpwa launch` says. The first is the cause of
 the others."""
+
+_CAUSE = "The above exception was the direct cause of the following exception:"
+"""After an exception that was turned into one which says more to a person."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,8 @@ class Runner:
             console: where to show how it goes.
 
         Returns:
-            The exit code: 0 if all is done or skipped, 1 if some failed that should not, 128 + N after signal N.
+            The exit code: 0 if all is done or skipped, 1 if some failed that should not, 2 if data are missing, and
+            nothing was begun, 128 + N after signal N.
 
         Raises:
             ConfigError: the folder cannot be used.
@@ -116,16 +122,44 @@ class Runner:
         with self.folder.taken():
             self.folder.keep(self._study)
             kept = [cell for cell in self._cells if self.folder.result(cell) is not None]
-            with RunProgress(console, len(self._cells), len(kept)) as progress, signals_as_exceptions():
-                if kept:
-                    progress.say(f"{len(kept)} of {len(self._cells)} trainings were finished before and are kept")
+            with signals_as_exceptions():
                 try:
-                    outcomes = [self._outcome(cell, progress) for cell in self._cells]
+                    if not self._has_data(console):
+                        return 2
+                    with RunProgress(console, len(self._cells), len(kept)) as progress:
+                        if kept:
+                            progress.say(
+                                f"{len(kept)} of {len(self._cells)} trainings were finished before and are kept"
+                            )
+                        outcomes = [self._outcome(cell, progress) for cell in self._cells]
                 except EndedBySignal as ended:
-                    progress.say(f"ended by {ended}; the same command goes on from here")
+                    _print(console, f"ended by {ended}; the same command goes on from here")
                     return 128 + ended.number
         self._summarise(outcomes, console)
         return 0 if all(outcome.is_expected for outcome in outcomes) else 1
+
+    def _has_data(self, console: Console) -> bool:
+        """Loads what the trainings need, once for all of them, unless an earlier run has; what is wrong it tells."""
+        needed = {cell.settings.data: self.folder.of(cell) for cell in self.waiting()}
+        for name, folder in needed.items():
+            cache = folder.data_cache(name)
+            if cache.exists():
+                continue
+            _print(console, f"{name}: being read, once for all trainings")
+            # In a session of its own: Ctrl-C comes to this program alone, which then ends the other.
+            ended = subprocess.run(
+                data_command(name, cache),
+                env=environment_of(self._cores, self._data_dir),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                check=False,
+            )
+            if ended.returncode != 0:
+                others = [other for other in needed if other != name]
+                hint = f"; to leave these trainings out: --only data={others[0]}" if others else ""
+                _print(console, f"{name} cannot be had, and no training was begun{hint}")
+                return False
+        return True
 
     def _outcome(self, cell: Cell, progress: RunProgress) -> Outcome:
         result = self.folder.result(cell)
@@ -220,10 +254,12 @@ class Runner:
                 reasons = [outcome.reason for outcome in found if outcome.status == status]
                 if reasons:
                     words.append(f"{len(reasons)} {status}: {reasons[0]}")
-            console.print(f"{label:{width}}  {'; '.join(words)}", highlight=False, markup=False, soft_wrap=True)
-        console.print(
-            f"Report: dpwa lab report {shown_path(self.folder.path)}", highlight=False, markup=False, soft_wrap=True
-        )
+            _print(console, f"{label:{width}}  {'; '.join(words)}")
+        _print(console, f"Report: dpwa lab report {shown_path(self.folder.path)}")
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _name(cell: Cell) -> str:
@@ -251,7 +287,8 @@ def _error_in(folder: CellFolder) -> str:
     """The line of the log that tells best what went wrong, shortened; empty if none does."""
     lines = last_lines(folder.output_log, _SEARCHED_LINES)
     for pattern in _ERROR_LINES:
-        for line in lines:
-            if found := pattern.search(line):
+        for number, line in enumerate(lines):
+            # Python leaves a line empty before it; other processes print lines between.
+            if (found := pattern.search(line)) and not any(_CAUSE in later for later in lines[number + 1 : number + 6]):
                 return found[0] if len(found[0]) <= 200 else f"{found[0][:197]}..."
     return ""

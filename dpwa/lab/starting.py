@@ -22,7 +22,16 @@ from dpwa.lab.strategies.tf_environment import tensorflow_python, why_no_tensorf
 from dpwa.launch.ports import free_ports
 from dpwa.topology.options import with_folder
 
-__all__ = ["command_of", "environment_of", "evaluation_command", "held_to", "machine_cores", "missing_for", "prepare"]
+__all__ = [
+    "command_of",
+    "data_command",
+    "environment_of",
+    "evaluation_command",
+    "held_to",
+    "machine_cores",
+    "missing_for",
+    "prepare",
+]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _OF_A_NODE = ("DPWA_CONFIG", "DPWA_NODE", "DPWA_RUN_DIR")
@@ -106,6 +115,11 @@ def environment_of(threads: int, data_dir: Path | None) -> dict[str, str]:
     if given:
         found["DPWA_DATA_DIR"] = str(Path(given).absolute())
     return found
+
+
+def data_command(name: str, cache: Path) -> list[str]:
+    """What loads a data set, which a run needs, into one file."""
+    return [sys.executable, "-m", "dpwa.lab.data", name, str(cache)]
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
 def data_of(cell: Cell, folder: CellFolder) -> DataSet:
     """The data set of a cell, from the folder that the variable DPWA_DATA_DIR names."""
     data_dir = os.environ.get("DPWA_DATA_DIR")
-    return load(cell.settings.data, Path(data_dir) if data_dir else None, folder.data_cache)
+    return load(cell.settings.data, Path(data_dir) if data_dir else None, folder.data_cache(cell.settings.data))
 
 
 def parts_of_nodes(cell: Cell, data: DataSet) -> list[torch.Tensor]:
