@@ -6,8 +6,11 @@ its own for what it sends.
 
 from __future__ import annotations
 
+import os
+import sys
 from datetime import timedelta
 from pathlib import Path
+from types import TracebackType
 
 import torch
 import torch.distributed as dist
@@ -89,6 +92,7 @@ class _TorchDistributed(Strategy):
             world_size=self._size,
             timeout=timedelta(seconds=self._timeout_s),
         )
+        _end_at_once_after_errors()
 
     def finish(self) -> None:
         """See `Strategy.finish`: no process takes its connections away while another one needs them."""
@@ -185,3 +189,20 @@ class AllreduceEveryH(_TorchDistributed):
         self._flat.values.div_(self._size)
         self._flat.give(self._tensors)
         self.bytes_sent += allreduce_bytes(self._flat.payload_bytes, self._size)
+
+
+def _end_at_once_after_errors() -> None:
+    """An error that ends this process is printed, and then the process ends with 1, without Python's teardown.
+
+    Threads of gloo may hold tensors of a failed exchange until then. They let them go during the teardown, for which
+    they need the interpreter, and then the whole process aborts.
+    """
+    printed = sys.excepthook
+
+    def end(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        printed(kind, error, traceback)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+    sys.excepthook = end
