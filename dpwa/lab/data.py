@@ -28,7 +28,7 @@ from dpwa.errors import ConfigError
 from dpwa.examples.samples import Samples, Transform, normaliser, unchanged
 from dpwa.examples.torchvision_data import DEFAULT_DATA_DIR, open_data_set
 
-__all__ = ["DataSet", "load", "with_wrong_labels"]
+__all__ = ["DataSet", "data_dir_of_environment", "load", "with_wrong_labels"]
 
 CLASSES = 10  # of each of the data sets
 
@@ -82,6 +82,12 @@ def load(name: str, data_dir: Path | None, cache: Path | None = None) -> DataSet
             _write(cache, train, held_out)
     channels, height, width = train.images.shape[1:]
     return DataSet(train, held_out, partial(_prepared, _preparation(name)), CLASSES, (channels, height, width))
+
+
+def data_dir_of_environment() -> Path | None:
+    """The folder that the variable DPWA_DATA_DIR names; None if it names none."""
+    named = os.environ.get("DPWA_DATA_DIR")
+    return Path(named) if named else None
 
 
 def _read(name: str, data_dir: Path | None) -> tuple[Samples, Samples]:
@@ -195,9 +201,8 @@ def _prepared(prepare: Transform, images: Tensor) -> Tensor:
 def main() -> None:
     """Loads a data set into a file, or tells why it cannot be had and ends with 2."""
     name, cache = sys.argv[1:]
-    data_dir = os.environ.get("DPWA_DATA_DIR")
     try:
-        load(name, Path(data_dir) if data_dir else None, Path(cache))
+        load(name, data_dir_of_environment(), Path(cache))
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

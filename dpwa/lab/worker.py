@@ -19,7 +19,7 @@ from dpwa.examples.samples import Samples
 from dpwa.examples.shards import Place
 from dpwa.examples.training import Recipe, Task, device_of_node, train
 from dpwa.lab.cell import Cell, CellFolder
-from dpwa.lab.data import DataSet, load, with_wrong_labels
+from dpwa.lab.data import DataSet, data_dir_of_environment, load, with_wrong_labels
 from dpwa.lab.handicaps import Handicap, shares_of_work
 from dpwa.lab.kinds import Start
 from dpwa.lab.models import build
@@ -94,8 +94,7 @@ def main(arguments: list[str]) -> None:
 
 def data_of(cell: Cell, folder: CellFolder) -> DataSet:
     """The data set of a cell, from the folder that the variable DPWA_DATA_DIR names."""
-    data_dir = os.environ.get("DPWA_DATA_DIR")
-    return load(cell.settings.data, Path(data_dir) if data_dir else None, folder.data_cache(cell.settings.data))
+    return load(cell.settings.data, data_dir_of_environment(), folder.data_cache(cell.settings.data))
 
 
 def parts_of_nodes(cell: Cell, data: DataSet) -> list[torch.Tensor]:
