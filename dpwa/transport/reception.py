@@ -9,6 +9,7 @@ import time
 from collections import deque
 
 from dpwa.blending import encoded_chunk_bytes
+from dpwa.errors import PeerTimeout
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.messages import (
     MAX_WINDOW,
@@ -132,7 +133,11 @@ class Reception:
                 first, count = requests.popleft()
                 self._conversation.send(More(self._pull.nonce, first, count))
                 expected.extend(range(first, first + count))
-            received += self._receive_chunk(expected.popleft())
+            try:
+                received += self._receive_chunk(expected.popleft())
+            except PeerTimeout as error:
+                error.received_bytes = received
+                raise
         return received
 
     def _receive_chunk(self, index: int) -> int:
