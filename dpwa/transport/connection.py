@@ -2,8 +2,8 @@
 
 A DEALER here is one TCP connection for life (`dealer` disables reconnecting). While it is being made, ZeroMQ's monitor
 tells of each step, so that a refusal is known at once and not when a deadline has passed. Afterwards the kernel's own
-count of received bytes is compared with what was asked for: ZeroMQ collects all frames of a message before it hands over
-the first, and a hostile peer's message may never end.
+count of received bytes is compared with what was asked for: ZeroMQ collects all frames of a message before it hands
+over the first, and a hostile peer's message may never end.
 
 Must not know: messages, peers, deadlines. Runs in: the Tx thread alone.
 """
