@@ -31,7 +31,6 @@ from dpwa.transport.messages import (
     Settled,
 )
 from dpwa.transport.pulling import Client, Pulled, Target
-from dpwa.transport.reception import RUN
 
 __all__ = ["NOTHING_YET", "Fetched", "Fetcher", "Identity"]
 
@@ -152,7 +151,7 @@ class Fetcher:
         # A part that both sides of a pair must agree on, or weights that must sum up, bear no rounding.
         is_plain = exchange != NO_EXCHANGE or round_ != NEWEST_ROUND
         codec = self._link_codecs.choose(peer, part.share, exact=is_plain)
-        first, count = next(iter(part.requests(RUN)))
+        first, count = next(iter(part.requests()))
         request = Pull(
             nonce=self.next_nonce(),
             run=self.identity.run_id,

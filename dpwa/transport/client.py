@@ -21,7 +21,7 @@ from dpwa.peers.patience import Patience
 from dpwa.transport.connection import Connection
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
-from dpwa.transport.messages import Message, More, Propose, Pull, Settle
+from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Message, More, Propose, Pull, Settle
 from dpwa.transport.pulling import Pulled, Target
 from dpwa.transport.reception import Reception
 from dpwa.transport.segments import Segments
@@ -189,8 +189,8 @@ class ZmqClient:
             return Connection(dealer(self._context, self._links.curve, peer), address)
         except ConfigError as error:  # a name that resolved at the start may not do so later
             raise PeerUnreachable(peer, str(error)) from error
-        except OSError as error:  # ZMQError is one
-            what = error.strerror or str(error)
+        except (zmq.ZMQError, OSError) as error:
+            what = str(error.strerror or error)
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 what += "; this process has no file descriptors left: raise `ulimit -n`, or close files"
             raise PeerUnreachable(peer, f"no connection can be opened: {what}") from error
@@ -268,14 +268,15 @@ class _Asking:
         self._connection = connection
         self._start_s = start_s
         self._timeout_s = timeout_s
-        self._chunk_bytes = message.chunk_bytes if isinstance(message, Pull) else 0
+        self._message_bytes = MAX_HEADER_BYTES + (message.chunk_bytes if isinstance(message, Pull) else 0)
         self._answered_s = 0.0
         self._bytes_before: int | None = None
         self.is_answered = False
         self.deadline_s = start_s + min(timeout_s, first_word_s)
         connection.begin()
         if isinstance(message, Pull):
-            connection.allow(message.count, message.chunk_bytes)
+            # In place of the chunks there may be a layout as text, which fills one frame at most.
+            connection.allow(max(message.count * self._message_bytes, MAX_FRAME_BYTES))
 
     @property
     def answered_after_s(self) -> float:
@@ -291,7 +292,7 @@ class _Asking:
 
     def more(self, message: More) -> None:
         """Further chunks have been asked for."""
-        self._connection.allow(message.count, self._chunk_bytes)
+        self._connection.allow(message.count * self._message_bytes)
 
     def tell_progress(self, error: PeerTimeout) -> None:
         """Say in an error how far the answer had come, chunks that were not complete included."""

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_WINDOW
+from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_WINDOW
 
 __all__ = ["Connection"]
 
@@ -137,9 +137,9 @@ class Connection:
         self._since_s = time.monotonic()
         self._allowed_bytes = _SLACK_BYTES + late_bytes
 
-    def allow(self, chunks: int, chunk_bytes: int) -> None:
-        """So many chunks have been asked for; in place of the first there may be another body."""
-        self._allowed_bytes += max(chunks * (chunk_bytes + MAX_HEADER_BYTES), MAX_FRAME_BYTES)
+    def allow(self, wanted_bytes: int) -> None:
+        """So many bytes have been asked for."""
+        self._allowed_bytes += wanted_bytes
 
     def end(self) -> None:
         """The request has its whole answer: nothing more is to come."""
