@@ -69,7 +69,7 @@ class Connection:
         try:
             self.monitor = dealer.get_monitor_socket()
             dealer.connect(address)
-        except BaseException:
+        except (zmq.ZMQError, OSError):
             self.close()
             raise
 
