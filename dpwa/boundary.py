@@ -180,8 +180,9 @@ class Boundary:
             if self._proposals.has_notice:
                 self._proposals.wake()
         if exchange.received_bytes and not exchange.is_shared:
-            # A joining node takes the whole model, whatever part the budget had planned.
-            is_planned = exchange.ask is not None and not exchange.ask.joining
+            # A joining node takes the whole model, whatever part the budget had planned; a slow link bears less of it.
+            is_whole = exchange.share > 0.0 and not exchange.is_shortened
+            is_planned = exchange.ask is not None and not exchange.ask.joining and is_whole
             self._budget.spent(exchange.received_bytes, self._monotonic_s(), complete=is_planned)
         ask = exchange.ask
         if ask is not None and ask.finished and exchange.peer is not None and not exchange.outcome.is_failure:

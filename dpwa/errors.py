@@ -68,7 +68,17 @@ class TransportError(DpwaError):
 
 
 class PeerTimeout(TransportError):
-    """The peer did not answer, or not completely, before the deadline."""
+    """The peer did not answer, or not completely, before the deadline.
+
+    Attributes:
+        received_bytes: what had come of a snapshot; 0 if nothing had, or none was under way.
+        transfer_s: in how many seconds.
+    """
+
+    def __init__(self, peer: str, message: str, *, received_bytes: int = 0, transfer_s: float = 0.0) -> None:
+        self.received_bytes = received_bytes
+        self.transfer_s = transfer_s
+        super().__init__(peer, message)
 
 
 class PeerUnreachable(TransportError):

@@ -118,6 +118,7 @@ class Exchange:
         factor: share of the peer by the interpolation (pull), 0 to 1.
         distance: of the two models, relative to the own; None where it was not measured.
         share: share of the parameters that came.
+        is_shortened: it is less than was asked for, because the link is slow.
         weight: sum of the masses or weights that came.
         merged: how many snapshots came: several pushes, or the neighbours of a round.
         missed: neighbours whose snapshot of the round did not come in time.
@@ -142,6 +143,7 @@ class Exchange:
     factor: float = 0.0
     distance: float | None = None
     share: float = 0.0
+    is_shortened: bool = False
     weight: float = 0.0
     merged: int = 0
     missed: int = 0

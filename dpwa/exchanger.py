@@ -176,7 +176,10 @@ class Exchanger:
             outcome = _OUTCOME_OF_ERROR[type(error)]
             if outcome is Outcome.UNREACHABLE and self._membership[peer].finished:
                 outcome = Outcome.GONE
-            exchange = Exchange(outcome, ask, ask.kind, peer, ask.exchange, reason=str(error))
+            received_bytes = error.received_bytes if isinstance(error, PeerTimeout) else 0
+            exchange = Exchange(
+                outcome, ask, ask.kind, peer, ask.exchange, reason=str(error), received_bytes=received_bytes
+            )
         if exchange is not None:
             self._score(peer, exchange)
         return exchange
@@ -207,11 +210,19 @@ class Exchanger:
         return self._rotation.whole() if ask.joining else self._rotation.next(ask.fraction)
 
     def _pull(self, peer: str, ask: Ask, client: Client) -> Exchange:
-        part = self._part(ask)
+        fraction = self._fetcher.fitting_fraction(peer, ask.fraction)
+        part = self._part(ask if ask.joining else replace(ask, fraction=fraction))
         # Another part of a snapshot that was blended in part is worth having; the whole of it a second time is not.
         have = self._blended.get(peer, NOTHING_YET) if part.is_whole else NOTHING_YET
         fetched = self._fetcher.fetch(
-            peer, client, self._stagings[0], ask.reference, part, have=have, finished=ask.finished
+            peer,
+            client,
+            self._stagings[0],
+            ask.reference,
+            part,
+            have=have,
+            finished=ask.finished,
+            shrinks=not ask.joining,
         )
         answer, pulled = fetched.answer, fetched.pulled
         if isinstance(answer, Offer):
@@ -221,6 +232,7 @@ class Exchanger:
             return replace(
                 exchange,
                 share=part.share,
+                is_shortened=fraction < ask.fraction,
                 received_bytes=pulled.received_bytes,
                 is_shared=pulled.is_shared,
                 codec=fetched.codec,

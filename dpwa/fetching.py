@@ -6,14 +6,15 @@ exchanges.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from dataclasses import dataclass
 
 from dpwa.blending import Staging
-from dpwa.errors import ModelMismatch, NodeClosed, TransportError
+from dpwa.errors import ModelMismatch, NodeClosed, PeerTimeout, TransportError
 from dpwa.parts import Part
 from dpwa.peers.flow_control import FlowControl
-from dpwa.peers.link_codecs import LinkCodecs
+from dpwa.peers.link_codecs import LinkCodecs, in_words
 from dpwa.peers.membership import Membership
 from dpwa.snapshot import Layout, Snapshot
 from dpwa.transport.messages import (
@@ -30,9 +31,10 @@ from dpwa.transport.messages import (
     Settled,
 )
 from dpwa.transport.pulling import Client, Pulled, Target
-from dpwa.transport.reception import RUN
 
 __all__ = ["NOTHING_YET", "Fetched", "Fetcher", "Identity"]
+
+_logger = logging.getLogger("dpwa")
 
 NOTHING_YET = (bytes(INCARNATION_BYTES), 0)
 
@@ -78,7 +80,8 @@ class Fetcher:
         identity: of the node.
         layout: of what is exchanged.
         membership: told what peers say of themselves.
-        link_codecs: chooses the codec.
+        link_codecs: chooses the codec, and how much a slow link bears.
+        bears_parts: whether a part of a model can be blended.
         flow_control: told in which life a peer has answered.
     """
 
@@ -89,12 +92,15 @@ class Fetcher:
         layout: Layout,
         membership: Membership,
         link_codecs: LinkCodecs,
+        bears_parts: bool,
         flow_control: FlowControl,
     ) -> None:
         self.identity = identity
         self.layout = layout
         self._membership = membership
         self._link_codecs = link_codecs
+        self._bears_parts = bears_parts
+        self._warned: set[tuple[str, bool]] = set()
         self._flow_control = flow_control
         # A random start, so that a restarted node cannot take an answer to its former life for one to its own.
         self._nonce = secrets.randbits(32)
@@ -103,6 +109,10 @@ class Fetcher:
         """A number that no answer under way has."""
         self._nonce += 1
         return self._nonce
+
+    def fitting_fraction(self, peer: str, fraction: float) -> float:
+        """How much to pull where so much is wanted: less if the link to the peer is too slow for it."""
+        return min(fraction, self._link_codecs.fitting_share(peer)) if self._bears_parts else fraction
 
     def fetch(
         self,
@@ -117,6 +127,7 @@ class Fetcher:
         round_: int = NEWEST_ROUND,
         finished: bool = False,
         within_s: float | None = None,
+        shrinks: bool = False,
     ) -> Fetched:
         """Fetch a snapshot, or part of it, into a staging.
 
@@ -131,6 +142,7 @@ class Fetcher:
             round_: of which the snapshot is wanted; default: the newest.
             finished: the own training has ended.
             within_s: deadline, if shorter than the config's.
+            shrinks: the part is no larger than `fitting_fraction` says, now and the next time.
 
         Raises:
             PeerTimeout, PeerUnreachable, RemoteProtocolError, NodeClosed: from the client.
@@ -138,8 +150,8 @@ class Fetcher:
         """
         # A part that both sides of a pair must agree on, or weights that must sum up, bear no rounding.
         is_plain = exchange != NO_EXCHANGE or round_ != NEWEST_ROUND
-        codec = self._link_codecs.choose(peer, self.layout.total_bytes * part.share, exact=is_plain)
-        first, count = next(iter(part.requests(RUN)))
+        codec = self._link_codecs.choose(peer, part.share, exact=is_plain)
+        first, count = next(iter(part.requests()))
         request = Pull(
             nonce=self.next_nonce(),
             run=self.identity.run_id,
@@ -160,8 +172,12 @@ class Fetcher:
         memory = reference.memory if reference is not None else None
         try:
             pulled = client.pull(peer, request, Target(staging, memory, part), within_s)
-        except (TransportError, NodeClosed):
+        except (TransportError, NodeClosed) as error:
             staging.finish()  # what was begun lets go of the own snapshot's buffer
+            if isinstance(error, PeerTimeout) and error.received_bytes > 0 and error.transfer_s > 0:
+                raise self._broken_off(
+                    error, codec, part, exact=is_plain, shrinks=shrinks and self._bears_parts
+                ) from error
             raise
         if not pulled.is_shared:
             self._link_codecs.measured(peer, pulled.received_bytes, pulled.transfer_s)
@@ -169,6 +185,22 @@ class Fetcher:
         self.refuse_other_model(peer, pulled.answer, pulled.peer_layout)
         is_finite = staging.finish() if isinstance(pulled.answer, Offer) else True
         return Fetched(pulled.answer, pulled, part, Codec.RAW if pulled.is_shared else codec, is_finite)
+
+    def _broken_off(self, error: PeerTimeout, codec: Codec, part: Part, *, exact: bool, shrinks: bool) -> PeerTimeout:
+        """Learn from a transfer that the timeout has ended; the same error with numbers in it.
+
+        The warning is given here and not with the exchange's end: the ends of pushes and rounds are no failures.
+        """
+        peer, came_bytes, transfer_s = error.peer, error.received_bytes, error.transfer_s
+        self._link_codecs.broke_off(peer, came_bytes, transfer_s)
+        wanted_bytes = max(self._link_codecs.wanted_bytes(codec, part.share), came_bytes)
+        speed = came_bytes / transfer_s
+        text = f"{in_words(came_bytes)} of {in_words(wanted_bytes)} came in {transfer_s:.1f} s ({in_words(speed)}/s)"
+        advice, is_final = self._link_codecs.advice(peer, part.share, exact=exact, shrinks=shrinks)
+        if (peer, is_final) not in self._warned:
+            self._warned.add((peer, is_final))
+            _logger.warning("node %s: the link to peer %s is slow: %s; %s", self.identity.node, peer, text, advice)
+        return PeerTimeout(peer, text, received_bytes=came_bytes, transfer_s=transfer_s)
 
     def refuse_other_model(self, peer: str, answer: Message, peer_layout: str) -> None:
         """Raise what a `Mismatch` means.

@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dpwa.snapshot import Layout, Role
-from dpwa.transport.messages import MAX_CHUNK_BYTES
+from dpwa.transport.messages import MAX_CHUNK_BYTES, MAX_WINDOW
 
-__all__ = ["Part", "Rotation", "chunk_count"]
+__all__ = ["RUN", "Part", "Rotation", "chunk_count"]
 
 # The largest frame allowed moves fastest: measured on 44.7 and 250 MB over loopback, 1 MiB 13 and 117 ms, 512 KiB 14
 # and 150 ms, 256 KiB 15 and 154 ms, 128 KiB 20 and 200 ms.
 CHUNK_BYTES = MAX_CHUNK_BYTES
+
+RUN = MAX_WINDOW // 8
+"""Chunks of the largest size asked for in one message. With two runs under way the server always has the next to send
+while one is received: enough to keep a fast link busy, little to throw away when a peer vanishes."""
 
 # A share is a number of chunks; with this many in the parameters it can be chosen to within a few per cent.
 _PIECES = 64
@@ -53,16 +57,21 @@ class Part:
         """Whether it is the whole snapshot."""
         return self.share == 1.0
 
+    @property
+    def run(self) -> int:
+        """Chunks to ask for in one message: of small ones more, or each run would cost a round trip for few bytes."""
+        return min(MAX_WINDOW // 2, RUN * CHUNK_BYTES // self.chunk_bytes)
+
     def chunks(self) -> Iterator[int]:
         """All chunks, in order."""
         for first, count in self.ranges:
             yield from range(first, first + count)
 
-    def requests(self, most: int) -> Iterator[tuple[int, int]]:
-        """The ranges in runs of at most so many chunks."""
+    def requests(self) -> Iterator[tuple[int, int]]:
+        """The ranges in runs."""
         for first, count in self.ranges:
-            for start in range(first, first + count, most):
-                yield start, min(most, first + count - start)
+            for start in range(first, first + count, self.run):
+                yield start, min(self.run, first + count - start)
 
 
 class Rotation:

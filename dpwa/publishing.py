@@ -139,6 +139,7 @@ class Publisher:
     def _make_buffer(self, index: int) -> Buffer:
         buffer = self._segment.slot(index) if self._segment is not None else None
         if buffer is None:
-            return np.empty(self._source.layout.total_bytes, np.uint8)
+            # Zeros, because the bytes between two groups of tensors are sent, too, and nobody ever writes them.
+            return np.zeros(self._source.layout.total_bytes, np.uint8)
         self._shared_slots.add(index)
         return buffer

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpwa.accepting import Accepter
-from dpwa.blending import Staging
+from dpwa.blending import Staging, encoded_chunk_bytes
 from dpwa.config import ClusterConfig
 from dpwa.exchanger import Exchanger
 from dpwa.faults import Faults
@@ -29,6 +29,7 @@ from dpwa.results import Results
 from dpwa.snapshot import Layout
 from dpwa.transport.faulty import FaultyWay, LossyProposals
 from dpwa.transport.interface import Wiring
+from dpwa.transport.messages import Codec
 from dpwa.transport.proposals import Proposals
 from dpwa.transport.service import Service
 
@@ -107,7 +108,12 @@ def wire(
         identity=identity,
         layout=layout,
         membership=membership,
-        link_codecs=LinkCodecs(config.codec),
+        link_codecs=LinkCodecs(
+            config.codec,
+            sizes={codec: encoded_chunk_bytes(layout, 0, layout.total_bytes, codec) for codec in Codec},
+            timeout_s=config.timeout_s,
+        ),
+        bears_parts=config.blend == "delta",
         flow_control=flow_control,
     )
     proposer = Proposer(fetcher, proposals)

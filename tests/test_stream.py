@@ -16,9 +16,8 @@ from fake_peers import Peers, node_with_absent_peer, pull_of
 from dpwa.config import ClusterConfig
 from dpwa.launch.ports import free_ports
 from dpwa.node import Node
-from dpwa.parts import CHUNK_BYTES, chunk_count
+from dpwa.parts import CHUNK_BYTES, RUN, chunk_count
 from dpwa.transport import client, messages, wire
-from dpwa.transport.reception import RUN
 from dpwa.transport.sockets import CurveKeys, Links
 from dpwa.transport.zeromq import ZmqTransport
 from support import Cluster, VectorModel, step_until, wait_until

@@ -16,6 +16,7 @@ from dpwa.transport.messages import (
     Busy,
     Message,
     Mismatch,
+    More,
     NotReady,
     Past,
     Propose,
@@ -39,15 +40,27 @@ class Conversation:
         socket: the connection.
         wait: waits until the socket can be read; False at the deadline.
         request: what was sent.
+        on_answer: called when the first message of the answer is there.
+        on_more: called with each further request for chunks.
     """
 
     def __init__(
-        self, peer: str, socket: zmq.Socket[bytes], wait: Callable[[], bool], request: Pull | Propose | Settle
+        self,
+        peer: str,
+        socket: zmq.Socket[bytes],
+        wait: Callable[[], bool],
+        request: Pull | Propose | Settle,
+        *,
+        on_answer: Callable[[], None],
+        on_more: Callable[[More], None],
     ) -> None:
         self.peer = peer
         self.socket = socket
         self._wait = wait
         self._nonce = request.nonce
+        self._on_answer = on_answer
+        self._on_more = on_more
+        self._is_answered = False
 
     def answer(self) -> Message:
         """The answer to a proposal or a question.
@@ -71,12 +84,17 @@ class Conversation:
         while True:
             message, has_body = self._header()
             if message.nonce == self._nonce:
+                if not self._is_answered:
+                    self._is_answered = True
+                    self._on_answer()
                 return message
             if has_body and self.socket.recv(copy=False).more:  # the body of a late message
                 raise self.illegal("message with more than two frames")
 
     def send(self, message: Message) -> None:
         """Send without waiting."""
+        if isinstance(message, More):
+            self._on_more(message)
         self.socket.send(encode(message), zmq.NOBLOCK)
 
     def illegal(self, what: str) -> RemoteProtocolError:
@@ -88,7 +106,8 @@ class Conversation:
             frame = self.socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             if not self._wait():
-                raise PeerTimeout(self.peer, "no complete answer in time") from None
+                what = "no complete answer in time" if self._is_answered else "no answer in time"
+                raise PeerTimeout(self.peer, what) from None
             frame = self.socket.recv(copy=False)
         message = decode(frame.buffer, self.peer)
         if frame.more != isinstance(message, HAS_BODY):

@@ -161,7 +161,9 @@ class _FaultyClient:
             return
         if due_s > ask.limit_s:
             self._faults.happened("bandwidth", peer=ask.peer, hit=ask.hit, bytes=ask.received_bytes)
-            raise self._timed_out(ask, "no complete answer in time over a link slowed down by an injected fault")
+            error = self._timed_out(ask, "no complete answer in time over a link slowed down by an injected fault")
+            error.received_bytes, error.transfer_s = int(rate_bytes_per_s * ask.limit_s), ask.limit_s
+            raise error
         pause_s = ask.began_s + due_s - self._monotonic_s()
         if pause_s > 0:
             ask.held_up_s += pause_s

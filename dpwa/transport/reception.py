@@ -9,9 +9,9 @@ import time
 from collections import deque
 
 from dpwa.blending import encoded_chunk_bytes
+from dpwa.errors import PeerTimeout
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.messages import (
-    MAX_WINDOW,
     Busy,
     Chunk,
     Codec,
@@ -29,12 +29,7 @@ from dpwa.transport.pulling import Pulled, Target
 from dpwa.transport.segments import Segments
 from dpwa.transport.shared_memory import SegmentUnusable
 
-__all__ = ["RUN", "Reception"]
-
-RUN = MAX_WINDOW // 8
-"""Chunks asked for in one message. With two runs under way the server always has the next to send while one is
-received: enough to keep a fast link busy, little to throw away when a peer vanishes."""
-
+__all__ = ["Reception"]
 
 _WITHOUT_SNAPSHOT = (NotModified, NotReady, Busy, Past, Refused)
 
@@ -121,18 +116,23 @@ class Reception:
 
     def _receive_chunks(self, *, is_first_requested: bool) -> int:
         """Receive all chunks of the part, asking for a few at a time; the bytes received."""
-        requests = deque(self._target.part.requests(RUN))
+        part = self._target.part
+        requests = deque(part.requests())
         expected: deque[int] = deque()
         if is_first_requested:  # the pull itself has asked for the first run
             first, count = requests.popleft()
             expected.extend(range(first, first + count))
         received = 0
         while requests or expected:
-            while requests and len(expected) <= RUN:
+            while requests and len(expected) <= part.run:
                 first, count = requests.popleft()
                 self._conversation.send(More(self._pull.nonce, first, count))
                 expected.extend(range(first, first + count))
-            received += self._receive_chunk(expected.popleft())
+            try:
+                received += self._receive_chunk(expected.popleft())
+            except PeerTimeout as error:
+                error.received_bytes = received
+                raise
         return received
 
     def _receive_chunk(self, index: int) -> int:

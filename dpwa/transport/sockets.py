@@ -130,13 +130,17 @@ def router(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None = No
 
 
 def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None, peer: str) -> zmq.Socket[bytes]:
-    """The socket that pulls from one peer: queues nothing until it is connected."""
+    """The socket that pulls from one peer: queues nothing until it is connected, and connects once.
+
+    Raises:
+        zmq.ZMQError: there are no descriptors left.
+    """
     made = context.socket(zmq.DEALER)
     _configure(
         made,
         {
             zmq.IMMEDIATE: 1,
-            zmq.RECONNECT_IVL: 50,  # ms
+            zmq.RECONNECT_IVL: -1,  # never by itself: a new socket finds a returned peer at once
         },
     )
     if curve is not None:

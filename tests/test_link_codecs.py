@@ -1,0 +1,99 @@
+"""What a slow link bears: codecs and shares by its measured speed."""
+
+from __future__ import annotations
+
+import pytest
+
+from dpwa.peers.link_codecs import LinkCodecs, in_words
+from dpwa.transport.messages import Codec
+
+RAW = 40_000_000
+SIZES = {Codec.RAW: RAW, Codec.FP16: RAW // 2, Codec.BF16: RAW // 2, Codec.INT8: RAW // 4}
+
+
+def links(codec: str = "auto", timeout_s: float = 2.5) -> LinkCodecs:
+    return LinkCodecs(codec, sizes=SIZES, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize(("megabytes_per_s", "codec"), [(1000, Codec.RAW), (100, Codec.FP16), (10, Codec.INT8)])
+def test_the_slower_the_link_the_smaller_the_codec(megabytes_per_s, codec):
+    made = links()
+    assert made.choose("w2", 1.0) is Codec.RAW
+    made.measured("w2", megabytes_per_s * 1_000_000, 1.0)
+    assert made.choose("w2", 1.0) is codec
+    assert made.choose("w2", 1.0, exact=True) is Codec.RAW
+    assert made.choose("w3", 1.0) is Codec.RAW
+    assert links("bf16").choose("w2", 1.0) is Codec.BF16
+
+
+def test_a_transfer_that_broke_off_makes_the_next_one_small_enough_for_the_timeout():
+    made = links()
+    made.measured("w2", RAW, 0.01)  # the link was fast once
+    made.broke_off("w2", 2_500_000, 2.5)  # and is not any more: 1 MB/s
+    share = made.fitting_share("w2")
+    assert made.choose("w2", share) is Codec.INT8
+    assert made.wanted_bytes(Codec.INT8, share) == pytest.approx(0.6 * 2.5 * 1e6)
+    assert made.fitting_share("w3") == 1.0
+
+
+def test_a_fixed_codec_is_kept_and_the_share_is_smaller_for_it():
+    made = links("raw")
+    made.broke_off("w2", 2_500_000, 2.5)
+    assert made.choose("w2", 0.1) is Codec.RAW
+    assert made.fitting_share("w2") == pytest.approx(0.6 * 2.5 * 1e6 / RAW)
+
+
+def test_a_link_that_has_become_faster_gets_whole_models_without_a_codec_again():
+    made = links()
+    made.broke_off("w2", 1000, 2.5)  # a peer that stood still for a moment
+    assert made.fitting_share("w2") == 1 / 64
+    transfers = 0
+    while made.choose("w2", 1.0) is not Codec.RAW or made.fitting_share("w2") < 1.0:
+        share = made.fitting_share("w2")
+        size = made.wanted_bytes(made.choose("w2", share), share)
+        made.measured("w2", int(size), size / 1e9)
+        transfers += 1
+    assert 10 < transfers < 30
+
+
+def test_one_transfer_that_lay_ready_does_not_make_a_slow_link_a_fast_one():
+    made = links()
+    made.broke_off("w2", 2_500_000, 2.5)
+    before = made.fitting_share("w2")
+    made.measured("w2", 1_000_000, 1e-6)
+    assert before < made.fitting_share("w2") < 2 * before
+
+
+def test_what_cannot_fit_is_told_with_what_to_set():
+    made = links()
+    made.broke_off("w2", 10_000_000, 2.5)  # 4 MB/s: 10 s raw, 2.5 s as int8
+    advice, is_final = made.advice("w2", 1.0, exact=True, shrinks=False)
+    assert advice == (
+        "it does not fit into 2.5 s over this link: set timeout_ms to at least 12500, "
+        "or codec: int8 with timeout_ms 3200"
+    )
+    assert is_final
+    made.broke_off("w3", 40_000_000, 3.9)  # 1.0 s as int8
+    assert made.advice("w3", 1.0, exact=True, shrinks=False)[0].endswith("at least 4900, or codec: int8")
+    fixed = links("int8")
+    fixed.broke_off("w2", 1_000_000, 2.5)
+    assert fixed.advice("w2", 1.0, exact=False, shrinks=False) == (
+        "it does not fit into 2.5 s over this link: set timeout_ms to at least 31300",
+        True,
+    )
+
+
+def test_what_will_fit_is_told_with_what_is_done():
+    made = links()
+    made.broke_off("w2", 2_500_000, 2.5)
+    assert made.advice("w2", 1.0, exact=False, shrinks=True) == (
+        "further ones use codec int8 and about 15% of the parameters at a time, as long as the link is that slow",
+        False,
+    )
+    made.broke_off("w3", 20_000_000, 2.5)
+    text = "further ones use codec int8, as long as the link is that slow"
+    assert made.advice("w3", 1.0, exact=False, shrinks=False) == (text, False)
+
+
+def test_bytes_are_readable():
+    assert [in_words(number) for number in (12, 4321, 44_700_000)] == ["12 B", "4.3 kB", "44.7 MB"]
