@@ -24,9 +24,9 @@ _MAX_WAITING = 32
 _MAX_UNPROVEN_OF_A_PEER = 2
 
 # After an unproven proposal that turned out to be none, others wait for this many times as long as the fetch took: so
-# strangers get at most a third of the fetching thread's time, whether the peer that they name is dead, slow or well.
-_PAUSE_PER_COST = 2.0
-_LEAST_PAUSE_S = 0.01
+# strangers get at most a quarter of the fetching thread's time, whether the peer that they name is dead, slow or well.
+_PAUSE_PER_COST = 3.0
+_LEAST_PAUSE_S = 0.02
 
 
 @dataclass
