@@ -120,7 +120,8 @@ def test_the_half_is_kept_for_an_hour_and_no_longer():
         while not any(_has_decided(second, sent) for _, sent in cluster.network.sent):
             if (life := next(working)).transport.has_work:
                 life.transport.go_on(Fate.ARRIVES)
-        cluster.end(1)  # and its word is lost with it
+        first.transport.go_on(Fate.IS_LOST)  # its word, and with it
+        cluster.end(1)
         began_s = cluster.network.now_s
         pairer = first.node._parts.wiring.exchanger._pairer
 
