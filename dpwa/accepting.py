@@ -16,7 +16,7 @@ from dpwa.interpolation import State
 from dpwa.methods.base import Kind
 from dpwa.parts import Rotation
 from dpwa.results import Results
-from dpwa.transport.messages import Offer, Propose, Verdict
+from dpwa.transport.messages import Offer, Past, Propose, Verdict
 from dpwa.transport.proposals import Notice, Proposals
 from dpwa.transport.pulling import Client
 
@@ -65,8 +65,10 @@ class Accepter:
 
     @property
     def deadline_s(self) -> float | None:
-        """When the proposer of a prepared pair has been silent for too long."""
-        return self._prepared.due_s if self._prepared is not None else None
+        """When the proposer of a prepared pair has been silent for too long, or a proposal may be fetched at last."""
+        due_s = [self._prepared.due_s] if self._prepared is not None else []
+        later_s = self._proposals.deadline_s
+        return min([*due_s, later_s] if later_s is not None else due_s, default=None)
 
     def work(self, client: Client) -> None:
         """Fetch what has been accepted, and hand over pairs that have been settled.
@@ -100,7 +102,12 @@ class Accepter:
         except TransportError:
             self._proposals.decide(propose, has_all=False)
             return None
-        has_all = isinstance(fetched.answer, Offer) and fetched.is_finite
+        if isinstance(fetched.answer, Past):
+            self._proposals.deny(propose)
+            return None
+        # Another life of the peer has nothing to do with what this one proposed.
+        is_its_own = isinstance(fetched.answer, Offer) and fetched.answer.incarnation == propose.incarnation
+        has_all = is_its_own and fetched.is_finite
         verdict = self._proposals.decide(propose, has_all=has_all)
         if not has_all or verdict is Verdict.ABORTED:
             return None

@@ -284,10 +284,10 @@ class Boundary:
         if self._joining:
             return Plan(Kind.PULL)
         if self._service.finished:
+            peers = dict.fromkeys(self._service.to_finish_with, 1.0) or None
             if self._method.kind is Kind.PULL:
-                return self._within_budget(Plan(Kind.PULL))
-            untold = {peer: 1.0 for peer in self._peers if peer not in self._service.told_finished}
-            return Plan(None, peers=untold or None)
+                return self._within_budget(Plan(Kind.PULL, peers=peers))
+            return Plan(None, peers=peers)
         plan = self._method.plan(self._rng)
         if plan is None:
             return None

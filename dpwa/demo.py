@@ -37,6 +37,7 @@ from dpwa.launch.local import (
 from dpwa.launch.ports import free_ports
 from dpwa.observe.journal import METRICS_FILE, node_folder
 from dpwa.observe.live import LiveView, MetricsTail
+from dpwa.run_token import make_token
 
 __all__ = ["DemoResult", "NodeResult", "run_demo"]
 
@@ -140,6 +141,7 @@ def run_demo(json_path: Path | None, run_dir: Path | None) -> int:
         NODE_COUNT, ports=free_ports(NODE_COUNT), run="demo", metrics_interval_ms=METRICS_INTERVAL_MS
     )
     folder = make_run_dir(config, run_dir)
+    make_token(folder)
     started_s = time.monotonic()
     cluster = _cluster_commands(config, folder)
     try:

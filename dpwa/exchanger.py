@@ -116,8 +116,8 @@ class Exchanger:
         """
         if self._faulty_way is not None:
             client = self._faulty_way.through(client)
-        for peer in self._membership.peers:
-            self.flow_control.seen_as(peer, self._membership[peer].incarnation)
+        for peer in self._membership.take_hints():
+            self.flow_control.hinted(peer)
         if ask.kind is Kind.GATHER and not ask.joining:
             self.results.put(self._gatherer.gather(ask, client))
             return
@@ -174,7 +174,7 @@ class Exchanger:
                 exchange = self._pairer.pair(peer, ask, client, self._part(ask), self._stagings[0])
         except (PeerTimeout, PeerUnreachable, ModelMismatch, RemoteProtocolError) as error:
             outcome = _OUTCOME_OF_ERROR[type(error)]
-            if outcome is Outcome.UNREACHABLE and self._membership[peer].finished:
+            if outcome is Outcome.UNREACHABLE and self._membership.may_have_left(peer):
                 outcome = Outcome.GONE
             received_bytes = error.received_bytes if isinstance(error, PeerTimeout) else 0
             exchange = Exchange(

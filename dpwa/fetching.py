@@ -44,12 +44,12 @@ class Identity:
     """What a node says of itself in every request.
 
     Attributes:
-        run_id: of the run.
+        run: what requests name as their run.
         node: own name.
         incarnation: random id of this life of the node.
     """
 
-    run_id: str
+    run: str
     node: str
     incarnation: bytes
 
@@ -154,7 +154,7 @@ class Fetcher:
         first, count = next(iter(part.requests()))
         request = Pull(
             nonce=self.next_nonce(),
-            run=self.identity.run_id,
+            run=self.identity.run,
             node=self.identity.node,
             incarnation=self.identity.incarnation,
             fingerprint=self.layout.fingerprint,

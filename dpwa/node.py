@@ -26,6 +26,7 @@ from dpwa.methods.diloco import OuterMomentum
 from dpwa.observe.journal import Journal, node_folder
 from dpwa.publishing import Publisher
 from dpwa.record import NodeStatistics, Record
+from dpwa.run_token import run_in_requests
 from dpwa.transport.interface import MakeTransport, Transport
 from dpwa.transport.messages import INCARNATION_BYTES
 from dpwa.transport.zeromq import ZmqTransport
@@ -38,6 +39,9 @@ _CLOSE_TIMEOUT_S = 1.5
 
 # While a finished node waits for the others it exchanges at most this often: they need the processor more.
 _FINISH_PAUSE_S = 0.02
+
+# Until a peer that has finished has asked this node whether it has, too: it does so next.
+_FAREWELL_S = 1.0
 
 # A push is taken or comes back within the config's timeout and a little more.
 _SETTLE_TIMEOUT_S = 10.0
@@ -62,7 +66,8 @@ class Node:
         monotonic_s: the clock that scores and durations go by.
 
     Raises:
-        ConfigError: the name is not in the config, or the method or interpolation cannot be made.
+        ConfigError: the name is not in the config, the method or interpolation cannot be made, or the run folder's
+            token cannot be used.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Node:
         self._parts = wire(
             config,
             name,
+            run=run_in_requests(config.run_id, run_dir),
             incarnation=self._incarnation,
             layout=self._model.layout,
             method=self.method,
@@ -274,12 +280,20 @@ class Node:
         self._service.finished = True
         deadline_s = time.monotonic() + timeout_s
         flow_control = self._parts.wiring.exchanger.flow_control
+        farewell_s = math.inf
         while True:
             self._boundary.collect(min(_FINISH_PAUSE_S, max(0.0, deadline_s - time.monotonic())))
             present = [peer for peer in self._peers if not flow_control.is_failing(peer)]
+            # Both by what peers have answered to this node: anybody could send requests in their names.
             training = [peer for peer in present if not self._parts.membership[peer].finished]
-            # Whoever leaves unannounced is taken for a failure by those that still ask it.
-            if (not training and self._service.told_finished.issuperset(present)) or time.monotonic() >= deadline_s:
+            now_s = time.monotonic()
+            if not training and self._service.told_finished.issuperset(present):
+                farewell_s = min(farewell_s, now_s + _FAREWELL_S)
+            else:
+                farewell_s = math.inf
+            # Whoever leaves before the last peer has asked is taken for a failure by it.
+            is_missed = now_s < farewell_s and not self._service.asked_at_the_end.issuperset(present)
+            if (farewell_s < math.inf and not is_missed) or now_s >= deadline_s:
                 self._event("finish", still_training=training)
                 return not training
             self._boundary.publish_and_ask()

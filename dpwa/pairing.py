@@ -38,11 +38,16 @@ _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 30.0
 
 
+# A half is kept for so long: it is as large as the model. The exchange was counted as lost when the peer vanished.
+_KEPT_S = 3600.0
+
+
 @dataclass
 class _Owed:
     ended: Exchange
     incarnation: bytes
     due_s: float
+    kept_until_s: float
     pause_s: float = 0.0
     is_questioned: bool = False
 
@@ -123,7 +128,7 @@ class Pairer:
         if outcome is Outcome.LOST:
             reason = f"peer {peer} vanished before it said whether it has moved"
             if self._owed is None and self._repays:
-                self._owed = _owed(ended, answer.incarnation, self._monotonic_s() + client.patience_s)
+                self._owed = _owed(ended, answer.incarnation, self._monotonic_s(), client.patience_s)
             return replace(ended, outcome=outcome, peer_state=None, staging=None, reason=reason)
         return ended if outcome is Outcome.BLENDED else replace(ended, outcome=outcome, peer_state=None, staging=None)
 
@@ -147,6 +152,9 @@ class Pairer:
         """
         owed = self._owed
         if owed is None or owed.is_questioned or self._monotonic_s() < owed.due_s:
+            return None
+        if self._monotonic_s() >= owed.kept_until_s:
+            self._owed = None
             return None
         owed.pause_s = min(2 * max(owed.pause_s, client.patience_s), _LONGEST_PAUSE_S) if client.patience_s > 0 else 0.0
         owed.due_s = self._monotonic_s() + owed.pause_s
@@ -188,9 +196,9 @@ class Pairer:
             self._proposer.settle(peer, ask.exchange, client, gives_up=True)
 
 
-def _owed(ended: Exchange, incarnation: bytes, due_s: float) -> _Owed:
+def _owed(ended: Exchange, incarnation: bytes, now_s: float, patience_s: float) -> _Owed:
     """A half set aside: with values of its own, because the staging is needed for others, and no snapshot's buffer."""
     staging = ended.staging.copy() if ended.staging is not None else None
     reference = replace(ended.reference, memory=memoryview(b"")) if ended.reference is not None else None
     kept = replace(ended, ask=None, reference=reference, staging=staging, note="its peer had vanished and is back")
-    return _Owed(kept, incarnation, due_s)
+    return _Owed(kept, incarnation, due_s=now_s + patience_s, kept_until_s=now_s + _KEPT_S)

@@ -51,7 +51,7 @@ class Proposer:
     def end(self, ask: Ask, outcome: Outcome) -> None:
         """A proposal has ended: its snapshot need not be kept, and a pair that fell through binds nobody."""
         if ask.exchange != NO_EXCHANGE:
-            self._proposals.close(ask.exchange)
+            self._proposals.close(ask.exchange, is_taken=outcome in (Outcome.BLENDED, Outcome.PUSHED))
             if outcome is not Outcome.BLENDED:
                 self._proposals.disengage(ask.exchange)
 
@@ -67,15 +67,15 @@ class Proposer:
         Raises:
             TransportError: the peer did not hear, or its answer was lost.
         """
-        answer = client.request(peer, self._proposal(ask, part))
+        answer = client.request(peer, self._proposal(peer, ask, part))
         self._fetcher.note(peer, answer)
         return answer
 
-    def _proposal(self, ask: Ask, part: Part | None) -> Propose:
+    def _proposal(self, peer: str, ask: Ask, part: Part | None) -> Propose:
         identity, state = self._fetcher.identity, ask.reference.state
         return Propose(
             nonce=self._fetcher.next_nonce(),
-            run=identity.run_id,
+            run=identity.run,
             node=identity.node,
             incarnation=identity.incarnation,
             fingerprint=self._fetcher.layout.fingerprint,
@@ -87,6 +87,7 @@ class Proposer:
             round=state.round,
             piece=part.window[0] if part is not None else 0,
             pieces=part.window[1] if part is not None else 0,
+            previous=self._proposals.proof_for(peer),
         )
 
     def settle(
@@ -109,7 +110,7 @@ class Proposer:
             peer,
             Settle(
                 nonce=self._fetcher.next_nonce(),
-                run=identity.run_id,
+                run=identity.run,
                 node=identity.node,
                 incarnation=identity.incarnation,
                 exchange=exchange,

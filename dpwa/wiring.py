@@ -59,6 +59,7 @@ def wire(
     config: ClusterConfig,
     name: str,
     *,
+    run: str,
     incarnation: bytes,
     layout: Layout,
     method: Method,
@@ -70,6 +71,7 @@ def wire(
     Args:
         config: the cluster.
         name: the node.
+        run: what requests name as their run.
         incarnation: random id of this life of it.
         layout: of what is exchanged.
         method: the averaging method.
@@ -85,7 +87,7 @@ def wire(
         return random.Random(f"{config.seed}/{name}/{purpose}")  # noqa: S311  (no secret)
 
     peers = tuple(peer.name for peer in config.peers_of(name))
-    identity = Identity(config.run_id, name, incarnation)
+    identity = Identity(run, name, incarnation)
     membership, results = Membership(peers), Results()
     proposals = Proposals(name, incarnation) if faults is None else LossyProposals(name, incarnation, faults)
     interpolator = config.interpolator()
@@ -156,7 +158,7 @@ def wire(
         faulty_way=None if faults is None else FaultyWay(faults, layout=layout, monotonic_s=monotonic_s),
     )
     service = Service(
-        run_id=config.run_id,
+        run=run,
         incarnation=incarnation,
         layout=layout,
         membership=membership,

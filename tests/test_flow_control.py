@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 
@@ -70,21 +71,94 @@ def test_a_peer_that_answers_again_is_healthy_at_once():
     assert "a" in {flow.choose(0.1) for _ in range(50)}
 
 
-def test_a_restarted_peer_starts_with_a_clean_slate():
+def test_a_restarted_peer_starts_with_a_clean_slate_when_it_has_answered_itself():
     flow = _flow("ab")
     for _ in range(10):
         flow.failed("a", 0.0)
-    flow.seen_as("a", b"a new life")
+    flow.hinted("a")
+    assert flow.scores()["a"] == 10
+    flow.answered_as("a", b"a new life")
     assert flow.scores()["a"] == 500
     assert "a" in {flow.choose(0.1) for _ in range(50)}
 
 
-def test_a_peer_that_answered_in_its_new_life_is_not_forgiven_once_more():
+def test_a_peer_that_fails_in_the_life_in_which_it_has_answered_is_not_forgiven_once_more():
     flow = _flow("ab")
     flow.answered_as("a", b"a new life")
     flow.failed("a", 0.0)
-    flow.seen_as("a", b"a new life")
+    flow.answered_as("a", b"a new life")
     assert flow.is_failing("a")
+    assert flow.scores()["a"] == 400
+
+
+def test_a_failing_peer_that_asks_is_asked_at_once_whatever_its_pause():
+    flow = _flow("abc")
+    for _ in range(20):
+        flow.failed("a", 0.0)
+    assert "a" not in {flow.choose(0.1) for _ in range(50)}
+    assert not flow.may_ask("a", 0.1)
+    flow.hinted("a")
+    assert flow.choose(0.1, {"b": 1.0}) == "b", "it is not among those to choose from"
+    assert flow.choose(0.1) == "a"
+    flow.answered("a")
+    assert not flow.is_failing("a")
+
+
+def test_a_failing_neighbour_that_asks_may_be_asked_in_a_round():
+    flow = _flow("ab")
+    flow.failed("a", 0.0)
+    flow.hinted("a")
+    assert flow.may_ask("a", 0.1)
+    flow.failed("a", 0.6)
+    flow.hinted("a")
+    assert not flow.may_ask("a", 0.7), "the hint has just shown to be worth nothing"
+
+
+def test_a_peer_that_does_well_gains_nothing_by_a_hint():
+    flow = _flow("ab")
+    flow.hinted("a")
+    assert {flow.choose(0.0) for _ in range(50)} == {"a", "b"}
+
+
+@pytest.mark.parametrize("cost_s", [0.5, 2.5], ids=["dead", "hung"])
+@pytest.mark.parametrize("down", ["a", "abc"])
+def test_forged_hints_take_less_than_half_of_the_time_even_if_they_never_end(down, cost_s):
+    """Peers that are gone, and somebody who says all the time in their names that they are back."""
+    flow = _flow("abcd")
+    now_s = lost_s = 0.0
+    exchanges = 0
+    while now_s < 600.0:
+        for peer in down:
+            flow.hinted(peer)
+        peer = flow.choose(now_s)
+        if peer in down:
+            now_s += cost_s
+            lost_s += cost_s
+            flow.failed(peer, now_s)
+        else:
+            now_s += 0.05
+            exchanges += 1
+            flow.succeeded(peer)
+    assert lost_s < 0.4 * 600.0
+    assert exchanges > 0.6 * 600.0 / 0.05
+
+
+def test_hints_about_a_peer_that_never_answers_count_ever_more_seldom():
+    flow = _flow("ab", probe_max_s=30.0)
+    asked_s = []
+    now_s = 0.0
+    flow.failed("a", now_s)
+    while now_s < 300.0:
+        flow._standings["a"].due_s = 1e9  # what its pause alone would do is tested above
+        flow.hinted("a")
+        if flow.choose(now_s) == "a":
+            asked_s.append(now_s)
+            flow.failed("a", now_s)
+        now_s += 0.1
+    pauses_s = [later - earlier for earlier, later in itertools.pairwise(asked_s)]
+    assert asked_s[0] == 0.0
+    assert pauses_s[:3] == pytest.approx([5.0, 10.0, 20.0], abs=0.2)
+    assert max(pauses_s) == pytest.approx(30.0, abs=0.2)
 
 
 def test_choice_among_some_peers_follows_their_weights():
@@ -130,7 +204,11 @@ class FlowControlMachine(RuleBasedStateMachine):
 
     @rule(peer=st.sampled_from("abc"), life=st.binary(min_size=8, max_size=8))
     def restart(self, peer: str, life: bytes) -> None:
-        self.flow.seen_as(peer, life)
+        self.flow.answered_as(peer, life)
+
+    @rule(peer=st.sampled_from("abc"))
+    def hint(self, peer: str) -> None:
+        self.flow.hinted(peer)
 
     @invariant()
     def scores_stay_in_bounds(self) -> None:
@@ -160,5 +238,21 @@ def test_membership_notes_peers_and_no_strangers():
     assert membership.heard("a", b"12345678", finished=True)
     assert membership["a"].finished
     assert not membership.heard("stranger", b"12345678", finished=False)
+    assert not membership.hint("stranger", finished=True)
+    assert list(membership.take_hints()) == []
     with pytest.raises(KeyError):
         membership["stranger"]
+
+
+def test_what_a_request_says_is_a_hint_and_no_fact():
+    membership = Membership(["a", "b"])
+    assert membership.hint("a", finished=True)
+    assert membership.hint("a", finished=True)
+    assert not membership["a"].finished
+    assert membership["a"].incarnation is None
+    assert membership.may_have_left("a")
+    assert not membership.may_have_left("b")
+    assert list(membership.take_hints()) == ["a"]
+    assert list(membership.take_hints()) == []
+    membership.hint("a", finished=False)
+    assert not membership.may_have_left("a")

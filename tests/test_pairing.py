@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from scheduled_network import Fate, Life, ScheduledCluster
 
 from dpwa.errors import PeerUnreachable
-from dpwa.transport.messages import NO_EXCHANGE, Settle
+from dpwa.transport.messages import NO_EXCHANGE, Propose, Settle, Verdict
 from support import VectorModel
 
 START = [np.zeros(4), np.full(4, 8.0), np.full(4, 4.0)]
@@ -96,3 +99,44 @@ def test_a_peer_that_comes_back_in_another_life_has_taken_its_half_with_it(in_me
     cut.clear()
     in_memory.step_all(5)
     np.testing.assert_array_equal(in_memory.models[0].vector, before)
+
+
+def _has_decided(life: Life, sent: Propose | Settle) -> bool:
+    return isinstance(sent, Propose) and life.transport.service.proposals.verdict(sent) is Verdict.TAKEN
+
+
+def test_the_half_is_kept_for_an_hour_and_no_longer():
+    """It is as large as the model, and a peer that has gone for good would keep it for ever."""
+    cluster = ScheduledCluster(np.array(START[:2]), method="adpsgd")
+    try:
+        cluster.set_probability(0.0)
+        first, second = cluster.living
+        cluster.step_all()
+        cluster.network.sent.clear()
+        first.node.method.probability = 1.0
+        first.node.step(1.0)
+        first.node.method.probability = 0.0
+        working = itertools.cycle([first, second])
+        while not any(_has_decided(second, sent) for _, sent in cluster.network.sent):
+            if (life := next(working)).transport.has_work:
+                life.transport.go_on(Fate.ARRIVES)
+        first.transport.go_on(Fate.IS_LOST)  # its word, and with it
+        cluster.end(1)
+        began_s = cluster.network.now_s
+        pairer = first.node._parts.wiring.exchanger._pairer
+
+        def go_on_until(end_s: float) -> None:
+            while cluster.network.now_s < end_s:
+                cluster.network.now_s += 30.0
+                cluster.run_all()
+                first.node.step(1.0)
+
+        go_on_until(began_s + 3500.0)
+        assert pairer.creditor == "w2"
+        assert first.node.statistics().exchanges["lost"] == 1
+        go_on_until(began_s + 3800.0)
+        assert pairer.creditor is None
+        assert pairer.deadline_s is None
+        assert first.node.statistics().exchanges["lost"] == 1, "it was counted when the peer vanished"
+    finally:
+        cluster.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -11,7 +12,7 @@ from scheduled_network import PATIENCE_S, Fate, Life, ScheduledCluster
 
 from dpwa.interpolation import State
 from dpwa.snapshot import Snapshot
-from dpwa.transport.messages import Propose, Verdict
+from dpwa.transport.messages import NO_EXCHANGE, Propose, Verdict
 from dpwa.transport.proposals import Answer, Proposals
 
 START = np.array([[1.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 100.0]])
@@ -259,9 +260,11 @@ def test_when_the_first_of_a_pair_vanishes_the_second_has_moved_if_it_had_given_
 SNAPSHOT = Snapshot(1, 1, 0.0, State(None, 1.0), None, memoryview(b""))
 
 
-def propose(life: int, number: int, *, is_pair: bool = False, node: str = "w1") -> Propose:
+def propose(
+    life: int, number: int, *, is_pair: bool = False, node: str = "w1", previous: bytes = NO_EXCHANGE
+) -> Propose:
     exchange = bytes([life]) * 8 + number.to_bytes(8, "big")
-    return Propose(1, "run", node, bytes([life]) * 8, b"", exchange, is_pair, 0.5, 1.0, None, 0, 0, 0)
+    return Propose(1, "run", node, bytes([life]) * 8, b"", exchange, is_pair, 0.5, 1.0, None, 0, 0, 0, previous)
 
 
 def test_a_proposal_is_taken_up_once_however_often_it_comes():
@@ -279,6 +282,7 @@ def test_a_proposal_is_taken_up_once_however_often_it_comes():
 def test_an_older_proposal_of_the_same_life_comes_too_late():
     book = Proposals("w2", bytes(8))
     assert book.consider(propose(1, 2), None) is Answer.ACCEPTED
+    assert book.decide(propose(1, 2), has_all=True) is Verdict.TAKEN
     assert book.consider(propose(1, 1), None) is Answer.STALE
 
 
@@ -293,12 +297,17 @@ def test_a_late_message_of_a_former_life_changes_nothing_for_the_present_one():
     assert book.settle("w1", new.exchange, gives_up=False) is Verdict.TAKEN
 
 
-def test_the_book_remembers_a_few_lives_of_a_peer_and_no_more():
+def test_the_book_remembers_a_few_lives_and_a_few_failures_of_a_peer_and_no_more():
     book = Proposals("w2", bytes(8))
     for life in range(1, 100):
-        book.consider(propose(life, 1), None)
-        book.next_notice()
-    assert len(book._seen["w1"]) <= 4
+        for number, has_all in ((1, False), (2, True)):
+            assert book.consider(propose(life, number), None) is Answer.ACCEPTED
+            assert book.next_notice() is not None
+            book.decide(propose(life, number), has_all=has_all)
+    (memory,) = book._memories.values()
+    assert len(memory.lives) <= 4
+    assert len(memory.failed) <= 16
+    assert len(memory.taken) <= 2
 
 
 def test_proposals_that_wait_to_be_fetched_are_bounded():
@@ -332,3 +341,183 @@ def test_a_prepared_pair_is_taken_when_it_is_settled_and_aborted_when_its_propos
         assert book.settle("w1", pair.exchange, gives_up=gives_up) is verdict
         assert book.settle("w1", pair.exchange, gives_up=not gives_up) is verdict
         assert book.abort(pair) is verdict
+
+
+# ---- What strangers say in the names of peers ------------------------------------------------------------------------
+
+
+def taken(book: Proposals, proposal: Propose) -> bytes:
+    """A proposal that the peer itself has given, and that was taken; its id."""
+    assert book.consider(proposal, SNAPSHOT) is Answer.ACCEPTED
+    notice = book.next_notice()
+    assert notice is not None
+    assert notice.propose is proposal
+    assert book.decide(proposal, has_all=True) is not Verdict.ABORTED
+    assert book.settle(proposal.node, proposal.exchange, gives_up=False) is Verdict.TAKEN
+    return proposal.exchange
+
+
+def denied(book: Proposals, proposal: Propose) -> None:
+    """A proposal that was made up: it is looked for at the peer, which knows of no such thing."""
+    assert book.consider(proposal, SNAPSHOT) is Answer.ACCEPTED
+    while (notice := book.next_notice()) is not None and notice.propose is not proposal:
+        book.deny(notice.propose)
+    assert notice is not None
+    book.deny(proposal)
+
+
+def test_an_id_belongs_to_the_life_that_is_stated_and_is_not_the_one_for_the_newest_snapshot():
+    book = Proposals("w2", bytes(8))
+    of_another = dataclasses.replace(propose(1, 1), incarnation=bytes([2]) * 8)
+    newest = dataclasses.replace(propose(0, 0), incarnation=bytes(8))
+    assert newest.exchange == NO_EXCHANGE
+    assert book.consider(of_another, None) is Answer.STALE
+    assert book.consider(newest, None) is Answer.STALE
+    assert not book.has_notice
+
+
+def test_a_made_up_proposal_with_the_highest_number_does_not_make_true_ones_late():
+    book = Proposals("w2", bytes(8))
+    taken(book, propose(1, 1))
+    denied(book, propose(1, 2**64 - 1))
+    taken(book, propose(1, 2))
+
+
+def test_made_up_lives_do_not_make_a_book_forget_what_it_has_taken():
+    book = Proposals("w2", bytes(8))
+    one = propose(1, 1)
+    taken(book, one)
+    for life in range(2, 200):
+        denied(book, propose(life, 1))
+    assert book.settle("w1", one.exchange, gives_up=True) is Verdict.TAKEN
+    assert book.consider(one, None) is Answer.ACCEPTED
+    assert not book.has_notice, "it is not taken a second time"
+
+
+def test_lives_that_could_not_be_asked_do_not_make_a_book_forget_what_it_has_taken():
+    """As long as the peer cannot be reached nobody can tell whether what is said in its name is true."""
+    book = Proposals("w2", bytes(8))
+    one = propose(1, 1)
+    taken(book, one)
+    for life in range(2, 200):
+        assert book.consider(propose(life, 1), None) is Answer.ACCEPTED
+        assert book.next_notice() is not None
+        assert book.decide(propose(life, 1), has_all=False) is Verdict.ABORTED
+    assert book.settle("w1", one.exchange, gives_up=True) is Verdict.TAKEN
+
+
+def test_a_proposal_that_was_told_to_have_failed_is_not_taken_up_when_a_copy_of_it_comes():
+    book = Proposals("w2", bytes(8))
+    one = propose(1, 1)
+    assert book.consider(one, None) is Answer.ACCEPTED
+    assert book.next_notice() is not None
+    assert book.decide(one, has_all=False) is Verdict.ABORTED
+    assert book.settle("w1", one.exchange, gives_up=False) is Verdict.ABORTED
+    assert book.consider(one, None) is Answer.STALE
+
+
+def test_a_proposal_that_waits_or_is_being_fetched_is_under_way_and_can_be_given_up():
+    for is_begun, gives_up in itertools.product((False, True), repeat=2):
+        book = Proposals("w2", bytes(8))
+        one = propose(1, 1)
+        assert book.consider(one, None) is Answer.ACCEPTED
+        if is_begun:
+            assert book.next_notice() is not None
+        assert book.settle("w3", one.exchange, gives_up=True) is Verdict.ABORTED, "it is not that node's"
+        told = book.settle("w1", one.exchange, gives_up=gives_up)
+        assert told is (Verdict.ABORTED if gives_up else Verdict.PENDING)
+        assert book.decide(one, has_all=True) is (Verdict.ABORTED if gives_up else Verdict.TAKEN)
+
+
+def test_ids_of_own_proposals_are_in_order_and_cannot_be_guessed():
+    books = [Proposals("w1", bytes(range(8))) for _ in range(2)]
+    ids = [[book.open(SNAPSHOT) for _ in range(100)] for book in books]
+    assert all(made == sorted(made) for made in ids)
+    assert not set(ids[0]) & set(ids[1]), "a stranger who knows life and number does not know the id"
+
+
+def test_a_proposal_that_names_the_last_one_taken_has_a_place_however_many_strangers_wait():
+    book = Proposals("w2", bytes(8))
+    known = taken(book, propose(1, 1))
+    answers = [book.consider(propose(life, 1, node=f"n{life}"), None) for life in range(1, 200)]
+    answers += [book.consider(propose(1, number), None) for number in range(100, 200)]
+    assert answers[-1] is Answer.BUSY
+    assert book.consider(propose(1, 2), None) is Answer.BUSY
+    true = propose(1, 2, previous=known)
+    assert book.consider(true, None) is Answer.ACCEPTED
+    notice = book.next_notice()
+    assert notice is not None
+    assert notice.propose is true, "and it is fetched first"
+
+
+def test_a_peer_that_has_not_heard_of_its_last_one_may_name_the_one_before():
+    book = Proposals("w2", bytes(8))
+    first = taken(book, propose(1, 1))
+    taken(book, propose(1, 2, previous=first))
+    for number in range(10, 20):
+        book.consider(propose(1, number), None)
+    assert book.consider(propose(1, 3, previous=first), None) is Answer.ACCEPTED
+
+
+def test_strangers_have_two_places_in_the_name_of_a_peer_and_leave_those_of_others():
+    book = Proposals("w2", bytes(8))
+    answers = [book.consider(propose(1, number), None) for number in range(1, 100)]
+    assert answers.count(Answer.ACCEPTED) <= 2
+    assert book.consider(propose(2, 1, node="w3"), None) is Answer.ACCEPTED
+
+
+def test_a_proposal_that_its_proposer_has_taken_back_makes_room_for_its_next_one():
+    book = Proposals("w2", bytes(8))
+    known = taken(book, propose(1, 1))
+    late, present = propose(1, 2, previous=known), propose(1, 3, previous=known)
+    assert [book.consider(one, None) for one in (late, present)] == [Answer.ACCEPTED] * 2
+    notice = book.next_notice()
+    assert notice is not None
+    assert notice.propose is present
+    assert book.next_notice() is None
+    assert book.settle("w1", late.exchange, gives_up=False) is Verdict.ABORTED
+
+
+@pytest.mark.parametrize("cost_s", [0.001, 2.5], ids=["a peer that denies", "a hung one"])
+def test_fetching_what_strangers_have_made_up_takes_at_most_a_quarter_of_the_time(cost_s):
+    now_s, lost_s = 0.0, 0.0
+    book = Proposals("w2", bytes(8))
+    book.guard(lambda: now_s)
+    known = taken(book, propose(1, 1))
+    number = 1
+    while now_s < 300.0:
+        for life in range(1, 10):
+            book.consider(propose(life, 1 + int(now_s * 1000), node=f"w{life}"), None)
+        while (notice := book.next_notice()) is not None:
+            now_s += cost_s
+            lost_s += cost_s
+            book.deny(notice.propose)
+        deadline_s = book.deadline_s
+        assert deadline_s is not None
+        assert deadline_s > now_s, "and the thread sleeps until then"
+        number += 1
+        true = propose(1, number, previous=known)  # these need not wait
+        assert book.consider(true, None) is Answer.ACCEPTED
+        notice = book.next_notice()
+        assert notice is not None
+        assert notice.propose is true
+        assert book.decide(true, has_all=True) is Verdict.TAKEN
+        known = true.exchange
+        now_s += 0.05
+    assert 0 < lost_s < 300.0 * 0.26
+
+
+def test_a_strangers_pair_does_not_keep_a_node_from_others_while_it_waits():
+    now_s = 0.0
+    book = Proposals("w2", bytes(8))
+    book.guard(lambda: now_s)
+    known = taken(book, propose(1, 1, is_pair=True))
+    book.disengage(known)
+    assert book.consider(propose(3, 1, is_pair=True, node="w3"), SNAPSHOT) is Answer.ACCEPTED
+    notice = book.next_notice()
+    assert notice is not None
+    now_s += 2.5
+    book.deny(notice.propose)
+    book.disengage(notice.propose.exchange)
+    assert book.consider(propose(3, 2, is_pair=True, node="w3"), SNAPSHOT) is Answer.BUSY
+    assert book.consider(propose(1, 2, is_pair=True, previous=known), SNAPSHOT) is Answer.ACCEPTED

@@ -40,6 +40,7 @@ _FIELDS = {
     "token": st.binary(min_size=16, max_size=16),
     "reason": _NAMES,
     "exchange": st.binary(min_size=16, max_size=16),
+    "previous": st.binary(min_size=16, max_size=16),
     "round": st.integers(-1, messages.MAX_COUNTER),
     "mass": st.floats(0, messages.MAX_MASS),
     "is_pair": st.booleans(),

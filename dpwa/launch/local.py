@@ -24,6 +24,7 @@ from dpwa.launch.output import LinePrinter
 from dpwa.launch.ports import port_problem
 from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
 from dpwa.launch.this_host import local_node_names
+from dpwa.run_token import make_token
 
 if TYPE_CHECKING:
     from dpwa.config import ClusterConfig
@@ -85,6 +86,8 @@ def launch(
     if problems:
         raise ConfigError(problems)
     run_dir = make_run_dir(config, run_dir)
+    if len(chosen) == len(config.nodes):  # else nodes of other launches would have no way to know it
+        make_token(run_dir)
     _tell(f"dpwa: {len(chosen)} of {len(config.nodes)} nodes start here: {', '.join(chosen)}; run folder {run_dir}")
     commands = node_commands(config, chosen, argv, run_dir, config_path=cluster_file)
     try:

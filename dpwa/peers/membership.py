@@ -1,12 +1,15 @@
-"""Who is there: what each peer was last heard to say of itself.
+"""Who is there: what each peer said of itself, and what is merely claimed in its name.
 
-Must not know: sockets, scores, time. Runs in: written by the Rx and the Tx thread, read by all. Each peer's record is
-frozen and swapped whole, so that a reader needs no lock.
+Anybody who can connect can send a request in the name of a peer. What counts is what a peer answers at its own address,
+to a request that this node made; a request that comes in is a hint that it may be worth asking.
+
+Must not know: sockets, scores, time. Runs in: written by the Tx thread, hints by the Rx thread, read by all. Each
+peer's record is frozen and swapped whole, and sets change by one element, so that a reader needs no lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 __all__ = ["Membership", "PeerRecord"]
@@ -17,7 +20,7 @@ class PeerRecord:
     """What is known of one peer.
 
     Attributes:
-        incarnation: random id of its present life; None until it was first heard.
+        incarnation: random id of its present life; None until it first answered.
         finished: it has ended its training and only waits for the others.
     """
 
@@ -34,6 +37,8 @@ class Membership:
 
     def __init__(self, peers: Iterable[str]) -> None:
         self._records: dict[str, PeerRecord] = {peer: PeerRecord() for peer in peers}
+        self._hints: set[str] = set()
+        self._finished_by_hint: set[str] = set()
 
     def __getitem__(self, peer: str) -> PeerRecord:
         return self._records[peer]
@@ -44,7 +49,7 @@ class Membership:
         return tuple(self._records)
 
     def heard(self, peer: str, incarnation: bytes, *, finished: bool) -> bool:
-        """Note what a peer said of itself.
+        """Note what a peer said of itself in an answer to this node.
 
         Returns:
             False if there is no such peer in the cluster file; nothing is noted then.
@@ -53,3 +58,26 @@ class Membership:
             return False
         self._records[peer] = PeerRecord(incarnation, finished)
         return True
+
+    # --- Hints ----------------------------------------------------------------------------------------------------
+
+    def hint(self, peer: str, *, finished: bool) -> bool:
+        """A request came in the name of a peer.
+
+        Returns:
+            False if there is no such peer in the cluster file; nothing is noted then.
+        """
+        if peer not in self._records:
+            return False
+        self._hints.add(peer)
+        (self._finished_by_hint.add if finished else self._finished_by_hint.discard)(peer)
+        return True
+
+    def take_hints(self) -> Iterator[str]:
+        """The peers in whose names requests came since the last time."""
+        while self._hints:
+            yield self._hints.pop()
+
+    def may_have_left(self, peer: str) -> bool:
+        """Whether a peer that cannot be reached may have ended as it should, by what it, or somebody for it, said."""
+        return self._records[peer].finished or peer in self._finished_by_hint

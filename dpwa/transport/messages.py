@@ -87,7 +87,7 @@ MAX_MASS: Final = 2.0**20
 
 INCARNATION_BYTES: Final = 8
 EXCHANGE_BYTES: Final = 16
-"""An incarnation and a number within it: no two proposals have one id."""
+"""An incarnation, a number within it and random bits: no two proposals have one id, and a stranger can guess none."""
 
 NO_EXCHANGE: Final = bytes(EXCHANGE_BYTES)
 NEWEST_ROUND: Final = -1
@@ -289,6 +289,8 @@ class Propose:
     """First piece of the part to exchange."""
     pieces: int
     """Pieces in that part; 0: the whole snapshot."""
+    previous: bytes = NO_EXCHANGE
+    """The asker's last proposal that this peer has taken, which nobody else knows; all zero: none yet."""
 
 
 @dataclass(frozen=True)

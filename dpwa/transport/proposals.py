@@ -6,12 +6,16 @@ when it has room. What was never fetched can be withdrawn by the proposer alone;
 word of the peer, who decides once and remembers. A pair goes one step further: the peer's own snapshot is set aside
 under the same id, and the peer takes its half only together with the word to the proposer that it may take the other.
 
+Anybody can claim to be a peer, so nothing is remembered of a life of a peer before that peer itself has given what was
+proposed. And an id has bits that cannot be guessed, so that only the two nodes that it concerns can speak of it.
+
 Must not know: sockets, the model, methods. Runs in: trainer, Rx and Tx thread; one lock guards everything, and is held
 for a few assignments and never while data moves.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
@@ -19,15 +23,22 @@ from dataclasses import dataclass
 from enum import Enum
 
 from dpwa.snapshot import Snapshot
+from dpwa.transport.inbox import Inbox, Notice, Seen
 from dpwa.transport.messages import EXCHANGE_BYTES, INCARNATION_BYTES, NO_EXCHANGE, Propose, Verdict
 
 __all__ = ["Answer", "Notice", "Proposals"]
 
-# Proposals of peers that may wait to be fetched. What does not fit stays with its proposer: back-pressure.
-_MAX_INBOX = 32
-
 # Lives of one peer whose newest proposals are remembered: of more, no message can be on its way.
 _MAX_LIVES = 4
+
+# Proposals in the name of one peer that are remembered because they could not be fetched completely: a copy of such a
+# message must not be taken up once its proposer was told that it is over. A real proposer asks for less than a minute,
+# and each one in between costs a fetch that failed.
+_MAX_FAILED = 16
+
+# An id is an incarnation, a number within it, and random bits. The number lasts for 136 years of one proposal a second.
+_COUNT_BYTES = 4
+_RANDOM_BYTES = EXCHANGE_BYTES - INCARNATION_BYTES - _COUNT_BYTES
 
 
 class Answer(Enum):
@@ -36,19 +47,6 @@ class Answer(Enum):
     ACCEPTED = "accepted"
     BUSY = "busy"
     STALE = "stale"
-
-
-@dataclass(frozen=True)
-class Notice:
-    """A peer's proposal that was accepted.
-
-    Attributes:
-        propose: the proposal.
-        reference: the own snapshot that was set aside for a pair; None for a push.
-    """
-
-    propose: Propose
-    reference: Snapshot | None
 
 
 @dataclass
@@ -60,13 +58,36 @@ class _Own:
     is_fetched: bool = False
 
 
-@dataclass
-class _Seen:
-    """The newest proposal of one life of a peer. It has one at a time, so older ones are settled for it."""
+class _Memory:
+    """What one peer's proposals have come to."""
 
-    exchange: bytes
-    verdict: Verdict = Verdict.PENDING
-    is_prepared: bool = False
+    def __init__(self) -> None:
+        # The newest proposal of each life: a peer has one at a time, so older ones are settled for it. By life, so that
+        # a late message of a former one does no harm to the present one.
+        self.lives: dict[bytes, tuple[bytes, Seen]] = {}
+        self.failed: dict[bytes, Seen] = {}
+        # Whoever names one of these is that peer. Two, because it may not have heard that the last one was taken.
+        self.taken: deque[bytes] = deque(maxlen=2)
+
+    def find(self, exchange: bytes) -> Seen | None:
+        newest = self.lives.get(_life(exchange))
+        return newest[1] if newest is not None and newest[0] == exchange else self.failed.get(exchange)
+
+    def is_late(self, exchange: bytes) -> bool:
+        newest = self.lives.get(_life(exchange))
+        return newest is not None and exchange < newest[0]
+
+    def keep(self, exchange: bytes, seen: Seen) -> None:
+        """The peer itself has given this proposal."""
+        self.lives[_life(exchange)] = (exchange, seen)
+        if len(self.lives) > _MAX_LIVES:
+            del self.lives[next(iter(self.lives))]
+
+    def keep_failed(self, exchange: bytes, seen: Seen) -> None:
+        """It could not be fetched: perhaps it is real."""
+        self.failed[exchange] = seen
+        if len(self.failed) > _MAX_FAILED:
+            del self.failed[next(iter(self.failed))]
 
 
 class Proposals:
@@ -83,9 +104,9 @@ class Proposals:
         self._lock = threading.Lock()
         self._count = 0
         self._own: _Own | None = None
-        # By node and life, so that a late message of a former life does no harm to the present one.
-        self._seen: dict[str, dict[bytes, _Seen]] = {}
-        self._inbox: deque[Notice] = deque()
+        self._memories: dict[str, _Memory] = {}  # of peers of the cluster file: the service lets no other in
+        self._inbox = Inbox()
+        self._proofs: dict[str, bytes] = {}  # the last own proposal that each peer has taken
         # A node takes part in one pair at a time: as the one who proposed it, or as the other.
         self._proposing: bytes | None = None  # id of the own one; empty until it has one
         self._pairing_with: str | None = None
@@ -94,6 +115,10 @@ class Proposals:
         """Called after something that the thread that makes the exchanges should look at; set by the transport."""
         self.decided: Callable[[], None] = lambda: None
         """Called when a proposer that waits for an answer can have one; set by the transport."""
+
+    def guard(self, monotonic_s: Callable[[], float]) -> None:
+        """Strangers can reach this node: from now on, what they take up of it is measured and limited."""
+        self._inbox.monotonic_s = monotonic_s
 
     def unplug(self) -> None:
         """The transport has ended: there is nobody to call, and nothing of it must be kept alive from here."""
@@ -135,7 +160,8 @@ class Proposals:
         """Set a snapshot aside under a new id. Called before a peer is chosen; see `address`."""
         with self._lock:
             self._count += 1
-            exchange = self._incarnation + self._count.to_bytes(EXCHANGE_BYTES - INCARNATION_BYTES, "big")
+            count = self._count.to_bytes(_COUNT_BYTES, "big")
+            exchange = self._incarnation + count + secrets.token_bytes(_RANDOM_BYTES)
             self._own = _Own(exchange, "", snapshot)
             if self._proposing == NO_EXCHANGE:
                 self._proposing = exchange
@@ -178,11 +204,23 @@ class Proposals:
             self._own = None
             return True
 
-    def close(self, exchange: bytes) -> None:
-        """What became of the proposal is known."""
+    def close(self, exchange: bytes, *, is_taken: bool = False) -> None:
+        """What became of the proposal is known.
+
+        Args:
+            exchange: its id.
+            is_taken: the peer has taken it.
+        """
         with self._lock:
             if self._own is not None and self._own.exchange == exchange:
+                if is_taken:
+                    self._proofs[self._own.peer] = exchange
                 self._own = None
+
+    def proof_for(self, peer: str) -> bytes:
+        """What shows a peer that a proposal is this node's: the last one that it took; `NO_EXCHANGE` for none."""
+        with self._lock:
+            return self._proofs.get(peer, NO_EXCHANGE)
 
     # --- Snapshots set aside ------------------------------------------------------------------------------------------
 
@@ -206,56 +244,67 @@ class Proposals:
             propose: it.
             reference: the own newest snapshot, for a pair.
         """
+        exchange = propose.exchange
+        if _life(exchange) != propose.incarnation or exchange == NO_EXCHANGE:
+            return Answer.STALE
         with self._lock:
-            seen = self._newest(propose.node, propose.exchange)
+            seen = self._find(propose.node, exchange)
             if seen is not None:
-                if seen.exchange == propose.exchange:
-                    return Answer.ACCEPTED if seen.verdict is not Verdict.ABORTED else Answer.STALE
-                if propose.exchange < seen.exchange:
-                    return Answer.STALE
-            answer = self._accept(propose, reference)
-            if answer is Answer.ACCEPTED:
-                lives = self._seen.setdefault(propose.node, {})
-                lives[_life(propose.exchange)] = _Seen(propose.exchange)
-                if len(lives) > _MAX_LIVES:
-                    del lives[next(iter(lives))]
+                return Answer.ACCEPTED if seen.verdict is not Verdict.ABORTED else Answer.STALE
+            memory = self._memories.get(propose.node)
+            if memory is not None and memory.is_late(exchange):
+                return Answer.STALE
+            is_proven = memory is not None and propose.previous in memory.taken
+            answer = self._accept(propose, reference, is_proven=is_proven)
         if answer is Answer.ACCEPTED:
             self.wake()
         return answer
 
-    def _accept(self, propose: Propose, reference: Snapshot | None) -> Answer:
+    def _accept(self, propose: Propose, reference: Snapshot | None, *, is_proven: bool) -> Answer:
         notice = Notice(propose, reference if propose.is_pair else None)
         if propose.is_pair:
             # Of two nodes that propose to each other, the one whose name comes first has its way.
             gives_way = self._pairing_with == propose.node and propose.node < self._node
             is_free = self._pair is None and (self._proposing is None or gives_way)
-            if reference is None or not is_free:
+            # A pair that waits keeps this node from all others, so that a stranger's must not wait.
+            if reference is None or not is_free or not (is_proven or self._inbox.takes_unproven):
                 return Answer.BUSY
-            self._pair = notice
-        elif len(self._inbox) >= _MAX_INBOX:
+        if not self._inbox.put(notice, is_proven=is_proven):
             return Answer.BUSY
-        self._inbox.append(notice)
+        if propose.is_pair:
+            self._pair = notice
         return Answer.ACCEPTED
 
-    def _newest(self, peer: str, exchange: bytes) -> _Seen | None:
-        """The newest proposal of the life of a peer that an id belongs to. Under the lock."""
-        return self._seen.get(peer, {}).get(_life(exchange))
+    def _find(self, peer: str, exchange: bytes) -> Seen | None:
+        """What became of a peer's proposal so far. Under the lock."""
+        seen = self._inbox.find(peer, exchange)
+        if seen is None and peer in self._memories:
+            seen = self._memories[peer].find(exchange)
+        return seen
 
     def next_notice(self) -> Notice | None:
-        """The next accepted proposal to fetch. Tx thread."""
+        """The next accepted proposal to fetch; `decide` or `deny` must follow. Tx thread."""
         with self._lock:
-            return self._inbox.popleft() if self._inbox else None
+            return self._inbox.next()
 
     @property
     def has_notice(self) -> bool:
-        """Whether a proposal waits to be fetched."""
-        return bool(self._inbox)
+        """Whether a proposal may be fetched now."""
+        with self._lock:
+            return self._inbox.has_next
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When a proposal may be fetched that must wait because strangers have cost too much; None for none."""
+        with self._lock:
+            return self._inbox.deadline_s
 
     def decide(self, propose: Propose, *, has_all: bool) -> Verdict:
         """Note how the fetch ended. A push is decided by that; a pair is only prepared. Tx thread."""
+        peer, exchange = propose.node, propose.exchange
         with self._lock:
-            seen = self._newest(propose.node, propose.exchange)
-            if seen is None or seen.exchange != propose.exchange:
+            seen = self._find(peer, exchange)
+            if seen is None:
                 return Verdict.ABORTED  # the peer has given it up meanwhile, and begun another
             if seen.verdict is Verdict.PENDING:
                 if not has_all:
@@ -264,9 +313,25 @@ class Proposals:
                     seen.is_prepared = True
                 else:
                     seen.verdict = Verdict.TAKEN
-            verdict = seen.verdict
+            memory = self._memories.setdefault(peer, _Memory())
+            if memory.find(exchange) is None:
+                (memory.keep if has_all else memory.keep_failed)(exchange, seen)
+            self._inbox.end(peer, exchange, is_real=has_all)
+            verdict = self._note_taken(memory, exchange, seen)
         self.decided()
         return verdict
+
+    def deny(self, propose: Propose) -> None:
+        """The peer itself knows of no such proposal: it has taken it back, or a stranger has made it up. Tx thread.
+
+        Nothing need be remembered: an id that its proposer does not serve is never served again.
+        """
+        with self._lock:
+            seen = self._find(propose.node, propose.exchange)
+            if seen is not None and seen.verdict is Verdict.PENDING:
+                seen.verdict = Verdict.ABORTED
+            self._inbox.end(propose.node, propose.exchange, is_real=False)
+        self.decided()
 
     def settle(self, peer: str, exchange: bytes, *, gives_up: bool) -> Verdict:
         """Tell a proposer what became of its proposal; this is the moment in which a prepared pair is taken. Rx thread.
@@ -277,18 +342,26 @@ class Proposals:
             gives_up: the proposer has failed: what is not taken yet is aborted.
         """
         with self._lock:
-            seen = self._newest(peer, exchange)
-            if seen is None or seen.exchange != exchange:
+            seen = self._find(peer, exchange)
+            if seen is None:
                 return Verdict.ABORTED
             if seen.verdict is Verdict.PENDING:
                 if gives_up:
                     seen.verdict = Verdict.ABORTED
                 elif seen.is_prepared:
                     seen.verdict = Verdict.TAKEN
-            verdict = seen.verdict
+            verdict = self._note_taken(self._memories.get(peer), exchange, seen)
         if verdict is not Verdict.PENDING:
             self.wake()
         return verdict
+
+    def _note_taken(self, memory: _Memory | None, exchange: bytes, seen: Seen) -> Verdict:
+        """Its proposer will name a proposal that was taken to show who it is. Under the lock."""
+        newest = memory.lives.get(_life(exchange)) if memory is not None else None
+        is_newest = newest is not None and newest[0] == exchange
+        if memory is not None and is_newest and seen.verdict is Verdict.TAKEN and exchange not in memory.taken:
+            memory.taken.append(exchange)
+        return seen.verdict
 
     def abort(self, propose: Propose) -> Verdict:
         """Give a prepared pair up whose proposer is silent, unless it has been settled by now. Tx thread."""
@@ -297,8 +370,8 @@ class Proposals:
     def verdict(self, propose: Propose) -> Verdict:
         """What was decided of a peer's proposal."""
         with self._lock:
-            seen = self._newest(propose.node, propose.exchange)
-            return seen.verdict if seen is not None and seen.exchange == propose.exchange else Verdict.ABORTED
+            seen = self._find(propose.node, propose.exchange)
+            return seen.verdict if seen is not None else Verdict.ABORTED
 
 
 def _life(exchange: bytes) -> bytes:

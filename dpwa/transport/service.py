@@ -8,6 +8,7 @@ are set by the trainer. Each is one reference that is swapped whole, so that no 
 
 from __future__ import annotations
 
+import hmac
 from typing import Final
 
 from dpwa.methods.base import Kind
@@ -39,6 +40,11 @@ __all__ = ["Request", "Service"]
 
 _NO_TOKEN: Final = bytes(TOKEN_BYTES)
 
+_OTHER_RUN: Final = (
+    "the request is of another run; all nodes need the same cluster file, and beside nodes that `dpwa launch` has "
+    "started, DPWA_RUN_DIR must name their run folder"
+)
+
 Request = Pull | Propose | Settle
 
 Answered = tuple[Message, Snapshot | None]
@@ -48,10 +54,10 @@ class Service:
     """The serving side of a node.
 
     Args:
-        run_id: requests of another run are refused.
+        run: what requests must name as their run; others are refused.
         incarnation: random id of this life of the node.
         layout: of this node's model.
-        membership: told about every legal request.
+        membership: who is there; told in whose name requests come.
         proposals: those of this node and of its peers.
         kind: the kind of exchange of this node's method.
     """
@@ -59,7 +65,7 @@ class Service:
     def __init__(
         self,
         *,
-        run_id: str,
+        run: str,
         incarnation: bytes,
         layout: Layout,
         membership: Membership,
@@ -68,7 +74,7 @@ class Service:
     ) -> None:
         self.layout = layout
         self.proposals = proposals
-        self._run_id = run_id
+        self._run = run.encode()
         self._incarnation = incarnation
         self._membership = membership
         self._kind = kind
@@ -90,7 +96,10 @@ class Service:
         # Set by `answer`, cleared by the trainer when it publishes. Losing a race here costs one step of age.
         self.wanted = False
         self.told_finished: set[str] = set()
-        """Peers that know that this node has finished: they will not miss it. Adding to a set is atomic."""
+        """Peers that have answered a request which said that this node has finished. Adding to a set is atomic."""
+        self.asked_at_the_end: set[str] = set()
+        """Peers that have asked since this node has finished, or in whose names somebody has: a courtesy to them hangs
+        on it and nothing else."""
 
     def answer(self, request: Request, *, now_s: float, may_wait: bool) -> Answered | None:
         """The answer to a request, and the snapshot to send after an `Offer`.
@@ -104,24 +113,31 @@ class Service:
             None if `may_wait` and there is a better answer to come.
         """
         nonce = request.nonce
-        if request.run != self._run_id:
-            return Refused(nonce, f"this node belongs to run {self._run_id}, the request to another"), None
+        # First, so that one who does not know the run learns nothing: neither its name, nor the nodes, nor the layout.
+        if not hmac.compare_digest(request.run.encode(), self._run):
+            return Refused(nonce, _OTHER_RUN), None
         finished = not isinstance(request, Propose) and request.finished
-        if not self._membership.heard(request.node, request.incarnation, finished=finished):
+        if not self._membership.hint(request.node, finished=finished):
             return Refused(nonce, "the asking node is not in this node's cluster file"), None
+        if self.finished:
+            self.asked_at_the_end.add(request.node)
         if isinstance(request, Settle):
             return self._settle(request, may_wait=may_wait)
         if request.fingerprint != self.layout.fingerprint:
             return Mismatch(nonce), None
         if isinstance(request, Propose):
             return self._consider(request), None
-        if self.finished:
-            self.told_finished.add(request.node)
         if request.exchange != NO_EXCHANGE:
             return self._answer_for_exchange(request)
         if request.round != NEWEST_ROUND:
             return self._answer_for_round(request, may_wait=may_wait)
         return self._answer_newest(request, now_s=now_s, may_wait=may_wait)
+
+    @property
+    def to_finish_with(self) -> tuple[str, ...]:
+        """Peers that train, as far as this node knows, or have not heard from it that it has finished."""
+        peers = self._membership.peers
+        return tuple(p for p in peers if p not in self.told_finished or not self._membership[p].finished)
 
     # --- Pulls ----------------------------------------------------------------------------------------------------
 
@@ -203,8 +219,6 @@ class Service:
         return Accepted(propose.nonce, self._incarnation)
 
     def _settle(self, settle: Settle, *, may_wait: bool) -> Answered | None:
-        if self.finished:
-            self.told_finished.add(settle.node)
         verdict = Verdict.ABORTED
         if settle.exchange != NO_EXCHANGE:
             verdict = self.proposals.settle(settle.node, settle.exchange, gives_up=settle.gives_up)

@@ -90,6 +90,7 @@ _RULES: Final[dict[str, _Rule]] = {
     "token": _bytes(TOKEN_BYTES),
     "reason": _text(MAX_TEXT_CHARS),
     "exchange": _bytes(EXCHANGE_BYTES),
+    "previous": _bytes(EXCHANGE_BYTES),
     "is_pair": _boolean,
     "gives_up": _boolean,
     "mass": lambda value: type(value) is float and 0.0 <= value <= MAX_MASS,

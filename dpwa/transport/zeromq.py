@@ -85,6 +85,7 @@ class ZmqTransport:
         self._proposals = wiring.service.proposals
         self._proposals.wake = self._tx.wake
         self._proposals.decided = self._rx.published
+        self._proposals.guard(time.monotonic)
         self._publisher = PublishThread(name)
         self.counters = self._rx.counters
 
