@@ -118,6 +118,7 @@ class Boundary:
     def close(self) -> None:
         """Let go of snapshots, and of the node: its memory must not wait for the garbage collector."""
         self._last = self._given = None
+        self._model.close()
         self._event = _ignore
 
     def advance(self, loss: float | None) -> None:

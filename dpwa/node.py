@@ -10,6 +10,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -161,7 +162,10 @@ class Node:
         finally:
             if self._life is not _Life.RUNNING:
                 self.close()
-        self._event("start", run=self.config.run_id, incarnation=self._incarnation.hex(), peers=list(self._peers))
+        about = asdict(self._model.inventory)
+        self._event(
+            "start", run=self.config.run_id, incarnation=self._incarnation.hex(), peers=list(self._peers), **about
+        )
 
     def _start_journal(self) -> None:
         if self._journal is None or self.run_dir is None:
@@ -352,6 +356,7 @@ class Node:
             scores=self._parts.wiring.exchanger.flow_control.scores(),
             method=self.method.statistics(),
             faults={} if self._faults is None else self._faults.faults.counts(),
+            inventory=self._model.inventory,
         )
 
     def _write_journal(self) -> None:
