@@ -68,6 +68,10 @@ class Accepter:
         """When the proposer of a prepared pair has been silent for too long."""
         return self._prepared.due_s if self._prepared is not None else None
 
+    def close(self) -> None:
+        """Let go of a pair under way, which holds a snapshot. The thread has ended."""
+        self._prepared = None
+
     def work(self, client: Client) -> None:
         """Fetch what has been accepted, and hand over pairs that have been settled.
 

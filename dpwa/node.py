@@ -197,8 +197,7 @@ class Node:
             # Let go of all buffers at once: the node itself may be kept, for its statistics.
             self._boundary.close()
             self._publisher.close()
-            for staging in self._parts.stagings:
-                staging.close()
+            self._parts.close()
             if self._journal is not None:
                 self._event("close", **self.method.statistics())
                 self._journal.close(max(0.1, deadline_s - time.monotonic()))
@@ -306,6 +305,7 @@ class Node:
             NodeClosed: the node is not running.
             InternalError: a background thread failed.
         """
+        self._check_running()
         deadline_s = time.monotonic() + timeout_s
         while self.method.kind is Kind.PUSH and self._boundary.in_flight and time.monotonic() < deadline_s:
             self._check_running()
