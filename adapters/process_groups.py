@@ -51,7 +51,7 @@ def refuse_groups(module: nn.Module) -> None:
             first = next((inner for inner, _ in part.named_parameters()), "")
             raise ConfigError(f"tensor {'.'.join(filter(None, (name, first)))}: is sharded by FSDP; {_ONE_PROCESS}")
         if isinstance(part, DistributedDataParallel):
-            _refuse_replicas(part, dict(part.named_parameters()))
+            _refuse_replicas(part, dict(part.named_parameters(prefix=name)))
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         # A model knows nothing of the DistributedDataParallel around it, and what is given may be the model inside.
         own = dict(module.named_parameters())

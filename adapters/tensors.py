@@ -166,8 +166,9 @@ class TorchModel:
             self._has_been_checked = True
             self.check_all()
             return
-        if not self._has_followed_buffers() or self._watch.has_changed():
-            self._take_anew()
+        with self._noting_a_complaint():
+            if not self._has_followed_buffers() or self._watch.has_changed():
+                self._take_anew()
 
     def check_all(self) -> None:
         """The same, looking at everything.
@@ -175,9 +176,18 @@ class TorchModel:
         Raises:
             ConfigError: as `check`; or other processes hold a part of the model.
         """
-        refuse_groups(self.module)
-        if self._watch.replaced() or self._watch.has_changed_anywhere():
-            self._take_anew()
+        with self._noting_a_complaint():
+            refuse_groups(self.module)
+            if self._watch.replaced() or self._watch.has_changed_anywhere():
+                self._take_anew()
+
+    @contextmanager
+    def _noting_a_complaint(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError:
+            self._has_complained = True  # `close` need not say it again
+            raise
 
     def _has_followed_buffers(self) -> bool:
         """Take up buffers that were replaced, which some models do in every step; False if more than that happened."""
@@ -207,7 +217,6 @@ class TorchModel:
         now = self._select(before=self._taken)
         problem = form_problem(self.layout, self._taken, now)
         if problem is not None:
-            self._has_complained = True
             raise ConfigError(f"{problem} when dpwa took the model; {_WHAT_TO_DO}")
         self._taken = now
         self._bind()
