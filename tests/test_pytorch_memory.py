@@ -64,9 +64,10 @@ print(json.dumps([before, inside, after, [node.statistics().blended for node in 
         ("attach", {}),
         ("adapter", {"shared_memory": "off"}),
         pytest.param("adapter", {"outer": {"every": 2}}, marks=pytest.mark.slow),
+        pytest.param("adapter", {"method": "noloco", "noloco": {"every": 3}}, marks=pytest.mark.slow),
         *(
             pytest.param("adapter", {"method": method}, marks=pytest.mark.slow)
-            for method in ({"gosgd": {}}, {"adpsgd": {}}, {"dpsgd": {}}, {"noloco": {"every": 3}})
+            for method in ("gosgd", "adpsgd", "dpsgd")
         ),
     ],
     ids=str,
