@@ -35,9 +35,9 @@ from dpwa.node import Node
 from dpwa.observe.journal import node_folder
 from dpwa.record import NodeStatistics
 
+from .selection import plain_name
 from .streams import LateLosses
 from .tensors import TorchModel as _TorchModel
-from .tensors import plain_name
 
 __all__ = ["DpwaPyTorchAdapter", "attach"]
 
@@ -71,8 +71,8 @@ class DpwaPyTorchAdapter:
         self.config = given or ClusterConfig.alone(name or "alone")
         self.name = _node_name(self.config, name)
         self.run_dir = _run_dir(self.config, given_cluster=given is not None)
-        self._model = model
         self._tensors = _TorchModel(model, self.config)
+        self._hook: _OptimizerHook | None = None
         self._late_losses = LateLosses()
         self._node = Node(self.config, self.name, self._tensors, run_dir=self.run_dir)
         self._is_closed = False
@@ -107,17 +107,20 @@ class DpwaPyTorchAdapter:
 
         Raises:
             NodeClosed: after `close`.
-            ConfigError: the loss is no single number.
+            ConfigError: the loss is no single number; or the model no longer has the tensors that dpwa took.
             InternalError: a background thread failed.
         """
+        self._follow_model()
         self._node.step(self._known(loss))
 
     def update_send(self, loss: LossLike = None) -> None:
         """The 2017 dpwa's call before a batch: publishes and asks for an exchange. Raises as `step`."""
+        self._follow_model()
         self._node.update_send(self._known(loss))
 
     def update_wait(self, loss: LossLike = None) -> None:
         """The 2017 dpwa's call after a batch: applies the exchange, waiting up to `wait_ms`. Raises as `step`."""
+        self._follow_model()
         self._node.update_wait(self._known(loss))
 
     def log(self, **values: object) -> None:
@@ -136,7 +139,13 @@ class DpwaPyTorchAdapter:
 
         Returns:
             False if peers were still training when the time ran out.
+
+        Raises:
+            NodeClosed: after `close`.
+            ConfigError: the model no longer has the tensors that dpwa took.
+            InternalError: a background thread failed.
         """
+        self._follow_model(everywhere=True)
         return self._node.finish(timeout_s)
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,12 +189,24 @@ class DpwaPyTorchAdapter:
             return
         self._is_closed = True
         atexit.unregister(self.close)
+        self._late_losses.close()
+        if self._hook is not None:
+            self._hook.remove()
         try:
             self._node.close()
             self._tensors.close()
         finally:
             if self.run_dir is not None and self._node.statistics().step > 0:
-                _save(self._model, node_folder(self.run_dir, self.name) / MODEL_FILE)
+                _save(self._tensors.module, node_folder(self.run_dir, self.name) / MODEL_FILE)
+
+    def _follow_model(self, *, everywhere: bool = False) -> None:
+        """Notice that tensors of the model were replaced. A node alone exchanges nothing."""
+        if self._is_closed or self.count == 1:
+            return
+        if everywhere:
+            self._tensors.check_all()
+        else:
+            self._tensors.check()
 
     def _known(self, loss: LossLike) -> float | None:
         """The loss, as far as it is known without waiting for a GPU."""
@@ -225,13 +246,36 @@ def attach(
             "the latest step, or call adapter.step(loss) in the loop instead"
         )
     adapter = DpwaPyTorchAdapter(model, name, given)
-
-    def after_step(stepped: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        if not adapter.closed and not _was_skipped(stepped):
-            adapter.step(loss() if loss is not None else None)
-
-    optimizer.register_step_post_hook(after_step)
+    adapter._hook = _OptimizerHook(adapter, optimizer, loss)  # noqa: SLF001
     return adapter
+
+
+class _OptimizerHook:
+    """Makes a step of the optimizer one of the node, until it is removed."""
+
+    def __init__(
+        self, adapter: DpwaPyTorchAdapter, optimizer: torch.optim.Optimizer, loss: Callable[[], LossLike] | None
+    ) -> None:
+        self._adapter: DpwaPyTorchAdapter | None = adapter
+        self._loss = loss
+        self._is_running = False
+        self._handle = optimizer.register_step_post_hook(self._after_step)
+
+    def remove(self) -> None:
+        """Let go of the adapter and the loss function, which the optimizer would hold as long as it lives."""
+        self._adapter = self._loss = None
+        if not self._is_running:  # the optimizer is going through its hooks: an empty one stays
+            self._handle.remove()
+
+    def _after_step(self, stepped: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        adapter = self._adapter
+        if adapter is None or _was_skipped(stepped):
+            return
+        self._is_running = True
+        try:
+            adapter.step(self._loss() if self._loss is not None else None)
+        finally:
+            self._is_running = False
 
 
 def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:

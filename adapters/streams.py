@@ -247,6 +247,10 @@ class LateLosses:
             self._coming.append(self._send(loss))
         return newest
 
+    def close(self) -> None:
+        """Let go of what has not come."""
+        self._coming.clear()
+
 
 def _send_loss(loss: Tensor) -> tuple[Callable[[], bool], Tensor]:
     there = torch.empty((), dtype=torch.float64, pin_memory=True)

@@ -1,4 +1,4 @@
-"""The exchanged tensors of a PyTorch module: which they are, how they are copied out, how they are blended.
+"""The exchanged tensors of a PyTorch module: how they are followed, copied out and blended.
 
 The tensors of a section lie behind each other in a snapshot. Those on a GPU are gathered there into one flat piece of
 memory by a fused copy, so that one transfer per section crosses the bus, and back the same way: see `streams.py`.
@@ -9,8 +9,11 @@ place, under `torch.no_grad()`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +22,24 @@ from torch import Tensor, nn
 from dpwa.blending import Values
 from dpwa.config import ClusterConfig
 from dpwa.errors import ConfigError
-from dpwa.snapshot import Buffer, Layout, Role, Section, TensorSpec
+from dpwa.snapshot import Buffer, Role, Section
 
+from .changes import Watch
+from .process_groups import refuse_groups, unwrapped
+from .selection import form_problem, holder_of, is_written_elementwise, select
 from .streams import Copies, PinnedArrays, copies_for
 
-__all__ = ["TorchModel", "plain_name"]
+__all__ = ["TorchModel"]
+
+_logger = logging.getLogger("dpwa")
+
+# Names of one kind in a message.
+_MOST_NAMES = 8
+
+_WHAT_TO_DO = (
+    "make the adapter after the model has got its final form (loaded, converted, wrapped, all layers unfrozen that "
+    "will be trained; with `frozen_parameters: blend` they may be unfrozen later)"
+)
 
 
 @dataclass(frozen=True)
@@ -73,13 +89,15 @@ class _Run:
 class TorchModel:
     """The exchanged tensors of a module, as `dpwa.node.Model` wants them.
 
+    The tensors are those that the module holds: `check` follows it when they are replaced by others of the same form.
+
     Args:
         module: the model.
         config: says whether buffers and frozen parameters belong to them.
         find_copies: what moves the tensors of a device; None for one that is read and written directly.
 
     Raises:
-        ConfigError: a tensor cannot be exchanged.
+        ConfigError: a tensor cannot be exchanged, or other processes hold a part of the model.
     """
 
     def __init__(
@@ -88,42 +106,137 @@ class TorchModel:
         config: ClusterConfig,
         find_copies: Callable[[torch.device, PinnedArrays], Copies | None] = copies_for,
     ) -> None:
-        tensors = _exchanged_tensors(
-            module, buffers=config.buffers == "blend", frozen=config.frozen_parameters == "blend"
+        refuse_groups(module)
+        self.module = unwrapped(module)
+        self._select = partial(
+            select, self.module, buffers=config.buffers == "blend", frozen=config.frozen_parameters == "blend"
         )
-        self.layout = Layout(
-            TensorSpec(name, tuple(tensor.shape), _dtype_name(tensor), role) for name, (tensor, role) in tensors.items()
-        )
+        self._find_copies = find_copies
+        self._taken = self._select()
+        self._warn_of_left_out()
+        self.layout = self._taken.layout()
+        self.inventory = self._taken.inventory()
+        self._has_been_checked = False
+        self._has_complained = False
+        # The same few buffers come again and again; making views of each once keeps a step cheap for small models.
+        self._views: dict[int, tuple[Any, list[list[Tensor]]]] = {}
+        self._value_views: dict[tuple[int, int], tuple[Any, list[Tensor]]] = {}
         self._pinned = PinnedArrays()
-        self._direct: list[_Run] = []
         self._gpus: list[_Gpu] = []
-        runs = [
-            run
-            for index, section in enumerate(self.layout.sections)
-            for run in _runs(index, section, [tensors[spec.name][0] for spec in section.tensors])
-        ]
+        self._bind()
+
+    def _bind(self) -> None:
+        """Work on the tensors that are taken now."""
+        self._let_go()
+        exchanged = self._taken.exchanged
+        runs: list[_Run] = []
+        for index, section in enumerate(self.layout.sections):
+            runs += _runs(index, section, [exchanged[spec.name].tensor for spec in section.tensors])
+        self._direct: list[_Run] = []
         for device in dict.fromkeys(run.device for run in runs):
-            copies, here = find_copies(device, self._pinned), [run for run in runs if run.device == device]
+            copies, here = self._find_copies(device, self._pinned), [run for run in runs if run.device == device]
             if copies is None:
                 self._direct += here
             else:
                 self._gpus.append(_Gpu(here, copies))
-        # The same few buffers come again and again; making views of each once keeps a step cheap for small models.
-        self._views: dict[int, tuple[Any, list[list[Tensor]]]] = {}
-        self._value_views: dict[tuple[int, int], tuple[Any, list[Tensor]]] = {}
+        self._where = {id(tensor): (run, at) for run in runs for at, tensor in enumerate(run.tensors)}
+        self._watch = Watch(self.module, self._taken)
+
+    def _warn_of_left_out(self) -> None:
+        names = self._taken.left_out
+        if names:
+            _logger.warning(
+                "not exchanged, because they hold NaN, infinite or no values: buffers %s%s; right for a mask; for one "
+                "that becomes a statistic run a batch before dpwa takes the model, on every node",
+                ", ".join(names[:_MOST_NAMES]),
+                f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "",
+            )
+
+    # --- Following the module -------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Follow the module's tensors, at a step boundary. Cheap: looks at everything the first time, then in turn.
+
+        Tensors that others of the same form have replaced (`load_state_dict(assign=True)`, `.to()`) are taken up.
+
+        Raises:
+            ConfigError: the model no longer has the tensors that were taken.
+        """
+        if not self._has_been_checked:
+            self._has_been_checked = True
+            self.check_all()
+            return
+        with self._noting_a_complaint():
+            if not self._has_followed_buffers() or self._watch.has_changed():
+                self._take_anew()
+
+    def check_all(self) -> None:
+        """The same, looking at everything.
+
+        Raises:
+            ConfigError: as `check`; or other processes hold a part of the model.
+        """
+        with self._noting_a_complaint():
+            refuse_groups(self.module)
+            if self._watch.replaced() or self._watch.has_changed_anywhere():
+                self._take_anew()
+
+    @contextmanager
+    def _noting_a_complaint(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError:
+            self._has_complained = True  # `close` need not say it again
+            raise
+
+    def _has_followed_buffers(self) -> bool:
+        """Take up buffers that were replaced, which some models do in every step; False if more than that happened."""
+        replaced = self._watch.replaced()
+        if not replaced:
+            return True
+        taken = list(self._taken.exchanged.items())
+        known = {id(chosen.tensor) for _, chosen in taken}
+        for number in replaced:
+            name, chosen = taken[number]
+            now = holder_of(chosen.module, chosen.role).get(chosen.key)
+            if chosen.role is not Role.BUFFER or now is None or id(now) in known or not _is_alike(now, chosen.tensor):
+                return False
+            run, at = self._where.pop(id(chosen.tensor))
+            run.tensors[at] = now
+            self._where[id(now)] = (run, at)
+            self._taken.exchanged[name] = replace(chosen, tensor=now)
+            self._watch.follow(number, now)
+        return True
+
+    def _take_anew(self) -> None:
+        """Take up the tensors that the module has now.
+
+        Raises:
+            ConfigError: they are not of the form in which they were taken.
+        """
+        now = self._select(before=self._taken)
+        problem = form_problem(self.layout, self._taken, now)
+        if problem is not None:
+            raise ConfigError(f"{problem} when dpwa took the model; {_WHAT_TO_DO}")
+        self._taken = now
+        self._bind()
+
+    # --- What a node wants ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def copy_into(self, buffer: Buffer) -> Callable[[], None] | None:
         """See `dpwa.node.Model`."""
-        if id(buffer) not in self._views:
+        known = self._views.get(id(buffer))
+        if known is None:
             raw = torch.from_numpy(buffer)
             views = [run.views(raw[slice(*run.byte_range)].view(run.dtype)) for run in self._direct]
-            self._views[id(buffer)] = (buffer, views)  # holding the buffer keeps its id from being given away
-        for views_of_run, run in zip(self._views[id(buffer)][1], self._direct, strict=True):
-            torch._foreach_copy_(views_of_run, run.tensors)
-        if not self._gpus:
+            known = self._views[id(buffer)] = (buffer, views)  # holding the buffer keeps its id from being given away
+        with self._naming_the_tensor():
+            for views_of_run, run in zip(known[1], self._direct, strict=True):
+                torch._foreach_copy_(views_of_run, run.tensors)
+            all_ready = [gpu.copy_into(buffer) for gpu in self._gpus]
+        if not all_ready:
             return None
-        all_ready = [gpu.copy_into(buffer) for gpu in self._gpus]
 
         def ready() -> None:
             for one_ready in all_ready:
@@ -134,25 +247,51 @@ class TorchModel:
     @torch.no_grad()
     def blend(self, values: Sequence[Values], factor: float) -> None:
         """See `dpwa.node.Model`."""
-        for run in self._direct:
-            section_values = values[run.index]
-            views = self._views_of_values(section_values, run)
-            _blend(run.tensors, views, factor, is_difference=section_values.is_difference)
-        for gpu in self._gpus:
-            gpu.blend(values, factor)
+        with self._naming_the_tensor():
+            for run in self._direct:
+                section_values = values[run.index]
+                views = self._views_of_values(section_values, run)
+                _blend(run.tensors, views, factor, is_difference=section_values.is_difference)
+            for gpu in self._gpus:
+                gpu.blend(values, factor)
+
+    @contextmanager
+    def _naming_the_tensor(self) -> Iterator[None]:
+        """A tensor whose shape was changed in place, since `check` came by it last, makes torch raise."""
+        try:
+            yield
+        except RuntimeError:
+            self.check_all()
+            raise
 
     def close(self) -> None:
-        """Wait for copies under way, and let go of the memory that was pinned. The node has been closed."""
+        """Wait for copies under way, and let go of the memory beside the model. The node has been closed.
+
+        A change of the model that came after the last look at it is told in a warning: it may have come after the last
+        step, and must not fail a training that has ended.
+        """
+        if self._has_been_checked and not self._has_complained:
+            try:
+                self.check_all()
+            except ConfigError as error:
+                _logger.warning("the last steps may not have exchanged all of the model: %s", error)
+        self._let_go()
+
+    def _let_go(self) -> None:
         for gpu in self._gpus:
             gpu.close()
+        self._gpus = []
         self._pinned.close()
+        self._views.clear()
+        self._value_views.clear()
 
     def _views_of_values(self, values: Values, run: _Run) -> list[Tensor]:
         key = (id(values.array), run.first)
-        if key not in self._value_views:
+        known = self._value_views.get(key)
+        if known is None:
             flat = torch.from_numpy(values.array)[run.first : run.stop]
-            self._value_views[key] = (values.array, run.views(flat))
-        return self._value_views[key][1]
+            known = self._value_views[key] = (values.array, run.views(flat))
+        return known[1]
 
 
 class _Gpu:
@@ -213,6 +352,16 @@ def _runs(index: int, section: Section, tensors: list[Tensor]) -> list[_Run]:
     return runs
 
 
+def _is_alike(tensor: Tensor, other: Tensor) -> bool:
+    """Whether a tensor can take the place of another one at once."""
+    return (
+        is_written_elementwise(tensor)
+        and tensor.dtype is other.dtype
+        and tensor.shape == other.shape
+        and tensor.device == other.device
+    )
+
+
 def _blend(tensors: list[Tensor], views: list[Tensor], factor: float, *, is_difference: bool) -> None:
     there = [view.to(tensor.device) for view, tensor in zip(views, tensors, strict=True)]
     # Half precision is blended in float32 and rounded once.
@@ -224,63 +373,3 @@ def _blend(tensors: list[Tensor], views: list[Tensor], factor: float, *, is_diff
         torch._foreach_lerp_(wide, there, factor)
     if is_narrow:
         torch._foreach_copy_(tensors, wide)
-
-
-def plain_name(name: str) -> str:
-    """A tensor's name without what `torch.compile` puts into it, so that compiled and plain models are one model.
-
-    The `module.` of DataParallel and DistributedDataParallel stays: a model may have a part of that name itself. Give
-    dpwa the model inside.
-    """
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _exchanged_tensors(module: nn.Module, *, buffers: bool, frozen: bool) -> dict[str, tuple[Tensor, Role]]:
-    """Name to tensor and role; every memory once, however many names it has.
-
-    Raises:
-        ConfigError: a tensor has no values yet, or cannot be written element by element.
-    """
-    persistent = module.state_dict(keep_vars=True).keys()
-    candidates: list[tuple[str, Tensor, Role]] = [
-        (name, parameter, Role.PARAMETER)
-        for name, parameter in module.named_parameters()
-        if frozen or parameter.requires_grad
-    ]
-    if buffers:
-        # Buffers outside the state dict are constants or caches, not learned.
-        candidates += [(name, buffer, Role.BUFFER) for name, buffer in module.named_buffers() if name in persistent]
-    chosen: dict[str, tuple[Tensor, Role]] = {}
-    seen: set[tuple[object, ...]] = set()
-    for name, tensor, role in candidates:
-        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
-            raise ConfigError(f"tensor {name}: has no values yet; run the model once or load its weights before dpwa")
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            continue  # counters and indices cannot be averaged
-        memory = _memory(tensor)
-        if not tensor.numel() or memory in seen:
-            continue  # nothing to exchange, or tied to a tensor that is exchanged already
-        if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-            raise ConfigError(
-                f"tensor {name}: is expanded, so that its elements share memory and cannot be blended one by one; "
-                f"expected each in its own place; make it with .expand(...).clone()"
-            )
-        seen.add(memory)
-        chosen[plain_name(name)] = (tensor, role)
-    return chosen
-
-
-def _memory(tensor: Tensor) -> tuple[object, ...]:
-    """Equal for tensors that occupy the same memory, also when one is a transposed or reshaped view of the other."""
-    runs: list[tuple[int, int]] = []  # (stride, size) of each dimension, neighbours that follow on each other merged
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if runs and stride == runs[-1][0] * runs[-1][1]:
-            first_stride, first_size = runs.pop()
-            runs.append((first_stride, first_size * size))
-        elif size > 1:
-            runs.append((stride, size))
-    return (tensor.device, tensor.data_ptr(), *runs)

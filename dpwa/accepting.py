@@ -70,6 +70,10 @@ class Accepter:
         later_s = self._proposals.deadline_s
         return min([*due_s, later_s] if later_s is not None else due_s, default=None)
 
+    def close(self) -> None:
+        """Let go of a pair under way, which holds a snapshot. The thread has ended."""
+        self._prepared = None
+
     def work(self, client: Client) -> None:
         """Fetch what has been accepted, and hand over pairs that have been settled.
 

@@ -118,6 +118,9 @@ class Boundary:
     def close(self) -> None:
         """Let go of snapshots, and of the node: its memory must not wait for the garbage collector."""
         self._last = self._given = None
+        self._model.close()
+        self._method.close()
+        self.outer = None
         self._event = _ignore
 
     def advance(self, loss: float | None) -> None:
@@ -137,8 +140,9 @@ class Boundary:
         interval_s = min(self._monotonic_s() - self._resumed_s, _LONGEST_STEP_S)
         self._service.step_interval_s += _INTERVAL_WEIGHT * (interval_s - self._service.step_interval_s)
         self.collect(self.wait_s)
-        if self.outer is not None and not self._joining:
-            self.outer.advance()
+        outer = self.outer  # `close` may come in between, from a signal handler
+        if outer is not None and not self._joining:
+            outer.advance()
 
     def _correct(self) -> None:
         """Scale the training step that was just made, for methods that want that."""

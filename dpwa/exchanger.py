@@ -156,6 +156,13 @@ class Exchanger:
                 self.results.put(ended)
         self._accepter.work(client)
 
+    def close(self) -> None:
+        """Let go of everything that holds a snapshot. The thread has ended."""
+        self.results.close()
+        self._pusher.close()
+        self._pairer.close()
+        self._accepter.close()
+
     def next_deadline_s(self) -> float | None:
         """When `work` has something to do at the latest."""
         deadlines = [self._pusher.deadline_s, self._pairer.deadline_s, self._accepter.deadline_s]

@@ -6,6 +6,7 @@ Must not know: what the method keeps there. Runs in: the trainer's thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,11 +16,35 @@ from dpwa.errors import ConfigError
 from dpwa.methods.base import Method
 from dpwa.snapshot import Buffer, Layout, Role, Section
 
-__all__ = ["ExtendedModel", "Model"]
+__all__ = ["ExtendedModel", "Inventory", "Model"]
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """How much of a model is exchanged. Tied tensors count once.
+
+    Attributes:
+        exchanged_tensors: tensors in the layout.
+        exchanged_bytes: their bytes.
+        kept_tensors: tensors that the config keeps local: frozen parameters, and with `buffers: keep` the buffers.
+        kept_bytes: their bytes.
+        ignored_tensors: tensors that cannot be averaged or are no state.
+        ignored_bytes: their bytes.
+    """
+
+    exchanged_tensors: int
+    exchanged_bytes: int
+    kept_tensors: int = 0
+    kept_bytes: int = 0
+    ignored_tensors: int = 0
+    ignored_bytes: int = 0
 
 
 class Model(Protocol):
-    """What a node needs of a model; the adapters implement it."""
+    """What a node needs of a model; the adapters implement it.
+
+    A model that holds more than it exchanges may have an attribute `inventory`, an `Inventory`, to tell of it.
+    """
 
     @property
     def layout(self) -> Layout:
@@ -58,6 +83,8 @@ class ExtendedModel:
         self._model_bytes = model.layout.total_bytes
         self.layout = method.extend(model.layout)
         self._is_extended = self.layout is not model.layout
+        self.inventory = _inventory(model)
+        """What of the model is exchanged, without what the method adds."""
         # The same few buffers come again; an adapter remembers each by its identity.
         self._parts: dict[int, tuple[Buffer, Buffer, Buffer]] = {}
         self._snapshots: dict[int, tuple[Buffer, tuple[Values, ...]]] = {}
@@ -68,13 +95,19 @@ class ExtendedModel:
                 "computation in half precision (AMP)"
             )
 
+    def close(self) -> None:
+        """Let go of the snapshots' memory. Nothing is copied or blended any more."""
+        self._parts.clear()
+        self._snapshots.clear()
+
     def copy_into(self, buffer: Buffer) -> Callable[[], None] | None:
         """See `Model.copy_into`."""
         if not self._is_extended:
             return self._model.copy_into(buffer)
-        if id(buffer) not in self._parts:
-            self._parts[id(buffer)] = (buffer, buffer[: self._model_bytes], buffer[self._model_bytes :])
-        _, own, rest = self._parts[id(buffer)]
+        parts = self._parts.get(id(buffer))
+        if parts is None:
+            parts = self._parts[id(buffer)] = (buffer, buffer[: self._model_bytes], buffer[self._model_bytes :])
+        _, own, rest = parts
         ready = self._model.copy_into(own)
         if ready is not None:
             ready()  # what is added may be made of the copy
@@ -100,10 +133,19 @@ class ExtendedModel:
             buffer: the snapshot's bytes, one of the few buffers that `copy_into` was given.
             share: of the way.
         """
-        if id(buffer) not in self._snapshots:
+        known = self._snapshots.get(id(buffer))
+        if known is None:
             sections = self.layout.sections[: self._sections]
-            self._snapshots[id(buffer)] = (buffer, tuple(_values(section, buffer) for section in sections))
-        self._model.blend(self._snapshots[id(buffer)][1], share)
+            known = self._snapshots[id(buffer)] = (buffer, tuple(_values(section, buffer) for section in sections))
+        self._model.blend(known[1], share)
+
+
+def _inventory(model: Model) -> Inventory:
+    told = getattr(model, "inventory", None)
+    if isinstance(told, Inventory):
+        return told
+    specs = model.layout.tensors
+    return Inventory(exchanged_tensors=len(specs), exchanged_bytes=sum(spec.size_bytes for spec in specs))
 
 
 def _values(section: Section, buffer: Buffer) -> Values:

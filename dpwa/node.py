@@ -10,6 +10,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -167,7 +168,10 @@ class Node:
         finally:
             if self._life is not _Life.RUNNING:
                 self.close()
-        self._event("start", run=self.config.run_id, incarnation=self._incarnation.hex(), peers=list(self._peers))
+        about = asdict(self._model.inventory)
+        self._event(
+            "start", run=self.config.run_id, incarnation=self._incarnation.hex(), peers=list(self._peers), **about
+        )
 
     def _start_journal(self) -> None:
         if self._journal is None or self.run_dir is None:
@@ -199,8 +203,7 @@ class Node:
             # Let go of all buffers at once: the node itself may be kept, for its statistics.
             self._boundary.close()
             self._publisher.close()
-            for staging in self._parts.stagings:
-                staging.close()
+            self._parts.close()
             if self._journal is not None:
                 self._event("close", **self.method.statistics())
                 self._journal.close(max(0.1, deadline_s - time.monotonic()))
@@ -316,6 +319,7 @@ class Node:
             NodeClosed: the node is not running.
             InternalError: a background thread failed.
         """
+        self._check_running()
         deadline_s = time.monotonic() + timeout_s
         while self.method.kind is Kind.PUSH and self._boundary.in_flight and time.monotonic() < deadline_s:
             self._check_running()
@@ -366,6 +370,7 @@ class Node:
             scores=self._parts.wiring.exchanger.flow_control.scores(),
             method=self.method.statistics(),
             faults={} if self._faults is None else self._faults.faults.counts(),
+            inventory=self._model.inventory,
         )
 
     def _write_journal(self) -> None:

@@ -79,6 +79,10 @@ class Pairer:
         self._monotonic_s = monotonic_s
         self._owed: _Owed | None = None
 
+    def close(self) -> None:
+        """Let go of a half that is owed. The thread has ended."""
+        self._owed = None
+
     def pair(self, peer: str, ask: Ask, client: Client, part: Part, staging: Staging) -> Exchange:
         """Propose a pair and see it through: fetch the peer's half, and wait for its word.
 

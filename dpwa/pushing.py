@@ -65,6 +65,10 @@ class Pusher:
         """When the push under way becomes due for a question."""
         return self._pushed.due_s if self._pushed is not None else None
 
+    def close(self) -> None:
+        """Let go of a push under way, which holds a snapshot. The thread has ended."""
+        self._pushed = None
+
     def push(self, peer: str, ask: Ask, client: Client) -> Exchange | None:
         """Propose a push; None if the peer has accepted it, or may have.
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from dpwa.exchange import Exchange, Outcome
+from dpwa.extended_model import Inventory
 from dpwa.interpolation import State
 from dpwa.methods.base import Kind
 from dpwa.transport.messages import NO_EXCHANGE
@@ -40,6 +41,12 @@ class NodeStatistics:
         scores: flow control's score of each peer.
         method: numbers of the averaging method, such as the mass of a push method.
         faults: how many faults of each kind were injected; empty if none were asked for.
+        exchanged_tensors: tensors of the model that are exchanged; tied ones count once.
+        exchanged_bytes: their bytes in a snapshot, without what a method sends beside them.
+        kept_tensors: tensors that the config keeps local: frozen parameters, and with `buffers: keep` the buffers.
+        kept_bytes: their bytes.
+        ignored_tensors: tensors that cannot be averaged or are no state, such as integers and infinite masks.
+        ignored_bytes: their bytes.
     """
 
     step: int
@@ -59,6 +66,12 @@ class NodeStatistics:
     scores: Mapping[str, float]
     method: Mapping[str, float]
     faults: Mapping[str, int] = field(default_factory=dict)
+    exchanged_tensors: int = 0
+    exchanged_bytes: int = 0
+    kept_tensors: int = 0
+    kept_bytes: int = 0
+    ignored_tensors: int = 0
+    ignored_bytes: int = 0
 
 
 class Record:
@@ -107,6 +120,7 @@ class Record:
         scores: Mapping[str, float],
         method: Mapping[str, float],
         faults: Mapping[str, int],
+        inventory: Inventory,
     ) -> NodeStatistics:
         """The counts together with what the node and its transport know."""
         last_peer, last_factor = self._last_blend
@@ -129,6 +143,7 @@ class Record:
             scores=scores,
             method=method,
             faults=faults,
+            **asdict(inventory),
         )
 
     def metrics(self, statistics: NodeStatistics, now_s: float) -> Mapping[str, object]:

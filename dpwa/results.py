@@ -36,6 +36,11 @@ class Results:
             self._change.wait_for(lambda: self._ended, wait_s)
             return self._ended.popleft() if self._ended else None
 
+    def close(self) -> None:
+        """Let go of what nobody will take: each holds snapshots."""
+        with self._change:
+            self._ended.clear()
+
     def recall_push(self) -> Exchange | None:
         """Take back values that peers have pushed and the trainer has not taken; None if there are none."""
         with self._change:

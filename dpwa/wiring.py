@@ -54,6 +54,13 @@ class Parts:
     stagings: tuple[Staging, ...]
     faults: Faults | None = None
 
+    def close(self) -> None:
+        """Let go of all memory as large as the model; the threads have ended. Counts and scores stay."""
+        for staging in self.stagings:
+            staging.close()
+        self.wiring.exchanger.close()
+        self.proposals.close_all()
+
 
 def wire(
     config: ClusterConfig,

@@ -184,6 +184,9 @@ class Method(ABC):
         if peer is not None and takes_over:
             self.round = max(self.round, peer.round)
 
+    def close(self) -> None:
+        """The node has ended: let go of arrays as large as the model. `statistics` is still asked for."""
+
     # --- Own arrays: an anchor, a momentum … --------------------------------------------------------------------------
 
     def extend(self, layout: Layout) -> Layout:

@@ -73,6 +73,7 @@ class NoLoCo(Method):
         self._layout: Layout | None = None
         self._restarts = True
         self._refused = 0
+        self._ended_after = 0  # outer steps of a node that has been closed
 
     def advance(self) -> None:
         """See `Method.advance`: rounds are outer steps."""
@@ -106,14 +107,14 @@ class NoLoCo(Method):
 
     def fill(self, own: Buffer, rest: Buffer, sections: tuple[Section, ...]) -> None:
         """See `Method.fill`."""
-        theta = self._parameters(own)
-        if self._outer is None:
-            self._outer = OuterOptimizer(theta, nesterov=False, **self._options)
+        theta, outer = self._parameters(own), self._outer
+        if outer is None:
+            outer = self._outer = OuterOptimizer(theta, nesterov=False, **self._options)
         elif self._restarts:
-            self._outer.restart(theta)
+            outer.restart(theta)
         self._restarts = False
         model_bytes = len(own)
-        for section, anchor in zip(sections, self._outer.anchors, strict=True):
+        for section, anchor in zip(sections, outer.anchors, strict=True):
             start = section.start_byte - model_bytes
             rest[start : start + anchor.nbytes].view(anchor.dtype)[:] = anchor
 
@@ -144,9 +145,14 @@ class NoLoCo(Method):
     def statistics(self) -> Mapping[str, float]:
         """See `Method.statistics`."""
         return {
-            "outer_steps": float(0 if self._outer is None else self._outer.steps),
+            "outer_steps": float(self._ended_after if self._outer is None else self._outer.steps),
             "outer_refused": float(self._refused),
         }
+
+    def close(self) -> None:
+        """See `Method.close`."""
+        if self._outer is not None:
+            self._ended_after, self._outer = self._outer.steps, None
 
     def state_dict(self) -> dict[str, Any]:
         """See `Method.state_dict`."""

@@ -124,6 +124,12 @@ class Proposals:
         """The transport has ended: there is nobody to call, and nothing of it must be kept alive from here."""
         self.wake = self.decided = lambda: None
 
+    def close_all(self) -> None:
+        """Let go of the snapshots that were set aside: the node has been closed."""
+        with self._lock:
+            self._own = self._pair = None
+            self._inbox.clear()
+
     # --- Pairs exclude each other -------------------------------------------------------------------------------------
 
     def engage(self, applied: Collection[bytes]) -> bool:

@@ -46,7 +46,10 @@ class PublishThread:
         self._jobs.put(None)
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            return False
+        self._jobs = queue.SimpleQueue()  # each job that was not begun holds a snapshot
+        return True
 
     # --- Publish thread -------------------------------------------------------------------------------------------
 

@@ -63,6 +63,7 @@ class TxThread:
             self._thread.join(timeout_s)
         if self._thread.is_alive():
             return False
+        self._jobs = queue.SimpleQueue()  # an ask that was not begun holds a snapshot
         self._bell.close()
         return True
 

@@ -1,0 +1,63 @@
+"""One of two processes of torch.distributed; tries what a node may be, and prints what became of it as JSON.
+
+python groups_trainer.py RANK FOLDER PORT,PORT,PORT,PORT
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+from dpwa.config import ClusterConfig
+from dpwa.errors import ConfigError
+
+
+def taken(model: nn.Module, config: ClusterConfig, then=lambda: None) -> str:
+    """How a model is taken: names of what is exchanged, or the refusal."""
+    try:
+        with DpwaPyTorchAdapter(model, "w1", config) as adapter:
+            then()
+            adapter.step(1.0)
+            return " ".join(spec.name for spec in adapter._tensors.layout.tensors)
+    except ConfigError as error:
+        return str(error)
+
+
+def main(rank: int, folder: Path, ports: list[int]) -> None:
+    store = distributed.FileStore(str(folder / "store"), 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    alone = [distributed.new_group([one]) for one in range(2)][rank]
+    os.environ["DPWA_RUN_DIR"] = str(folder / f"run{rank}")
+    config = ClusterConfig.for_localhost(2, ports=ports[2 * rank : 2 * rank + 2])
+    results = {}
+    results["a model of its own"] = taken(nn.Linear(2, 2), config)
+    replicated = DistributedDataParallel(nn.Linear(2, 2))
+    results["replicas"] = taken(replicated, config)
+    results["inside of replicas"] = taken(replicated.module, config)
+    results["a part that is replicated"] = taken(nn.Sequential(nn.Linear(2, 2), replicated), config)
+    results["beside replicas"] = taken(nn.Linear(2, 2), config)
+    results["a group of one"] = taken(DistributedDataParallel(nn.Linear(2, 2), process_group=alone), config)
+    results["compiled in a group of one"] = taken(
+        DistributedDataParallel(torch.compile(nn.Linear(2, 2), backend="eager"), process_group=alone), config
+    )
+    plain, wrappers = nn.Linear(2, 2), []
+    results["replicated later"] = taken(plain, config, lambda: wrappers.append(DistributedDataParallel(plain)))
+    results["sharded"] = taken(fully_shard(nn.Linear(2, 2)), config)
+    frozen = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
+    results["sharded later"] = taken(frozen, config, lambda: fully_shard(frozen))
+    flat = FullyShardedDataParallel(nn.Linear(2, 2), device_id=torch.device("cpu"))
+    results["flat shards"] = taken(nn.Sequential(flat), config)
+    print(json.dumps(results), flush=True)
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), [int(port) for port in sys.argv[3].split(",")])
