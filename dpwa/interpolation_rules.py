@@ -30,12 +30,19 @@ class State:
         clock: age of the model: the number of training updates that went into it.
         mass: weight of the model in the sum that push methods conserve; 0 with other methods.
         round: how many rounds of exchanges the node has been through.
+        lineage: id of the models that this one has been averaged with; see `dpwa.lineage`.
     """
 
     loss: float | None
     clock: float
     mass: float = 0.0
     round: int = 0
+    lineage: bytes = bytes(8)
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether the loss is NaN or infinite."""
+        return self.loss is not None and not math.isfinite(self.loss)
 
 
 class Interpolation(Protocol):

@@ -65,10 +65,11 @@ class Proposer:
             part: what a pair is about; None for a push.
 
         Raises:
-            TransportError: the peer did not hear, or its answer was lost.
+            TransportError: the peer did not hear, or its answer was lost or cannot be.
         """
         answer = client.request(peer, self._proposal(ask, part))
         self._fetcher.note(peer, answer)
+        self._fetcher.refuse_impossible(peer, answer)
         return answer
 
     def _proposal(self, ask: Ask, part: Part | None) -> Propose:
@@ -87,6 +88,7 @@ class Proposer:
             round=state.round,
             piece=part.window[0] if part is not None else 0,
             pieces=part.window[1] if part is not None else 0,
+            lineage=state.lineage,
         )
 
     def settle(
