@@ -10,7 +10,7 @@ state between calls: it belongs to one node and is called by one thread at a tim
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from dpwa.consensus_control import ConsensusControl
@@ -37,7 +37,7 @@ class State:
     clock: float
     mass: float = 0.0
     round: int = 0
-    lineage: bytes = bytes(8)
+    lineage: bytes = field(default=bytes(8), repr=False)  # no number that a rule could use
 
     @property
     def has_diverged(self) -> bool:
