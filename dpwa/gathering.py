@@ -48,8 +48,10 @@ class _Sum:
     relation: Relation = Relation.SAME
     elder: str | None = None
     """A neighbour whose model is to replace the own one."""
-    is_ahead: str | None = None
+    ahead: str | None = None
     """A neighbour that has trained past the round."""
+    stranger_ahead: str | None = None
+    """One of these whose snapshots this node has never seen: it may be of another lineage."""
     problem: tuple[Outcome, str] | None = None
     """Whose values were not finite."""
 
@@ -129,7 +131,7 @@ class Gatherer:
             missed=len(weights) - total.merged,
             relation=total.relation,
             # Whoever gets nothing of a round that others have long left is out of step with all of them.
-            elder=total.elder or (None if total.merged else total.is_ahead),
+            elder=total.elder or total.stranger_ahead or (None if total.merged else total.ahead),
             staging=self._stagings[0] if total.merged else None,
             received_bytes=total.received_bytes,
             is_shared=total.is_shared and total.merged > 0,
@@ -177,7 +179,9 @@ class Gatherer:
         if isinstance(answer, NotReady | Busy):
             return True
         if isinstance(answer, Past) and not answer.finished:
-            total.is_ahead = peer
+            total.ahead = peer
+            if not self._fetcher.history.knows(peer, answer.incarnation):
+                total.stranger_ahead = peer
         self._ended_if_finished(peer)
         return False
 

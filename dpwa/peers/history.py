@@ -37,6 +37,11 @@ class History:
         given = self._given.get(peer)
         return (given.incarnation, given.version) if given is not None and given.share >= _ALL else None
 
+    def knows(self, peer: str, incarnation: bytes) -> bool:
+        """Whether the peer has shown a snapshot, or what it has, in this life."""
+        given = self._given.get(peer)
+        return given is not None and given.incarnation == incarnation
+
     def came(self, peer: str, incarnation: bytes) -> str | None:
         """Note in which life a peer has answered.
 
