@@ -132,9 +132,7 @@ class Accepter:
             return
         reason = reason_apart(peer, relation, own, peer_state)
         elder = peer if relation is Relation.ELDER else None
-        self._results.put(
-            Exchange(Outcome.ABORTED, None, kind, peer, propose.exchange, reason=reason, elder=elder)
-        )
+        self._results.put(Exchange(Outcome.ABORTED, None, kind, peer, propose.exchange, reason=reason, elder=elder))
 
     # --- Push -----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ copies that a GPU makes.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,6 +32,8 @@ from dpwa.transport.proposals import Proposals
 from dpwa.transport.service import Service
 
 __all__ = ["Boundary"]
+
+_logger = logging.getLogger("dpwa")
 
 # The mean time that a step trains (without its time in dpwa: a wait that counted would lengthen the waits of others)
 # follows the last ten steps or so, and is not thrown off by a pause for an evaluation.
@@ -80,6 +83,7 @@ class Boundary:
         monotonic_s: Callable[[], float],
     ) -> None:
         self._config = config
+        self._name = name
         self._model = model
         self._method = method
         self.outer = outer
@@ -109,6 +113,7 @@ class Boundary:
         self._last: Taken | None = None  # what the next training step is measured from
         self._given: Taken | None = None  # what a push under way carries
         self._resumed_s = monotonic_s()
+        self._has_warned = False
 
     @property
     def state(self) -> State:
@@ -192,6 +197,8 @@ class Boundary:
         ask = exchange.ask
         if ask is not None and ask.finished and exchange.peer is not None and not exchange.outcome.is_failure:
             self._service.told_finished.add(exchange.peer)
+        if exchange.outcome is Outcome.OWN_NOT_FINITE:
+            self._warn_of_own_model(exchange.reason)
         self._record.note(exchange, factor)
         # A method's numbers may have any names; what the exchange itself says comes first.
         self._event("exchange", **{**self._method.statistics(), **exchange_fields(exchange, self.step, factor)})
@@ -199,6 +206,12 @@ class Boundary:
             self.outer.restart()
         if exchange.staging is not None and self._proposals.has_notice:
             self._proposals.wake()  # there is room for it now
+
+    def _warn_of_own_model(self, reason: str) -> None:
+        """Say it once: nobody else is told, because no peer can do anything about it."""
+        if not self._has_warned:
+            self._has_warned = True
+            _logger.warning("node %s: %s (further ones only in the journal)", self._name, reason)
 
     def _end_engagement(self, exchange: Exchange, factor: float) -> None:
         """Let peers' pairs in again; after a change of the model as soon as a snapshot with it is served."""

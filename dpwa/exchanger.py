@@ -118,10 +118,7 @@ class Exchanger:
         for peer in self._membership.peers:
             self.flow_control.seen_as(peer, self._membership[peer].incarnation)
         if ask.kind is Kind.GATHER and not ask.joining:
-            gathered = self._gatherer.gather(ask, client)
-            if gathered.outcome is Outcome.OWN_NOT_FINITE:
-                self._warn_once("", gathered)
-            self.results.put(gathered)
+            self.results.put(self._gatherer.gather(ask, client))
             return
         ended: Exchange | None = None
         refused: list[str] = []
@@ -185,10 +182,7 @@ class Exchanger:
 
     def _score(self, peer: str, exchange: Exchange) -> None:
         outcome, now_s = exchange.outcome, self._monotonic_s()
-        if outcome is Outcome.OWN_NOT_FINITE:
-            self.flow_control.answered(peer)
-            self._warn_once("", exchange)
-        elif outcome.is_failure:
+        if outcome.is_failure:
             self.flow_control.failed(peer, now_s)
             self._warn_once(peer, exchange)
         elif outcome is Outcome.GONE:
