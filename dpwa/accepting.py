@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from dpwa.blending import Staging
 from dpwa.errors import TransportError
 from dpwa.exchange import Exchange, Outcome
-from dpwa.fetching import Fetched, Fetcher
+from dpwa.fetching import Fetched, Fetcher, state_of
 from dpwa.interpolation import State
+from dpwa.lineage import Relation, Standing, reason_apart
 from dpwa.methods.base import Kind
 from dpwa.parts import Rotation
 from dpwa.results import Results
@@ -41,6 +42,7 @@ class Accepter:
         stagings: one for a pair; two for pushes, which are merged.
         rotation: knows the part that a pair is about.
         proposals: those under way.
+        standing: what the own model is.
         results: where values go that are to be blended.
         monotonic_s: the clock.
     """
@@ -52,6 +54,7 @@ class Accepter:
         stagings: tuple[Staging, ...],
         rotation: Rotation,
         proposals: Proposals,
+        standing: Standing,
         results: Results,
         monotonic_s: Callable[[], float],
     ) -> None:
@@ -59,6 +62,7 @@ class Accepter:
         self._stagings = stagings
         self._rotation = rotation
         self._proposals = proposals
+        self._standing = standing
         self._results = results
         self._monotonic_s = monotonic_s
         self._prepared: _Prepared | None = None
@@ -81,7 +85,7 @@ class Accepter:
             NodeClosed: the node was closed meanwhile.
         """
         self._end_pair()
-        while self._proposals.has_notice:
+        while self._proposals.has_notice and not self._standing.is_changing:
             staging = next((staging for staging in self._stagings if staging.is_free), None)
             notice = self._proposals.next_notice() if staging is not None else None
             if staging is None or notice is None:
@@ -96,7 +100,7 @@ class Accepter:
                 self._deliver(ended)
 
     def _fetch(self, notice: Notice, staging: Staging, client: Client) -> Exchange | None:
-        """Fetch the values of a proposal and decide on it; None if they did not come."""
+        """Fetch the values of a proposal and decide on it; None if they did not come, or are not taken."""
         propose = notice.propose
         part = self._rotation.window(propose.piece, propose.pieces)
         try:
@@ -106,16 +110,39 @@ class Accepter:
         except TransportError:
             self._proposals.decide(propose, has_all=False)
             return None
-        if isinstance(fetched.answer, Past):
+        offer = fetched.answer
+        if isinstance(offer, Past):
             self._proposals.deny(propose)
             return None
         # Another life of the peer has nothing to do with what this one proposed.
-        is_its_own = isinstance(fetched.answer, Offer) and fetched.answer.incarnation == propose.incarnation
-        has_all = is_its_own and fetched.is_finite
+        if not isinstance(offer, Offer) or offer.incarnation != propose.incarnation:
+            self._proposals.decide(propose, has_all=False)
+            return None
+        # The age is that of what has come, and not what anybody said in the proposal.
+        peer_state = replace(state_of(offer), mass=propose.mass)
+        own = notice.reference.state if notice.reference is not None else self._standing.own
+        relation = self._standing.relation(peer_state, own)
+        has_all = fetched.is_finite and relation.mixes
         verdict = self._proposals.decide(propose, has_all=has_all)
+        if not has_all:
+            self._report(notice, staging, relation, own, peer_state, is_finite=fetched.is_finite)
         if not has_all or verdict is Verdict.ABORTED:
             return None
-        return _ended(notice, staging, fetched, part.share)
+        return _ended(notice, staging, fetched, part.share, peer_state, relation)
+
+    def _report(
+        self, notice: Notice, staging: Staging, relation: Relation, own: State, peer_state: State, *, is_finite: bool
+    ) -> None:
+        """Tell the trainer, and the journal, why what a peer proposed was not taken."""
+        propose = notice.propose
+        peer, kind = propose.node, _kind_of(propose)
+        if not is_finite:
+            outcome, reason = self._fetcher.not_finite(peer, staging, notice.reference)
+            self._results.put(Exchange(outcome, None, kind, peer, propose.exchange, reason=reason))
+            return
+        reason = reason_apart(peer, relation, own, peer_state)
+        elder = peer if relation is Relation.ELDER else None
+        self._results.put(Exchange(Outcome.ABORTED, None, kind, peer, propose.exchange, reason=reason, elder=elder))
 
     # --- Push -----------------------------------------------------------------------------------------------------
 
@@ -133,12 +160,14 @@ class Accepter:
         state, other = earlier.peer_state, ended.peer_state
         if state is not None and other is not None:
             clock = state.clock + share * (other.clock - state.clock)
-            state = State(other.loss, clock, weight, max(state.round, other.round))
+            lineage = min(state.lineage, other.lineage)
+            state = State(other.loss, clock, weight, max(state.round, other.round), lineage)
         self._results.put(
             replace(
                 ended,
                 peer_state=state,
                 weight=weight,
+                relation=Relation.NEAR if Relation.NEAR in (earlier.relation, ended.relation) else ended.relation,
                 merged=earlier.merged + ended.merged,
                 staging=earlier.staging,
                 received_bytes=earlier.received_bytes + ended.received_bytes,
@@ -172,17 +201,23 @@ class Accepter:
             self._proposals.disengage(propose.exchange)
 
 
-def _ended(notice: Notice, staging: Staging, fetched: Fetched, share: float) -> Exchange:
+def _kind_of(propose: Propose) -> Kind:
+    return Kind.PAIR if propose.is_pair else Kind.PUSH
+
+
+def _ended(
+    notice: Notice, staging: Staging, fetched: Fetched, share: float, peer_state: State, relation: Relation
+) -> Exchange:
     propose: Propose = notice.propose
-    kind = Kind.PAIR if propose.is_pair else Kind.PUSH
     return Exchange(
         Outcome.BLENDED,
         None,
-        kind,
+        _kind_of(propose),
         propose.node,
         propose.exchange,
         reference=notice.reference,
-        peer_state=State(propose.loss, propose.clock, propose.mass, propose.round),
+        peer_state=peer_state,
+        relation=relation,
         share=share,
         weight=propose.mass,
         merged=1,

@@ -23,7 +23,15 @@ from dpwa.snapshot import Layout, Role, Section
 from dpwa.transport.codecs import decode, encode, encoded_bytes
 from dpwa.transport.messages import Codec
 
-__all__ = ["Staging", "Values", "encode_chunk", "encoded_chunk_bytes", "parameter_arrays", "section_values"]
+__all__ = [
+    "Staging",
+    "Values",
+    "encode_chunk",
+    "encoded_chunk_bytes",
+    "first_not_finite",
+    "parameter_arrays",
+    "section_values",
+]
 
 FloatArray = npt.NDArray[Any]
 
@@ -174,6 +182,14 @@ class Staging:
         self._own = np.empty(0, np.uint8)  # lets go of the reference's buffer
         return self._is_finite
 
+    def first_not_finite(self) -> str | None:
+        """Name of the first tensor that would be blended with a NaN or infinity; None if there is none."""
+        for values in self.values:
+            for spec, first in values.section.offsets():
+                if not _all_finite(values.array[first : first + spec.size]):
+                    return spec.name
+        return None
+
     def _pieces(self, first_byte: int, stop_byte: int) -> list[tuple[Values, int, int]]:
         return [
             (self.values[index], first, count) for index, first, count in _pieces(self.layout, first_byte, stop_byte)
@@ -219,6 +235,17 @@ def parameter_arrays(layout: Layout, memory: npt.NDArray[np.uint8]) -> list[Floa
 def section_values(section: Section, memory: npt.NDArray[np.uint8]) -> FloatArray:
     """A section of a snapshot in the type it is blended in: a view if it travels in that type."""
     return _widened(memory[section.start_byte : section.stop_byte].view(_WIRE_TYPES[section.dtype]), section)
+
+
+def first_not_finite(layout: Layout, memory: memoryview) -> str | None:
+    """Name of the first tensor of a snapshot that holds NaN or infinity; None if there is none."""
+    for section in layout.sections:
+        for spec, first in section.offsets():
+            start = section.start_byte + first * section.item_bytes
+            wire = _typed(memory[start : start + spec.size_bytes], section)
+            if not _all_finite(_widened(wire, section)):
+                return spec.name
+    return None
 
 
 def encode_chunk(

@@ -6,6 +6,7 @@ copies that a GPU makes.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,26 +17,28 @@ from dpwa.exchange import Ask, Exchange, Outcome
 from dpwa.extended_model import ExtendedModel
 from dpwa.faults import NodeFaults
 from dpwa.interpolation import LossSmoother, State
+from dpwa.joining import Joining
+from dpwa.lineage import Standing
 from dpwa.methods.base import Arrival, Kind, Method, Plan
+from dpwa.methods.checked import factor_of, mass_and_round, plan_of
 from dpwa.methods.diloco import OuterMomentum
 from dpwa.peers.budget import Budget
 from dpwa.publishing import Publisher, Taken
 from dpwa.record import Record, exchange_fields
 from dpwa.snapshot import Snapshot
 from dpwa.transport.interface import Transport
-from dpwa.transport.messages import NO_EXCHANGE
+from dpwa.transport.messages import MAX_COUNTER, NO_EXCHANGE
 from dpwa.transport.proposals import Proposals
 from dpwa.transport.service import Service
 
 __all__ = ["Boundary"]
 
+_logger = logging.getLogger("dpwa")
+
 # The mean time that a step trains (without its time in dpwa: a wait that counted would lengthen the waits of others)
 # follows the last ten steps or so, and is not thrown off by a pause for an evaluation.
 _INTERVAL_WEIGHT = 0.1
 _LONGEST_STEP_S = 10.0
-
-# Peers that a joining node asks before it concludes that there is nobody to join.
-_JOIN_TRIES = 3
 
 # What a gathering that ends at its deadline takes to reach the trainer.
 _HAND_OVER_S = 0.05
@@ -53,6 +56,7 @@ class Boundary:
         faults: what is injected into the training; None for nothing.
         service: what peers are told.
         proposals: pushes and pairs under way.
+        standing: what the own model is.
         publisher: takes the snapshots.
         transport: makes the exchanges.
         record: counts them.
@@ -71,6 +75,7 @@ class Boundary:
         faults: NodeFaults | None,
         service: Service,
         proposals: Proposals,
+        standing: Standing,
         publisher: Publisher,
         transport: Transport,
         record: Record,
@@ -78,6 +83,7 @@ class Boundary:
         monotonic_s: Callable[[], float],
     ) -> None:
         self._config = config
+        self._name = name
         self._model = model
         self._method = method
         self.outer = outer
@@ -95,21 +101,28 @@ class Boundary:
         self._budget = Budget(
             config.bandwidth_limit_bytes_per_s, model_bytes=model.layout.total_bytes, most_fraction=config.pull_fraction
         )
-        self.state = State(loss=None, clock=0.0)
+        self._standing = standing
         self.step = 0
         self.in_flight = False
         """Whether an exchange that this node has begun is under way."""
         self.wait_s = config.wait_s
         """How long the next step may wait for it."""
-        # A node joins with its first exchange; until then it serves nothing, so that a restarted node does not
-        # spread its untrained model among peers that have trained for hours.
-        self._joining = bool(self._peers)
-        self._join_tries = min(len(self._peers), _JOIN_TRIES)
+        self._joining = Joining(standing, service, method, has_peers=bool(self._peers))
         # Pairs that have been applied: the node is free for another when a snapshot that holds them is served.
         self._applied_pairs: list[bytes] = []
         self._last: Taken | None = None  # what the next training step is measured from
         self._given: Taken | None = None  # what a push under way carries
         self._resumed_s = monotonic_s()
+        self._has_warned = False
+
+    @property
+    def state(self) -> State:
+        """Of the own model; what a snapshot says of it when it is taken."""
+        return self._standing.own
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._standing.own = state
 
     def resume(self) -> None:
         """The trainer goes on training."""
@@ -134,14 +147,14 @@ class Boundary:
             self._faults.begin_step(self.step)
         self._method.advance()
         self._correct()
-        self.state = State(self.state.loss, self.state.clock + 1.0)
+        self.state = replace(self.state, clock=_legal(self.state.clock + 1.0))
         self.note_loss(loss)
         self._service.step = self.step
         interval_s = min(self._monotonic_s() - self._resumed_s, _LONGEST_STEP_S)
         self._service.step_interval_s += _INTERVAL_WEIGHT * (interval_s - self._service.step_interval_s)
         self.collect(self.wait_s)
         outer = self.outer  # `close` may come in between, from a signal handler
-        if outer is not None and not self._joining:
+        if outer is not None:
             outer.advance()
 
     def _correct(self) -> None:
@@ -154,15 +167,19 @@ class Boundary:
     def note_loss(self, loss: float | None) -> None:
         """Take a loss; None changes nothing."""
         if loss is not None:
-            self.state = State(self._smoother.update(loss), self.state.clock)
+            self.state = replace(self.state, loss=self._smoother.update(float(loss)))
 
     # --- Exchanges ------------------------------------------------------------------------------------------------
 
     def collect(self, wait_s: float) -> None:
-        """Take the exchanges that have ended, own ones and peers', and apply them."""
-        wait_s = wait_s if self.in_flight else 0.0
+        """Take the exchanges that have ended, own ones and peers', and apply them.
+
+        Args:
+            wait_s: how long to wait for the own one in all, however many of peers come meanwhile.
+        """
+        deadline_s = self._monotonic_s() + wait_s
         while True:
-            exchange = self._transport.take(wait_s if self.in_flight else 0.0)
+            exchange = self._transport.take(max(0.0, deadline_s - self._monotonic_s()) if self.in_flight else 0.0)
             if exchange is None:
                 return
             if exchange.ask is not None:
@@ -174,15 +191,9 @@ class Boundary:
         factor = self._apply(exchange) if exchange.outcome is Outcome.BLENDED else 0.0
         if exchange.kind is Kind.PUSH and exchange.ask is not None:
             self._end_push(exchange.outcome, exchange.ask.mass)
-        if exchange.kind is Kind.PAIR and exchange.exchange != NO_EXCHANGE:
-            if factor > 0.0:
-                self._applied_pairs.append(exchange.exchange)
-            else:
-                self._proposals.disengage(exchange.exchange)
+        self._end_engagement(exchange, factor)
         if exchange.staging is not None:
             exchange.staging.is_free = True
-            if self._proposals.has_notice:
-                self._proposals.wake()
         if exchange.received_bytes and not exchange.is_shared:
             # A joining node takes the whole model, whatever part the budget had planned; a slow link bears less of it.
             is_whole = exchange.share > 0.0 and not exchange.is_shortened
@@ -191,11 +202,31 @@ class Boundary:
         ask = exchange.ask
         if ask is not None and ask.finished and exchange.peer is not None and not exchange.outcome.is_failure:
             self._service.told_finished.add(exchange.peer)
+        if exchange.outcome is Outcome.OWN_NOT_FINITE:
+            self._warn_of_own_model(exchange.reason)
         self._record.note(exchange, factor)
         # A method's numbers may have any names; what the exchange itself says comes first.
         self._event("exchange", **{**self._method.statistics(), **exchange_fields(exchange, self.step, factor)})
-        if ask is not None and self._joining:
-            self._try_to_join(exchange)
+        if self._joining.ended(exchange, factor, self._publisher.version) and self.outer is not None:
+            self.outer.restart()
+        if exchange.staging is not None and self._proposals.has_notice:
+            self._proposals.wake()  # there is room for it now
+
+    def _warn_of_own_model(self, reason: str) -> None:
+        """Say it once: nobody else is told, because no peer can do anything about it."""
+        if not self._has_warned:
+            self._has_warned = True
+            _logger.warning("node %s: %s (further ones only in the journal)", self._name, reason)
+
+    def _end_engagement(self, exchange: Exchange, factor: float) -> None:
+        """Let peers' pairs in again; after a change of the model as soon as a snapshot with it is served."""
+        is_joining = exchange.ask is not None and exchange.ask.joining and self._method.kind is Kind.PAIR
+        if not is_joining and (exchange.kind is not Kind.PAIR or exchange.exchange == NO_EXCHANGE):
+            return
+        if factor > 0.0:
+            self._applied_pairs.append(exchange.exchange)
+        else:
+            self._proposals.disengage(exchange.exchange)
 
     def _end_push(self, outcome: Outcome, mass: float) -> None:
         if outcome is Outcome.LOST:
@@ -210,23 +241,13 @@ class Boundary:
                 self._model.go_towards(self._given.buffer, share)
         self._given = None
 
-    def _try_to_join(self, exchange: Exchange) -> None:
-        self._join_tries -= 1
-        has_joined = exchange.outcome in (Outcome.BLENDED, Outcome.NO_PEER)
-        self._joining = not has_joined and self._join_tries > 0
-        if not self._joining:
-            self._method.joined(exchange.peer_state, takes_over=exchange.takes_over)
-            if self.outer is not None and exchange.takes_over:
-                self.outer.restart()
-            self._service.joined = True
-
     def _apply(self, exchange: Exchange) -> float:
         """Blend what has come; the factor by which, 0 for nothing."""
         peer, staging, reference = exchange.peer_state, exchange.staging, exchange.reference
-        if peer is None or staging is None:
+        if peer is None or staging is None or self._joining.is_outdated(exchange):
             return 0.0
         factor, values = exchange.factor, staging.values
-        if exchange.ask is None or not exchange.ask.joining:
+        if exchange.relation.mixes and not exchange.takes_over and (exchange.ask is None or not exchange.ask.joining):
             arrival = Arrival(
                 kind=exchange.kind or Kind.PULL,
                 peer_state=peer,
@@ -237,8 +258,7 @@ class Boundary:
                 weight=exchange.weight,
                 missed=exchange.missed,
             )
-            blend = self._method.blend(arrival, self.state)
-            factor = blend.factor
+            factor = factor_of(self._method, arrival, self.state)
         if factor == 0.0:
             return 0.0
         self._model.blend(values, factor)
@@ -246,7 +266,7 @@ class Boundary:
         is_delta = self._config.blend == "delta" and reference is not None
         base = reference.state.clock if is_delta and reference is not None else own.clock
         clock = own.clock + min(factor, 1.0) * exchange.share * (peer.clock - base)
-        self.state = State(own.loss, max(0.0, clock))
+        self.state = replace(own, clock=_legal(clock))
         return factor
 
     def publish_and_ask(self) -> None:
@@ -254,7 +274,8 @@ class Boundary:
         plan = self._plan()
         if plan is None and not (self._service.wanted or self._applied_pairs or self._wants_snapshot):
             return  # nobody would look at it
-        self.state = State(self.state.loss, self.state.clock, self._method.mass, self._method.round)
+        mass, round_ = mass_and_round(self._method)
+        self.state = replace(self.state, mass=mass, round=round_)
         taken = self._publisher.take(step=self.step, taken_s=self._monotonic_s(), state=self.state)
         if taken is None:
             self._record.publish_skipped += 1
@@ -266,11 +287,9 @@ class Boundary:
         if plan is not None and plan.kind is Kind.PUSH:
             self._given = taken
         ask = self._ask(plan, taken.snapshot) if plan is not None else None
-        serving = not self._joining
-        hand_out = partial(self._hand_out, taken.snapshot, ask, self._applied_pairs if serving else [], serving=serving)
-        if serving:
-            self._applied_pairs = []
-            self._service.wanted = False  # before the swap: a pull that comes between asks for one publish too many
+        hand_out = partial(self._hand_out, taken.snapshot, ask, self._applied_pairs)
+        self._applied_pairs = []
+        self._service.wanted = False  # before the swap: a pull that comes between asks for one publish too many
         if taken.ready is None:
             hand_out()
         else:
@@ -278,28 +297,32 @@ class Boundary:
 
     @property
     def _wants_snapshot(self) -> bool:
-        return self._method.wants_snapshot and not self._joining and bool(self._peers)
+        return self._method.wants_snapshot and bool(self._peers)
 
     def _plan(self) -> Plan | None:
         """The exchange to begin at this step boundary."""
         self._service.pair_rounds = self._method.pair_rounds
         if self.in_flight or not self._peers:
             return None
-        if self._joining:
-            return Plan(Kind.PULL)
+        if self._joining.is_on:
+            # What a pair has come to must not be in the staging that the pull fills, nor the pull in a pair's snapshot.
+            return self._joining.plan() if self._method.kind is not Kind.PAIR or self._engage() else None
         if self._service.finished:
             peers = dict.fromkeys(self._service.to_finish_with, 1.0) or None
             if self._method.kind is Kind.PULL:
                 return self._within_budget(Plan(Kind.PULL, peers=peers))
             return Plan(None, peers=peers)
-        plan = self._method.plan(self._rng)
-        if plan is None:
+        plan = plan_of(self._method, self._rng, self._peers)
+        if plan is None or (plan.kind is Kind.PAIR and not self._engage()):
             return None
-        if plan.kind is Kind.PAIR:
-            if not self._proposals.engage(self._applied_pairs):
-                return None  # it takes part in a peer's
-            self._applied_pairs = []
         return self._within_budget(plan) if plan.kind is Kind.PULL else plan
+
+    def _engage(self) -> bool:
+        """Keep peers' pairs out until this node's exchange has ended; False while it takes part in one."""
+        is_engaged = self._proposals.engage(self._applied_pairs)
+        if is_engaged:
+            self._applied_pairs = []
+        return is_engaged
 
     def _within_budget(self, plan: Plan) -> Plan | None:
         fraction = self._budget.next_fraction(self._monotonic_s(), self._service.step_interval_s)
@@ -321,19 +344,23 @@ class Boundary:
             mass=plan.mass,
             wait_s=plan.wait_s,
             exchange=exchange,
-            joining=self._joining,
+            joining=self._joining.is_on,
             finished=self._service.finished,
         )
 
-    def _hand_out(self, snapshot: Snapshot, ask: Ask | None, pairs: Sequence[bytes], *, serving: bool) -> None:
+    def _hand_out(self, snapshot: Snapshot, ask: Ask | None, pairs: Sequence[bytes]) -> None:
         """Serve a snapshot that is complete, and have an exchange made with it; in any thread, one at a time."""
-        self._publisher.hand_out(snapshot, serving=serving)
+        self._publisher.hand_out(snapshot)
         for exchange in pairs:
             self._proposals.disengage(exchange)
-        if serving:
-            self._transport.published()
+        self._transport.published()
         if ask is not None:
             self._transport.ask(ask)
+
+
+def _legal(clock: float) -> float:
+    """A clock that peers will take, whatever has been blended."""
+    return min(max(clock, 0.0), float(MAX_COUNTER))
 
 
 def _ignore(event: str, **fields: object) -> None:

@@ -11,6 +11,7 @@ from enum import Enum
 
 from dpwa.blending import Staging
 from dpwa.interpolation import State
+from dpwa.lineage import Relation
 from dpwa.methods.base import Kind
 from dpwa.snapshot import Snapshot
 from dpwa.transport.messages import NO_EXCHANGE, Codec
@@ -51,7 +52,9 @@ class Outcome(str, Enum):
     REFUSED = "refused"
     """The peer belongs to another run, or does not know this node."""
     REJECTED = "rejected"
-    """The peer's snapshot, or the own, holds NaN or infinite values."""
+    """The peer's snapshot holds NaN or infinite values."""
+    OWN_NOT_FINITE = "own_not_finite"
+    """The own model holds NaN or infinite values: nothing can be blended into it, and no peer is to blame."""
     PROTOCOL_ERROR = "protocol_error"
     """The peer sent something illegal and was cut off."""
 
@@ -87,7 +90,7 @@ class Ask:
         mass: what a push carries.
         wait_s: how long a gathering may take.
         exchange: id of a push or pair.
-        joining: this is the node's first exchange; a peer that is far ahead is then taken over whole.
+        joining: the node joins: the whole model is pulled, and that of a peer that is far ahead taken over.
         finished: the trainer has ended its training.
     """
 
@@ -122,13 +125,15 @@ class Exchange:
         weight: sum of the masses or weights that came.
         merged: how many snapshots came: several pushes, or the neighbours of a round.
         missed: neighbours whose snapshot of the round did not come in time.
-        takes_over: the node joins, and takes the peer's model whole.
+        takes_over: the own model is replaced by the peer's.
+        relation: what the peer's model is to the own one.
+        elder: the peer whose model is to replace the own one, which takes a pull of all of it; None for nobody.
         staging: holds the values to blend; None without.
         received_bytes: bytes of snapshots received, as they travelled or were read.
         is_shared: they were read from shared memory.
         codec: how they were encoded.
         duration_s: from the choice of the peer to the end.
-        reason: what went wrong, for a person to read; empty after a success.
+        reason: what went wrong, or why nothing was blended, for a person to read; empty after a success.
         note: why shared memory was not used although it was offered; empty otherwise.
     """
 
@@ -148,6 +153,8 @@ class Exchange:
     merged: int = 0
     missed: int = 0
     takes_over: bool = False
+    relation: Relation = Relation.SAME
+    elder: str | None = None
     staging: Staging | None = None
     received_bytes: int = 0
     is_shared: bool = False

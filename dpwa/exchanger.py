@@ -14,9 +14,10 @@ from dpwa.accepting import Accepter
 from dpwa.blending import Staging
 from dpwa.errors import ModelMismatch, PeerTimeout, PeerUnreachable, RemoteProtocolError, TransportError
 from dpwa.exchange import Ask, Exchange, Outcome
-from dpwa.fetching import NOTHING_YET, Fetched, Fetcher
+from dpwa.fetching import NOTHING_YET, Fetched, Fetcher, state_of
 from dpwa.gathering import Gatherer
 from dpwa.interpolation import Interpolator, State
+from dpwa.lineage import JOIN_LEAD, Relation, Standing, reason_apart
 from dpwa.methods.base import Kind
 from dpwa.pairing import Pairer
 from dpwa.parts import Part, Rotation
@@ -32,10 +33,6 @@ from dpwa.transport.pulling import Client
 __all__ = ["Exchanger"]
 
 _logger = logging.getLogger("dpwa")
-
-# Updates that a peer must be ahead for a joining node to take its model whole. Half of a few dozen early updates is
-# no loss to either side; half of an untrained model would be one to every peer that blends it later.
-_JOIN_LEAD = 50
 
 # Peers that are asked for a pair, one after the other, while those asked before are taken.
 _PAIR_TRIES = 3
@@ -55,7 +52,8 @@ class Exchanger:
         fetcher: fetches snapshots.
         stagings: receive the peers' bytes and hold the values to blend; one, or two for kinds that merge.
         interpolator: computes the factor of a pull.
-        blends_when_joining: whether the first exchange blends, if the peer is not far ahead.
+        standing: what the own model is.
+        blends_when_joining: whether a joining node's pull blends, if the peer is not far ahead.
         flow_control: chooses the peer.
         membership: who is there.
         rotation: chooses the part to exchange.
@@ -75,6 +73,7 @@ class Exchanger:
         fetcher: Fetcher,
         stagings: tuple[Staging, ...],
         interpolator: Interpolator,
+        standing: Standing,
         blends_when_joining: bool,
         flow_control: FlowControl,
         membership: Membership,
@@ -92,6 +91,7 @@ class Exchanger:
         self._fetcher = fetcher
         self._stagings = stagings
         self._interpolator = interpolator
+        self._standing = standing
         self._blends_when_joining = blends_when_joining
         self.flow_control = flow_control
         self._membership = membership
@@ -103,7 +103,6 @@ class Exchanger:
         self._gatherer = gatherer
         self.results = results
         self._monotonic_s = monotonic_s
-        self._blended: dict[str, tuple[bytes, int]] = {}  # incarnation and version last blended of each peer
         self._warned: set[tuple[str, Outcome]] = set()
 
     def perform(self, ask: Ask, client: Client) -> None:
@@ -219,12 +218,14 @@ class Exchanger:
     def _pull(self, peer: str, ask: Ask, client: Client) -> Exchange:
         fraction = self._fetcher.fitting_fraction(peer, ask.fraction)
         part = self._part(ask if ask.joining else replace(ask, fraction=fraction))
+        history = self._fetcher.history
         # Another part of a snapshot that was blended in part is worth having; the whole of it a second time is not.
-        have = self._blended.get(peer, NOTHING_YET) if part.is_whole else NOTHING_YET
+        have = (history.have(peer) if part.is_whole else None) or NOTHING_YET
+        staging = next(staging for staging in self._stagings if staging.is_free)
         fetched = self._fetcher.fetch(
             peer,
             client,
-            self._stagings[0],
+            staging,
             ask.reference,
             part,
             have=have,
@@ -233,9 +234,13 @@ class Exchanger:
         )
         answer, pulled = fetched.answer, fetched.pulled
         if isinstance(answer, Offer):
-            if part.is_whole:
-                self._blended[peer] = (answer.incarnation, answer.version)
-            exchange = self._examine(peer, ask, answer, fetched)
+            if history.is_older(peer, answer.version) or (part.is_whole and history.has_all(peer, answer.version)):
+                raise RemoteProtocolError(peer, f"sent version {answer.version} of its snapshots after that or a newer")
+            if history.has_all(peer, answer.version):
+                exchange = Exchange(Outcome.NOT_MODIFIED, ask, peer=peer)
+            else:
+                history.take(peer, answer.version, part.share)
+                exchange = self._examine(peer, ask, answer, fetched, staging)
             return replace(
                 exchange,
                 share=part.share,
@@ -251,19 +256,24 @@ class Exchanger:
             return Exchange(Outcome.REFUSED, ask, peer=peer, reason=f"peer {peer} refused: {answer.reason}")
         return Exchange(Outcome.BUSY if isinstance(answer, Busy) else Outcome.NOT_READY, ask, peer=peer)
 
-    def _examine(self, peer: str, ask: Ask, offer: Offer, fetched: Fetched) -> Exchange:
+    def _examine(self, peer: str, ask: Ask, offer: Offer, fetched: Fetched, staging: Staging) -> Exchange:
         if not fetched.is_finite:
-            reason = f"the snapshot of peer {peer}, or the own one, holds NaN or infinite values"
-            return Exchange(Outcome.REJECTED, ask, peer=peer, version=offer.version, reason=reason)
-        staging = self._stagings[0]
-        own = ask.reference.state
-        peer_state = State(loss=offer.loss, clock=offer.clock, mass=offer.mass, round=offer.round)
-        factor = self._interpolator.factor(own, peer_state, staging.distance)
-        takes_over = ask.joining and factor > 0.0 and peer_state.clock >= own.clock + _JOIN_LEAD
+            outcome, reason = self._fetcher.not_finite(peer, staging, ask.reference)
+            return Exchange(outcome, ask, peer=peer, version=offer.version, reason=reason)
+        own, peer_state = ask.reference.state, state_of(offer)
+        relation = self._standing.relation(peer_state, own)
+        factor = self._weigh(own, peer_state, relation, staging.distance)
+        # A node that goes on from a checkpoint is of its peers' lineage and may be far behind all the same.
+        is_far_ahead = relation is Relation.ELDER or (ask.joining and peer_state.clock >= own.clock + JOIN_LEAD)
+        takes_over = is_far_ahead and factor > 0.0 and fetched.part.is_whole
+        is_to_be_pulled = relation is Relation.ELDER and factor > 0.0 and not takes_over
         if takes_over:
             factor = 1.0
-        elif ask.joining and not self._blends_when_joining:
+        elif relation is Relation.ELDER or (ask.joining and not self._blends_when_joining):
             factor = 0.0
+        is_apart = not relation.mixes and factor == 0.0
+        staging.is_free = False
+        self._standing.is_changing = takes_over
         return Exchange(
             Outcome.BLENDED,
             ask,
@@ -274,5 +284,15 @@ class Exchanger:
             factor=factor,
             distance=staging.distance,
             takes_over=takes_over,
+            relation=relation,
+            elder=peer if is_to_be_pulled else None,
             staging=staging,
+            reason=reason_apart(peer, relation, own, peer_state) if is_apart else "",
         )
+
+    def _weigh(self, own: State, peer: State, relation: Relation, distance: float | None) -> float:
+        """The share of the peer that the rule gives."""
+        # An own model that has diverged is lost: whatever is finite is better, as young as it may be.
+        if relation is Relation.YOUNGER and not own.has_diverged:
+            return 0.0
+        return self._interpolator.factor(own, peer, distance)

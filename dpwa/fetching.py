@@ -10,10 +10,14 @@ import logging
 import secrets
 from dataclasses import dataclass
 
-from dpwa.blending import Staging
-from dpwa.errors import ModelMismatch, NodeClosed, PeerTimeout, TransportError
+from dpwa.blending import Staging, first_not_finite
+from dpwa.errors import ModelMismatch, NodeClosed, PeerTimeout, RemoteProtocolError, TransportError
+from dpwa.exchange import Outcome
+from dpwa.interpolation import State
+from dpwa.lineage import Standing
 from dpwa.parts import Part
 from dpwa.peers.flow_control import FlowControl
+from dpwa.peers.history import History
 from dpwa.peers.link_codecs import LinkCodecs, in_words
 from dpwa.peers.membership import Membership
 from dpwa.snapshot import Layout, Snapshot
@@ -21,6 +25,7 @@ from dpwa.transport.messages import (
     INCARNATION_BYTES,
     NEWEST_ROUND,
     NO_EXCHANGE,
+    Accepted,
     Codec,
     Message,
     Mismatch,
@@ -32,11 +37,16 @@ from dpwa.transport.messages import (
 )
 from dpwa.transport.pulling import Client, Pulled, Target
 
-__all__ = ["NOTHING_YET", "Fetched", "Fetcher", "Identity"]
+__all__ = ["NOTHING_YET", "Fetched", "Fetcher", "Identity", "state_of"]
 
 _logger = logging.getLogger("dpwa")
 
 NOTHING_YET = (bytes(INCARNATION_BYTES), 0)
+
+# A peer's clock or round is believed up to so many times the own one, and this much in any case: a thousand updates a
+# second for eleven days. What is beyond would not be averaged, it would throw this node out of all reason.
+_MOST_TIMES = 1000.0
+_MOST_AT_ONCE = 1e9
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class Fetcher:
         link_codecs: chooses the codec, and how much a slow link bears.
         bears_parts: whether a part of a model can be blended.
         flow_control: told in which life a peer has answered.
+        standing: what the own model is.
     """
 
     def __init__(
@@ -94,6 +105,7 @@ class Fetcher:
         link_codecs: LinkCodecs,
         bears_parts: bool,
         flow_control: FlowControl,
+        standing: Standing,
     ) -> None:
         self.identity = identity
         self.layout = layout
@@ -102,6 +114,8 @@ class Fetcher:
         self._bears_parts = bears_parts
         self._warned: set[tuple[str, bool]] = set()
         self._flow_control = flow_control
+        self._standing = standing
+        self.history = History()
         # A random start, so that a restarted node cannot take an answer to its former life for one to its own.
         self._nonce = secrets.randbits(32)
 
@@ -145,7 +159,8 @@ class Fetcher:
             shrinks: the part is no larger than `fitting_fraction` says, now and the next time.
 
         Raises:
-            PeerTimeout, PeerUnreachable, RemoteProtocolError, NodeClosed: from the client.
+            PeerTimeout, PeerUnreachable, NodeClosed: from the client.
+            RemoteProtocolError: from the client, or the offer is of a life that is over or of an age that cannot be.
             ModelMismatch: the peer trains another model.
         """
         # A part that both sides of a pair must agree on, or weights that must sum up, bear no rounding.
@@ -184,6 +199,7 @@ class Fetcher:
         self.note(peer, pulled.answer)
         self.refuse_other_model(peer, pulled.answer, pulled.peer_layout)
         is_finite = staging.finish() if isinstance(pulled.answer, Offer) else True
+        self.refuse_impossible(peer, pulled.answer)
         return Fetched(pulled.answer, pulled, part, Codec.RAW if pulled.is_shared else codec, is_finite)
 
     def _broken_off(self, error: PeerTimeout, codec: Codec, part: Part, *, exact: bool, shrinks: bool) -> PeerTimeout:
@@ -212,8 +228,47 @@ class Fetcher:
             difference = self.layout.first_difference(peer_layout)
             raise ModelMismatch(peer, f"trains another model; {difference}. All nodes must build the same model")
 
+    def not_finite(self, peer: str, staging: Staging, reference: Snapshot | None) -> tuple[Outcome, str]:
+        """Whose values are not finite, the own ones or those that came from a peer; outcome and reason."""
+        own = first_not_finite(self.layout, reference.memory) if reference is not None else None
+        if own is not None:
+            reason = (
+                f"its own model holds NaN or infinite values, first in {own}; it can blend nothing until that is mended"
+            )
+            return Outcome.OWN_NOT_FINITE, reason
+        tensor = staging.first_not_finite()
+        where = f", first in {tensor}" if tensor is not None else ""
+        return Outcome.REJECTED, f"the snapshot of peer {peer} holds NaN or infinite values{where}"
+
+    def refuse_impossible(self, peer: str, answer: Message) -> None:
+        """Raise what is wrong with a legal answer that no honest peer gives.
+
+        Raises:
+            RemoteProtocolError: its clock or round is beyond reason, or its sender's life is over.
+        """
+        if not isinstance(answer, Offer | Accepted):
+            return
+        own = self._standing.own
+        claims = [("clock", answer.clock, own.clock)]
+        if isinstance(answer, Offer):
+            claims.append(("round", answer.round, own.round))
+        for word, theirs, mine in claims:
+            most = _MOST_TIMES * mine + _MOST_AT_ONCE
+            if theirs > most:
+                raise RemoteProtocolError(
+                    peer, f"claims a {word} of {theirs:g}; with {mine:g} here, at most {most:g} is believed"
+                )
+        problem = self.history.came(peer, answer.incarnation)
+        if problem is not None:
+            raise RemoteProtocolError(peer, f"sent {problem}")
+
     def note(self, peer: str, answer: Message) -> None:
         """Remember what an answer says of its sender."""
         if isinstance(answer, Offer | NotModified | Past | Settled):
             self._membership.heard(peer, answer.incarnation, finished=answer.finished)
             self._flow_control.answered_as(peer, answer.incarnation)
+
+
+def state_of(offer: Offer) -> State:
+    """What an offer says of its snapshot."""
+    return State(offer.loss, offer.clock, offer.mass, offer.round, offer.lineage)

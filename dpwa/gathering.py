@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from dpwa.blending import Staging
 from dpwa.errors import ModelMismatch, PeerTimeout, PeerUnreachable, RemoteProtocolError
 from dpwa.exchange import Ask, Exchange, Outcome
-from dpwa.fetching import Fetcher
+from dpwa.fetching import Fetched, Fetcher, state_of
 from dpwa.interpolation import State
+from dpwa.lineage import Relation, Standing
 from dpwa.methods.base import Kind
 from dpwa.parts import Rotation
 from dpwa.peers.flow_control import FlowControl
 from dpwa.peers.membership import Membership
-from dpwa.transport.messages import Busy, NotReady, Offer
+from dpwa.transport.messages import Busy, NotReady, Offer, Past
 from dpwa.transport.pulling import Client
 
 __all__ = ["Gatherer"]
@@ -44,6 +45,15 @@ class _Sum:
     is_shared: bool = True
     peer: str | None = None
     peer_state: State | None = None
+    relation: Relation = Relation.SAME
+    elder: str | None = None
+    """A neighbour whose model is to replace the own one."""
+    ahead: str | None = None
+    """A neighbour that has trained past the round."""
+    stranger_ahead: str | None = None
+    """One of these whose snapshots this node has never seen: it may be of another lineage."""
+    problem: tuple[Outcome, str] | None = None
+    """Whose values were not finite."""
 
 
 class Gatherer:
@@ -55,6 +65,7 @@ class Gatherer:
         rotation: knows the whole snapshot.
         flow_control: told how the neighbours answer.
         membership: who has finished.
+        standing: what the own model is.
         rng: the order in which neighbours are asked, so that not all ask the same one first.
         monotonic_s: the clock.
     """
@@ -67,6 +78,7 @@ class Gatherer:
         rotation: Rotation,
         flow_control: FlowControl,
         membership: Membership,
+        standing: Standing,
         rng: random.Random,
         monotonic_s: Callable[[], float],
     ) -> None:
@@ -75,6 +87,7 @@ class Gatherer:
         self._rotation = rotation
         self._flow_control = flow_control
         self._membership = membership
+        self._standing = standing
         self._rng = rng
         self._monotonic_s = monotonic_s
         self._spent: set[str] = set()  # have finished, and nothing newer than what they were asked for last
@@ -102,8 +115,11 @@ class Gatherer:
                 client.pause(_PAUSE_S)
         for peer in missing:
             self._flow_control.failed(peer, self._monotonic_s())
+        outcome, reason = total.problem or (Outcome.NOT_READY, "")
+        if outcome is not Outcome.OWN_NOT_FINITE:
+            outcome = Outcome.BLENDED if total.merged else Outcome.NOT_READY
         return Exchange(
-            Outcome.BLENDED if total.merged else Outcome.NOT_READY,
+            outcome,
             ask,
             Kind.GATHER,
             peer=total.peer,
@@ -113,10 +129,14 @@ class Gatherer:
             weight=total.weight,
             merged=total.merged,
             missed=len(weights) - total.merged,
+            relation=total.relation,
+            # Whoever gets nothing of a round that others have long left is out of step with all of them.
+            elder=total.elder or total.stranger_ahead or (None if total.merged else total.ahead),
             staging=self._stagings[0] if total.merged else None,
             received_bytes=total.received_bytes,
             is_shared=total.is_shared and total.merged > 0,
             duration_s=self._monotonic_s() - start_s,
+            reason=reason,
         )
 
     def _may_have_more(self, peer: str) -> bool:
@@ -151,18 +171,35 @@ class Gatherer:
         if isinstance(answer, Offer):
             self._flow_control.succeeded(peer)
             if fetched.is_finite:
-                self._add(peer, weights[peer], answer, fetched.pulled.received_bytes, total)
-                total.is_shared = total.is_shared and fetched.pulled.is_shared
+                self._take(peer, weights[peer], answer, fetched, ask, total)
+            else:
+                total.problem = self._fetcher.not_finite(peer, staging, ask.reference)
             return False
         self._flow_control.answered(peer)
         if isinstance(answer, NotReady | Busy):
             return True
+        if isinstance(answer, Past) and not answer.finished:
+            total.ahead = peer
+            if not self._fetcher.history.knows(peer, answer.incarnation):
+                total.stranger_ahead = peer
         self._ended_if_finished(peer)
         return False
 
     def _ended_if_finished(self, peer: str) -> None:
         if self._membership[peer].finished:
             self._spent.add(peer)
+
+    def _take(self, peer: str, weight: float, offer: Offer, fetched: Fetched, ask: Ask, total: _Sum) -> None:
+        """Add what came, unless its age forbids that."""
+        relation = self._standing.relation(state_of(offer), ask.reference.state)
+        if relation is Relation.ELDER:
+            total.elder = peer
+        if not relation.mixes:
+            return
+        if relation is Relation.NEAR:
+            total.relation = relation
+        self._add(peer, weight, offer, fetched.pulled.received_bytes, total)
+        total.is_shared = total.is_shared and fetched.pulled.is_shared
 
     def _add(self, peer: str, weight: float, offer: Offer, received_bytes: int, total: _Sum) -> None:
         total.weight += weight
@@ -171,6 +208,7 @@ class Gatherer:
         total.merged += 1
         total.received_bytes += received_bytes
         total.peer = peer
-        clock = total.peer_state.clock if total.peer_state is not None else offer.clock
-        clock += weight / total.weight * (offer.clock - clock)
-        total.peer_state = State(offer.loss, clock, offer.mass, offer.round)
+        before = total.peer_state or state_of(offer)
+        clock = before.clock + weight / total.weight * (offer.clock - before.clock)
+        lineage = min(before.lineage, offer.lineage)
+        total.peer_state = State(offer.loss, clock, offer.mass, offer.round, lineage)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeVar, cast
 
-from dpwa.errors import ConfigError
+from dpwa.errors import ConfigError, DpwaError
 from dpwa.interpolation_rules import (
     Clock,
     Consensus,
@@ -229,11 +229,11 @@ class Interpolator:
                 NaN or infinity.
 
         Raises:
-            ConfigError: an own rule answered something that is no number at all.
+            ConfigError: your own rule raised something, or answered what is no number at all.
         """
-        if not (math.isfinite(peer.clock) and peer.clock >= 0) or _diverged(peer):
+        if not (math.isfinite(peer.clock) and peer.clock >= 0) or peer.has_diverged:
             return 0.0
-        if _diverged(own):
+        if own.has_diverged:
             return 0.0 if peer.loss is None else self.factor_max
         if distance is not None and not (math.isfinite(distance) and distance >= 0):
             distance = None
@@ -259,15 +259,14 @@ class Interpolator:
             # A peer chooses the numbers it sends. A rule that divides by them or takes their logarithm must not be
             # a way to stop this node.
             return math.nan
-        except TypeError as error:
+        except DpwaError:
+            raise
+        except Exception as error:  # a rule may be anybody's code: the trainer is told whose it is
+            rule = type(self.rule)
             raise ConfigError(
-                f"interpolation {type(self.rule).__qualname__}: computing the factor for {own} and peer {peer} "
-                f"failed: {error}; a rule must answer a number, also while a loss is None"
+                f"interpolation {rule.__qualname__} of module {rule.__module__}: computing the factor for {own} and "
+                f"peer {peer} failed: {error!r}; a rule must answer a number, also while a loss is None"
             ) from error
-
-
-def _diverged(state: State) -> bool:
-    return state.loss is not None and not math.isfinite(state.loss)
 
 
 class LossSmoother:

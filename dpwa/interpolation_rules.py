@@ -10,7 +10,7 @@ state between calls: it belongs to one node and is called by one thread at a tim
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from dpwa.consensus_control import ConsensusControl
@@ -30,12 +30,19 @@ class State:
         clock: age of the model: the number of training updates that went into it.
         mass: weight of the model in the sum that push methods conserve; 0 with other methods.
         round: how many rounds of exchanges the node has been through.
+        lineage: id of the models that this one has been averaged with; see `dpwa.lineage`.
     """
 
     loss: float | None
     clock: float
     mass: float = 0.0
     round: int = 0
+    lineage: bytes = field(default=bytes(8), repr=False)  # no number that a rule could use
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether the loss is NaN or infinite."""
+        return self.loss is not None and not math.isfinite(self.loss)
 
 
 class Interpolation(Protocol):

@@ -29,7 +29,7 @@ from dpwa.publishing import Publisher
 from dpwa.record import NodeStatistics, Record
 from dpwa.run_token import run_in_requests
 from dpwa.transport.interface import MakeTransport, Transport
-from dpwa.transport.messages import INCARNATION_BYTES
+from dpwa.transport.messages import INCARNATION_BYTES, LINEAGE_BYTES, MAX_COUNTER
 from dpwa.transport.zeromq import ZmqTransport
 from dpwa.wiring import wire
 
@@ -117,6 +117,7 @@ class Node:
             faults=self._faults,
             service=self._service,
             proposals=self._parts.proposals,
+            standing=self._parts.standing,
             publisher=self._publisher,
             transport=self._transport,
             record=self._record,
@@ -326,6 +327,7 @@ class Node:
             self._boundary.collect(_SETTLE_PAUSE_S)
         return {
             "clock": self._boundary.state.clock,
+            "lineage": self._boundary.state.lineage.hex(),
             "loss": self._boundary.state.loss,
             "method": self.config.method,
             "of_method": self.method.state_dict(),
@@ -348,12 +350,30 @@ class Node:
                 f"{self.config.method}"
             )
         clock = float(state["clock"])
-        if not (math.isfinite(clock) and clock >= 0):
-            raise ConfigError(f"node {self.name}: the checkpoint has a clock of {clock}, expected a number from 0")
-        self._boundary.state = State(state["loss"], clock)
+        if not (math.isfinite(clock) and 0 <= clock <= MAX_COUNTER):
+            raise ConfigError(
+                f"node {self.name}: the checkpoint has a clock of {clock}, expected a number from 0 to 2^53"
+            )
+        lineage = self._lineage_of(state)
+        self._boundary.state = State(state["loss"], clock, lineage=lineage)
         self.method.load_state_dict(state["of_method"])
         if self._boundary.outer is not None and state["of_outer"] is not None:
             self._boundary.outer.load_state_dict(state["of_outer"])
+
+    def _lineage_of(self, state: Mapping[str, Any]) -> bytes:
+        """The lineage in a checkpoint; one of an earlier version of dpwa has none, and the node keeps its own."""
+        said = state.get("lineage")
+        if said is None:
+            return self._incarnation
+        try:
+            lineage = bytes.fromhex(said)
+        except (TypeError, ValueError):
+            lineage = b""
+        if len(lineage) != LINEAGE_BYTES:
+            raise ConfigError(
+                f"node {self.name}: the checkpoint has a lineage of {said!r}, expected {2 * LINEAGE_BYTES} hex digits"
+            )
+        return lineage
 
     # --- What it did ----------------------------------------------------------------------------------------------
 

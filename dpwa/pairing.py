@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from dpwa.blending import Staging
 from dpwa.errors import PeerUnreachable, TransportError
 from dpwa.exchange import Ask, Exchange, Outcome
-from dpwa.fetching import Fetcher
-from dpwa.interpolation import State
+from dpwa.fetching import Fetched, Fetcher, state_of
+from dpwa.lineage import Relation, Standing, reason_apart
 from dpwa.methods.base import Kind
 from dpwa.parts import Part
 from dpwa.proposing import Proposer
@@ -59,6 +59,7 @@ class Pairer:
         proposer: speaks to the peers.
         fetcher: fetches the other half.
         proposals: those under way.
+        standing: what the own model is.
         repays: whether a half may be applied much later than it was made.
         monotonic_s: the clock.
     """
@@ -69,6 +70,7 @@ class Pairer:
         proposer: Proposer,
         fetcher: Fetcher,
         proposals: Proposals,
+        standing: Standing,
         repays: bool,
         monotonic_s: Callable[[], float],
     ) -> None:
@@ -76,6 +78,7 @@ class Pairer:
         self._proposer = proposer
         self._fetcher = fetcher
         self._proposals = proposals
+        self._standing = standing
         self._monotonic_s = monotonic_s
         self._owed: _Owed | None = None
 
@@ -105,12 +108,13 @@ class Pairer:
             self._give_up(peer, ask, client)
             raise
         offer = fetched.answer
-        if not isinstance(offer, Offer) or not fetched.is_finite:
+        if not isinstance(offer, Offer):
             self._give_up(peer, ask, client)
-            if isinstance(offer, Offer):
-                reason = f"the snapshot of peer {peer}, or the own one, holds NaN or infinite values"
-                return Exchange(Outcome.REJECTED, ask, Kind.PAIR, peer, ask.exchange, offer.version, reason=reason)
             return Exchange(Outcome.ABORTED, ask, Kind.PAIR, peer, ask.exchange)
+        relation = self._standing.relation(state_of(offer), ask.reference.state)
+        if not fetched.is_finite or not relation.mixes:
+            self._give_up(peer, ask, client)
+            return self._not_mixed(peer, ask, offer, fetched, relation, staging)
         ended = Exchange(
             Outcome.BLENDED,
             ask,
@@ -119,9 +123,10 @@ class Pairer:
             ask.exchange,
             version=offer.version,
             reference=ask.reference,
-            peer_state=State(offer.loss, offer.clock, offer.mass, offer.round),
+            peer_state=state_of(offer),
             share=part.share,
             merged=1,
+            relation=relation,
             staging=staging,
             received_bytes=fetched.pulled.received_bytes,
             is_shared=fetched.pulled.is_shared,
@@ -135,6 +140,17 @@ class Pairer:
                 self._owed = _owed(ended, answer.incarnation, self._monotonic_s(), client.patience_s)
             return replace(ended, outcome=outcome, peer_state=None, staging=None, reason=reason)
         return ended if outcome is Outcome.BLENDED else replace(ended, outcome=outcome, peer_state=None, staging=None)
+
+    def _not_mixed(
+        self, peer: str, ask: Ask, offer: Offer, fetched: Fetched, relation: Relation, staging: Staging
+    ) -> Exchange:
+        """The end of a pair whose other half has come and cannot be used."""
+        if not fetched.is_finite:
+            outcome, reason = self._fetcher.not_finite(peer, staging, ask.reference)
+            return Exchange(outcome, ask, Kind.PAIR, peer, ask.exchange, offer.version, reason=reason)
+        reason = reason_apart(peer, relation, ask.reference.state, state_of(offer))
+        elder = peer if relation is Relation.ELDER else None
+        return Exchange(Outcome.ABORTED, ask, Kind.PAIR, peer, ask.exchange, reason=reason, elder=elder)
 
     # --- A half that is owed --------------------------------------------------------------------------------------
 

@@ -65,10 +65,11 @@ class Proposer:
             part: what a pair is about; None for a push.
 
         Raises:
-            TransportError: the peer did not hear, or its answer was lost.
+            TransportError: the peer did not hear, or its answer was lost or cannot be.
         """
         answer = client.request(peer, self._proposal(peer, ask, part))
         self._fetcher.note(peer, answer)
+        self._fetcher.refuse_impossible(peer, answer)
         return answer
 
     def _proposal(self, peer: str, ask: Ask, part: Part | None) -> Propose:
@@ -88,6 +89,7 @@ class Proposer:
             piece=part.window[0] if part is not None else 0,
             pieces=part.window[1] if part is not None else 0,
             previous=self._proposals.proof_for(peer),
+            lineage=state.lineage,
         )
 
     def settle(

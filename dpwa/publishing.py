@@ -112,20 +112,14 @@ class Publisher:
             taken.is_complete.set()
         return taken
 
-    def hand_out(self, snapshot: Snapshot, *, serving: bool) -> None:
-        """Let peers have a snapshot that is complete.
-
-        Args:
-            snapshot: it.
-            serving: it is the newest from now on; else it can only be had by the id of an exchange.
-        """
+    def hand_out(self, snapshot: Snapshot) -> None:
+        """Let peers have a snapshot that is complete: the newest from now on."""
         if self._segment is not None and snapshot.slot is not None:
             self._segment.mark(snapshot.slot, snapshot.version)
-        if serving:
-            newest = self._service.snapshot
-            if newest is not None and newest.state.round != snapshot.state.round and self._service.keeps_rounds:
-                self._service.last_round = newest
-            self._service.snapshot = snapshot
+        newest = self._service.snapshot
+        if newest is not None and newest.state.round != snapshot.state.round and self._service.keeps_rounds:
+            self._service.last_round = newest
+        self._service.snapshot = snapshot
 
     def close(self) -> None:
         """Let go of all buffers at once."""

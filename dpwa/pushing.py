@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from dpwa.errors import TransportError
 from dpwa.exchange import Ask, Exchange, Outcome
+from dpwa.interpolation import State
+from dpwa.lineage import Relation, Standing, reason_apart
 from dpwa.methods.base import Kind
 from dpwa.peers.membership import Membership
 from dpwa.proposing import Proposer
@@ -34,6 +36,8 @@ class _Pushed:
     due_s: float
     tries: int = 0
     is_questioned: bool = False
+    relation: Relation = Relation.SAME
+    why_apart: str = ""
 
 
 class Pusher:
@@ -43,6 +47,7 @@ class Pusher:
         proposer: speaks to the peers.
         proposals: those under way.
         membership: which life of a peer was heard last.
+        standing: what the own model is.
         monotonic_s: the clock.
     """
 
@@ -52,11 +57,13 @@ class Pusher:
         proposer: Proposer,
         proposals: Proposals,
         membership: Membership,
+        standing: Standing,
         monotonic_s: Callable[[], float],
     ) -> None:
         self._proposer = proposer
         self._proposals = proposals
         self._membership = membership
+        self._standing = standing
         self._monotonic_s = monotonic_s
         self._pushed: _Pushed | None = None
 
@@ -88,6 +95,9 @@ class Pusher:
             return None
         if isinstance(answer, Accepted):
             pushed.incarnation = answer.incarnation
+            self._compare(pushed, answer)
+            if not pushed.relation.mixes and self._proposals.withdraw(ask.exchange):
+                return self._end(pushed, Outcome.RETURNED, pushed.why_apart)
         elif self._proposals.withdraw(ask.exchange):
             return self._proposer.declined(answer, peer, ask)
         # What was declined and is being fetched all the same was delivered twice, and accepted the second time.
@@ -135,8 +145,16 @@ class Pusher:
             if pushed.incarnation and answer.incarnation != pushed.incarnation:
                 return self._end(pushed, Outcome.LOST, f"peer {pushed.peer} was restarted while it fetched")
             if answer.verdict == Verdict.ABORTED:
-                return self._end(pushed, Outcome.RETURNED, f"peer {pushed.peer} could not fetch it")
+                reason = pushed.why_apart or f"peer {pushed.peer} could not fetch it"
+                return self._end(pushed, Outcome.RETURNED, reason)
         return None
+
+    def _compare(self, pushed: _Pushed, answer: Accepted) -> None:
+        """Note whether the peer can take what is pushed. It comes to the same result, and takes nothing if not."""
+        own, peer = pushed.ask.reference.state, State(None, answer.clock, lineage=answer.lineage)
+        pushed.relation = self._standing.relation(peer, own)
+        if not pushed.relation.mixes:
+            pushed.why_apart = reason_apart(pushed.peer, pushed.relation, own, peer)
 
     def _end(self, pushed: _Pushed, outcome: Outcome, reason: str = "") -> Exchange:
         self._pushed = None
@@ -150,6 +168,7 @@ class Pusher:
             weight=pushed.ask.mass,
             duration_s=self._monotonic_s() - pushed.began_s,
             reason=reason,
+            elder=pushed.peer if pushed.relation is Relation.ELDER and outcome is Outcome.RETURNED else None,
         )
 
     def _incarnation_of(self, peer: str) -> bytes:

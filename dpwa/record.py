@@ -209,6 +209,8 @@ def _blend_fields(exchange: Exchange, peer: State, step: int, factor: float) -> 
             "loss": reference.state.loss,
             "late_steps": step - reference.step,
         }
+    if exchange.takes_over:
+        fields["takes_over"] = True
     if exchange.distance is not None:
         fields["distance"] = exchange.distance
     if exchange.kind in (Kind.PUSH, Kind.GATHER):

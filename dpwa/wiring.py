@@ -17,6 +17,7 @@ from dpwa.exchanger import Exchanger
 from dpwa.faults import Faults
 from dpwa.fetching import Fetcher, Identity
 from dpwa.gathering import Gatherer
+from dpwa.lineage import Standing
 from dpwa.methods.base import Kind, Method
 from dpwa.pairing import Pairer
 from dpwa.parts import Rotation
@@ -44,6 +45,7 @@ class Parts:
         wiring: the two ends for the transport.
         membership: who is there.
         proposals: pushes and pairs under way.
+        standing: what the own model is.
         stagings: hold the values to blend.
         faults: to inject; None without.
     """
@@ -51,6 +53,7 @@ class Parts:
     wiring: Wiring
     membership: Membership
     proposals: Proposals
+    standing: Standing
     stagings: tuple[Staging, ...]
     faults: Faults | None = None
 
@@ -98,6 +101,7 @@ def wire(
     membership, results = Membership(peers), Results()
     proposals = Proposals(name, incarnation) if faults is None else LossyProposals(name, incarnation, faults)
     interpolator = config.interpolator()
+    standing = Standing(incarnation, heeds_age=method.heeds_age)
     kind = method.kind
     is_merging = kind in (Kind.PUSH, Kind.GATHER)
     stagings = tuple(
@@ -124,22 +128,31 @@ def wire(
         ),
         bears_parts=config.blend == "delta",
         flow_control=flow_control,
+        standing=standing,
     )
     proposer = Proposer(fetcher, proposals)
     exchanger = Exchanger(
         fetcher=fetcher,
         stagings=stagings,
         interpolator=interpolator,
+        standing=standing,
         blends_when_joining=kind is Kind.PULL,
         flow_control=flow_control,
         membership=membership,
         rotation=rotation,
         proposer=proposer,
-        pusher=Pusher(proposer=proposer, proposals=proposals, membership=membership, monotonic_s=monotonic_s),
+        pusher=Pusher(
+            proposer=proposer,
+            proposals=proposals,
+            membership=membership,
+            standing=standing,
+            monotonic_s=monotonic_s,
+        ),
         pairer=Pairer(
             proposer=proposer,
             fetcher=fetcher,
             proposals=proposals,
+            standing=standing,
             repays=method.repays,
             monotonic_s=monotonic_s,
         ),
@@ -148,6 +161,7 @@ def wire(
             stagings=stagings,
             rotation=rotation,
             proposals=proposals,
+            standing=standing,
             results=results,
             monotonic_s=monotonic_s,
         ),
@@ -157,6 +171,7 @@ def wire(
             rotation=rotation,
             flow_control=flow_control,
             membership=membership,
+            standing=standing,
             rng=rng("order"),
             monotonic_s=monotonic_s,
         ),
@@ -171,5 +186,6 @@ def wire(
         membership=membership,
         proposals=proposals,
         kind=kind,
+        standing=standing,
     )
-    return Parts(Wiring(service, exchanger), membership, proposals, stagings, faults)
+    return Parts(Wiring(service, exchanger), membership, proposals, standing, stagings, faults)

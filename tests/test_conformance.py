@@ -24,8 +24,7 @@ def test_nodes_that_do_not_train_come_to_consensus(cluster, size):
 
 def test_a_blend_is_the_convex_combination_that_the_factor_says(cluster):
     first, _ = cluster.start([VectorModel([0.0, 8.0]), VectorModel([4.0, 0.0])], constant={"value": 0.25})
-    step_until(first, lambda: first.statistics().exchanges.get("not_ready"), "the peer is still joining")
-    cluster.nodes[1].step(1.0)  # asks, and serves from the next step on
+    step_until(first, lambda: first.statistics().exchanges.get("not_ready"), "the peer has published nothing yet")
     cluster.nodes[1].step(1.0)
     before = cluster.vectors()
     step_until(first, lambda: first.statistics().blended == 1, "first blend")

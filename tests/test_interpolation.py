@@ -164,7 +164,7 @@ def test_a_peers_numbers_cannot_stop_a_node_through_the_arithmetic_of_a_rule(rul
 
 
 def test_a_rule_that_forgot_the_unknown_loss_is_named():
-    with pytest.raises(ConfigError, match=r"interpolation Forgetful: .* also while a loss is None"):
+    with pytest.raises(ConfigError, match=r"interpolation Forgetful of module .* also while a loss is None"):
         Interpolator(Forgetful()).factor(State(None, 1.0), State(1.0, 1.0))
 
 

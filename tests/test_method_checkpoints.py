@@ -74,7 +74,6 @@ def test_outer_momentum_goes_on_where_the_checkpoint_was_made(in_memory, other):
     other.start([VectorModel(in_memory.models[0].vector), VectorModel(np.zeros(5))], **settings)
     resumed = other.nodes[0]
     resumed.load_state_dict(state)
-    resumed._boundary._joining = False  # as if it had met its peer: outer steps begin then
     in_memory.step_all(7, update=lambda _, model: model.vector.__iadd__(1.0))
     for _ in range(7):
         other.models[0].vector += 1.0

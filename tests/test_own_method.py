@@ -49,6 +49,8 @@ def test_the_best_peer_is_asked_most(in_memory):
     _step(in_memory, 20)
     heard = _step(in_memory, 200)
     assert heard[f"w{BEST + 1}"] > 0.8 * heard.total()
+    in_memory.nodes[0].method.probability = 0.0  # a peer that is being asked counts as unknown
+    _step(in_memory, 2)
     numbers = in_memory.nodes[0].statistics().method
     assert numbers["best_loss"] == 0.1
 

@@ -305,7 +305,7 @@ def test_a_node_without_neighbours_makes_no_segment(zeromq, run):
 
 def test_a_partial_exchange_reads_its_part_from_shared_memory(zeromq, run, tmp_path):
     models = [VectorModel(np.full(100_000, value)) for value in (0.0, 4.0)]
-    zeromq.start(models, run=run, pull_fraction=0.25, constant={"value": 0.5}, run_dir=tmp_path)
+    zeromq.start(models, run=run, pull_fraction=0.25, constant={"value": 0.25}, run_dir=tmp_path)
     wait_until(lambda: zeromq.step_all() or np.ptp(zeromq.vectors(), axis=0).max() < 1e-6, "consensus")
     zeromq.close()
     partial = [event for event in _blends(tmp_path, "w1") if event["share"] < 1]

@@ -236,8 +236,7 @@ def test_a_blend_over_a_codec_stays_within_the_codecs_error(zeromq, tmp_path, co
     own, peer = rng.uniform(-1, 1, 200_000), rng.uniform(-1, 1, 200_000)
     settings = {"codec": codec, "shared_memory": "off", "constant": {"value": 0.25}}
     first, second = zeromq.start([VectorModel(own), VectorModel(peer)], run_dir=tmp_path, **settings)
-    step_until(first, lambda: first.statistics().exchanges.get("not_ready"), "the peer is still joining")
-    second.step(1.0)
+    step_until(first, lambda: first.statistics().exchanges.get("not_ready"), "the peer has published nothing yet")
     second.step(1.0)
     before = zeromq.vectors()
     step_until(first, lambda: first.statistics().blended == 1, "first blend")

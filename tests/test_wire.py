@@ -22,6 +22,7 @@ _FIELDS = {
     "run": _NAMES,
     "node": _NAMES,
     "incarnation": st.binary(min_size=8, max_size=8),
+    "lineage": st.binary(min_size=8, max_size=8),
     "fingerprint": st.binary(min_size=16, max_size=16),
     "have_incarnation": st.binary(min_size=8, max_size=8),
     "have_version": _COUNTERS,
@@ -96,6 +97,7 @@ _PULL = messages.Pull(1, "run", "w1", b"i" * 8, b"f" * 16, b"h" * 8, 0, 0, 4096,
 _OFFER = messages.Offer(1, b"i" * 8, 1, 1.0, 0.5, 100, -1, bytes(16), False)
 _CHUNK = messages.Chunk(1, 0, 0)
 _PROPOSE = messages.Propose(1, "run", "w1", b"i" * 8, b"f" * 16, b"e" * 16, False, 0.5, 1.0, None, 3, 0, 0)
+_ACCEPTED = messages.Accepted(1, b"i" * 8, 1.0, b"l" * 8)
 _SETTLED = messages.Settled(1, b"i" * 8, 1, False)
 
 
@@ -133,6 +135,11 @@ _SETTLED = messages.Settled(1, b"i" * 8, 1, False)
         (_OFFER, "slot", False),
         (_OFFER, "token", b"short"),
         (_OFFER, "token", "x" * 16),
+        (_OFFER, "lineage", b"short"),
+        (_OFFER, "lineage", "x" * 8),
+        (_PROPOSE, "lineage", b"nine byte"),
+        (_ACCEPTED, "lineage", None),
+        (_ACCEPTED, "clock", -1.0),
         (_PULL, "exchange", b"short"),
         (_PULL, "round", -2),
         (_OFFER, "mass", -1.0),

@@ -117,6 +117,9 @@ class Method(ABC):
     conservation: ClassVar[Conservation]
     repays: ClassVar[bool] = True
     """Whether this node's half of a PAIR may be applied much later than it was made, if the peer had vanished."""
+    heeds_age: ClassVar[bool] = True
+    """Whether the model of a node that was started again and knows nothing is kept out of averages, and replaced by a
+    trained one. False for a method that itself says who gets whose model."""
     fraction = 1.0
     """Share of the parameters in an exchange; for the kinds PULL and PAIR."""
 
@@ -146,7 +149,7 @@ class Method(ABC):
 
     def advance(self) -> None:
         """A training step was made."""
-        self.round += 1
+        self.round = min(self.round + 1, MAX_COUNTER)
 
     @abstractmethod
     def plan(self, rng: random.Random) -> Plan | None:
@@ -174,14 +177,14 @@ class Method(ABC):
     def lost(self, mass: float) -> None:
         """A push went to a peer that vanished with it, or may have."""
 
-    def joined(self, peer: State | None, *, takes_over: bool) -> None:
-        """The node has joined.
+    def joined(self, peer: State, *, takes_over: bool) -> None:
+        """The node has joined, or has taken over a peer's model: once or more often in its life.
 
         Args:
-            peer: state of the peer that it joined by; None if there was nobody to join.
+            peer: state of the peer that it joined by.
             takes_over: the peer was far ahead, and its model was taken over whole.
         """
-        if peer is not None and takes_over:
+        if takes_over:
             self.round = max(self.round, peer.round)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dpwa.interpolation import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
 from dpwa.neighbourhood import Neighbourhood
+from dpwa.transport.messages import MAX_COUNTER
 
 __all__ = ["DPSGD"]
 
@@ -47,7 +48,13 @@ class DPSGD(Method):
         """See `Method.advance`: rounds count, and not steps."""
         self._steps += 1
         if self._steps % self._every == 0:
-            self.round += 1
+            self.round = min(self.round + 1, MAX_COUNTER)
+
+    def joined(self, peer: State, *, takes_over: bool) -> None:
+        """See `Method.joined`. A node that is rounds behind would meet nobody: it goes on in its peer's round."""
+        super().joined(peer, takes_over=takes_over)
+        if peer.round > self.round + 1:
+            self.round = peer.round
 
     def plan(self, rng: random.Random) -> Plan | None:  # noqa: ARG002
         """See `Method.plan`."""

@@ -21,6 +21,7 @@ from dpwa.errors import ConfigError
 from dpwa.interpolation import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
 from dpwa.neighbourhood import Neighbourhood
+from dpwa.transport.messages import MAX_MASS
 
 __all__ = ["GoSGD"]
 
@@ -65,7 +66,7 @@ class GoSGD(Method):
 
     def took_back(self, mass: float) -> float:
         """See `Method.took_back`. Own training may stay: it only counts by all of the mass, as if nothing was given."""
-        self._mass += mass
+        self._mass = min(self._mass + mass, MAX_MASS)
         self._under_way -= mass
         return mass / self._mass if self._has_blended else 0.0
 
@@ -78,7 +79,7 @@ class GoSGD(Method):
         """See `Method.delivered`."""
         self._under_way -= mass
 
-    def joined(self, peer: State | None, *, takes_over: bool) -> None:
+    def joined(self, peer: State, *, takes_over: bool) -> None:
         """See `Method.joined`."""
         super().joined(peer, takes_over=takes_over)
         if takes_over:
@@ -86,10 +87,10 @@ class GoSGD(Method):
 
     def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
         """See `Method.blend`."""
-        mass = self._mass + arrival.weight
+        mass = min(self._mass + arrival.weight, MAX_MASS)
         if mass <= 0.0:
             return Blend(0.0)
-        factor = arrival.weight / mass
+        factor = min(arrival.weight / mass, 1.0)
         self._mass = mass
         self._has_blended = True
         return Blend(factor)

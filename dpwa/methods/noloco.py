@@ -118,7 +118,7 @@ class NoLoCo(Method):
             start = section.start_byte - model_bytes
             rest[start : start + anchor.nbytes].view(anchor.dtype)[:] = anchor
 
-    def joined(self, peer: State | None, *, takes_over: bool) -> None:
+    def joined(self, peer: State, *, takes_over: bool) -> None:
         """See `Method.joined`: the anchor is where this node begins to train."""
         super().joined(peer, takes_over=takes_over)
         self._restarts = True
@@ -138,7 +138,8 @@ class NoLoCo(Method):
         for values in arrival.values:
             if values.section.role is Role.BUFFER:
                 _meet(values, memory)
-        self.round = max(self.round, arrival.peer_state.round) + 1  # whoever was behind is back in the window
+        # Whoever was behind is back in the window.
+        self.round = min(max(self.round, arrival.peer_state.round) + 1, MAX_COUNTER)
         self._since = 0
         return Blend(1.0)
 

@@ -89,6 +89,10 @@ class Inbox:
         self._waiting.append(new)
         return True
 
+    def clear(self) -> None:
+        """Forget all of them, with the snapshots that they hold."""
+        self._waiting, self._fetching = [], None
+
     def find(self, peer: str, exchange: bytes) -> Seen | None:
         """What became of a proposal that waits or is being fetched; None for any other."""
         if self._fetching is not None and self._fetching.is_of(peer, exchange):

@@ -16,6 +16,7 @@ __all__ = [
     "FINGERPRINT_BYTES",
     "HAS_BODY",
     "INCARNATION_BYTES",
+    "LINEAGE_BYTES",
     "MAX_CHUNKS",
     "MAX_CHUNK_BYTES",
     "MAX_COUNTER",
@@ -92,6 +93,7 @@ EXCHANGE_BYTES: Final = 16
 NO_EXCHANGE: Final = bytes(EXCHANGE_BYTES)
 NEWEST_ROUND: Final = -1
 
+LINEAGE_BYTES: Final = 8
 TOKEN_BYTES: Final = 16
 FINGERPRINT_BYTES: Final = 16
 
@@ -203,6 +205,8 @@ class Offer:
     finished: bool
     mass: float = 0.0
     round: int = 0
+    lineage: bytes = bytes(LINEAGE_BYTES)
+    """Of the models that this one has been averaged with."""
 
 
 @dataclass(frozen=True)
@@ -291,6 +295,8 @@ class Propose:
     """Pieces in that part; 0: the whole snapshot."""
     previous: bytes = NO_EXCHANGE
     """The asker's last proposal that this peer has taken, which nobody else knows; all zero: none yet."""
+    lineage: bytes = bytes(LINEAGE_BYTES)
+    """Of the proposer's model."""
 
 
 @dataclass(frozen=True)
@@ -300,6 +306,10 @@ class Accepted:
     KIND: ClassVar = Kind.ACCEPTED
     nonce: int
     incarnation: bytes
+    clock: float = 0.0
+    """Of the model that the values are for: the proposer takes back what does not fit it."""
+    lineage: bytes = bytes(LINEAGE_BYTES)
+    """Of that model."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hmac
 from typing import Final
 
+from dpwa.interpolation import State
+from dpwa.lineage import Standing
 from dpwa.methods.base import Kind
 from dpwa.peers.membership import Membership
 from dpwa.snapshot import Layout, Snapshot
@@ -60,6 +62,7 @@ class Service:
         membership: who is there; told in whose name requests come.
         proposals: those of this node and of its peers.
         kind: the kind of exchange of this node's method.
+        standing: what the own model is.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Service:
         membership: Membership,
         proposals: Proposals,
         kind: Kind,
+        standing: Standing,
     ) -> None:
         self.layout = layout
         self.proposals = proposals
@@ -78,6 +82,7 @@ class Service:
         self._incarnation = incarnation
         self._membership = membership
         self._kind = kind
+        self._standing = standing
         self.keeps_rounds = kind is Kind.GATHER
         """Whether the snapshot of the last round is kept beside the newest."""
         # Each set by the trainer in one assignment and read once per answer.
@@ -88,6 +93,9 @@ class Service:
         """The snapshot of the round before the newest one, for a peer that is a step behind."""
         self.joined = False
         """Until a node has joined it takes no proposals: its model is not one to be averaged with."""
+        self.first_round: int | None = None
+        """The first round that the node takes part in; None while it joins. Whoever took of an earlier one would move
+        without the node's moving too."""
         self.pair_rounds: tuple[int, int] | None = None
         """The lowest and highest round of peers whose pairs the method has a use for now."""
         self.step = 0
@@ -145,7 +153,7 @@ class Service:
         self.wanted = True
         snapshot = self.snapshot
         if snapshot is None:
-            # Still joining; waiting here could make two joining nodes wait for each other.
+            # Waiting here could make two nodes that have just begun wait for each other.
             return NotReady(pull.nonce), None
         known = pull.have_incarnation == self._incarnation and pull.have_version == snapshot.version
         if may_wait and self._next_is_better(snapshot, known=known, now_s=now_s):
@@ -173,12 +181,12 @@ class Service:
         return self._offer(pull, snapshot)
 
     def _answer_for_round(self, pull: Pull, *, may_wait: bool) -> Answered | None:
-        newest, last = self.snapshot, self.last_round
-        for snapshot in (newest, last):
-            if snapshot is not None and snapshot.state.round == pull.round:
-                return self._offer(pull, snapshot)
-        if newest is None:
+        newest, last, first_round = self.snapshot, self.last_round, self.first_round
+        if newest is None or first_round is None:
             return NotReady(pull.nonce), None
+        for snapshot in (newest, last):
+            if snapshot is not None and snapshot.state.round == pull.round >= first_round:
+                return self._offer(pull, snapshot)
         if self.finished or newest.state.round > pull.round:
             return Past(pull.nonce, self._incarnation, self.finished), None
         return None if may_wait else (NotReady(pull.nonce), None)
@@ -198,6 +206,7 @@ class Service:
             finished=self.finished,
             mass=snapshot.state.mass,
             round=snapshot.state.round,
+            lineage=snapshot.state.lineage,
         )
         return offer, snapshot
 
@@ -209,14 +218,17 @@ class Service:
         if not self.joined:
             return NotReady(propose.nonce)
         rounds = self.pair_rounds
-        if propose.is_pair and (rounds is None or not rounds[0] <= propose.round <= rounds[1]):
+        # A round of another lineage says nothing; such a pair is accepted, so that both sides find out.
+        own, theirs = self._standing.own, State(None, propose.clock, lineage=propose.lineage)
+        is_comparable = self._standing.relation(theirs).mixes
+        if propose.is_pair and is_comparable and (rounds is None or not rounds[0] <= propose.round <= rounds[1]):
             return Busy(propose.nonce)
         answer = self.proposals.consider(propose, self.snapshot)
         if answer is Answer.BUSY:
             return Busy(propose.nonce)
         if answer is Answer.STALE:
             return Past(propose.nonce, self._incarnation, self.finished)
-        return Accepted(propose.nonce, self._incarnation)
+        return Accepted(propose.nonce, self._incarnation, own.clock, own.lineage)
 
     def _settle(self, settle: Settle, *, may_wait: bool) -> Answered | None:
         verdict = Verdict.ABORTED

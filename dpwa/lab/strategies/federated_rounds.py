@@ -104,6 +104,7 @@ class FederatedRounds(Method):
 
     kind = Kind.GATHER
     conservation = Conservation.ROW
+    heeds_age = False  # clients train in some rounds and the server in none: the rounds say who gets whose model
 
     def __init__(self, links: Neighbourhood, count: int, probability: float, *, deadline_s: float = DEADLINE_S) -> None:
         super().__init__(links, count, probability)
@@ -144,7 +145,7 @@ class FederatedRounds(Method):
         self._gathered += 1
         return Blend(1.0)
 
-    def joined(self, peer: State | None, *, takes_over: bool) -> None:  # noqa: ARG002
+    def joined(self, peer: State, *, takes_over: bool) -> None:  # noqa: ARG002
         """See `Method.joined`."""
         self.is_in = True
 

@@ -1,0 +1,108 @@
+"""What a method answers, checked: a method may be anybody's code, and a mistake in it is told as what it is.
+
+Must not know: sockets, threads. Runs in: the trainer's thread.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import random
+from collections.abc import Callable, Collection
+from typing import TypeVar
+
+from dpwa.errors import ConfigError, DpwaError
+from dpwa.interpolation import State
+from dpwa.methods.base import Arrival, Kind, Method, Plan
+from dpwa.transport.messages import MAX_COUNTER, MAX_MASS
+
+__all__ = ["factor_of", "mass_and_round", "plan_of"]
+
+_Answer = TypeVar("_Answer")
+
+
+def plan_of(method: Method, rng: random.Random, peers: Collection[str]) -> Plan | None:
+    """The exchange that a method begins now.
+
+    Args:
+        method: it.
+        rng: source of its choices.
+        peers: names of all other nodes.
+
+    Raises:
+        ConfigError: your own method raised something, or its plan cannot be carried out.
+    """
+    plan = _asked(method, "plan", lambda: method.plan(rng))
+    if plan is not None:
+        problem = _problem_of(plan, peers)
+        if problem is not None:
+            raise ConfigError(f"{_name(method)}: plan() answered {plan}: {problem}")
+    return plan
+
+
+def factor_of(method: Method, arrival: Arrival, own: State) -> float:
+    """By which factor a method applies what came.
+
+    Raises:
+        ConfigError: your own method raised something, or the factor is no finite number.
+    """
+    blend = _asked(method, "blend", lambda: method.blend(arrival, own))
+    try:
+        factor = float(blend.factor)
+    except (AttributeError, TypeError, ValueError):
+        factor = math.nan
+    if not math.isfinite(factor):
+        raise ConfigError(f"{_name(method)}: blend() answered {blend!r}: expected a Blend with a finite number")
+    return factor
+
+
+def mass_and_round(method: Method) -> tuple[float, int]:
+    """The mass and the round of a method's model, in the types that travel.
+
+    Raises:
+        ConfigError: your own method raised something, or a number is not of its kind or out of its limits.
+    """
+    mass, round_ = _asked(method, "mass and round", lambda: (method.mass, method.round))
+    try:
+        mass, round_ = float(mass), operator.index(round_)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{_name(method)}: mass {mass!r} and round {round_!r}: expected numbers: {error}") from error
+    if not 0.0 <= mass <= MAX_MASS:
+        raise ConfigError(f"{_name(method)}: mass: expected a number from 0 to {MAX_MASS:g}, got {mass}")
+    if not 0 <= round_ <= MAX_COUNTER:
+        raise ConfigError(f"{_name(method)}: round: expected an integer from 0 to 2^53, got {round_}")
+    return mass, round_
+
+
+def _asked(method: Method, what: str, ask: Callable[[], _Answer]) -> _Answer:
+    try:
+        return ask()
+    except DpwaError:
+        raise
+    except Exception as error:
+        if type(method).__module__.startswith("dpwa."):
+            raise  # one of dpwa's own: its traceback is what helps
+        raise ConfigError(f"{_name(method)}: {what} raised {error!r}") from error
+
+
+def _problem_of(plan: Plan, peers: Collection[str]) -> str | None:
+    if not (plan.kind is None or isinstance(plan.kind, Kind)):
+        return "expected a Kind or None as its kind"
+    if not 0.0 < plan.fraction <= 1.0:
+        return "expected a fraction above 0 up to 1"
+    if not 0.0 <= plan.mass <= MAX_MASS:
+        return f"expected a mass from 0 to {MAX_MASS:g}"
+    if not (math.isfinite(plan.wait_s) and plan.wait_s >= 0.0):
+        return "expected a wait_s of at least 0"
+    if plan.peers is None:
+        return None
+    unknown = [peer for peer in plan.peers if peer not in peers]
+    if unknown:
+        return f"there is no peer {unknown[0]!r} in the cluster file; this node's peers are {', '.join(peers)}"
+    if not all(math.isfinite(weight) and weight > 0.0 for weight in plan.peers.values()):
+        return "expected weights above 0"
+    return None
+
+
+def _name(method: Method) -> str:
+    return f'method "{type(method).__qualname__}" of module {type(method).__module__}'
