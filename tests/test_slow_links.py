@@ -17,12 +17,12 @@ from dpwa.transport.zeromq import ZmqTransport
 from support import Cluster, VectorModel, wait_until
 
 SIZE = 1_000_000  # float64: 8 MB, as int8 1 MB
-FAST, SLOW = 1e10, 1e6  # over the slow link 8 s, as int8 1 s
+FAST, SLOW = 1e10, 0.6e6  # over the slow link 13 s, as int8 1.7 s
 
 
 @pytest.fixture
 def linked(zeromq, tmp_path):
-    """Two nodes that have met; what w1 asks of w2 comes back over a link, and w1 waits 0.5 s for it."""
+    """Two nodes that have met; what w1 asks of w2 comes back over a link, and w1 waits 0.8 s for it."""
     made: list[SlowLink] = []
 
     def start(**settings: object) -> tuple[Cluster, SlowLink]:
@@ -30,7 +30,7 @@ def linked(zeromq, tmp_path):
         link = SlowLink(ports[1], FAST)
         made.append(link)
         flow = {"probe_s": 0.01, "probe_max_s": 0.05}
-        settings = {"timeout_ms": 500, "shared_memory": "off", "flow_control": flow, **settings}
+        settings = {"timeout_ms": 800, "shared_memory": "off", "flow_control": flow, **settings}
         zeromq.config = ClusterConfig.for_localhost(2, ports=ports, **settings)
         for name, value in (("w1", 0.0), ("w2", 1.0)):
             links = Links(peers={"w2": link.address}) if name == "w1" else Links()
@@ -61,28 +61,26 @@ def _told(caplog) -> list[str]:
 def test_a_model_many_times_too_large_for_the_timeout_is_blended_again_and_again(linked, tmp_path, caplog):
     cluster, link = linked()
     w1 = cluster.nodes[0]
-    before, passed_bytes = w1.statistics(), link.passed_bytes
-    failed = before.exchanges.get("timed_out", 0)
+    passed_bytes, failed = link.passed_bytes, w1.statistics().exchanges.get("timed_out", 0)
     wait_until(
         lambda: cluster.step_all() or w1.statistics().exchanges.get("timed_out", 0) > failed,
         "one does not fit any more",
     )
     blended = w1.statistics().blended
-    wait_until(lambda: cluster.step_all() or w1.statistics().blended >= blended + 5, "five blends over the slow link")
-    assert link.passed_bytes - passed_bytes > 5 * SLOW * 0.1
+    wait_until(lambda: cluster.step_all() or w1.statistics().blended >= blended + 3, "three blends over the slow link")
+    assert link.passed_bytes - passed_bytes > SLOW / 2
     link.bytes_per_s = FAST
     cluster.close()
     events = [event for event in _events(tmp_path, "w1") if event["outcome"] in ("blended", "timed_out")]
-    slow = events[next(index for index, event in enumerate(events) if event["outcome"] == "timed_out") :]
+    broken = [index for index, event in enumerate(events) if event["outcome"] == "timed_out"]
+    slow = events[broken[failed] :]
     assert re.search(r"[\d.]+ [kM]B of [\d.]+ MB came in 0\.\d s \([\d.]+ [kM]B/s\)$", slow[0]["reason"])
     shares = [event["share"] for event in slow if event["outcome"] == "blended"]
-    assert len(shares) >= 5
+    assert len(shares) >= 3
     assert max(shares) < 1.0
     assert {event["codec"] for event in slow if event["outcome"] == "blended"} == {"int8"}
-    (told,) = _told(caplog)
-    assert re.match(
-        r"node w1: the link to peer w2 is slow: .*; further ones use codec int8 and about \d+% of the", told
-    )
+    pattern = r"node w1: the link to peer w2 is slow: .*; further ones use codec int8 and about \d+% of the parameters"
+    assert any(re.match(pattern, told) for told in _told(caplog))
 
 
 def test_whole_models_are_exchanged_again_when_the_link_has_become_fast(linked):
@@ -108,11 +106,11 @@ def test_where_neither_codec_nor_parts_may_follow_the_warning_says_what_to_set(l
     """Pushes and pairs carry what is conserved: they are neither rounded nor cut by themselves."""
     cluster, _ = linked(method=method)
     wait_until(lambda: cluster.step_all() or _told(caplog), "a warning")
-    (told,) = _told(caplog)
+    told = _told(caplog)[-1]
     pattern = (
-        r"node w1: the link to peer w2 is slow: [\d.]+ [kM]B of 8.0 MB came in 0\.\d s \([\d.]+ [kM]B/s\); it does not "
-        r"fit into 0.5 s over this link: set timeout_ms to at least (\d+), or codec: int8 with timeout_ms (\d+)"
+        r"node w1: the link to peer w2 is slow: [\d.]+ [kM]B of 8.0 MB came in [\d.]+ s \(([\d.]+) ([kM])B/s\); it "
+        r"does not fit into 0.8 s over this link: set timeout_ms to at least (\d+), or codec: int8( with timeout_ms \d+)?"
     )
-    raw_ms, int8_ms = map(int, re.fullmatch(pattern, told).groups())
-    assert raw_ms > 8000 * 0.9
-    assert 6 < raw_ms / int8_ms < 8.5
+    number, unit, timeout_ms, _ = re.fullmatch(pattern, told).groups()
+    bytes_per_s = float(number) * {"k": 1e3, "M": 1e6}[unit]
+    assert int(timeout_ms) == pytest.approx(1.25 * 8 * SIZE / bytes_per_s * 1000, rel=0.1, abs=100)
