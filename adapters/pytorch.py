@@ -53,6 +53,18 @@ class DpwaPyTorchAdapter:
     the config's `buffers` and `frozen_parameters` change that. Tied tensors travel once. Optimizer state stays local.
     All nodes must build the same model from the same initial weights: seed it.
 
+    Not exchanged are integers, buffers outside of the state dict, and buffers that hold NaN or infinite values (masks,
+    observers before the first batch) when the adapter is made, which a warning names. `statistics()` and the journal's
+    `start` event say how many tensors and bytes are exchanged, kept by the config, and ignored.
+
+    The model may change afterwards as long as the exchanged tensors keep their names, shapes and dtypes:
+    `load_state_dict(assign=True)`, a new head of the same shape, `.to(device)` and `torch.compile` are followed. Any
+    other change (new or unfrozen parameters, another shape or dtype, LoRA, pruning) is refused by the first step, later
+    within 64 steps. To unfreeze layers later, train with `frozen_parameters: blend`.
+
+    A node is one process that holds the whole model. FSDP modules and a DistributedDataParallel over several processes
+    are refused; one over a single process, DataParallel and `torch.compile` stand for the model inside.
+
     Args:
         model: the model as it will be trained: on its device, in its dtype, with its frozen parameters frozen.
         name: which node of the cluster this is; default: what `dpwa launch` set in DPWA_NODE.
@@ -170,7 +182,7 @@ class DpwaPyTorchAdapter:
         self._node.load_state_dict(cast("dict[str, Any]", _as_arrays(state)))
 
     def statistics(self) -> NodeStatistics:
-        """What this node did so far. Any thread, any state."""
+        """What this node did so far, and how much of the model it exchanges. Any thread, any state."""
         return self._node.statistics()
 
     @property
