@@ -103,10 +103,9 @@ class Record:
 
     def log(self, values: Mapping[str, object]) -> None:
         """Add values of the training script, as they are now, to every further line of metrics."""
-        copies = {
-            name: plain(value, limit_chars=_LOGGED_CHARS, tell=self._tell_problem) for name, value in values.items()
-        }
-        logged = {**self._logged, **copies}
+        logged = dict(self._logged)
+        for name, value in values.items():
+            logged[name] = plain(value, limit_chars=_LOGGED_CHARS, tell=self._tell_problem)
         if len(logged) > _LOGGED_LIMIT:
             self._tell_problem(f"only {_LOGGED_LIMIT} different names are kept, further ones are left out")
             logged = dict(islice(logged.items(), _LOGGED_LIMIT))

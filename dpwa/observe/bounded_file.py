@@ -15,10 +15,11 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["BoundedFile", "UnwrittenError", "generations", "older_generation", "read_records"]
+__all__ = ["BoundedFile", "UnwrittenError", "generations", "older_generation", "open_generations", "read_records"]
 
 _NOT_OPEN = -1
 
@@ -35,14 +36,32 @@ def generations(path: Path) -> list[Path]:
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Every line of all generations as JSON, oldest first; lines that a kill or a full disk cut off are left out."""
-    for file in generations(path):
-        for line in file.read_bytes().splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                yield record
+    with ExitStack() as stack:
+        for file in open_generations(path, stack):
+            for line in file:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict):
+                    yield record
+
+
+def open_generations(path: Path, stack: ExitStack) -> list[BinaryIO]:
+    """The files that are there, oldest first, open for reading; also while somebody else changes generations.
+
+    Args:
+        path: the file that is written now.
+        stack: closes them.
+    """
+    files: list[BinaryIO] = []
+    # The newest first: what it was before a change of generations is then found in the older one, and left out there.
+    for name in (path, older_generation(path)):
+        with suppress(FileNotFoundError):
+            file = stack.enter_context(name.open("rb"))
+            if not any(os.path.sameopenfile(file.fileno(), other.fileno()) for other in files):
+                files.insert(0, file)
+    return files
 
 
 class UnwrittenError(OSError):

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from dpwa.observe.bounded_file import older_generation
+from dpwa.observe.bounded_file import open_generations
 
 __all__ = ["LiveView", "MetricsTail", "Record"]
 
@@ -63,14 +63,10 @@ class MetricsTail:
     def read_new(self) -> None:
         """Reads the lines that were completed since the last call; a file that is not there yet has none."""
         with ExitStack() as stack:
-            # The newest first: what it had before a change of generations is then found in the older one.
-            files: list[BinaryIO] = []
-            for path in (self._path, older_generation(self._path)):
-                with suppress(FileNotFoundError):
-                    files.append(stack.enter_context(path.open("rb")))
+            files = open_generations(self._path, stack)
             numbers = [(status.st_dev, status.st_ino) for status in (os.fstat(file.fileno()) for file in files)]
-            unread = numbers.index(self._read_of) + 1 if self._read_of in numbers else len(numbers)
-            for file, number in reversed(list(zip(files, numbers, strict=True))[:unread]):
+            first_unread = numbers.index(self._read_of) if self._read_of in numbers else 0
+            for file, number in list(zip(files, numbers, strict=True))[first_unread:]:
                 self._read_rest(file, number)
 
     def _read_rest(self, file: BinaryIO, number: tuple[int, int]) -> None:

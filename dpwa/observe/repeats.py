@@ -21,8 +21,10 @@ _KINDS_LIMIT = 1024
 
 # What tells nothing that the count does not tell. All others have numbers of their own, which readers need.
 _COUNTED = frozenset(
-    "not_modified not_ready busy no_peer gone told timed_out unreachable mismatch refused rejected "
-    "protocol_error".split()
+    [
+        *("not_modified", "not_ready", "busy", "no_peer", "gone", "told"),
+        *("timed_out", "unreachable", "mismatch", "refused", "rejected", "protocol_error"),
+    ]
 )
 _SAME = ("outcome", "peer", "kind", "own", "reason", "note")
 
