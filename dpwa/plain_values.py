@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 __all__ = ["plain"]
 
@@ -24,7 +25,7 @@ _VALUE_CHARS = 8  # what a number counts for in the budget
 Tell = Callable[[str], None]
 
 
-def plain(value: object, *, limit_chars: int, tell: Tell | None = None) -> object:
+def plain(value: Any, *, limit_chars: int, tell: Tell | None = None) -> object:
     """A copy that holds only what JSON can hold.
 
     NaN and infinity become the words "nan", "inf" and "-inf", arrays lists, and the rest text. What is too large is
@@ -35,8 +36,18 @@ def plain(value: object, *, limit_chars: int, tell: Tell | None = None) -> objec
         limit_chars: about how much of it is copied; a number counts for 8.
         tell: told in words what could not be read.
     """
-    # Most values are such, and the trainer pays for each.
-    if value is None or value is True or value is False or (type(value) is float and math.isfinite(value)):
+    kind = type(value)
+    # Most values are such, and each of them is paid for beside the training.
+    if kind is float:
+        if math.isfinite(value):
+            return value
+    elif kind is int:
+        if -(2**63) <= value < 2**64:
+            return value
+    elif kind is str:
+        if len(value) <= min(TEXT_LIMIT_CHARS, limit_chars):
+            return value
+    elif value is None or kind is bool:
         return value
     return _Copy(limit_chars, tell).of(value, DEPTH_LIMIT)
 

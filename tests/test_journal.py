@@ -312,13 +312,12 @@ def test_a_disk_that_hangs_costs_events_beyond_a_limit_and_no_memory(journals, m
 
 
 def test_a_full_disk_during_the_training_costs_the_training_nothing(tmp_path):
-    """Over real processes' limits: no file of this one can grow, and all steps are made."""
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], stdout=subprocess.PIPE, check=True, timeout=60, cwd=TESTS
     )
     said = json.loads(done.stdout)
     assert said["errors"] > 0, "the fault happened"
-    assert said["step"] == 3000
+    assert said["step"] == 300
     assert said["waiting"] < 8193
     events = list(read_records(tmp_path / "nodes" / "w1" / "events.jsonl"))
     (lost,) = [event for event in events if event["event"] == "journal_lost"]
@@ -346,15 +345,14 @@ hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 cluster = Cluster("in_memory")
 models = [VectorModel([0.0]), VectorModel([1.0])]
 nodes = cluster.start(models, run_dir=Path(sys.argv[1]), metrics_interval_ms=3_600_000)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-for _ in range(10):
-    cluster.step_all(100)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, hard))
+cluster.step_all(100)
 wait_until(lambda: any("cannot be written" in line for line in told.lines), "the limit is met")
-cluster.step_all(1000)
+cluster.step_all(100)
 waiting = len(nodes[0]._journal._waiting)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
 wait_until(lambda: sum("is written again" in line for line in told.lines) == 2, "writing resumes")
-cluster.step_all(1000)
+cluster.step_all(100)
 cluster.close()
 statistics = nodes[0].statistics()
 print(json.dumps({"step": statistics.step, "waiting": waiting, "exchanges": sum(statistics.exchanges.values()),

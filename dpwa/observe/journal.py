@@ -181,8 +181,10 @@ class Journal:
             events += self._repeats.take(self._waiting.popleft(), now_s)
         events += self._repeats.end() if is_last else self._repeats.due(now_s)
         self._lose_overflow()
-        lines = [_Line(self._line_of(event), _count_of(event)) for event in events]
         start_line = self._last_start_line(events)
+        if not (is_last or start_line) and self._events_file.skip(sum(map(_count_of, events))):
+            events = []  # no line is made that could not be written
+        lines = [_Line(self._line_of(event), _count_of(event)) for event in events]
         for group in _groups(lines) or [[]]:
             self._events_file.write(
                 b"".join(data for data, _ in group), partial(_lost_of, group), starts_line=True, must_try=is_last

@@ -65,14 +65,16 @@ class SteadyFile:
         self._resumed_at_s = float("-inf")
 
     @property
-    def path_name(self) -> str:
-        """The name of the file in its folder."""
-        return self._file.path.name
-
-    @property
     def is_failing(self) -> bool:
         """Whether the last write failed."""
         return self._loss is not None
+
+    def skip(self, count: int) -> bool:
+        """Count something as lost without looking at it, if the file failed a moment ago; whether it is so."""
+        if self._loss is None or time.monotonic() >= self._retry_at_s:
+            return False
+        self._count(self._loss, count)
+        return True
 
     def write(self, data: bytes, lost: Callable[[int], int], *, starts_line: bool, must_try: bool = False) -> None:
         """Append, or count what is lost. Without data it looks whether a file that failed works again.
@@ -84,8 +86,7 @@ class SteadyFile:
             must_try: also a file that failed a moment ago is tried; there is no later.
         """
         loss = self._loss
-        if loss is not None and not must_try and time.monotonic() < self._retry_at_s:
-            self._count(loss, lost(0))
+        if not must_try and self.skip(lost(0)):
             return
         note = b"" if loss is None else self._note(loss)
         if not note and not data:
