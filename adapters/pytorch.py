@@ -26,7 +26,6 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from dpwa.config import ClusterConfig
@@ -35,7 +34,7 @@ from dpwa.node import Node
 from dpwa.observe.journal import node_folder
 from dpwa.record import NodeStatistics
 
-from .selection import plain_name
+from .saving import save_model as _save
 from .streams import LateLosses
 from .tensors import TorchModel as _TorchModel
 
@@ -137,9 +136,7 @@ class DpwaPyTorchAdapter:
 
     def log(self, **values: object) -> None:
         """Add values such as `epoch=1.5, test_accuracy=0.9` to this node's metrics from here on."""
-        # A tensor is read now: later, the journal's thread would write its `repr`, of whatever it holds then.
-        plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
-        self._node.log(**plain)
+        self._node.log(**values)
 
     def finish(self, timeout_s: float = 10.0) -> bool:
         """Call after the last step: go on serving and blending until all peers have finished, too, or are gone.
@@ -195,7 +192,8 @@ class DpwaPyTorchAdapter:
 
         Raises:
             InternalError: a background thread failed.
-            OSError: the model cannot be written; a model saved earlier is still there.
+            OSError: the model cannot be written in the run folder; the message says whether it is elsewhere instead. A
+                model saved earlier is still there.
         """
         if self._is_closed:
             return
@@ -355,35 +353,3 @@ def _as_float(loss: LossLike) -> float | None:
 def _no_loss(given: object) -> ConfigError:
     what = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
     return ConfigError(f"loss: expected a number or a tensor of one element, got {what}")
-
-
-def _save(module: nn.Module, path: Path) -> None:
-    """Write the whole state of the model; an existing file is replaced only by a complete one.
-
-    Tied tensors are written once; the metadata names the others: {"tied": "decoder.weight=encoder.weight"}.
-    """
-    kept: dict[tuple[object, ...], str] = {}
-    tensors: dict[str, Tensor] = {}
-    tied: list[str] = []
-    for name, tensor in _plain_state(module).items():
-        memory = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and memory in kept:
-            tied.append(f"{name}={kept[memory]}")
-            continue
-        kept[memory] = name
-        tensors[name] = tensor.detach().cpu().contiguous().clone()
-    metadata = {"format": "pt", **({"tied": " ".join(tied)} if tied else {})}
-    partial = path.with_suffix(".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(save(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _plain_state(module: nn.Module) -> Mapping[str, Tensor]:
-    """The state dict's tensors; extra state of other kinds has no place in a file of tensors."""
-    return {plain_name(name): value for name, value in module.state_dict().items() if isinstance(value, Tensor)}

@@ -7,7 +7,6 @@ publish thread.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 import time
@@ -22,6 +21,7 @@ from gpu_networks import CASES, TINY
 
 import dpwa.adapters.pytorch as adapter
 from dpwa.blending import Values
+from dpwa.observe.bounded_file import read_records
 from dpwa.snapshot import Buffer
 
 # A node starts with finding its peer; timing begins when this many exchanges have been made.
@@ -202,5 +202,4 @@ def _timed(
 
 def _exchange_durations_s(events: Path) -> list[float]:
     """Of the exchanges that were blended; the node has been closed, so that its journal is complete."""
-    written = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
-    return [event["duration_s"] for event in written if event.get("outcome") == "blended"]
+    return [event["duration_s"] for event in read_records(events) if event.get("outcome") == "blended"]

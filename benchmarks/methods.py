@@ -17,7 +17,6 @@ Must not know: how a method works. Runs in: the main thread.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -29,6 +28,8 @@ from statistics import mean
 from typing import Any
 
 from measure import ROOT, Result, arguments, ratio
+
+from dpwa.observe.bounded_file import read_records
 
 SAMPLES = {path.stem: path for path in sorted((ROOT / "samples" / "methods").glob("*.yaml"))}
 EXAMPLE = ROOT / "examples" / "fashion_mnist" / "train.py"
@@ -130,8 +131,7 @@ def accuracy_in(said: str) -> float:
 
 
 def _last_line(path: Path) -> dict[str, Any]:
-    *_, line = path.read_text(encoding="utf-8").splitlines()
-    found: dict[str, Any] = json.loads(line)
+    *_, found = read_records(path)
     return found
 
 

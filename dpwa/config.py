@@ -168,6 +168,12 @@ class ClusterConfig(Section):
     metrics_interval_ms: int = Field(
         1000, ge=10, le=3_600_000, description="Milliseconds between two lines of a node's metrics file."
     )
+    journal_max_mb: int = Field(
+        256,
+        ge=8,
+        le=1_000_000,
+        description="Most megabytes that a node's events, metrics and kept output take together; the oldest go first.",
+    )
     insecure: bool = Field(
         False,  # noqa: FBT003 - the default of a field
         description="Must be true when nodes talk over a network, because nothing is encrypted or authenticated yet.",
@@ -372,6 +378,11 @@ class ClusterConfig(Section):
     def metrics_interval_s(self) -> float:
         """Seconds between two lines of the metrics file."""
         return self.metrics_interval_ms / 1000
+
+    @property
+    def journal_max_bytes(self) -> int:
+        """Most bytes that the growing files of a node take together."""
+        return self.journal_max_mb * 1_000_000
 
     @property
     def bandwidth_limit_bytes_per_s(self) -> float | None:

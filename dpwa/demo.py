@@ -35,7 +35,8 @@ from dpwa.launch.local import (
     supervise,
 )
 from dpwa.launch.ports import free_ports
-from dpwa.observe.journal import METRICS_FILE, node_folder
+from dpwa.observe.bounded_file import generations
+from dpwa.observe.journal import METRICS_FILE, OUTPUT_FILE, node_folder
 from dpwa.observe.live import LiveView, MetricsTail
 from dpwa.run_token import make_token
 
@@ -192,7 +193,7 @@ def _alone_commands(config: ClusterConfig, cluster: Sequence[NodeCommand], folde
                 command,
                 argv=(*TRAINING_COMMAND, "--shard", f"{index + 1}/{len(config.nodes)}"),
                 environment={**command.environment, **own},
-                output_path=node_folder(run_dir, node.name) / "output.log",
+                output_path=node_folder(run_dir, node.name) / OUTPUT_FILE,
             )
         )
     return commands
@@ -237,8 +238,9 @@ def _report_failures(failure: _NodesFailedError) -> None:
     for command, end in failure.failed:
         print(f"dpwa demo: node {end.name} failed: {end.reason}", file=sys.stderr)
         path = command.output_path
-        if path is not None and path.exists():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-OUTPUT_TAIL_LINES:]
+        if path is not None and (files := generations(path)):
+            written = "".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+            lines = written.splitlines()[-OUTPUT_TAIL_LINES:]
             print(f"the end of {path}:", *lines, sep="\n  ", file=sys.stderr)
 
 

@@ -136,6 +136,7 @@ class Node:
             node_folder(self.run_dir, self.name),
             sample=lambda: self._record.metrics(self.statistics(), self._monotonic_s()),
             metrics_interval_s=self.config.metrics_interval_s,
+            max_bytes=self.config.journal_max_bytes,
         )
 
     def _make_faults(self) -> NodeFaults | None:
@@ -206,8 +207,10 @@ class Node:
             self._publisher.close()
             self._parts.close()
             if self._journal is not None:
-                self._event("close", **self.method.statistics())
-                self._journal.close(max(0.1, deadline_s - time.monotonic()))
+                try:
+                    self._event("close", **self.method.statistics())
+                finally:  # an own method's numbers may raise anything
+                    self._journal.close(max(0.1, deadline_s - time.monotonic()))
         if was_running:
             self._raise_background_error()
 

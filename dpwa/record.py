@@ -5,17 +5,26 @@ Must not know: how an exchange is made, files. Runs in: `note` and `log` in the 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 
 from dpwa.exchange import Exchange, Outcome
 from dpwa.extended_model import Inventory
 from dpwa.interpolation import State
 from dpwa.methods.base import Kind
+from dpwa.plain_values import plain
 from dpwa.transport.messages import NO_EXCHANGE
 
 __all__ = ["NodeStatistics", "Record", "exchange_fields"]
+
+# What a script may add to the lines of metrics: so many values, each with about so many characters.
+_LOGGED_LIMIT = 256
+_LOGGED_CHARS = 8192
+
+_logger = logging.getLogger("dpwa")
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,7 @@ class Record:
         self._logged: dict[str, object] = {}
         self._started_s = started_s
         self._sampled = (started_s, 0)
+        self._has_told = False
 
     def note(self, exchange: Exchange, factor: float) -> None:
         """Count an exchange that has ended, and was applied if there was something to apply.
@@ -105,8 +115,19 @@ class Record:
             self._last_blend = (exchange.peer, factor)
 
     def log(self, values: Mapping[str, object]) -> None:
-        """Add values of the training script to every further line of metrics."""
-        self._logged = {**self._logged, **values}  # swapped whole: the journal's thread may be reading it
+        """Add values of the training script, as they are now, to every further line of metrics."""
+        logged = dict(self._logged)
+        for name, value in values.items():
+            logged[name] = plain(value, limit_chars=_LOGGED_CHARS, tell=self._tell_problem)
+        if len(logged) > _LOGGED_LIMIT:
+            self._tell_problem(f"only {_LOGGED_LIMIT} different names are kept, further ones are left out")
+            logged = dict(islice(logged.items(), _LOGGED_LIMIT))
+        self._logged = logged  # swapped whole: the journal's thread may be reading it
+
+    def _tell_problem(self, problem: str) -> None:
+        if not self._has_told:
+            self._has_told = True
+            _logger.warning("log: %s (told once; training goes on)", problem)
 
     def statistics(
         self,

@@ -45,6 +45,13 @@ def test_milliseconds_become_seconds():
     assert config.metrics_interval_s == 1.0
 
 
+def test_megabytes_of_the_journal_become_bytes_and_have_a_least_number():
+    assert ClusterConfig.from_text(NODES).journal_max_bytes == 256_000_000
+    assert ClusterConfig.from_text(f"{NODES}journal_max_mb: 8\n").journal_max_bytes == 8_000_000
+    (problem,) = problems_of(f"{NODES}journal_max_mb: 7\n")
+    assert problem.startswith("c.yaml:2:17: journal_max_mb: ")
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from dpwa.launch import output
 from dpwa.launch.output import LINE_LIMIT, LinePrinter, LineSplitter, NodeOutput, printable
+from dpwa.observe.bounded_file import generations
 
 
 def lines_of(*chunks: bytes, seconds: Iterator[float] | None = None) -> list[str]:
@@ -88,6 +92,50 @@ def test_a_full_disk_is_told_once_and_the_lines_go_on() -> None:
     assert len(lines) == 2
     assert "no longer kept" in lines[0]
     assert lines[1] == "[dpwa] three"
+
+
+def test_what_a_disk_with_little_room_left_cuts_off_is_counted_and_more_is_kept_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    script = f"""
+import json, resource
+from pathlib import Path
+from dpwa.launch.output import NodeOutput
+from dpwa.observe import steady_file
+steady_file._RETRY_S = 0.0
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+lines = []
+kept = NodeOutput(Path({str(tmp_path / "output.log")!r}), lines.append)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+kept.keep(b"a" * 600)
+kept.keep(b"b" * 600)
+kept.keep(b"c" * 600)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+kept.keep(b"d")
+kept.close()
+print(json.dumps(lines))
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True, timeout=30)
+    lost, resumed = json.loads(done.stdout)
+    assert "File too large" in lost, "the fault happened"
+    assert "800 bytes are missing" in resumed
+    whole, gap, rest = (tmp_path / "output.log").read_text().split("\n")
+    assert whole == "a" * 600 + "b" * 400
+    assert gap == "[dpwa] 800 bytes of output are missing here: File too large"
+    assert rest == "d"
+
+
+def test_what_a_node_prints_for_weeks_stays_below_its_limit_and_the_newest_half_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "output.log"
+    kept = NodeOutput(path, lambda _line: None, max_bytes=10_000)
+    for number in range(1000):
+        kept.keep(b"%0100d" % number)
+        assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 10_000
+    kept.close()
+    kept.close()
+    written = b"".join(file.read_bytes() for file in generations(path))
+    assert len(written) >= 5000
+    assert written == b"".join(b"%0100d" % number for number in range(1000))[-len(written) :]
 
 
 def test_a_file_that_cannot_be_opened_is_told_and_the_lines_go_on(tmp_path: Path) -> None:

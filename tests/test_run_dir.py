@@ -36,6 +36,12 @@ def test_a_nodes_environment_names_its_file_itself_and_its_folder(
     assert first.output_path == tmp_path / "nodes" / names[0] / "output.log"
 
 
+def test_the_clusters_limit_bounds_the_kept_output_of_each_node(tmp_path: Path) -> None:
+    cluster = ClusterConfig.for_localhost(2, journal_max_mb=100)
+    limits = [command.output_max_bytes for command in node_commands(cluster, ["w1", "w2"], ["run"], tmp_path)]
+    assert limits == [25_000_000, 25_000_000]
+
+
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
 def test_the_users_number_of_threads_is_kept(
     variable: str, cluster: ClusterConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

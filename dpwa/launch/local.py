@@ -24,6 +24,7 @@ from dpwa.launch.output import LinePrinter
 from dpwa.launch.ports import port_problem
 from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
 from dpwa.launch.this_host import local_node_names
+from dpwa.observe.journal import OUTPUT_FILE, node_folder, output_max_bytes
 from dpwa.run_token import make_token
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ __all__ = [
 
 _RUNS_DIR = Path("runs")
 _CONFIG_NAME = "config.yaml"
-_OUTPUT_NAME = "output.log"
 
 _END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PASSED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -127,6 +127,7 @@ def node_commands(
             argv=tuple(argv),
             environment={**common, "DPWA_NODE": name},
             output_path=_output_path(run_dir, name).absolute(),
+            output_max_bytes=output_max_bytes(config.journal_max_bytes),
         )
         for name in names
     ]
@@ -278,7 +279,7 @@ def _new_run_dir(run: str) -> Path:
 
 
 def _output_path(run_dir: Path, name: str) -> Path:
-    return run_dir / "nodes" / name / _OUTPUT_NAME
+    return node_folder(run_dir, name) / OUTPUT_FILE
 
 
 def _report(ends: Sequence[NodeEnd], signal_number: int | None, run_dir: Path) -> int:

@@ -1,7 +1,8 @@
 """What the nodes print: read from their pipes, kept raw in a file, cut into lines, and shown with a prefix.
 
 The rules, in the order of the data:
-- Every byte goes to the node's `output.log` first, unchanged.
+- Every byte goes to the node's `output.log` first, unchanged. The file has a limit and an older generation. While it
+  cannot be written, as on a full disk, what is not kept is counted, and a line in the file says so later.
 - Lines are bounded, bytes that are no UTF-8 are replaced, and a progress bar (text that a carriage return takes back)
   is shown about once a second instead of at each stroke.
 - Control sequences other than colours are not passed on, so one node cannot move the cursor of all.
@@ -24,7 +25,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+
+from dpwa.observe.bounded_file import BoundedFile
+from dpwa.observe.journal import DEFAULT_MAX_BYTES, output_max_bytes
+from dpwa.observe.steady_file import Loss, SteadyFile
 
 __all__ = ["LINE_LIMIT", "STUCK_S", "LinePrinter", "LineSplitter", "NodeOutput", "OutputPipe", "printable"]
 
@@ -34,6 +38,9 @@ and little enough to hold for each node."""
 
 STUCK_S = 2.0
 """A reader that takes nothing for this long is taken to have stopped, in seconds."""
+
+OUTPUT_MAX_BYTES = output_max_bytes(DEFAULT_MAX_BYTES)
+"""What is kept of a node's output unless the cluster file says otherwise."""
 
 _PROGRESS_INTERVAL_S = 1.0
 _ROOM_POLL_S = 0.05
@@ -107,27 +114,27 @@ class NodeOutput:
     Args:
         path: file that gets the raw output appended, or None.
         on_line: called with each line.
+        max_bytes: of the file and its older generation together.
     """
 
-    def __init__(self, path: Path | None, on_line: Callable[[str], None]) -> None:
+    def __init__(self, path: Path | None, on_line: Callable[[str], None], *, max_bytes: int = OUTPUT_MAX_BYTES) -> None:
         self.show = on_line
-        self._log: BinaryIO | None = None
+        self._log: SteadyFile | None = None
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._log = path.open("ab", buffering=0)
+                path.open("ab").close()  # there also for a node that prints nothing
             except OSError as error:
                 self.show(f"[dpwa] the output of this node is not kept: {error}")
+                return
+            self._log = SteadyFile(
+                BoundedFile(path, max_bytes), note=_missing, on_lost=self._tell_lost, on_resumed=self._tell_resumed
+            )
 
     def keep(self, data: bytes) -> None:
         """Appends to the file."""
-        if self._log is None:
-            return
-        try:
-            self._log.write(data)
-        except OSError as error:  # a full disk must not end the training; say it once
-            self.close()
-            self.show(f"[dpwa] the output of this node is no longer kept: {error}")
+        if self._log is not None:
+            self._log.write(data, lambda written_bytes: len(data) - written_bytes, starts_line=False)
 
     def say(self, line: str) -> None:
         """Adds a line of the launcher's own, shown and kept like the node's."""
@@ -140,6 +147,16 @@ class NodeOutput:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+    def _tell_lost(self, error: OSError) -> None:
+        self.show(f"[dpwa] the output of this node is no longer kept, until that works again: {error}")
+
+    def _tell_resumed(self, loss: Loss) -> None:
+        self.show(f"[dpwa] the output of this node is kept again; {loss.count} bytes are missing")
+
+
+def _missing(loss: Loss) -> bytes:
+    return f"[dpwa] {loss.count} bytes of output are missing here: {loss.error.strerror or loss.error}\n".encode()
 
 
 class OutputPipe(asyncio.Protocol):

@@ -21,7 +21,7 @@ from enum import Enum
 from pathlib import Path
 
 from dpwa.launch.guard import Guard, signal_group
-from dpwa.launch.output import NodeOutput, OutputPipe
+from dpwa.launch.output import OUTPUT_MAX_BYTES, NodeOutput, OutputPipe
 
 __all__ = ["NodeCommand", "NodeEnd", "OnFailure", "Supervisor", "restart_delay_s"]
 
@@ -62,12 +62,14 @@ class NodeCommand:
         argv: program and arguments.
         environment: the complete environment of the process.
         output_path: file that gets the raw output appended; None keeps no copy.
+        output_max_bytes: limit of that file and its older generation together.
     """
 
     name: str
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     output_path: Path | None
+    output_max_bytes: int = OUTPUT_MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,11 @@ class Supervisor:
         """All lives of one node."""
         if self._stopping.is_set():
             return NodeEnd(command.name, -self._stop_signal, 0, was_stopped=True)
-        output = NodeOutput(command.output_path, lambda line: self._on_line(command.name, line))
+        output = NodeOutput(
+            command.output_path,
+            lambda line: self._on_line(command.name, line),
+            max_bytes=command.output_max_bytes,
+        )
         failures_in_a_row = restarts = 0
         try:
             while True:

@@ -1,7 +1,8 @@
 """The journal of one node: what happened, and how it went, as JSON lines in the run folder.
 
-`events.jsonl` has a line for each exchange, each failure, start and end; `metrics.jsonl` one for each metrics interval.
-All tools that look at a run read these two files. docs/architecture.md lists their fields.
+`events.jsonl` has a line for each exchange, each failure, start and end, and counts those that repeat themselves;
+`metrics.jsonl` has one for each metrics interval. All tools that look at a run read these two files, and the older
+generations beside them (`bounded_file`). docs/architecture.md lists their fields.
 
 Must not know: exchanges, sockets, models. Runs in: `record` in any thread, where it costs an append to a
 list; files are written by the thread named `dpwa-journal-…`.
@@ -9,23 +10,48 @@ list; files are written by the thread named `dpwa-journal-…`.
 
 from __future__ import annotations
 
-import json
+import errno
 import logging
-import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import NamedTuple
 
-__all__ = ["EVENTS_FILE", "METRICS_FILE", "Journal", "node_folder"]
+from dpwa.observe.bounded_file import BoundedFile, older_generation
+from dpwa.observe.journal_lines import line
+from dpwa.observe.repeats import Event, Repeats
+from dpwa.observe.steady_file import Loss, SteadyFile
+
+__all__ = [
+    "DEFAULT_MAX_BYTES",
+    "EVENTS_FILE",
+    "METRICS_FILE",
+    "OUTPUT_FILE",
+    "Journal",
+    "node_folder",
+    "older_generations",
+    "output_max_bytes",
+]
 
 EVENTS_FILE = "events.jsonl"
 METRICS_FILE = "metrics.jsonl"
+OUTPUT_FILE = "output.log"
+
+DEFAULT_MAX_BYTES = 256_000_000
+"""What all files of a node may have together, unless the config says otherwise."""
 
 # How much a kill may lose of the journal, and how rarely its thread wakes up.
 _WRITE_INTERVAL_S = 0.25
+
+# Events that wait for the thread while the disk takes nothing and reports no error either, as a server that is gone.
+# At 300 exchanges a second that is half a minute; and about 8 MB.
+_WAITING_LIMIT = 8192
+
+# What is written at once, so that little is lost or repeated when a disk is full in the middle.
+_WRITE_BYTES = 64 * 1024
 
 _logger = logging.getLogger("dpwa")
 
@@ -35,22 +61,71 @@ def node_folder(run_dir: Path, node: str) -> Path:
     return run_dir / "nodes" / node
 
 
+def output_max_bytes(max_bytes: int) -> int:
+    """The share that what a node prints has in the limit of all its files."""
+    return max_bytes // 4
+
+
+def older_generations(folder: Path) -> list[Path]:
+    """The files of a node that nobody writes any more: what can go when room is needed for something better."""
+    names = (EVENTS_FILE, METRICS_FILE, OUTPUT_FILE)
+    return [older for older in (older_generation(folder / name) for name in names) if older.exists()]
+
+
+class _Line(NamedTuple):
+    """A line that is to be written, and for how many events it stands."""
+
+    data: bytes
+    events: int
+
+
 class Journal:
     """Writes one node's events and metrics.
 
-    A disk that is full or gone ends the journal with a warning, never the training.
+    A disk that is full or gone costs lines, which are counted, and never the training. Writing goes on when it can.
 
     Args:
         folder: the node's folder; made if missing. Existing files are continued: a restart adds to them.
         sample: gives the metrics of this moment; called by the journal's thread.
         metrics_interval_s: seconds between two lines of metrics.
+        max_bytes: of all files of the node together; events have half of it, metrics a quarter.
     """
 
-    def __init__(self, folder: Path, *, sample: Callable[[], Mapping[str, object]], metrics_interval_s: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sample: Callable[[], Mapping[str, object]],
+        metrics_interval_s: float,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> None:
         self._folder = folder
         self._sample = sample
         self._metrics_interval_s = metrics_interval_s
-        self._events: deque[tuple[float, str, Mapping[str, object]]] = deque()  # append and popleft are atomic
+        self._waiting: deque[Event] = deque()  # append and popleft are atomic
+        self._overflow = 0
+        self._overflow_from_s = 0.0
+        self._overflow_lock = threading.Lock()
+        self._repeats = Repeats()
+        self._start_line = b""
+        self._is_start_lost = False
+        self._told: set[str] = set()
+        self._failing: set[str] = set()
+        self._lost_total = 0
+        events = BoundedFile(folder / EVENTS_FILE, max_bytes // 2, head=lambda: self._start_line)
+        metrics = BoundedFile(folder / METRICS_FILE, max_bytes // 4)
+        self._events_file = SteadyFile(
+            events,
+            note=self._events_note,
+            on_lost=partial(self._tell_lost, EVENTS_FILE),
+            on_resumed=partial(self._tell_resumed, EVENTS_FILE),
+        )
+        self._metrics_file = SteadyFile(
+            metrics,
+            note=lambda _loss: b"",  # told among the events: every line of this file is a measurement
+            on_lost=partial(self._tell_lost, METRICS_FILE),
+            on_resumed=partial(self._tell_resumed, METRICS_FILE),
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"dpwa-journal-{folder.name}", daemon=True)
 
@@ -65,7 +140,12 @@ class Journal:
 
     def record(self, event: str, /, **fields: object) -> None:
         """Note an event of this moment."""
-        self._events.append((time.time(), event, fields))
+        if len(self._waiting) < _WAITING_LIMIT:
+            self._waiting.append(Event(time.time(), event, fields))
+            return
+        with self._overflow_lock:
+            self._overflow += 1
+            self._overflow_from_s = self._overflow_from_s or time.time()
 
     def close(self, timeout_s: float) -> None:
         """Write what is left and a last line of metrics. May be called again, and before `start`."""
@@ -74,48 +154,143 @@ class Journal:
             self._thread.join(timeout_s)
         self._sample = dict  # lets go of the node: it and its memory must not wait for the garbage collector
 
-    def _run(self) -> None:
-        try:
-            with (
-                open(self._folder / EVENTS_FILE, "a", encoding="utf-8") as events,
-                open(self._folder / METRICS_FILE, "a", encoding="utf-8") as metrics,
-            ):
-                self._write(events, metrics)
-        except OSError as error:
-            _logger.warning("the journal in %s ends here: %s; training goes on", self._folder, error)
+    # --- In the journal's thread ----------------------------------------------------------------------------------
 
-    def _write(self, events: IO[str], metrics: IO[str]) -> None:
+    def _run(self) -> None:
         next_metrics_s = time.monotonic() + self._metrics_interval_s
         period_s = min(_WRITE_INTERVAL_S, self._metrics_interval_s)
-        while True:
-            stopping = self._stop.wait(period_s)
-            if self._events:
-                while self._events:
-                    unix_s, event, fields = self._events.popleft()
-                    events.write(_line({"t": round(unix_s, 6), "event": event, **fields}))
-                events.flush()
-            if stopping or time.monotonic() >= next_metrics_s:
-                next_metrics_s += self._metrics_interval_s
-                metrics.write(_line({"t": round(time.time(), 6), **self._sample()}))
-                metrics.flush()
-            if stopping:
-                return
+        is_stopping = False
+        while not is_stopping:
+            is_stopping = self._stop.wait(period_s)
+            now_s = time.monotonic()
+            is_sampled = is_stopping or now_s >= next_metrics_s
+            if is_sampled:  # a process that was stopped for long does not make up for what it missed
+                next_metrics_s = max(next_metrics_s, now_s - self._metrics_interval_s) + self._metrics_interval_s
+            try:
+                if is_sampled:
+                    self._write_metrics(must_try=is_stopping)
+                self._write_events(now_s, is_last=is_stopping)
+            except Exception as error:  # noqa: BLE001  the one broad catch of this thread
+                self._tell_problem(f"{type(error).__name__}: {error}")
+        self._events_file.close()
+        self._metrics_file.close()
+
+    def _write_events(self, now_s: float, *, is_last: bool) -> None:
+        events: list[Event] = []
+        for _ in range(len(self._waiting)):  # and not until none is left: the trainer goes on
+            events += self._repeats.take(self._waiting.popleft(), now_s)
+        events += self._repeats.end() if is_last else self._repeats.due(now_s)
+        self._lose_overflow()
+        start_line = self._last_start_line(events)
+        if not (is_last or start_line) and self._events_file.skip(sum(map(_count_of, events))):
+            events = []  # no line is made that could not be written
+        lines = [_Line(self._line_of(event), _count_of(event)) for event in events]
+        for group in _groups(lines) or [[]]:
+            self._events_file.write(
+                b"".join(data for data, _ in group), partial(_lost_of, group), starts_line=True, must_try=is_last
+            )
+        if start_line:  # from now on each further file begins with it
+            self._start_line, self._is_start_lost = start_line, self._events_file.is_failing
+
+    def _write_metrics(self, *, must_try: bool) -> None:
+        try:
+            values = self._sample()
+        except Exception as error:  # noqa: BLE001  an own method's `statistics` may raise anything
+            problem = f"the metrics cannot be read: {type(error).__name__}: {error}"
+            self._tell_problem(problem)
+            values = {"problem": problem}
+        made = line({"t": round(time.time(), 6), **values}, self._tell_problem)
+        self._metrics_file.write(made, lambda _written: 1, starts_line=True, must_try=must_try)
+
+    def _line_of(self, event: Event) -> bytes:
+        return line({"t": round(event.unix_s, 6), "event": event.name, **event.fields}, self._tell_problem)
+
+    def _last_start_line(self, events: Sequence[Event]) -> bytes:
+        """The line that tells of this life at the beginning of a later file; empty if it has not begun just now."""
+        starts = [event for event in events if event.name == "start"]
+        if not starts:
+            return b""
+        return self._line_of(starts[-1]._replace(fields={**starts[-1].fields, "continued": True}))
+
+    # --- What is lost ---------------------------------------------------------------------------------------------
+
+    def _lose_overflow(self) -> None:
+        if not self._overflow:
+            return
+        with self._overflow_lock:
+            count, from_s = self._overflow, self._overflow_from_s
+            self._overflow, self._overflow_from_s = 0, 0.0
+        self._events_file.lose(OSError(errno.EBUSY, "the disk was too slow"), count, from_s)
+
+    def _events_note(self, loss: Loss) -> bytes:
+        start_line = self._start_line if self._is_start_lost else b""
+        return start_line + self._lost_line(EVENTS_FILE, loss)
+
+    def _lost_line(self, file_name: str, loss: Loss) -> bytes:
+        return self._line_of(Event(time.time(), "journal_lost", _loss_fields(file_name, loss)))
+
+    def _tell_lost(self, file_name: str, error: OSError) -> None:
+        if not self._failing:
+            _logger.warning(
+                "the journal in %s cannot be written now (%s: %s): lines are lost until it can, and training goes on",
+                self._folder,
+                file_name,
+                error.strerror or error,
+            )
+        self._failing.add(file_name)
+
+    def _tell_resumed(self, file_name: str, loss: Loss) -> None:
+        self._failing.discard(file_name)
+        if file_name == METRICS_FILE:
+            self.record("journal_lost", **_loss_fields(file_name, loss))
+        else:
+            self._is_start_lost = False
+        self._lost_total += loss.count
+        if not self._failing:
+            _logger.warning("the journal in %s is written again; %d lines were lost", self._folder, self._lost_total)
+            self._lost_total = 0
+
+    def _tell_problem(self, problem: str) -> None:
+        """Each kind of problem is told once."""
+        kind = problem[:60]
+        if kind not in self._told and len(self._told) < 16:
+            self._told.add(kind)
+            _logger.warning("the journal in %s: %s (told once; training goes on)", self._folder, problem[:300])
 
 
-def _line(fields: Mapping[str, object]) -> str:
-    """One line of strict JSON."""
-    return json.dumps(_plain(fields), allow_nan=False, separators=(",", ":")) + "\n"
+def _loss_fields(file_name: str, loss: Loss) -> dict[str, object]:
+    return {
+        "file": file_name,
+        "count": loss.count,
+        "from": round(loss.from_s, 6),
+        "to": round(loss.to_s, 6),
+        "reason": loss.error.strerror or str(loss.error),
+    }
 
 
-def _plain(value: object) -> object:
-    """What JSON can hold: NaN and infinity become the words "nan", "inf" and "-inf", arrays lists, the rest text."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    to_list = getattr(value, "tolist", None)  # numbers and arrays of numpy
-    return _plain(to_list()) if callable(to_list) else str(value)
+def _count_of(event: Event) -> int:
+    count = event.fields.get("repeats", 1)
+    return count if isinstance(count, int) else 1
+
+
+def _groups(lines: Sequence[_Line]) -> list[list[_Line]]:
+    """The lines in pieces of about `_WRITE_BYTES`."""
+    groups: list[list[_Line]] = []
+    size_bytes = _WRITE_BYTES
+    for one in lines:
+        if size_bytes >= _WRITE_BYTES:
+            groups.append([])
+            size_bytes = 0
+        groups[-1].append(one)
+        size_bytes += len(one.data)
+    return groups
+
+
+def _lost_of(group: Sequence[_Line], written_bytes: int) -> int:
+    """For how many events those lines stand that were not written whole."""
+    lost = end_bytes = 0
+    for one in group:
+        end_bytes += len(one.data)
+        if end_bytes > written_bytes:
+            lost += one.events
+    return lost

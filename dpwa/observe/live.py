@@ -7,17 +7,21 @@ Must not know: how the nodes were started, what they learn, torch. Runs in: the 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich import box
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+
+from dpwa.observe.bounded_file import open_generations
 
 __all__ = ["LiveView", "MetricsTail", "Record"]
 
@@ -44,7 +48,7 @@ Record = dict[str, Any]
 
 
 class MetricsTail:
-    """Reads a metrics file while a node goes on writing it.
+    """Reads a metrics file while a node goes on writing it, also across a change of generations.
 
     Attributes:
         records: all lines read so far, oldest first.
@@ -52,19 +56,25 @@ class MetricsTail:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._read_of = (0, 0)  # device and number of the file that was read last
         self._offset_bytes = 0
         self.records: list[Record] = []
 
     def read_new(self) -> None:
         """Reads the lines that were completed since the last call; a file that is not there yet has none."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset_bytes)
-                text = file.read()
-        except FileNotFoundError:
-            return
+        with ExitStack() as stack:
+            files = open_generations(self._path, stack)
+            numbers = [(status.st_dev, status.st_ino) for status in (os.fstat(file.fileno()) for file in files)]
+            first_unread = numbers.index(self._read_of) if self._read_of in numbers else 0
+            for file, number in list(zip(files, numbers, strict=True))[first_unread:]:
+                self._read_rest(file, number)
+
+    def _read_rest(self, file: BinaryIO, number: tuple[int, int]) -> None:
+        if number != self._read_of:
+            self._read_of, self._offset_bytes = number, 0
+        file.seek(self._offset_bytes)
         # The last line may be half written: it is left for the next call.
-        complete, line_end, _ = text.rpartition(b"\n")
+        complete, line_end, _ = file.read().rpartition(b"\n")
         self._offset_bytes += len(complete) + len(line_end)
         for line in complete.splitlines():
             record = _parse(line)

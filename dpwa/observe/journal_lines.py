@@ -1,0 +1,38 @@
+"""From what is told to the journal to a line of strict JSON, whatever was told.
+
+Must not know: files, threads. Runs in: the journal's thread; pure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+from dpwa.plain_values import plain
+
+__all__ = ["LINE_LIMIT_BYTES", "line"]
+
+LINE_LIMIT_BYTES = 512 * 1024
+"""Longest line. The names of the peers of the largest cluster fit in it."""
+
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
+def line(fields: Mapping[str, object], tell: Callable[[str], None]) -> bytes:
+    """One line; of fields that cannot be written, a line that says so.
+
+    Args:
+        fields: `t` and all that is to be told.
+        tell: told in words what could not be written.
+    """
+    made = _json({name: plain(value, limit_chars=LINE_LIMIT_BYTES, tell=tell) for name, value in fields.items()})
+    if len(made) <= LINE_LIMIT_BYTES:
+        return made
+    problem = f"a line of {len(made)} bytes is too long to be written"
+    tell(problem)
+    short = {name: fields[name] for name in ("t", "event") if name in fields}
+    return _json({name: plain(value, limit_chars=100) for name, value in {**short, "problem": problem}.items()})
+
+
+def _json(fields: Mapping[str, object]) -> bytes:
+    return (_encode(fields) + "\n").encode("ascii")

@@ -1,0 +1,133 @@
+"""A file that may fail for a while, as on a full disk: what cannot be written is counted, and writing goes on later.
+
+Must not know: what is written, who is told. Runs in: one thread at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dpwa.observe.bounded_file import BoundedFile, UnwrittenError
+
+__all__ = ["Loss", "SteadyFile"]
+
+_RETRY_S = 1.0
+_RETRY_MAX_S = 32.0
+
+# A file that fails again so soon after it came back is asked less often: each time is told to a person.
+_CALM_S = 60.0
+
+
+@dataclass
+class Loss:
+    """What could not be written since the file failed.
+
+    Attributes:
+        error: the first error.
+        count: how much, in the unit of the one who writes.
+        from_s: when it began, in Unix seconds.
+        to_s: when the last of it was lost.
+    """
+
+    error: OSError
+    count: int
+    from_s: float
+    to_s: float
+
+
+class SteadyFile:
+    """Appends to a file as long as that works.
+
+    Args:
+        file: the file.
+        note: gives the line that is written first when the file works again; empty for none.
+        on_lost: told when the file fails.
+        on_resumed: told when it works again.
+    """
+
+    def __init__(
+        self,
+        file: BoundedFile,
+        *,
+        note: Callable[[Loss], bytes],
+        on_lost: Callable[[OSError], None],
+        on_resumed: Callable[[Loss], None],
+    ) -> None:
+        self._file = file
+        self._note = note
+        self._on_lost = on_lost
+        self._on_resumed = on_resumed
+        self._loss: Loss | None = None
+        self._retry_at_s = 0.0
+        self._retry_s = _RETRY_S
+        self._resumed_at_s = float("-inf")
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last write failed."""
+        return self._loss is not None
+
+    def skip(self, count: int) -> bool:
+        """Count something as lost without looking at it, if the file failed a moment ago; whether it is so."""
+        if self._loss is None or time.monotonic() >= self._retry_at_s:
+            return False
+        self._count(self._loss, count)
+        return True
+
+    def write(self, data: bytes, lost: Callable[[int], int], *, starts_line: bool, must_try: bool = False) -> None:
+        """Append, or count what is lost. Without data it looks whether a file that failed works again.
+
+        Args:
+            data: what to append.
+            lost: how much is lost of it, in the unit of the caller, if only so many bytes of it are written.
+            starts_line: the data begin a line.
+            must_try: also a file that failed a moment ago is tried; there is no later.
+        """
+        loss = self._loss
+        if not must_try and self.skip(lost(0)):
+            return
+        note = b"" if loss is None else self._note(loss)
+        if not note and not data:
+            return
+        try:
+            self._file.append(note + data, starts_line=starts_line or loss is not None)
+        except UnwrittenError as error:
+            if loss is not None and note and error.written_bytes >= len(note):
+                self._resume(loss)
+            self.lose(error, lost(max(0, error.written_bytes - len(note))))
+            return
+        if loss is not None:
+            self._resume(loss)
+
+    def lose(self, error: OSError, count: int, from_s: float | None = None) -> None:
+        """Count what is lost, because of an error.
+
+        Args:
+            error: the reason.
+            count: how much.
+            from_s: when that began, in Unix seconds; by default now.
+        """
+        now_s, loss = time.monotonic(), self._loss
+        if loss is None:
+            again = now_s - self._resumed_at_s < _CALM_S
+            self._retry_s = min(2 * self._retry_s, _RETRY_MAX_S) if again else _RETRY_S
+            self._loss = loss = Loss(error, 0, from_s or time.time(), time.time())
+            self._on_lost(error)
+        self._retry_at_s = now_s + self._retry_s
+        self._count(loss, count)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def _count(self, loss: Loss, count: int) -> None:
+        if count:
+            loss.count += count
+            loss.to_s = time.time()
+
+    def _resume(self, loss: Loss) -> None:
+        self._loss = None
+        self._resumed_at_s = time.monotonic()
+        self._on_resumed(loss)
