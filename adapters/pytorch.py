@@ -38,6 +38,7 @@ from dpwa.record import NodeStatistics
 from .streams import LateLosses
 from .tensors import TorchModel as _TorchModel
 from .tensors import plain_name
+from .termination import closing, raise_if_terminated, watch
 
 __all__ = ["DpwaPyTorchAdapter", "attach"]
 
@@ -79,6 +80,7 @@ class DpwaPyTorchAdapter:
         self._node.start()
         # A script that ends without closing must not leave threads that the interpreter would stop in mid-air.
         atexit.register(self.close)
+        watch(self)
 
     @property
     def index(self) -> int:
@@ -110,6 +112,7 @@ class DpwaPyTorchAdapter:
             ConfigError: the loss is no single number.
             InternalError: a background thread failed.
         """
+        raise_if_terminated()
         self._node.step(self._known(loss))
 
     def update_send(self, loss: LossLike = None) -> None:
@@ -118,6 +121,7 @@ class DpwaPyTorchAdapter:
 
     def update_wait(self, loss: LossLike = None) -> None:
         """The 2017 dpwa's call after a batch: applies the exchange, waiting up to `wait_ms`. Raises as `step`."""
+        raise_if_terminated()
         self._node.update_wait(self._known(loss))
 
     def log(self, **values: object) -> None:
@@ -172,20 +176,28 @@ class DpwaPyTorchAdapter:
     def close(self) -> None:
         """End dpwa's threads and save the model in the run folder. May be called in any state, any number of times.
 
+        In a forked child it does nothing: node and folder are the parent's.
+
         Raises:
             InternalError: a background thread failed.
             OSError: the model cannot be written; a model saved earlier is still there.
         """
-        if self._is_closed:
+        if self._is_closed or self._node.is_forked:
             return
         self._is_closed = True
         atexit.unregister(self.close)
+        with closing(self):
+            self._end()
+
+    def _end(self) -> None:
         try:
             self._node.close()
-            self._tensors.close()
         finally:
-            if self.run_dir is not None and self._node.statistics().step > 0:
-                _save(self._model, node_folder(self.run_dir, self.name) / MODEL_FILE)
+            try:
+                self._tensors.close()
+            finally:
+                if self.run_dir is not None and self._node.statistics().step > 0:
+                    _save(self._model, node_folder(self.run_dir, self.name) / MODEL_FILE)
 
     def _known(self, loss: LossLike) -> float | None:
         """The loss, as far as it is known without waiting for a GPU."""

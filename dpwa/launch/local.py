@@ -24,6 +24,7 @@ from dpwa.launch.output import LinePrinter
 from dpwa.launch.ports import port_problem
 from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
 from dpwa.launch.this_host import local_node_names
+from dpwa.transport.leftovers import remove_unowned
 
 if TYPE_CHECKING:
     from dpwa.config import ClusterConfig
@@ -92,7 +93,7 @@ def launch(
     except OSError as error:
         raise DpwaError(f"launching {', '.join(chosen)}: the operating system refused: {error}") from error
     finally:
-        _remove_segments(config.run_id, chosen)
+        remove_unowned()  # the shared memory of nodes that were killed; all of them have ended
     return _report(ends, signal_number, run_dir)
 
 
@@ -171,7 +172,8 @@ async def supervise(supervisor: Supervisor) -> tuple[tuple[NodeEnd, ...], int | 
 
     def end(number: int) -> None:
         received.append(number)
-        supervisor.stop(number)
+        # A terminal that is gone asks for an end, which nodes make of SIGTERM: SIGHUP would end them on the spot.
+        supervisor.stop(signal.SIGTERM if number == signal.SIGHUP else number)
 
     # A SIGHUP that is ignored already was meant to be: `nohup dpwa launch ...`.
     ending = [s for s in _END_SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
@@ -185,13 +187,6 @@ async def supervise(supervisor: Supervisor) -> tuple[tuple[NodeEnd, ...], int | 
         for number in (*ending, *_PASSED_SIGNALS):
             loop.remove_signal_handler(number)
     return ends, received[0] if received else None
-
-
-def _remove_segments(run_id: str, names: Sequence[str]) -> None:
-    """Remove the shared memory of nodes that were killed; all of them have ended."""
-    from dpwa.transport.shared_memory import remove_stale_segments  # noqa: PLC0415 - imports numpy, needed at the end
-
-    remove_stale_segments(run_id, names)
 
 
 async def _run_shown(

@@ -171,6 +171,7 @@ def _local_port(descriptor: int) -> int | None:
     """The local TCP port of a socket, None for other kinds; leaves the descriptor open."""
     borrowed = socket.socket(fileno=descriptor)
     try:
-        return int(borrowed.getsockname()[1]) if borrowed.family == socket.AF_INET else None
+        is_tcp = borrowed.family == socket.AF_INET and borrowed.type == socket.SOCK_STREAM
+        return int(borrowed.getsockname()[1]) if is_tcp else None
     finally:
         borrowed.detach()
