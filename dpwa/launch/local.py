@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpwa.errors import ConfigError, DpwaError
+from dpwa.launch.endings import ending_of, remarks
 from dpwa.launch.output import LinePrinter
 from dpwa.launch.ports import port_problem
 from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
@@ -270,7 +271,11 @@ def _new_run_dir(run: str) -> Path:
 
 
 def _output_path(run_dir: Path, name: str) -> Path:
-    return run_dir / "nodes" / name / _OUTPUT_NAME
+    return _node_dir(run_dir, name) / _OUTPUT_NAME
+
+
+def _node_dir(run_dir: Path, name: str) -> Path:
+    return run_dir / "nodes" / name
 
 
 def _report(ends: Sequence[NodeEnd], signal_number: int | None, run_dir: Path) -> int:
@@ -278,11 +283,16 @@ def _report(ends: Sequence[NodeEnd], signal_number: int | None, run_dir: Path) -
     for end in failed:
         after = f" (restarts: {end.restarts})" if end.restarts else ""
         _tell(f"dpwa: node {end.name} failed: {end.reason}{after}; its output is in {_output_path(run_dir, end.name)}")
+    silent = [end for end in ends if end.exit_code == 0 and not end.was_stopped]
+    endings = {end.name: ending_of(_node_dir(run_dir, end.name)) for end in silent}
+    for name, remark in remarks(endings).items():
+        _tell(f"dpwa: node {name} ended with exit code 0, but {remark}")
     if signal_number is not None:
         _tell(f"dpwa: ended by {signal.Signals(signal_number).name}; run folder {run_dir}")
         return 128 + signal_number
-    _tell(f"dpwa: {len(ends) - len(failed)} of {len(ends)} nodes ended well; run folder {run_dir}")
-    return 1 if failed else 0
+    well = len(ends) - len(failed) - sum(ending.is_cut_off for ending in endings.values())
+    _tell(f"dpwa: {well} of {len(ends)} nodes ended well; run folder {run_dir}")
+    return 1 if well < len(ends) else 0
 
 
 def _tell(line: str) -> None:

@@ -15,14 +15,15 @@ from typing import TypeVar
 
 import zmq
 
-from dpwa.errors import ConfigError, NodeClosed, PeerUnreachable, RemoteProtocolError
+from dpwa.errors import ConfigError, NodeClosed, PeerTimeout, PeerUnreachable, RemoteProtocolError
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.messages import Message, Propose, Pull, Settle
+from dpwa.transport.names import HostNames
 from dpwa.transport.pulling import Pulled, Target
 from dpwa.transport.reception import Reception
 from dpwa.transport.segments import Segments
-from dpwa.transport.sockets import Links, dealer, endpoint
+from dpwa.transport.sockets import Links, dealer
 from dpwa.transport.wire import encode
 
 __all__ = ["ZmqClient"]
@@ -69,6 +70,7 @@ class ZmqClient:
         self._max_connections = max_connections
         self._bell = bell
         self._dealers: OrderedDict[str, zmq.Socket[bytes]] = OrderedDict()
+        self._names = HostNames(host for peer, (host, _) in addresses.items() if peer not in links.peers)
 
     def can_share(self, peer: str) -> bool:
         """See `Client.can_share`."""
@@ -98,16 +100,23 @@ class ZmqClient:
     ) -> _Received:
         start_s = time.monotonic()
         timeout_s = self._timeout_s if within_s is None else min(self._timeout_s, within_s)
-        socket = self._open(peer)
+        connect_deadline_s = start_s + min(timeout_s, self._connect_timeout_s)
+        socket = self._open(peer, connect_deadline_s)
         try:
-            self._connect(peer, socket, start_s + min(timeout_s, self._connect_timeout_s))
+            self._connect(peer, socket, connect_deadline_s)
             socket.send(encode(message), zmq.NOBLOCK)
             deadline_s = start_s + timeout_s
 
             def wait() -> bool:
                 return self._wait(peer, socket, zmq.POLLIN, deadline_s)
 
-            return receive(Conversation(peer, socket, wait, message))
+            def look() -> None:
+                if self._bell.has_rung():
+                    raise NodeClosed("the node was closed during an exchange")
+                if time.monotonic() >= deadline_s:
+                    raise PeerTimeout(peer, "no complete answer in time")
+
+            return receive(Conversation(peer, socket, wait, message, look))
         except zmq.Again as error:  # the connection broke between the poll and the send
             self._hang_up(peer)
             raise PeerUnreachable(peer, "connection lost before the request was sent") from error
@@ -120,20 +129,22 @@ class ZmqClient:
         for socket in self._dealers.values():
             socket.close()
         self._dealers.clear()
+        self._names.close()
 
     def _hang_up(self, peer: str) -> None:
         """Close the connection, so that a dead peer costs nothing and a returning one is connected to at once."""
         self._dealers.pop(peer).close()
         self._segments.forget(peer)
 
-    def _open(self, peer: str) -> zmq.Socket[bytes]:
+    def _open(self, peer: str, deadline_s: float) -> zmq.Socket[bytes]:
         socket = self._dealers.get(peer)
         if socket is None:
             while len(self._dealers) >= self._max_connections:
                 self._hang_up(next(iter(self._dealers)))
             host, port = self._addresses[peer]
             try:
-                address = self._links.peers.get(peer) or endpoint(host, port)
+                other_way = self._links.peers.get(peer)
+                address = other_way or f"tcp://{self._names.number(host, deadline_s, self._bell)}:{port}"
             except ConfigError as error:  # a name that resolved at the start may not do so later
                 raise PeerUnreachable(peer, str(error)) from error
             socket = dealer(self._context, self._links.curve, peer)

@@ -134,7 +134,11 @@ class ZmqTransport:
             return max(0.0, deadline_s - time.monotonic())
 
         # All are told before one is waited for, so that each has the whole time.
-        parts: dict[str, TxThread | RxThread | PublishThread] = {"Tx": self._tx, "Rx": self._rx, "publish": self._publisher}
+        parts: dict[str, TxThread | RxThread | PublishThread] = {
+            "Tx": self._tx,
+            "Rx": self._rx,
+            "publish": self._publisher,
+        }
         for part in parts.values():
             part.stop(0.0)
         # The publish thread comes last: it may wait for a GPU, and what it would hand out finds nobody any more.
