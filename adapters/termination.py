@@ -124,10 +124,27 @@ def _is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+# --- Forks ------------------------------------------------------------------------------------------------------------
+
+# A SIGTERM that a child gets before it has the default action back would be lost: it waits until then.
+_masks = threading.local()
+
+
+def _hold_back() -> None:
+    _masks.former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}) if _living else None
+
+
+def _let_through() -> None:
+    former = getattr(_masks, "former", None)
+    if former is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 def _forget_in_child() -> None:
     _living.clear()
     _state.closing = 0
     _give_back()
+    _let_through()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_forget_in_child)
