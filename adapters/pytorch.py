@@ -37,6 +37,7 @@ from dpwa.record import NodeStatistics
 from .saving import save_model as _save
 from .streams import LateLosses
 from .tensors import TorchModel as _TorchModel
+from .termination import closing, raise_if_terminated, watch
 
 __all__ = ["DpwaPyTorchAdapter", "attach"]
 
@@ -90,6 +91,7 @@ class DpwaPyTorchAdapter:
         self._node.start()
         # A script that ends without closing must not leave threads that the interpreter would stop in mid-air.
         atexit.register(self.close)
+        watch(self)
 
     @property
     def index(self) -> int:
@@ -121,6 +123,7 @@ class DpwaPyTorchAdapter:
             ConfigError: the loss is no single number; or the model no longer has the tensors that dpwa took.
             InternalError: a background thread failed.
         """
+        raise_if_terminated()
         self._follow_model()
         self._node.step(self._known(loss))
 
@@ -131,6 +134,7 @@ class DpwaPyTorchAdapter:
 
     def update_wait(self, loss: LossLike = None) -> None:
         """The 2017 dpwa's call after a batch: applies the exchange, waiting up to `wait_ms`. Raises as `step`."""
+        raise_if_terminated()
         self._follow_model()
         self._node.update_wait(self._known(loss))
 
@@ -190,24 +194,32 @@ class DpwaPyTorchAdapter:
     def close(self) -> None:
         """End dpwa's threads and save the model in the run folder. May be called in any state, any number of times.
 
+        In a forked child it does nothing: node and folder are the parent's.
+
         Raises:
             InternalError: a background thread failed.
             OSError: the model cannot be written in the run folder; the message says whether it is elsewhere instead. A
                 model saved earlier is still there.
         """
-        if self._is_closed:
+        if self._is_closed or self._node.is_forked:
             return
         self._is_closed = True
         atexit.unregister(self.close)
+        with closing(self):
+            self._end()
+
+    def _end(self) -> None:
         self._late_losses.close()
         if self._hook is not None:
             self._hook.remove()
         try:
             self._node.close()
-            self._tensors.close()
         finally:
-            if self.run_dir is not None and self._node.statistics().step > 0:
-                _save(self._tensors.module, node_folder(self.run_dir, self.name) / MODEL_FILE)
+            try:
+                self._tensors.close()
+            finally:
+                if self.run_dir is not None and self._node.statistics().step > 0:
+                    _save(self._tensors.module, node_folder(self.run_dir, self.name) / MODEL_FILE)
 
     def _follow_model(self, *, everywhere: bool = False) -> None:
         """Notice that tensors of the model were replaced. A node alone exchanges nothing."""

@@ -161,7 +161,7 @@ class Boundary:
         """Scale the training step that was just made, for methods that want that."""
         share = self._method.correction()
         if share is not None and self._last is not None:
-            self._last.is_complete.wait()
+            self._last.wait()
             self._model.go_towards(self._last.buffer, share)
 
     def note_loss(self, loss: float | None) -> None:
@@ -237,7 +237,7 @@ class Boundary:
             share = self._method.took_back(mass)
             # In half precision the model is left as it is: a snapshot of it is no more exact than what that costs.
             if share > 0.0 and self._given is not None and self._model.can_go_towards:
-                self._given.is_complete.wait()
+                self._given.wait()
                 self._model.go_towards(self._given.buffer, share)
         self._given = None
 

@@ -7,9 +7,11 @@ trainer's thread; `statistics` in any.
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
 from functools import partial
@@ -85,6 +87,7 @@ class Node:
         self.name = config.node(name).name
         self.run_dir = run_dir
         self._life = _Life.NEW
+        self._pid = os.getpid()
         self._monotonic_s = monotonic_s
         self._peers = tuple(peer.name for peer in config.peers_of(name))
         self.method = config.method_for(name)
@@ -156,8 +159,9 @@ class Node:
 
         Raises:
             ConfigError: the node's address cannot be listened on, or the run folder cannot be written.
-            NodeClosed: the node was closed already.
+            NodeClosed: the node was closed already, or was made before this process was forked.
         """
+        self._check_process()
         if self._life is not _Life.NEW:
             raise NodeClosed(f"node {self.name} cannot be started: it is {self._life.value}")
         try:
@@ -189,12 +193,14 @@ class Node:
             ) from error
 
     def close(self) -> None:
-        """End threads and connections within 2 s. May be called in any state, any number of times.
+        """End threads and connections within 2 s. May be called in any state, any number of times, from any thread.
+
+        In a forked child it does nothing: all that could be closed is the parent's.
 
         Raises:
             InternalError: a background thread did not end in time, or had failed before.
         """
-        if self._life is _Life.CLOSED:
+        if self._life is _Life.CLOSED or self.is_forked:
             return
         was_running = self._life is _Life.RUNNING
         self._life = _Life.CLOSED
@@ -214,7 +220,34 @@ class Node:
         if was_running:
             self._raise_background_error()
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a forked child of the one that made the node."""
+        return self._pid != os.getpid()
+
+    def _check_process(self) -> None:
+        if self.is_forked:
+            raise NodeClosed(
+                f"this is a forked child of node {self.name} (process {self._pid}): the node lives in the parent "
+                "alone. Train there, or make a node in the child with a name of its own"
+            )
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """Around what the trainer does: `close` may come at any point of it, from another thread or a signal's handler.
+
+        It takes away what a step works with; what fails then is no error of its own.
+        """
+        self._check_running()
+        try:
+            yield
+        except Exception as error:
+            if self._life is _Life.CLOSED:
+                raise NodeClosed(f"node {self.name} was closed in the middle of a step") from error
+            raise
+
     def _check_running(self) -> None:
+        self._check_process()
         if self._life is not _Life.RUNNING:
             raise NodeClosed(f"node {self.name} is {self._life.value}, expected running")
         self._raise_background_error()
@@ -241,10 +274,10 @@ class Node:
             NodeClosed: the node is not running.
             InternalError: a background thread failed.
         """
-        self._check_running()
-        self._boundary.advance(loss)
-        self._boundary.publish_and_ask()
-        self._boundary.resume()
+        with self._training():
+            self._boundary.advance(loss)
+            self._boundary.publish_and_ask()
+            self._boundary.resume()
 
     def update_send(self, loss: float | None = None) -> None:
         """First half of the 2017 dpwa's pair, called before a batch: publish and ask for an exchange.
@@ -253,9 +286,9 @@ class Node:
             NodeClosed: the node is not running.
             InternalError: a background thread failed.
         """
-        self._check_running()
-        self._boundary.note_loss(loss)
-        self._boundary.publish_and_ask()
+        with self._training():
+            self._boundary.note_loss(loss)
+            self._boundary.publish_and_ask()
 
     def update_wait(self, loss: float | None = None) -> None:
         """Second half of the pair, called after the batch: apply the exchange, waiting up to `wait_ms` for it.
@@ -264,9 +297,9 @@ class Node:
             NodeClosed: the node is not running.
             InternalError: a background thread failed.
         """
-        self._check_running()
-        self._boundary.advance(loss)
-        self._boundary.resume()
+        with self._training():
+            self._boundary.advance(loss)
+            self._boundary.resume()
 
     def finish(self, timeout_s: float) -> bool:
         """After the last step: go on serving and blending until every peer has finished too, or is gone.
@@ -283,9 +316,11 @@ class Node:
             NodeClosed: the node is not running.
             InternalError: a background thread failed.
         """
-        self._check_running()
+        with self._training():
+            return self._finish(time.monotonic() + timeout_s)
+
+    def _finish(self, deadline_s: float) -> bool:
         self._service.finished = True
-        deadline_s = time.monotonic() + timeout_s
         flow_control = self._parts.wiring.exchanger.flow_control
         farewell_s = math.inf
         while True:
@@ -326,8 +361,8 @@ class Node:
         self._check_running()
         deadline_s = time.monotonic() + timeout_s
         while self.method.kind is Kind.PUSH and self._boundary.in_flight and time.monotonic() < deadline_s:
-            self._check_running()
-            self._boundary.collect(_SETTLE_PAUSE_S)
+            with self._training():
+                self._boundary.collect(_SETTLE_PAUSE_S)
         return {
             "clock": self._boundary.state.clock,
             "lineage": self._boundary.state.lineage.hex(),

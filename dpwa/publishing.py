@@ -14,10 +14,12 @@ from typing import Protocol
 
 import numpy as np
 
+from dpwa.errors import InternalError
 from dpwa.interpolation import State
 from dpwa.snapshot import Buffer, BufferPool, Layout, Snapshot
+from dpwa.transport.leftovers import remove_unowned
 from dpwa.transport.service import Service
-from dpwa.transport.shared_memory import Segment, SegmentUnusable, remove_stale_segments
+from dpwa.transport.shared_memory import Segment, SegmentUnusable
 
 __all__ = ["Publisher", "Taken"]
 
@@ -33,7 +35,7 @@ class _Source(Protocol):
     def copy_into(self, buffer: Buffer) -> Callable[[], None] | None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Taken:
     """A snapshot that was taken.
 
@@ -41,19 +43,36 @@ class Taken:
         snapshot: it; its memory is complete once `ready` has returned.
         ready: blocks until the copy is there; None if it is.
         buffer: the same bytes, writable; does not keep them from being reused.
-        is_complete: set when they are there.
+        is_complete: set when they are there, or never will be.
+        failure: why they never will be.
     """
 
     snapshot: Snapshot
     ready: Callable[[], None] | None
     buffer: Buffer
     is_complete: threading.Event
+    failure: BaseException | None = None
 
     def complete(self) -> None:
         """Wait for the copy, in the thread that waits for all of them."""
-        if self.ready is not None:
-            self.ready()
-        self.is_complete.set()
+        try:
+            if self.ready is not None:
+                self.ready()
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            self.is_complete.set()
+
+    def wait(self) -> None:
+        """Wait for the copy, in the trainer's thread.
+
+        Raises:
+            InternalError: it failed.
+        """
+        self.is_complete.wait()
+        if self.failure is not None:
+            raise InternalError(f"a snapshot was not copied: {self.failure!r}") from self.failure
 
 
 class Publisher:
@@ -75,9 +94,8 @@ class Publisher:
         self.version = 0
 
     def share(self, *, run_id: str, node: str, incarnation: bytes) -> None:
-        """Let peers of this host read the snapshots from shared memory. The node's port is bound."""
-        # No other life of this node is running, and what one left behind is nobody's.
-        remove_stale_segments(run_id, [node])
+        """Let peers of this host read the snapshots from shared memory."""
+        remove_unowned()  # there may be no room before
         try:
             self._segment = Segment(
                 run_id=run_id,

@@ -21,6 +21,7 @@ class Results:
     def __init__(self) -> None:
         self._ended: deque[Exchange] = deque()
         self._change = threading.Condition()
+        self._is_closed = False
 
     def put(self, exchange: Exchange) -> None:
         """Add one."""
@@ -33,13 +34,18 @@ class Results:
         if not self._ended and wait_s <= 0:  # the usual case costs no lock
             return None
         with self._change:
-            self._change.wait_for(lambda: self._ended, wait_s)
+            self._change.wait_for(lambda: self._ended or self._is_closed, wait_s)
             return self._ended.popleft() if self._ended else None
 
     def close(self) -> None:
-        """Let go of what nobody will take: each holds snapshots."""
+        """Nothing more will come: nobody is to wait for it, nor to keep the snapshots of what nobody has taken.
+
+        Any thread, and a signal's handler within `take`.
+        """
         with self._change:
+            self._is_closed = True
             self._ended.clear()
+            self._change.notify_all()
 
     def recall_push(self) -> Exchange | None:
         """Take back values that peers have pushed and the trainer has not taken; None if there are none."""

@@ -18,10 +18,12 @@ import psutil
 import pytest
 
 from dpwa.config import ClusterConfig
+from dpwa.launch.guard import GRACE_S
 from dpwa.launch.ports import free_ports
 
 DEADLINE_S = 20.0  # for what takes a moment on an idle machine
 END_WITHIN_S = 5.0  # what dpwa promises after a signal
+STUBBORN_END_WITHIN_S = GRACE_S + 3.0  # of nodes that ignore it
 
 # A node that forks a worker; both ignore what can be ignored, and say who they are.
 STUBBORN_FAMILY = """
@@ -234,8 +236,8 @@ def test_ctrl_c_ends_everything_in_time_also_stubborn_workers(folder: Path, laun
     launcher.wait_family(4)
     sent_s = time.monotonic()
     launcher.process.send_signal(signal.SIGINT)
-    code, errors = launcher.wait_end(END_WITHIN_S)
-    assert_ended(launcher.family, END_WITHIN_S - (time.monotonic() - sent_s))
+    code, errors = launcher.wait_end(STUBBORN_END_WITHIN_S)
+    assert_ended(launcher.family, STUBBORN_END_WITHIN_S - (time.monotonic() - sent_s))
     assert code == 128 + signal.SIGINT
     assert errors.splitlines()[1:] == [f"dpwa: ended by SIGINT; run folder {folder / 'run'}"]
 
@@ -365,7 +367,7 @@ def test_nothing_survives_the_killing_of_the_launcher(folder: Path, launched: li
     children = psutil.Process(launcher.process.pid).children()
     (guard,) = [child for child in children if any(word.endswith("guard.py") for word in child.cmdline())]
     launcher.process.kill()
-    assert_ended([*launcher.family, guard], 3.0 + 2.0)
+    assert_ended([*launcher.family, guard], STUBBORN_END_WITHIN_S)
 
 
 def test_a_reader_that_stopped_does_not_hold_up_a_signal(folder: Path, launched: list[Launcher]) -> None:

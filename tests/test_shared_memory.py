@@ -30,7 +30,7 @@ from dpwa.transport.conversation import Conversation
 from dpwa.transport.pulling import Target
 from dpwa.transport.reception import Reception
 from dpwa.transport.segments import Segments
-from dpwa.transport.shared_memory import SEGMENT_FOLDER, Segment, SegmentReader, SegmentUnusable, remove_stale_segments
+from dpwa.transport.shared_memory import SEGMENT_FOLDER, Segment, SegmentReader, SegmentUnusable
 from support import Cluster, VectorModel, step_until, wait_until
 
 HERE = Path(__file__).parent
@@ -197,33 +197,6 @@ def test_a_segment_that_exists_already_is_not_taken_over(segment, run):
     with pytest.raises(SegmentUnusable, match="no segment can be made"):
         _segment(run)
     assert _segments(run) != []
-
-
-def test_stale_segments_are_removed_by_node_and_nothing_else_is(run):
-    made = [
-        Segment(run_id=run, node=node, incarnation=incarnation, size_bytes=10, slots=1)
-        for node, incarnation in (("a", b"1" * 8), ("a", b"2" * 8), ("a-b", b"3" * 8), ("c", b"4" * 8))
-    ]
-    assert remove_stale_segments(run, ["a"], keep=b"2" * 8) == 1
-    names = [f"dpwa-{run}-a-{b'2'.hex() * 8}", f"dpwa-{run}-a-b-{b'3'.hex() * 8}", f"dpwa-{run}-c-{b'4'.hex() * 8}"]
-    assert sorted(path.name for path in _segments(run)) == sorted(names)
-    assert remove_stale_segments(run, ["a"]) == 1
-    assert remove_stale_segments(run, ["a"]) == 0
-    assert len(_segments(run)) == 2
-    assert remove_stale_segments(run, ["a-b", "c"]) == 2
-    for segment in made:
-        segment.close()
-
-
-@pytest.mark.parametrize("run_of_another", ["{run}-w1", "x{run}"])
-def test_stale_segments_of_another_run_stay(run, run_of_another):
-    other = Segment(run_id=run_of_another.format(run=run), node="w1", incarnation=INCARNATION, size_bytes=9, slots=1)
-    assert remove_stale_segments(run, ["w1"]) == 0
-    reader = SegmentReader(
-        run_id=run_of_another.format(run=run), node="w1", incarnation=INCARNATION, token=other.token, size_bytes=9
-    )
-    assert reader.version(0) == 0
-    other.close()
 
 
 # --- In a cluster ---------------------------------------------------------------------------------------------------
@@ -546,7 +519,7 @@ def test_no_read_of_a_slot_that_is_written_at_full_speed_is_torn(run, children):
     own = np.zeros(layout.total_bytes, np.uint8)
     target = Target(staging, own.data, Part(messages.MAX_CHUNK_BYTES, ((0, 1),), 1.0))
     pull = messages.Pull(1, run, "w2", bytes(8), layout.fingerprint, bytes(8), 0, 0, 1 << 20, 0, 1, True, False)
-    reception = Reception(Conversation("w1", None, lambda: False, pull), segments, pull, target)
+    reception = Reception(Conversation("w1", None, lambda: False, pull, lambda: None), segments, pull, target)
     slot = segments.reader("w1", INCARNATION, token)
     read, versions, reasons = 0, set(), Counter()
     end_s = time.monotonic() + 2.0

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpwa.errors import ConfigError, DpwaError
+from dpwa.launch.endings import ending_of, remarks
 from dpwa.launch.output import LinePrinter
 from dpwa.launch.ports import port_problem
 from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
 from dpwa.launch.this_host import local_node_names
 from dpwa.observe.journal import OUTPUT_FILE, node_folder, output_max_bytes
 from dpwa.run_token import make_token
+from dpwa.transport.leftovers import remove_unowned
 
 if TYPE_CHECKING:
     from dpwa.config import ClusterConfig
@@ -95,7 +97,7 @@ def launch(
     except OSError as error:
         raise DpwaError(f"launching {', '.join(chosen)}: the operating system refused: {error}") from error
     finally:
-        _remove_segments(config.run_id, chosen)
+        remove_unowned()  # the shared memory of nodes that were killed; all of them have ended
     return _report(ends, signal_number, run_dir)
 
 
@@ -175,7 +177,8 @@ async def supervise(supervisor: Supervisor) -> tuple[tuple[NodeEnd, ...], int | 
 
     def end(number: int) -> None:
         received.append(number)
-        supervisor.stop(number)
+        # A terminal that is gone asks for an end, which nodes make of SIGTERM: SIGHUP would end them on the spot.
+        supervisor.stop(signal.SIGTERM if number == signal.SIGHUP else number)
 
     # A SIGHUP that is ignored already was meant to be: `nohup dpwa launch ...`.
     ending = [s for s in _END_SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
@@ -189,13 +192,6 @@ async def supervise(supervisor: Supervisor) -> tuple[tuple[NodeEnd, ...], int | 
         for number in (*ending, *_PASSED_SIGNALS):
             loop.remove_signal_handler(number)
     return ends, received[0] if received else None
-
-
-def _remove_segments(run_id: str, names: Sequence[str]) -> None:
-    """Remove the shared memory of nodes that were killed; all of them have ended."""
-    from dpwa.transport.shared_memory import remove_stale_segments  # noqa: PLC0415 - imports numpy, needed at the end
-
-    remove_stale_segments(run_id, names)
 
 
 async def _run_shown(
@@ -287,11 +283,16 @@ def _report(ends: Sequence[NodeEnd], signal_number: int | None, run_dir: Path) -
     for end in failed:
         after = f" (restarts: {end.restarts})" if end.restarts else ""
         _tell(f"dpwa: node {end.name} failed: {end.reason}{after}; its output is in {_output_path(run_dir, end.name)}")
+    silent = [end for end in ends if end.exit_code == 0 and not end.was_stopped]
+    endings = {end.name: ending_of(node_folder(run_dir, end.name)) for end in silent}
+    for name, remark in remarks(endings).items():
+        _tell(f"dpwa: node {name} ended with exit code 0, but {remark}")
     if signal_number is not None:
         _tell(f"dpwa: ended by {signal.Signals(signal_number).name}; run folder {run_dir}")
         return 128 + signal_number
-    _tell(f"dpwa: {len(ends) - len(failed)} of {len(ends)} nodes ended well; run folder {run_dir}")
-    return 1 if failed else 0
+    well = len(ends) - len(failed) - sum(ending.is_cut_off for ending in endings.values())
+    _tell(f"dpwa: {well} of {len(ends)} nodes ended well; run folder {run_dir}")
+    return 1 if well < len(ends) else 0
 
 
 def _tell(line: str) -> None:

@@ -18,9 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
-from dpwa.launch.guard import Guard, signal_group
+from dpwa.launch.guard import GRACE_S, SAVING_TIMEOUT_S, Guard, is_saving, signal_group
 from dpwa.launch.output import OUTPUT_MAX_BYTES, NodeOutput, OutputPipe
 
 __all__ = ["NodeCommand", "NodeEnd", "OnFailure", "Supervisor", "restart_delay_s"]
@@ -30,6 +31,8 @@ _HEALTHY_S = 60.0
 
 _FIRST_RESTART_DELAY_S = 1.0
 _MAX_RESTART_DELAY_S = 30.0
+
+_SAVING_POLL_S = 0.1
 
 _DRAIN_S = 1.0
 """Longest wait for a pipe that a process outside the node's group still holds open."""
@@ -120,7 +123,7 @@ class Supervisor:
         commands: one per node.
         on_failure: what to do when a node fails.
         max_restarts: how often in a row a node is started again under `OnFailure.RESTART`.
-        grace_s: time that the nodes have for a clean end after `stop`, in seconds.
+        grace_s: time that the nodes have for a clean end after `stop`, in seconds; one that is saving has more.
         on_line: called with the name of a node and a line that it printed.
         has_room: False asks to read no more output for now.
     """
@@ -131,7 +134,7 @@ class Supervisor:
         *,
         on_failure: OnFailure = OnFailure.CONTINUE,
         max_restarts: int = 5,
-        grace_s: float = 3.0,
+        grace_s: float = GRACE_S,
         on_line: Callable[[str, str], None],
         has_room: Callable[[], bool] = _always,
     ) -> None:
@@ -141,7 +144,7 @@ class Supervisor:
         self._grace_s = grace_s
         self._on_line = on_line
         self._has_room = has_room
-        self._groups: set[int] = set()
+        self._groups: dict[int, NodeOutput] = {}
         self._guard = Guard()
         self._stopping = asyncio.Event()
         self._stop_signal: int = signal.SIGTERM
@@ -174,6 +177,8 @@ class Supervisor:
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """Ends all nodes: passes the signal to each group, and SIGKILL when `grace_s` has passed.
 
+        A node that is saving its model by then may end that.
+
         Called again (not in the same moment), it kills at once. Before `run` it makes `run` start nothing.
 
         Args:
@@ -185,7 +190,7 @@ class Supervisor:
             self._stopped_at_s = now_s
             self._end_groups(signal_number)
             if self._loop is not None:
-                self._kill_timer = self._loop.call_later(self._grace_s, self._end_groups, signal.SIGKILL)
+                self._kill_timer = self._loop.call_later(self._grace_s, self._end_late, self._loop)
         elif now_s - self._stopped_at_s >= _SECOND_STOP_S:
             self._end_groups(signal.SIGKILL)
 
@@ -205,6 +210,19 @@ class Supervisor:
         self._stop_signal = signal_number  # a node that is being started at this moment gets it when it is known
         for group in self._groups:
             signal_group(group, signal_number)
+
+    def _end_late(self, loop: asyncio.AbstractEventLoop, *, has_told: bool = False) -> None:
+        """The time for a clean end is over."""
+        self._stop_signal = signal.SIGKILL
+        may_save = loop.time() - self._stopped_at_s < SAVING_TIMEOUT_S
+        saving = [group for group in self._groups if may_save and is_saving(group)]
+        for group, output in self._groups.items():
+            if group not in saving:
+                signal_group(group, signal.SIGKILL)
+            elif not has_told:
+                output.say("still saving its model; another Ctrl-C ends it at once")
+        if saving:
+            self._kill_timer = loop.call_later(_SAVING_POLL_S, partial(self._end_late, loop, has_told=True))
 
     async def _supervise(self, command: NodeCommand) -> NodeEnd:
         """All lives of one node."""
@@ -260,7 +278,7 @@ class Supervisor:
         except _NotStarted as error:
             output.say(str(error))
             return error.exit_code, 0.0
-        self._groups.add(process.pid)
+        self._groups[process.pid] = output
         self._guard.watch(process.pid)
         try:
             if self._stopping.is_set():
@@ -271,7 +289,7 @@ class Supervisor:
             # because the kernel counts through all other numbers before it uses one again.
             signal_group(process.pid, signal.SIGKILL)
             await process.wait()
-            self._groups.discard(process.pid)
+            self._groups.pop(process.pid, None)
             self._guard.forget(process.pid)
             await pipe.drain(_DRAIN_S)
         return exit_code, asyncio.get_running_loop().time() - started_at_s

@@ -1,12 +1,16 @@
 """Which nodes of a cluster file belong to this host.
 
 A host is this one when a socket can be bound to one of its addresses: the only question that interface lists, host
-names and containers answer alike. Must not know: processes, ports. Runs in: any thread; name resolution may take
-seconds when a name server does not answer.
+names and containers answer alike. Some systems bind to any address (a network namespace in which no address was ever
+set up, `net.ipv4.ip_nonlocal_bind`); there the way that packets would take decides.
+
+Must not know: processes, ports. Runs in: any thread; name resolution may take seconds when a name server does not
+answer.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from typing import TYPE_CHECKING
 
@@ -26,7 +30,10 @@ def is_local(host: str) -> bool:
         addresses = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError):  # UnicodeError: an empty or overlong label in the name
         return False
-    return any(_can_bind(family, address) for family, _, _, _, address in addresses)
+    return any(
+        _is_own_address(family, address) if _binds_anything(family) else _can_bind(family, address)
+        for family, _, _, _, address in addresses
+    )
 
 
 def local_node_names(config: ClusterConfig) -> list[str]:
@@ -36,6 +43,30 @@ def local_node_names(config: ClusterConfig) -> list[str]:
         if node.host not in answers:
             answers[node.host] = is_local(node.host)
     return [node.name for node in config.nodes if answers[node.host]]
+
+
+# Addresses for documentation, which no machine has (RFC 5737, RFC 3849).
+_NOBODYS = {socket.AF_INET: ("192.0.2.1", 0), socket.AF_INET6: ("2001:db8::1", 0)}
+
+
+def _binds_anything(family: int) -> bool:
+    return family in _NOBODYS and _can_bind(family, _NOBODYS[socket.AddressFamily(family)])
+
+
+def _is_own_address(family: int, address: tuple[object, ...]) -> bool:
+    """Whether packets to an address would come from that very address; none is sent.
+
+    Of several addresses in one network only the first is recognised.
+    """
+    number = str(address[0])
+    if ipaddress.ip_address(number.partition("%")[0]).is_loopback:
+        return True
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((number, 9, *address[2:]))
+            return str(probe.getsockname()[0]) == number
+    except OSError:
+        return False
 
 
 def _can_bind(family: int, address: object) -> bool:

@@ -22,10 +22,11 @@ from dpwa.transport.connection import Connection
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Message, More, Propose, Pull, Settle
+from dpwa.transport.names import HostNames
 from dpwa.transport.pulling import Pulled, Target
 from dpwa.transport.reception import Reception
 from dpwa.transport.segments import Segments
-from dpwa.transport.sockets import Links, dealer, endpoint
+from dpwa.transport.sockets import Links, dealer
 from dpwa.transport.wire import encode
 
 __all__ = ["ZmqClient"]
@@ -74,6 +75,7 @@ class ZmqClient:
         self._bell = bell
         self._patience = Patience(timeout_s)
         self._connections: OrderedDict[str, Connection] = OrderedDict()
+        self._names = HostNames(host for peer, (host, _) in addresses.items() if peer not in links.peers)
 
     def can_share(self, peer: str) -> bool:
         """See `Client.can_share`."""
@@ -113,6 +115,7 @@ class ZmqClient:
                 connection.socket,
                 lambda: self._wait(peer, connection, asking.deadline_s),
                 message,
+                lambda: self._look(peer, asking.deadline_s),
                 on_answer=asking.answered,
                 on_more=asking.more,
             )
@@ -148,6 +151,7 @@ class ZmqClient:
         for connection in self._connections.values():
             connection.close()
         self._connections.clear()
+        self._names.close()
 
     def _hang_up(self, peer: str) -> None:
         """Close the connection, so that a dead peer costs nothing and a returning one is connected to at once."""
@@ -176,16 +180,17 @@ class ZmqClient:
         if connection is None:
             while len(self._connections) >= self._max_connections:
                 self._hang_up(next(iter(self._connections)))
-            connection = self._open(peer)
+            connection = self._open(peer, deadline_s)
             self._connections[peer] = connection
             self._connect(peer, connection, deadline_s)
         self._connections.move_to_end(peer)
         return connection
 
-    def _open(self, peer: str) -> Connection:
+    def _open(self, peer: str, deadline_s: float) -> Connection:
         host, port = self._addresses[peer]
         try:
-            address = self._links.peers.get(peer) or endpoint(host, port)
+            other_way = self._links.peers.get(peer)
+            address = other_way or f"tcp://{self._names.number(host, deadline_s, self._bell)}:{port}"
             return Connection(dealer(self._context, self._links.curve, peer), address)
         except ConfigError as error:  # a name that resolved at the start may not do so later
             raise PeerUnreachable(peer, str(error)) from error
@@ -219,6 +224,13 @@ class ZmqClient:
         poller.register(self._bell.fileno(), zmq.POLLIN)
         poller.register(connection.socket, event)
         return poller
+
+    def _look(self, peer: str, deadline_s: float) -> None:
+        """Between pieces of work that nothing else bounds: see `Conversation.look`."""
+        if self._bell.has_rung():
+            raise NodeClosed("the node was closed during an exchange")
+        if time.monotonic() >= deadline_s:
+            raise PeerTimeout(peer, "no complete answer in time")
 
     def _wait(self, peer: str, connection: Connection, deadline_s: float) -> bool:
         """Wait for a message; False at the deadline.

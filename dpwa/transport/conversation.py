@@ -40,6 +40,7 @@ class Conversation:
         socket: the connection.
         wait: waits until the socket can be read; False at the deadline.
         request: what was sent.
+        look: raises when there is no more time for the request.
         on_answer: called when the first message of the answer is there.
         on_more: called with each further request for chunks.
     """
@@ -50,12 +51,20 @@ class Conversation:
         socket: zmq.Socket[bytes],
         wait: Callable[[], bool],
         request: Pull | Propose | Settle,
+        look: Callable[[], None],
         *,
         on_answer: Callable[[], None],
         on_more: Callable[[More], None],
     ) -> None:
         self.peer = peer
         self.socket = socket
+        self.look = look
+        """Call it between pieces of work that nothing else bounds.
+
+        Raises:
+            PeerTimeout: the deadline has come.
+            NodeClosed: the node is being closed.
+        """
         self._wait = wait
         self._nonce = request.nonce
         self._on_answer = on_answer
@@ -102,6 +111,7 @@ class Conversation:
         return RemoteProtocolError(self.peer, what[:200])
 
     def _header(self) -> tuple[Message, bool]:
+        self.look()  # also while there is always something to read
         try:
             frame = self.socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:

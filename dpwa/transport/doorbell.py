@@ -9,6 +9,8 @@ Must not know: what ringing means. Runs in: `ring` in any thread; the rest in th
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import socket
 
 __all__ = ["Doorbell"]
@@ -18,18 +20,29 @@ class Doorbell:
     """A connected pair of sockets: one end to ring, the other to poll."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._ringing_end, self._waiting_end = socket.socketpair()
         self._ringing_end.setblocking(False)  # noqa: FBT003  (the standard library's signature)
         self._waiting_end.setblocking(False)  # noqa: FBT003  (the standard library's signature)
+        self._poll = select.poll()  # not `select.select`: descriptors may be above 1023
+        self._poll.register(self._waiting_end, select.POLLIN)
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when the bell has rung."""
         return self._waiting_end.fileno()
 
     def ring(self) -> None:
-        """Wake the owner. Never blocks; a bell that is full of rings, or closed, needs no further one."""
-        with contextlib.suppress(BlockingIOError, OSError):
-            self._ringing_end.send(b"!")
+        """Wake the owner. Never blocks; a bell that is full of rings, or closed, needs no further one.
+
+        In a forked child it does nothing: the sockets are the parent's, and so is the thread that would hear it.
+        """
+        if self._pid == os.getpid():
+            with contextlib.suppress(BlockingIOError, OSError):
+                self._ringing_end.send(b"!")
+
+    def has_rung(self) -> bool:
+        """Whether there are rings that have not been silenced."""
+        return bool(self._poll.poll(0))
 
     def silence(self) -> None:
         """Forget all rings so far. Call it before looking at what they were about, so that none is missed."""

@@ -41,7 +41,10 @@ class PublishThread:
         self._jobs.put((ready, then))
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread; nothing follows what it waits for. True if it ended in time. May be called again."""
+        """End the thread; nothing follows what it waits for. True if it ended in time. May be called again.
+
+        It still waits for all copies: whoever else waits for one of them must not wait for ever.
+        """
         self._stopping = True
         self._jobs.put(None)
         if self._thread.ident is not None:
@@ -54,20 +57,24 @@ class PublishThread:
     # --- Publish thread -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            while self._did_next():
-                pass
-        except Exception as error:  # noqa: BLE001  the one broad catch of this thread: kept, and raised to the trainer
-            self.error = error
+        while self._did_next():
+            pass
+        while not self._jobs.empty():  # of what is deferred after an error, nobody waits for the end
+            self._did_next()
 
     def _did_next(self) -> bool:
-        """Do one job; False if there are no more. A function, so that an idle thread holds no snapshot's buffer."""
+        """Do one job; False if it failed or there are no more.
+
+        A function, so that an idle thread holds no snapshot's buffer.
+        """
         job = self._jobs.get()
         if job is None:
             return False
         ready, then = job
-        ready()
-        if self._stopping:
-            return False
-        then()
-        return True
+        try:
+            ready()
+            if not self._stopping and self.error is None:
+                then()
+        except BaseException as error:  # noqa: BLE001  the one broad catch of this thread: kept, raised to the trainer
+            self.error = self.error or error
+        return self.error is None

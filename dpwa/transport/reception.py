@@ -31,6 +31,9 @@ from dpwa.transport.shared_memory import SegmentUnusable
 
 __all__ = ["Reception"]
 
+# Read from shared memory at a time: milliseconds, between which the deadline and the node's end are looked at.
+_READ_BYTES = 4 << 20
+
 _WITHOUT_SNAPSHOT = (NotModified, NotReady, Busy, Past, Refused)
 
 
@@ -106,10 +109,12 @@ class Reception:
         memory = reader.read(offer.slot)
         part, received = self._target.part, 0
         for first, count in part.ranges:
-            first_byte = first * part.chunk_bytes
             stop_byte = min((first + count) * part.chunk_bytes, len(memory))
-            self._target.staging.accept(first_byte, stop_byte, memory[first_byte:stop_byte])
-            received += stop_byte - first_byte
+            for first_byte in range(first * part.chunk_bytes, stop_byte, _READ_BYTES):
+                self._conversation.look()
+                next_byte = min(first_byte + _READ_BYTES, stop_byte)
+                self._target.staging.accept(first_byte, next_byte, memory[first_byte:next_byte])
+                received += next_byte - first_byte
         if reader.version(offer.slot) != offer.version:
             raise SegmentUnusable(f"the slot that peer {self._peer} offered was overwritten while it was read")
         return received

@@ -7,6 +7,7 @@ version and token over ZeroMQ, maps the segment, and reads. What makes this safe
 - The reader checks owner, permissions, kind and size of the file before it maps it, and the token in its header after.
 - The slot's version is checked before and after reading: what was overwritten meanwhile is never blended.
 - The server keeps the slot from being reused until the reader says that it is done; the check is the second lock.
+- A segment is locked while its owner lives, and removed by the next start of dpwa when it is not: see `leftovers.py`.
 
 Where any of this does not hold (another host, container or user, a full or missing memory file system), the snapshot
 is streamed instead.
@@ -21,19 +22,19 @@ import mmap
 import os
 import secrets
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from dpwa.snapshot import Buffer
+from dpwa.transport.leftovers import FOLDER, create_owned, disown
+from dpwa.transport.leftovers import MAGIC as _MAGIC
 from dpwa.transport.messages import MAX_SLOTS, TOKEN_BYTES
 
-__all__ = ["SEGMENT_FOLDER", "Segment", "SegmentReader", "SegmentUnusable", "remove_stale_segments"]
+__all__ = ["SEGMENT_FOLDER", "Segment", "SegmentReader", "SegmentUnusable"]
 
-SEGMENT_FOLDER = Path("/dev/shm")  # noqa: S108  (the memory file system itself; names in it are checked, see above)
+SEGMENT_FOLDER = Path(FOLDER)
 
-_MAGIC = b"dpwa-s01"
 _PAGE_BYTES = 4096
 # Header page: magic, token, then from byte 64 on one version per slot, each on a cache line of its own; room for 63.
 _VERSIONS_BYTE = 64
@@ -45,11 +46,7 @@ class SegmentUnusable(Exception):
 
 
 def _name(run_id: str, node: str, incarnation: bytes) -> str:
-    return f"{_prefix(run_id, node)}{incarnation.hex()}"
-
-
-def _prefix(run_id: str, node: str) -> str:
-    return f"dpwa-{run_id}-{node}-"
+    return f"dpwa-{run_id}-{node}-{incarnation.hex()}"
 
 
 def _slot_stride_bytes(size_bytes: int) -> int:
@@ -58,32 +55,6 @@ def _slot_stride_bytes(size_bytes: int) -> int:
 
 def _file_bytes(size_bytes: int, slots: int) -> int:
     return _PAGE_BYTES + slots * _slot_stride_bytes(size_bytes)
-
-
-def remove_stale_segments(run_id: str, nodes: Iterable[str], *, keep: bytes = b"") -> int:
-    """Remove what earlier lives of these nodes left behind, after a kill for example.
-
-    Call it for a node only when no other life of it can be running: after its port is bound, or after its process has
-    ended.
-
-    Args:
-        run_id: of the run.
-        nodes: names of nodes of this host.
-        keep: incarnation whose segment stays.
-
-    Returns:
-        How many were removed.
-    """
-    removed = 0
-    for node in nodes:
-        prefix = _prefix(run_id, node)
-        # The part after the prefix must be an incarnation: a node called "a" must not remove the segments of "a-b".
-        for path in SEGMENT_FOLDER.glob(f"{prefix}{'[0-9a-f]' * 16}"):
-            if path.name != f"{prefix}{keep.hex()}":
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    removed += 1
-    return removed
 
 
 class Segment:
@@ -104,8 +75,9 @@ class Segment:
         self.token = secrets.token_bytes(TOKEN_BYTES)
         self._path = SEGMENT_FOLDER / _name(run_id, node, incarnation)
         self._size_bytes = size_bytes
+        self._pid = os.getpid()
         try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._file, self._lock = create_owned(str(self._path))
         except OSError as error:
             raise SegmentUnusable(f"no segment can be made in {SEGMENT_FOLDER}: {error.strerror}") from error
         try:
@@ -137,12 +109,13 @@ class Segment:
 
     def close(self) -> None:
         """Remove the segment's name. Its memory lives until the last process that has mapped it lets go."""
-        if self._file < 0:
-            return  # the number may belong to another file by now
+        if self._file < 0 or self._pid != os.getpid():
+            return  # the number may belong to another file by now; a forked child owns nothing
         with contextlib.suppress(OSError):
             os.unlink(self._path)
-        os.close(self._file)
-        self._file = -1
+        file, self._file = self._file, -1
+        os.close(file)
+        disown(self._lock)
 
 
 class SegmentReader:

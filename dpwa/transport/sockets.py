@@ -9,14 +9,16 @@ import contextlib
 import os
 import socket
 import stat
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import zmq
 
-from dpwa.errors import ConfigError, DpwaError
+from dpwa.errors import DpwaError
 from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_WINDOW
+from dpwa.transport.names import HostNames
 
 __all__ = [
     "CurveKeys",
@@ -37,6 +39,9 @@ _LARGEST_KEPT_BYTES = 31 << 20
 
 # One message is header and body; a window of chunks plus a few small answers must fit, and no more.
 _QUEUE_MESSAGES = 2 * MAX_WINDOW
+
+# For the own host name, at the start.
+_RESOLVE_TIMEOUT_S = 4.0
 
 _COMMON: dict[int, int] = {
     zmq.LINGER: 0,  # the default -1 makes closing the context hang while a peer does not read
@@ -110,13 +115,11 @@ def endpoint(host: str, port: int) -> str:
     Raises:
         ConfigError: the host cannot be resolved. (ZeroMQ itself would say nothing and never connect.)
     """
+    names = HostNames([host])
     try:
-        number = socket.gethostbyname(host)
-    except OSError as error:
-        raise ConfigError(
-            f"host {host}: cannot be resolved ({error}); use a name or address that this host knows"
-        ) from error
-    return f"tcp://{number}:{port}"
+        return f"tcp://{names.number(host, time.monotonic() + _RESOLVE_TIMEOUT_S)}:{port}"
+    finally:
+        names.close()
 
 
 def router(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None = None) -> zmq.Socket[bytes]:
@@ -175,6 +178,7 @@ def _local_port(descriptor: int) -> int | None:
     """The local TCP port of a socket, None for other kinds; leaves the descriptor open."""
     borrowed = socket.socket(fileno=descriptor)
     try:
-        return int(borrowed.getsockname()[1]) if borrowed.family == socket.AF_INET else None
+        is_tcp = borrowed.family == socket.AF_INET and borrowed.type == socket.SOCK_STREAM
+        return int(borrowed.getsockname()[1]) if is_tcp else None
     finally:
         borrowed.detach()

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from dpwa.errors import NodeClosed
+from dpwa.errors import InternalError, NodeClosed
 from dpwa.exchange import Ask
 from dpwa.exchanger import Exchanger
 from dpwa.transport.client import ZmqClient
@@ -71,10 +71,14 @@ class TxThread:
 
     def _run(self) -> None:
         try:
-            with contextlib.closing(self._make_client(self._bell)) as client, contextlib.suppress(NodeClosed):
+            with contextlib.closing(self._make_client(self._bell)) as client:
                 while not self._stopping:
                     self._do_next(client)
-        except Exception as error:  # noqa: BLE001  the one broad catch of this thread: kept, and raised to the trainer
+        except NodeClosed as error:
+            if not self._stopping:
+                self.error = InternalError(f"thread {self._thread.name} ended although nobody had asked it to")
+                self.error.__cause__ = error
+        except BaseException as error:  # noqa: BLE001  the one broad catch of this thread: kept, raised to the trainer
             self.error = error
 
     def _do_next(self, client: ZmqClient) -> None:

@@ -6,6 +6,7 @@ Must not know: what is exchanged. Runs in: the trainer's thread; the work is don
 from __future__ import annotations
 
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -26,6 +27,9 @@ from dpwa.transport.sockets import Links, close_inherited, keep_freed_memory, re
 from dpwa.transport.tx import TxThread
 
 __all__ = ["ZmqTransport"]
+
+# As long as a wait for a thread may be told to take; it ends with the thread.
+_LONG_S = 3600.0
 
 
 class ZmqTransport:
@@ -88,6 +92,7 @@ class ZmqTransport:
         self._proposals.guard(time.monotonic)
         self._publisher = PublishThread(name)
         self.counters = self._rx.counters
+        self._is_closed = False
 
     def start(self) -> None:
         """See `Transport.start`."""
@@ -119,18 +124,32 @@ class ZmqTransport:
     def close(self, timeout_s: float) -> None:
         """See `Transport.close`."""
         _open_transports.discard(self)
+        self._results.close()
         self._proposals.unplug()
+        if self._is_closed:
+            return
+        self._is_closed = True
         deadline_s = time.monotonic() + timeout_s
-        ended = {
-            "Tx": self._tx.stop(max(0.0, deadline_s - time.monotonic())),
-            "Rx": self._rx.stop(max(0.0, deadline_s - time.monotonic())),
+
+        def left_s() -> float:
+            return max(0.0, deadline_s - time.monotonic())
+
+        # All are told before one is waited for, so that each has the whole time.
+        parts: dict[str, TxThread | RxThread | PublishThread] = {
+            "Tx": self._tx,
+            "Rx": self._rx,
+            "publish": self._publisher,
         }
-        if all(ended.values()):
-            # Each thread has closed its own sockets; with none left, ending the context does not wait.
-            self._context.term()
-        # Last: it may wait for a GPU, and what it would still hand out finds nobody any more.
-        ended["publish"] = self._publisher.stop(max(0.0, deadline_s - time.monotonic()))
-        stuck = [thread for thread, has_ended in ended.items() if not has_ended]
+        for part in parts.values():
+            part.stop(0.0)
+        # The publish thread comes last: it may wait for a GPU, and what it would hand out finds nobody any more.
+        stuck = [thread for thread, part in parts.items() if not part.stop(left_s())]
+        if "Tx" in stuck or "Rx" in stuck:
+            # A daemon, so that it does not hold up the interpreter's end.
+            args = (self._context, self._tx, self._rx)
+            threading.Thread(target=_end_later, args=args, name=f"dpwa-end-{self._name}", daemon=True).start()
+        else:
+            _end(self._context)
         if stuck:
             raise InternalError(
                 f"node {self._name}: the {' and '.join(stuck)} thread did not end within {timeout_s:g} s"
@@ -140,6 +159,19 @@ class ZmqTransport:
     def port(self) -> int:
         """The port that this transport listens on."""
         return self._port
+
+
+def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    """End a context whose threads have ended, with what sockets one that failed may have left open."""
+    context.destroy(linger=0)
+
+
+def _end_later(context: zmq.Context[zmq.Socket[bytes]], tx: TxThread, rx: RxThread) -> None:
+    """End a context when the last of its threads has come back from where it was stuck."""
+    for thread in (tx, rx):
+        while not thread.stop(_LONG_S):
+            pass
+    _end(context)
 
 
 _open_transports: weakref.WeakSet[ZmqTransport] = weakref.WeakSet()

@@ -1,0 +1,150 @@
+"""SIGTERM ends a training script as Ctrl-C does: `with` blocks are left, the model is saved, and the exit code is 143.
+
+By default SIGTERM ends a process on the spot, and it is what schedulers, `docker stop`, systemd and `kill` send. So
+while a node lives, a handler raises SystemExit in the main thread instead, just where Ctrl-C would raise
+KeyboardInterrupt. Whoever wants something else sets a handler, before or after: only the default action is replaced,
+and only what stands here is taken away again.
+
+- A forked child gets the default action back: a DataLoader worker dies of SIGTERM as ever.
+- What is raised can get lost, as KeyboardInterrupt can: in a `__del__`, or in an `except:` that goes on. The next step
+  of the training raises it again.
+- SIGTERM may come twice, from a scheduler to every process and once more from the launcher. The second one must not
+  break off the saving of the model.
+- Workers that the same SIGTERM ends are no failures any more. torch reports those from its handler of SIGCHLD, in the
+  middle of whatever the main thread does, so that handler is taken away.
+
+Must not know: models, torch. Runs in: the main thread; without effect in others, where Python allows no handlers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+__all__ = ["closing", "raise_if_terminated", "watch"]
+
+EXIT_CODE = 128 + signal.SIGTERM
+
+# A further SIGTERM within this time is the same one, on another way.
+_SAME_S = 1.0
+
+_living: weakref.WeakSet[object] = weakref.WeakSet()
+
+
+@dataclass
+class _State:
+    """Of this process, which has one handler whatever the number of its nodes.
+
+    Attributes:
+        pid: the process in which the handler was set.
+        received_s: when SIGTERM came; None if it has not.
+        was_raised: it has been raised as an exception.
+        closing: how many nodes are being closed at this moment.
+    """
+
+    pid: int = 0
+    received_s: float | None = None
+    was_raised: bool = False
+    closing: int = 0
+
+
+_state = _State()
+
+
+def watch(node: object) -> None:
+    """From now on, to the end of `closing`, SIGTERM ends the script like Ctrl-C, if its action is the default one."""
+    _living.add(node)
+    if _is_main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        _state.pid = os.getpid()
+        signal.signal(signal.SIGTERM, _end_script)
+
+
+@contextmanager
+def closing(node: object) -> Iterator[None]:
+    """Around the end of a node, which SIGTERM does not break off. After that of the last one it has its default action.
+
+    Raises:
+        SystemExit: SIGTERM came meanwhile.
+    """
+    _state.closing += 1
+    try:
+        yield
+    finally:
+        _state.closing -= 1
+        _living.discard(node)
+        is_pending = _state.received_s is not None and not _state.was_raised
+        if not _living:
+            _give_back()
+    # When the interpreter ends, nothing is left to break off, and what is raised would be printed.
+    if is_pending and _is_main_thread() and threading.main_thread().is_alive():
+        raise SystemExit(EXIT_CODE)
+
+
+def raise_if_terminated() -> None:
+    """Raise again what SIGTERM has raised, if the script went on after all.
+
+    Raises:
+        SystemExit: with exit code 143.
+    """
+    if _state.received_s is not None and _is_main_thread():
+        _state.was_raised = True
+        raise SystemExit(EXIT_CODE)
+
+
+def _end_script(number: int, _frame: FrameType | None) -> None:
+    if os.getpid() != _state.pid or not _living:  # forked without Python's knowledge, or closed in another thread
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    now_s = time.monotonic()
+    is_known = _state.received_s is not None and now_s - _state.received_s < _SAME_S
+    _state.received_s = now_s
+    if is_known or _state.closing:
+        return
+    if callable(signal.getsignal(signal.SIGCHLD)):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _state.was_raised = True
+    raise SystemExit(EXIT_CODE)
+
+
+def _give_back() -> None:
+    _state.received_s, _state.was_raised = None, False
+    if _is_main_thread() and signal.getsignal(signal.SIGTERM) is _end_script:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+# --- Forks ------------------------------------------------------------------------------------------------------------
+
+# A SIGTERM that a child gets before it has the default action back would be lost: it waits until then.
+_masks = threading.local()
+
+
+def _hold_back() -> None:
+    _masks.former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}) if _living else None
+
+
+def _let_through() -> None:
+    former = getattr(_masks, "former", None)
+    if former is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _forget_in_child() -> None:
+    _living.clear()
+    _state.closing = 0
+    _give_back()
+    _let_through()
+
+
+os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_forget_in_child)
