@@ -183,6 +183,7 @@ def test_a_stopped_node_is_avoided_and_found_again_when_it_continues(launch):
 
 SURVIVOR, OTHERS = "w1", ["w2", "w3", "w4", "w5", "w6"]
 LEAD = 50
+CHURN_S = 30.0
 
 
 def _churn(running: Launch, seconds: float) -> int:
@@ -202,20 +203,20 @@ def _churn(running: Launch, seconds: float) -> int:
 
 
 @pytest.mark.parametrize("nodes", [6])
-@pytest.mark.parametrize("seconds", [5.0, pytest.param(30.0, marks=pytest.mark.slow)])
-def test_a_survivor_of_constant_restarts_never_blends_an_untrained_model(launch, seconds):
+@pytest.mark.slow
+def test_a_survivor_of_constant_restarts_never_blends_an_untrained_model(launch):
     running = launch("--on-failure", "restart", "--max-restarts", "1000", steps=100_000)
     for node in OTHERS:
         running.pid(node)
     wait_until(
         lambda: any(event["clock"] > LEAD + 10 for event in _blends(running.run_dir, SURVIVOR)), "well trained", 30
     )
-    kills = _churn(running, seconds)
+    kills = _churn(running, CHURN_S)
 
     def taken_over() -> list[dict]:
         return [event for node in OTHERS for event in _blends(running.run_dir, node) if event.get("takes_over")]
 
-    assert kills >= seconds / 4, "the faults happened"
+    assert kills >= CHURN_S / 4, "the faults happened"
     wait_until(lambda: bool(taken_over()), "a node that came back takes a trained model over", 30)
     assert {event["factor"] for event in taken_over()} == {1.0}
     last_s = max(event["t"] for event in taken_over())
