@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -61,11 +63,17 @@ class Launch:
 
 
 @pytest.fixture
-def launch(tmp_path):
+def nodes() -> int:
+    """How many the launched cluster has."""
+    return 4
+
+
+@pytest.fixture
+def launch(tmp_path, nodes):
     started: list[Launch] = []
     flow = {"probe_s": 0.2, "probe_max_s": 0.5}
     config = ClusterConfig.for_localhost(
-        4, ports=free_ports(4), timeout_ms=500, connect_timeout_ms=200, flow_control=flow
+        nodes, ports=free_ports(nodes), timeout_ms=500, connect_timeout_ms=200, flow_control=flow
     )
     (tmp_path / "cluster.yaml").write_text(config.to_yaml())
 
@@ -169,3 +177,49 @@ def test_a_stopped_node_is_avoided_and_found_again_when_it_continues(launch):
     missed_s = [e["t"] for e in _events(running.run_dir, "w1") if e.get("outcome") == "timed_out"][-1]
     wait_until(lambda: any(e["t"] > missed_s for e in _blends(running.run_dir, "w1", "w3")), "it is found again")
     assert running.wait() == 0
+
+
+# ---- Churn -----------------------------------------------------------------------------------------------------------
+
+SURVIVOR, OTHERS = "w1", ["w2", "w3", "w4", "w5", "w6"]
+LEAD = 50
+CHURN_S = 30.0
+
+
+def _churn(running: Launch, seconds: float) -> int:
+    """Kill a node every 0.5 to 2 s, but never the survivor; how many were killed."""
+    chance, pause, kills = random.Random(1), threading.Event(), 0
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        pause.wait(chance.uniform(0.5, 2.0))
+        victim = chance.choice(OTHERS)
+        pid = int(running.find(rf"{victim} \| pid (\d+)")[-1])
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # it waits to be started again
+        kills += 1
+    return kills
+
+
+@pytest.mark.parametrize("nodes", [6])
+@pytest.mark.slow
+def test_a_survivor_of_constant_restarts_never_blends_an_untrained_model(launch):
+    running = launch("--on-failure", "restart", "--max-restarts", "1000", steps=100_000)
+    for node in OTHERS:
+        running.pid(node)
+    wait_until(
+        lambda: any(event["clock"] > LEAD + 10 for event in _blends(running.run_dir, SURVIVOR)), "well trained", 30
+    )
+    kills = _churn(running, CHURN_S)
+
+    def taken_over() -> list[dict]:
+        return [event for node in OTHERS for event in _blends(running.run_dir, node) if event.get("takes_over")]
+
+    assert kills >= CHURN_S / 4, "the faults happened"
+    wait_until(lambda: bool(taken_over()), "a node that came back takes a trained model over", 30)
+    assert {event["factor"] for event in taken_over()} == {1.0}
+    last_s = max(event["t"] for event in taken_over())
+    wait_until(lambda: any(event["t"] > last_s for event in _blends(running.run_dir, SURVIVOR)), "the survivor goes on")
+    blends = _blends(running.run_dir, SURVIVOR)
+    assert {event["factor"] for event in blends if event["peer_clock"] < event["clock"] - LEAD} <= {0.0}

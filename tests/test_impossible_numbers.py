@@ -62,10 +62,15 @@ def test_a_round_beyond_reason_is_not_taken_over(in_memory):
 
 
 def test_clocks_that_have_come_to_the_limit_stay_legal_and_exchanges_go_on(cluster):
-    nodes = cluster.start([VectorModel([0.0]), VectorModel([4.0])], **FLOW)
-    for node in nodes:
-        node._boundary.state = replace(node._boundary.state, clock=MOST)
-    cluster.step_all(20)
+    nodes = cluster.start([VectorModel([0.0]), VectorModel([4.0])], pull_probability=0.5, **FLOW)
+    cluster.step_all(6)
+    for _ in range(40):
+        for node, behind in zip(nodes, (0.0, 100.0), strict=True):
+            # As if the exchange under way had taken dozens of steps, each of which counts, beside the peer's lead.
+            clock = node._boundary.state.clock
+            node._boundary.state = replace(node._boundary.state, clock=max(clock, MOST - behind) + 60.0)
+            node._boundary.advance(1.0)
+            node._boundary.publish_and_ask()
     assert all(node.statistics().clock == MOST for node in nodes)
     assert all(node.statistics().failures == 0 for node in nodes)
     assert np.ptp(cluster.vectors()) < 1e-3
