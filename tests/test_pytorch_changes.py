@@ -12,10 +12,12 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch_support import DEVICES, local_cluster
 
-from dpwa.adapters.changes import STEPS_PER_ROUND
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 from dpwa.errors import ConfigError
 from support import wait_until
+
+
+STEPS_PER_ROUND = 64  # within so many steps every change is found
 
 
 def network() -> nn.Module:
