@@ -19,6 +19,7 @@ from dpwa.interpolation import LossSmoother, State
 from dpwa.methods.base import Arrival, Kind, Method, Plan
 from dpwa.methods.diloco import OuterMomentum
 from dpwa.peers.budget import Budget
+from dpwa.pressure import Pressure
 from dpwa.publishing import Publisher, Taken
 from dpwa.record import Record, exchange_fields
 from dpwa.snapshot import Snapshot
@@ -88,6 +89,7 @@ class Boundary:
         self._transport = transport
         self._record = record
         self._event = event
+        self._pressure = Pressure(name, transport.counters.guarded, event)
         self._monotonic_s = monotonic_s
         self._peers = tuple(peer.name for peer in config.peers_of(name))
         self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
@@ -118,6 +120,7 @@ class Boundary:
     def close(self) -> None:
         """Let go of snapshots, and of the node: its memory must not wait for the garbage collector."""
         self._last = self._given = None
+        self._pressure.close()
         self._event = _ignore
 
     def advance(self, loss: float | None) -> None:
@@ -250,9 +253,8 @@ class Boundary:
         if plan is None and not (self._service.wanted or self._applied_pairs or self._wants_snapshot):
             return  # nobody would look at it
         self.state = State(self.state.loss, self.state.clock, self._method.mass, self._method.round)
-        taken = self._publisher.take(step=self.step, taken_s=self._monotonic_s(), state=self.state)
+        taken, is_aside = self._take(for_exchange=plan is not None)
         if taken is None:
-            self._record.publish_skipped += 1
             self._last = None  # an older one is no measure of the next step
             if plan is not None and plan.kind is Kind.PAIR:
                 self._applied_pairs.append(NO_EXCHANGE)  # what the last pair brought is in no snapshot yet
@@ -261,7 +263,7 @@ class Boundary:
         if plan is not None and plan.kind is Kind.PUSH:
             self._given = taken
         ask = self._ask(plan, taken.snapshot) if plan is not None else None
-        serving = not self._joining
+        serving = not self._joining and not is_aside
         hand_out = partial(self._hand_out, taken.snapshot, ask, self._applied_pairs if serving else [], serving=serving)
         if serving:
             self._applied_pairs = []
@@ -270,6 +272,24 @@ class Boundary:
             hand_out()
         else:
             self._transport.defer(taken.complete, hand_out)
+
+    def _take(self, *, for_exchange: bool) -> tuple[Taken | None, bool]:
+        """A snapshot of this moment, and whether it is one aside that is not served as the newest.
+
+        Peers can hold all buffers, but never stop this node's own exchanges: those are then made with a copy of their
+        own, which only the peer of a push or a pair can fetch, by its id.
+        """
+        now_s = self._monotonic_s()
+        self._pressure.note(now_s)
+        taken = self._publisher.take(step=self.step, taken_s=now_s, state=self.state)
+        if taken is not None:
+            self._pressure.published()
+            return taken, False
+        self._record.publish_skipped += 1
+        self._pressure.skipped(now_s)
+        if not for_exchange:
+            return None, False
+        return self._publisher.take_aside(step=self.step, taken_s=now_s, state=self.state), True
 
     @property
     def _wants_snapshot(self) -> bool:

@@ -89,6 +89,8 @@ class Service:
         self.finished = False
         # Set by `answer`, cleared by the trainer when it publishes. Losing a race here costs one step of age.
         self.wanted = False
+        self.is_short = False
+        """No buffer was free for the newest snapshot. Set by the trainer; cleared by it, or when one was freed."""
         self.told_finished: set[str] = set()
         """Peers that know that this node has finished: they will not miss it. Adding to a set is atomic."""
 

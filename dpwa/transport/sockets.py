@@ -16,15 +16,22 @@ import numpy as np
 import zmq
 
 from dpwa.errors import ConfigError, DpwaError
-from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_WINDOW
+from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_WINDOW
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 __all__ = [
     "CurveKeys",
     "Links",
     "close_inherited",
     "dealer",
+    "descriptor_limit",
     "endpoint",
     "keep_freed_memory",
+    "raise_descriptor_limit",
     "require_libzmq",
     "router",
 ]
@@ -35,12 +42,14 @@ _OLDEST_LIBZMQ = (4, 3, 5)
 # glibc never raises its threshold above 32 MiB.
 _LARGEST_KEPT_BYTES = 31 << 20
 
+# What a node ever needs beside those of the training script: two for each connection.
+_ENOUGH_DESCRIPTORS = 8192
+
 # One message is header and body; a window of chunks plus a few small answers must fit, and no more.
 _QUEUE_MESSAGES = 2 * MAX_WINDOW
 
 _COMMON: dict[int, int] = {
     zmq.LINGER: 0,  # the default -1 makes closing the context hang while a peer does not read
-    zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
     zmq.SNDHWM: _QUEUE_MESSAGES,
     zmq.RCVHWM: _QUEUE_MESSAGES,
     zmq.HANDSHAKE_IVL: 2000,  # ms; a client that connects and says nothing is closed after this
@@ -104,6 +113,28 @@ def keep_freed_memory() -> None:
     del block
 
 
+def descriptor_limit() -> int:
+    """How many file descriptors this process may have."""
+    if resource is None:
+        return _ENOUGH_DESCRIPTORS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _ENOUGH_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process have more file descriptors, as far as the system allows a process to decide that by itself.
+
+    The usual soft limit of 1024 is for programs that use `select`; the hard limit is the one that protects the system.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _ENOUGH_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def endpoint(host: str, port: int) -> str:
     """The ZeroMQ address of a host and port, with the host resolved to an IPv4 number.
 
@@ -122,7 +153,8 @@ def endpoint(host: str, port: int) -> str:
 def router(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None = None) -> zmq.Socket[bytes]:
     """The socket that serves: a vanished or stuck peer is an error at once, never a silent drop or a wait."""
     made = context.socket(zmq.ROUTER)
-    _configure(made, {zmq.ROUTER_MANDATORY: 1})
+    # Only answers have bodies: no frame that comes here is longer than a header.
+    _configure(made, {zmq.ROUTER_MANDATORY: 1, zmq.MAXMSGSIZE: MAX_HEADER_BYTES})
     if curve is not None:
         made.setsockopt(zmq.CURVE_SERVER, 1)
         made.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
@@ -135,6 +167,7 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None, pee
     _configure(
         made,
         {
+            zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
             zmq.IMMEDIATE: 1,
             zmq.RECONNECT_IVL: 50,  # ms
         },
