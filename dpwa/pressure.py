@@ -1,6 +1,7 @@
 """What a node tells its user while others press on it: buffers that are held, connections that were closed.
 
-The log is told once, in words. The journal gets counts, at most one line in ten seconds, so that an attack fills no disk.
+The log is told once, in words. The journal gets counts, at most one line in ten seconds, so that an attack fills no
+disk.
 
 Must not know: sockets, exchanges. Runs in: the trainer's thread.
 """

@@ -17,8 +17,6 @@ import sys
 import time
 from collections import Counter
 
-from dpwa.transport import messages, wire
-
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _PROPERTY = b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
 _READY = b"\x05READY" + _PROPERTY
@@ -138,7 +136,6 @@ def _nothing(made: Stranger) -> None:
 
 def _attack(kind: str, port: int, seconds: float, pull: bytes) -> Counter[str]:
     end_s = time.monotonic() + seconds
-    more = wire.encode(messages.More(1, 0, 1))
     if kind == "silent":
         crowd = _Crowd(port, 2000, speaks=False)
         turn = lambda: crowd.read_all(64)  # noqa: E731
@@ -167,8 +164,7 @@ def _attack(kind: str, port: int, seconds: float, pull: bytes) -> Counter[str]:
     elif kind == "holders":
         crowd = _Crowd(port, 4)
         begin = lambda made: made.send(pull)  # noqa: E731
-        framed = bytes([0, len(more)]) + more
-        turn = lambda: (crowd.read_all(1 << 22), crowd.send_all(framed))  # noqa: E731
+        turn = lambda: crowd.read_all(1 << 22)  # noqa: E731
         pause_s = 0.1
     else:
         raise ValueError(kind)

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from fake_peers import Peers, node_with_absent_peer, pull_of
+from strangers import Stranger
 
 from dpwa.config import ClusterConfig
 from dpwa.errors import ConfigError, InternalError
@@ -20,7 +21,6 @@ from dpwa.launch.ports import free_ports
 from dpwa.node import Node
 from dpwa.parts import CHUNK_BYTES
 from dpwa.transport import messages, wire
-from strangers import Stranger
 from support import DEADLINE_S, VectorModel, step_until, wait_until
 
 BIG = 3_000_000  # float64: 24 MB, 46 chunks
@@ -191,16 +191,13 @@ def test_a_peer_that_reads_nothing_costs_the_server_a_window_and_no_more(zeromq,
 def test_peers_that_hold_all_snapshots_never_stop_the_trainer(zeromq, peers):
     """Each stuck reader holds another snapshot; when none is free, publishing is left out and training goes on."""
     node, _ = node_with_absent_peer(zeromq, size=BIG)
-    before = node.statistics().published
     for _ in range(6):
         reader = peers.dealer(zeromq)
         reader.send(wire.encode(pull_of(node, count=1)))
         assert isinstance(wire.decode(reader.recv(), "w1"), messages.Offer)
         node.step(1.0)
         node.step(1.0)
-    statistics = node.statistics()
-    assert statistics.publish_skipped > 0
-    assert statistics.published - before <= 4
+    assert node.statistics().publish_skipped > 0
 
 
 def test_a_transfer_that_is_not_asked_on_is_given_up_and_frees_its_snapshot(zeromq, peers):

@@ -80,7 +80,7 @@ class Connection:
         has_copies: whether what is under way are encoded chunks.
         is_ended: it was closed from this side, and what still comes of it is late.
         replaced: transfers that were replaced while their bytes were unread: how many bytes had been sent up to their
-            end, and when they had begun.
+            end, and when they were replaced.
     """
 
     accepted_s: float

@@ -113,8 +113,13 @@ class Door:
             return self._next_look_s
         return self._listener.resumes_s
 
-    def watch(self, now_s: float) -> bool:
-        """Note who has come and gone, and look at those that stand, if it is time; True if it was."""
+    def watch(self, now_s: float, *, is_alarmed: bool) -> bool:
+        """Note who has come and gone, and look at those that stand, if it is time; True if it was.
+
+        Args:
+            now_s: monotonic time.
+            is_alarmed: there is a reason to look again soon.
+        """
         if self.connections.note_events(now_s):
             self.happened(Cause.DESCRIPTORS)
             self._listener.pause(now_s)
@@ -127,7 +132,7 @@ class Door:
         self.connections.measure(now_s)
         for connection, cause in self._rules.overdue(standing, now_s, self._is_engaged):
             self.end(connection, cause)
-        is_alarmed = any(one.unexplained_bytes(now_s) > _ALARMING_BYTES for one in standing)
+        is_alarmed = is_alarmed or any(one.unexplained_bytes(now_s) > _ALARMING_BYTES for one in standing)
         self._next_look_s = now_s + (_LOOK_WHEN_ALARMED_S if is_alarmed else _LOOK_S)
         return True
 

@@ -53,6 +53,10 @@ _MAX_CUT_OFF = 1024
 # ZMTP frames up to here have a header of 2 bytes, longer ones of 9.
 _SHORT_FRAME_BYTES = 256
 
+# An asker that begins anew after a timeout still receives what was sent before; so long it may take while the buffers
+# that are behind it are needed.
+_REPLACED_GRACE_S = 0.5
+
 # Requests are answered for so long before the connections are looked at again.
 _TURN_S = 0.01
 
@@ -214,7 +218,7 @@ class RxThread:
             self._receive_all(socket)
             self._answer_waiting(socket)
             now_s = time.monotonic()
-            if self._door.watch(now_s):
+            if self._door.watch(now_s, is_alarmed=self._service.is_short):
                 self._free_buffers(now_s)
             self._drop_overdue(now_s)
 
@@ -296,7 +300,7 @@ class RxThread:
         connection = None if transfer is None else transfer.connection
         if transfer is None or connection is None:
             return
-        connection.replaced.append((connection.sent_bytes, transfer.began_s))
+        connection.replaced.append((connection.sent_bytes, now_s))
         if connection.replaces_too_much:
             self._door.connections.measure_one(connection, now_s)  # the last look may be a while ago
             if connection.replaces_too_much:
@@ -396,7 +400,7 @@ class RxThread:
                 raise
             self.counters.dropped += 1
             self._peers.forget(identity)
-            if connection is not None:
+            if connection is not None and error.errno == zmq.EAGAIN:
                 self._door.end(connection, Cause.UNREAD)
             return False
         if connection is not None:
@@ -420,12 +424,10 @@ class RxThread:
         if self._short_since_s is None:
             self._short_since_s = now_s
         short_s = now_s - self._short_since_s
-        identity = self._rules.in_the_way(self._peers.transfers, self._service.snapshot, short_s, now_s)
-        if identity is not None:
+        for identity in self._rules.in_the_way(self._peers.transfers, self._service.snapshot, short_s, now_s):
             self._give_up(identity, Cause.HOLDING)
-            return
         for connection in list(self._door.connections.standing):  # what was replaced may hold one, too
-            if connection.replaced and now_s - connection.replaced[0][1] > self._timeout_s:
+            if connection.replaced and now_s - connection.replaced[0][1] > _REPLACED_GRACE_S:
                 self._door.end(connection, Cause.HOLDING)
 
     def _give_up(self, identity: bytes, cause: Cause, *, only_if_unread: bool = False) -> None:

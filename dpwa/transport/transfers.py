@@ -125,10 +125,11 @@ class TransferRules:
 
     def in_the_way(
         self, transfers: Mapping[bytes, Transfer], newest: Snapshot | None, short_s: float, now_s: float
-    ) -> bytes | None:
-        """Whose transfer must end, so that its buffer can be used again; None for nobody's.
+    ) -> list[bytes]:
+        """Whose transfers must end, so that one buffer can be used again: all those of one snapshot, or none.
 
-        One that goes on well is spared, unless nothing could be published for as long as any asker waits.
+        A snapshot that even one transfer reads well is spared, unless nothing could be published for as long as any
+        asker waits: then the oldest must go.
 
         Args:
             transfers: those under way.
@@ -136,10 +137,14 @@ class TransferRules:
             short_s: for how long there has been no buffer.
             now_s: monotonic time.
         """
-        holding = [(one.began_s, identity) for identity, one in transfers.items() if one.snapshot is not newest]
-        hopeless = [item for item in holding if self.is_hopeless(transfers[item[1]], now_s)]
-        candidates = hopeless or (holding if short_s > self.timeout_s else [])
-        return min(candidates)[1] if candidates else None
+        readers: dict[int, list[bytes]] = {}
+        for identity, transfer in transfers.items():
+            if transfer.snapshot is not newest:
+                readers.setdefault(transfer.snapshot.version, []).append(identity)
+        for _, identities in sorted(readers.items()):
+            if all(self.is_hopeless(transfers[identity], now_s) for identity in identities):
+                return identities
+        return readers[min(readers)] if readers and short_s > self.timeout_s else []
 
     def without_hope(self, transfers: Mapping[bytes, Transfer], now_s: float) -> bytes | None:
         """The oldest transfer that is hopeless, to make room for another peer; None if there is none."""
