@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -13,10 +17,21 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from fake_peers import pull_of
+import zmq
+from fake_peers import node_with_absent_peer, pull_of
+from strangers import Stranger
 
-from dpwa.transport import wire
-from support import wait_until
+from dpwa.interpolation import State
+from dpwa.methods.base import Kind
+from dpwa.parts import CHUNK_BYTES
+from dpwa.peers.membership import Membership
+from dpwa.publishing import Publisher
+from dpwa.transport import messages, wire
+from dpwa.transport.connection_rules import Cause
+from dpwa.transport.connections import Connections
+from dpwa.transport.proposals import Proposals
+from dpwa.transport.service import Service
+from support import DEADLINE_S, VectorModel, wait_until
 
 SIZE = 200_000  # float64: 1.6 MB, more than a connection that is not read takes
 PACE_S = 0.03
@@ -64,8 +79,6 @@ class Training:
 
 
 def _models(nodes: int):
-    from support import VectorModel
-
     return [VectorModel(np.full(SIZE, float(number))) for number in range(nodes)]
 
 
@@ -110,24 +123,289 @@ def _attacked(training: Training, kind: str, seconds: float):
     return before, during, (max(peak) - rss) / 2**20, json.loads(output)
 
 
+# --- Attacks --------------------------------------------------------------------------------------------------------
+
 _KINDS = ("silent", "multipart", "incomplete", "slow", "flood", "holders")
+
+
+def _costs_little_and_stops_nothing(training: Training, kind: str, seconds: float, caplog) -> None:
+    with caplog.at_level(logging.WARNING, "dpwa"):
+        before, during, grown_mb, did = _attacked(training, kind, seconds)
+    figures = f"{kind}: before {before}, during {during}, {grown_mb:.0f} MB, {did}, {_guarded(training)}"
+    print(figures)
+    assert training.error is None
+    # It has happened.
+    assert did["connections"] > {"silent": 1000, "incomplete": 90, "slow": 90}.get(kind, 3), figures
+    assert did.get("bytes", 0) > {"multipart": 1_000_000, "flood": 100_000}.get(kind, -1), figures
+    assert sum(_guarded(training).values()) > 0, figures
+    # It cost little.
+    assert sum(during[:2]) >= sum(before[:2]) / 2, figures
+    assert during[2] >= before[2] / 2, figures
+    assert grown_mb < 64, figures
+    assert during[3] < 0.25, figures
+    # It is over.
+    node = training.nodes[0]
+    wait_until(lambda: len(node._transport._rx._door.connections.standing) <= len(training.nodes), "they are gone", 5.0)
+    wait_until(lambda: sum(training.rates(0.5)[:2]) >= 0.7 * sum(before[:2]), "exchanges are as before", 5.0)
+    # The user was told, of each kind once.
+    told = [record.message for record in caplog.records if "node w1, port" in record.message]
+    assert told
+    assert len(told) == len(set(told)) <= 3
+
+
+def _guarded(training: Training) -> dict[str, int]:
+    counts = training.nodes[0]._transport.counters.guarded
+    return {cause.value: count for cause, count in counts.items() if count}
 
 
 @pytest.mark.parametrize("kind", _KINDS)
 def test_strangers_cost_little_and_stop_nothing(training, kind, caplog):
-    trains = training(3)
-    with caplog.at_level(logging.WARNING, "dpwa"):
-        before, during, grown_mb, did = _attacked(trains, kind, 2.0)
-    print(
-        kind,
-        "before",
-        before,
-        "during",
-        during,
-        "grown MB",
-        grown_mb,
-        did,
-        trains.nodes[0]._transport.counters.guarded,
-        trains.nodes[0].statistics().publish_skipped,
+    _costs_little_and_stops_nothing(training(3), kind, 1.5, caplog)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["normal", "low"])
+@pytest.mark.parametrize("kind", _KINDS)
+def test_strangers_cost_little_and_stop_nothing_for_ten_seconds(training, kind, memory, caplog):
+    _costs_little_and_stops_nothing(training(4, memory=memory), kind, 10.0, caplog)
+
+
+def test_what_was_closed_is_counted_in_the_journal_in_few_lines(training, tmp_path, zeromq):
+    trains = training(2, run_dir=tmp_path)
+    port = zeromq.config.nodes[0].port
+    for _ in range(20):
+        stranger = Stranger(port)
+        stranger.send(b"garbage")
+        assert stranger.is_closed(within_s=DEADLINE_S)
+        stranger.close()
+    wait_until(lambda: _guarded(trains) == {"illegal": 20}, "all are counted")
+    trains.end()
+    zeromq.close()
+    lines = [json.loads(line) for line in (tmp_path / "nodes/w1/events.jsonl").read_text().splitlines()]
+    counts = [line["illegal"] for line in lines if line["event"] == "guard"]
+    assert counts[-1] == 20
+    assert len(counts) <= 2
+    metrics = (tmp_path / "nodes/w1/metrics.jsonl").read_text().splitlines()
+    assert json.loads(metrics[-1])["publish_skipped"] == 0
+
+
+# --- One connection -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stranger(zeromq):
+    """A node without its peer, and a connection to it."""
+    node, _ = node_with_absent_peer(zeromq, size=3 * CHUNK_BYTES // 8)
+    made = Stranger(zeromq.config.nodes[0].port)
+    yield node, made
+    made.close()
+
+
+def test_asking_beyond_the_end_of_a_snapshot_ends_the_connection(stranger):
+    node, made = stranger
+    made.send(wire.encode(pull_of(node, count=1)))
+    assert made.socket.recv(4096)
+    made.send(wire.encode(messages.More(1, 3, 1)))
+    assert made.is_closed(within_s=DEADLINE_S)
+    assert node.statistics().protocol_errors == 1
+
+
+def test_pulls_one_after_the_other_whose_answers_are_not_read_end_the_connection(zeromq):
+    node, _ = node_with_absent_peer(zeromq, size=3 * CHUNK_BYTES // 8)
+    made = Stranger(zeromq.config.nodes[0].port, receive_buffer=4096)
+    counters = node._transport.counters
+    for nonce in range(1, 7):
+        sent = counters.bytes_out
+        made.send(wire.encode(pull_of(node, nonce=nonce, count=3)))
+        wait_until(
+            lambda sent=sent: bool(node.step(1.0)) or counters.bytes_out > sent or sum(counters.guarded.values()) > 0,
+            "it is answered, or closed",
+        )
+    wait_until(lambda: sum(counters.guarded.values()) > 0, "it is closed")
+    made.close()
+    assert counters.bytes_out <= 6 * 3 * CHUNK_BYTES
+
+
+def test_an_endless_message_ends_its_connection_and_gives_its_memory_back(stranger):
+    node, made = stranger
+    made.send(wire.encode(pull_of(node, count=1)))
+    assert made.socket.recv(4096)
+    sent = 0
+    with pytest.raises(OSError, match=r"reset|Broken pipe"):
+        while sent < 1 << 30:
+            sent += made.socket.send(b"\x01\x00" * 5000)
+    assert sent < 32 << 20
+    assert node._transport.counters.guarded[Cause.INCOMPLETE] == 1
+
+
+def test_a_client_whose_idle_connection_was_closed_exchanges_again_without_a_failure(zeromq):
+    served, asking = zeromq.start([VectorModel([0.0]), VectorModel([1.0])], wait_ms=2000)
+    zeromq.step_all(5)
+    door = served._transport._rx._door
+    (connection,) = door.connections.standing
+    connection.last_request_s = time.monotonic() - 1000
+    counters = served._transport.counters
+    wait_until(lambda: counters.guarded[Cause.SILENT] == 1, "it is closed")
+    wait_until(lambda: set(door.connections.standing) - {connection}, "the client has connected again")
+    before = asking.statistics().blended
+    zeromq.step_all(5)
+    assert asking.statistics().blended >= before + 4
+    assert asking.statistics().failures == served.statistics().failures == 0
+
+
+def test_a_number_that_was_given_to_something_else_is_never_touched(tmp_path):
+    """Descriptors are numbers, and the user's files get those that connections have left."""
+    context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    connections = Connections(context, router, 4711)
+    one, other = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as server, open(tmp_path / "users", "wb") as file:
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+        for descriptor in (file.fileno(), one.fileno(), client.fileno(), accepted.fileno(), server.fileno(), 10_000):
+            assert connections._accepted(descriptor, 0.0)
+        assert not connections.standing
+        connections._refuse(client.fileno())
+        client.sendall(b"still there")
+        assert accepted.recv(100) == b"still there"
+        one.sendall(b"still there")
+        assert other.recv(100) == b"still there"
+        for each in (client, accepted, one, other):
+            each.close()
+    connections.close()
+    router.close(0)
+    context.term()
+
+
+# --- Descriptors ----------------------------------------------------------------------------------------------------
+
+
+def test_a_process_without_descriptors_trains_on_without_spinning_and_serves_again_afterwards(training, caplog):
+    trains = training(2)
+    node = trains.nodes[0]
+    port = node.config.nodes[0].port
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    waiting = [socket.socket() for _ in range(5)]
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 20, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for each in waiting:
+            each.connect(("127.0.0.1", port))  # the system takes them; the node cannot
+        with caplog.at_level(logging.WARNING, "dpwa"):
+            wait_until(lambda: node._transport.counters.guarded[Cause.DESCRIPTORS] > 0, "somebody could not come in")
+            cpu_s = sum(psutil.Process().cpu_times()[:2])
+            before, during = node.statistics(), trains.rates(1.5)
+            spent_s = sum(psutil.Process().cpu_times()[:2]) - cpu_s
+        assert trains.error is None
+        assert node.statistics().blended > before.blended, "connections that stand are served"
+        assert during[2] > 10
+        assert spent_s < 0.6 * 1.5
+        assert len([one for one in caplog.records if "no file descriptor" in one.message]) == 1
+    finally:
+        for number in taken:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for each in waiting:
+            each.close()
+
+    def answered() -> bool:
+        try:
+            made = Stranger(port)
+        except OSError:
+            return False
+        made.close()
+        return True
+
+    wait_until(answered, "the node lets peers in again", 5.0)
+
+
+def test_the_soft_limit_of_descriptors_is_raised(tmp_path):
+    script = (
+        "import resource; from dpwa.transport.sockets import raise_descriptor_limit, descriptor_limit\n"
+        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, min(hard, 5000)))\n"
+        "raise_descriptor_limit(); print(descriptor_limit())"
     )
-    assert trains.error is None
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == min(5000, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
+# --- Buffers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["pull", "gosgd", "sgp", "adpsgd", "dpsgd"])
+def test_whoever_holds_all_buffers_does_not_stop_the_own_exchanges(zeromq, method, caplog):
+    """They are held in a way that nothing can end."""
+    nodes = zeromq.start(_models(2), method=method, shared_memory="off")
+    zeromq.step_all(5)
+    node, held = nodes[0], []
+    wait_until(
+        lambda: held.append(node._service.snapshot) or zeromq.step_all() or node.statistics().publish_skipped >= 3,
+        "all buffers are held",
+    )
+    before, skipped = node.statistics(), node.statistics().publish_skipped
+    zeromq.step_all(20)
+    wait_until(lambda: zeromq.step_all() or _own_ends(node) >= _own_ends_of(before) + 8, "own exchanges go on")
+    assert node.statistics().publish_skipped >= skipped + 8
+    assert node.statistics().failures == 0
+
+
+def _own_ends(node) -> int:
+    return _own_ends_of(node.statistics())
+
+
+def _own_ends_of(statistics) -> int:
+    return sum(statistics.exchanges.get(outcome, 0) for outcome in ("blended", "pushed"))
+
+
+def test_a_node_that_cannot_publish_says_so_once(zeromq, caplog):
+    node, _ = node_with_absent_peer(zeromq)
+    held = []
+    with caplog.at_level(logging.WARNING, "dpwa"):
+
+        def told() -> bool:
+            held.append(node._service.snapshot)
+            node._service.wanted = True
+            node.step(1.0)
+            return any("held all buffers" in record.message for record in caplog.records)
+
+        wait_until(told, "the warning")
+        for _ in range(50):
+            told()
+    assert len([record for record in caplog.records if "held all buffers" in record.message]) == 1
+
+
+def test_the_copy_aside_gives_its_memory_back_when_it_is_not_needed_any_more():
+    source = VectorModel(np.ones(100_000))
+    service = node_service(source)
+    publisher = Publisher(source, service, 1)
+    served = publisher.take(step=1, taken_s=0.0, state=State(None, 0.0))
+    assert publisher.take(step=2, taken_s=1.0, state=State(None, 0.0)) is None
+    assert service.is_short
+    aside = publisher.take_aside(step=2, taken_s=1.0, state=State(None, 0.0))
+    assert bytes(aside.snapshot.memory) == source.vector.tobytes()
+    assert publisher.take_aside(step=2, taken_s=1.0, state=State(None, 0.0)) is None  # it is in use
+    buffer = aside.buffer
+    del aside, served
+    for taken_s in (5.0, 20.0):
+        assert publisher.take(step=3, taken_s=taken_s, state=State(None, 0.0)) is not None
+        assert not service.is_short
+    assert not buffer.any()  # the system has it back
+    again = publisher.take_aside(step=4, taken_s=21.0, state=State(None, 0.0))
+    assert bytes(again.snapshot.memory) == source.vector.tobytes()
+    del again
+    publisher.close()
+
+
+def node_service(source: VectorModel) -> Service:
+    return Service(
+        run_id="run",
+        incarnation=bytes(8),
+        layout=source.layout,
+        membership=Membership(()),
+        proposals=Proposals("w1", bytes(8)),
+        kind=Kind.PULL,
+    )
