@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import select
 import socket
@@ -179,6 +180,7 @@ def _attack(kind: str, port: int, seconds: float, pull: bytes) -> Counter[str]:
 
 
 if __name__ == "__main__":
+    os.nice(10)  # what counts is what they do to the node, not that they take the processor from it
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     done = _attack(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), bytes.fromhex(sys.argv[4]))

@@ -52,18 +52,25 @@ def test_a_connection_that_asked_may_be_idle_for_minutes_and_one_that_is_answere
     assert causes([one], 320.0, lambda _: True) == []
 
 
-def test_heartbeats_explain_bytes_and_what_else_comes_without_a_request_does_not():
+def test_heartbeats_explain_bytes_and_what_else_comes_and_is_not_read_does_not():
     one = connection(last_request_s=0.0)
-    one.has_spoken = True
     one.measured(5000, 0, 0.0)
-    assert one.unexplained_bytes(0.0) == 0
-    one.measured(5000 + 32 * 290, 0, 290.0)  # two heartbeats a second
-    assert one.unexplained_bytes(290.0) == 0
-    one.measured(5000 + 32 * 290 + 80_000, 0, 290.0)
+    assert one.unexplained_bytes == 5000  # the request has arrived, and is not read yet
+    one.read_bytes = 4900
+    one.measured(5000 + 18 * 290, 0, 290.0)  # two heartbeats a second
+    assert one.unexplained_bytes == 0
+    one.measured(5000 + 18 * 290 + 80_000, 0, 290.0)
     assert causes([one], 290.0) == [Cause.INCOMPLETE]
-    one.has_spoken = True  # it was a request after all, or several
-    one.measured(5000 + 32 * 290 + 80_000, 0, 290.0)
+    one.read_bytes += 80_000  # these were requests after all
+    one.measured(5000 + 18 * 290 + 80_000, 0, 290.0)
     assert causes([one], 290.0) == []
+
+
+def test_time_without_a_message_is_no_credit_for_later():
+    one = connection(last_request_s=0.0)
+    one.measured(100, 0, 1000.0)
+    one.measured(100 + 70_000, 0, 1000.1)
+    assert causes([one], 10.0) == [Cause.INCOMPLETE]
 
 
 def test_bytes_that_arrive_at_the_other_side_beside_the_messages_do_not_hide_unread_ones():
@@ -98,7 +105,7 @@ _CONNECTIONS = st.lists(
         lambda accepted_s, asked, received, sent, copies: connection(
             accepted_s,
             last_request_s=accepted_s + 1 if asked else None,
-            received_bytes=received,
+            unexplained_bytes=float(received),
             sent_bytes=sent,
             has_copies=copies,
         ),
@@ -116,8 +123,8 @@ _CONNECTIONS = st.lists(
 def test_what_is_left_costs_no_more_than_it_may(connections, now_s):
     gone = {one for one, _ in RULES.overdue(connections, now_s, _nobody)}
     left = [one for one in connections if one not in gone]
-    assert all(one.unexplained_bytes(now_s) <= 64 << 10 for one in left)
-    assert sum(one.unexplained_bytes(now_s) for one in left) <= MIB
+    assert all(one.unexplained_bytes <= 64 << 10 for one in left)
+    assert sum(one.unexplained_bytes for one in left) <= MIB
     assert sum(one.unread_bytes for one in left if one.has_copies) <= 24 * MIB
     assert all(one.unread_bytes <= 17 * MIB for one in left)
     assert len([one for one, _ in RULES.overdue(left, now_s, _nobody)]) == 0 or len(left) < len(connections)

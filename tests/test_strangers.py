@@ -34,7 +34,7 @@ from dpwa.transport.service import Service
 from support import DEADLINE_S, VectorModel, wait_until
 
 SIZE = 200_000  # float64: 1.6 MB, more than a connection that is not read takes
-PACE_S = 0.03
+PACE_S = 0.05
 STRANGERS = Path(__file__).with_name("strangers.py")
 
 
@@ -57,11 +57,11 @@ class Training:
                     node.step(1.0)
                 next_s = max(next_s + PACE_S, time.monotonic())
                 self._stop.wait(next_s - time.monotonic())
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001  (kept for the test)
             self.error = error
 
     def rates(self, seconds: float) -> tuple[float, float, float, float]:
-        """Exchanges per second of the first node and of all others, steps, and cores that the first one's Rx thread uses."""
+        """Exchanges per second of the first node and of the others, its steps, and cores that its Rx thread uses."""
         before, start_s = self._counts(), time.monotonic()
         threading.Event().wait(seconds)  # what is measured is a rate over this time
         after, took_s = self._counts(), time.monotonic() - start_s
@@ -216,7 +216,8 @@ def test_pulls_one_after_the_other_whose_answers_are_not_read_end_the_connection
     counters = node._transport.counters
     for nonce in range(1, 7):
         sent = counters.bytes_out
-        made.send(wire.encode(pull_of(node, nonce=nonce, count=3)))
+        with contextlib.suppress(OSError):  # closed by now
+            made.send(wire.encode(pull_of(node, nonce=nonce, count=3)))
         wait_until(
             lambda sent=sent: bool(node.step(1.0)) or counters.bytes_out > sent or sum(counters.guarded.values()) > 0,
             "it is answered, or closed",
@@ -231,7 +232,7 @@ def test_an_endless_message_ends_its_connection_and_gives_its_memory_back(strang
     made.send(wire.encode(pull_of(node, count=1)))
     assert made.socket.recv(4096)
     sent = 0
-    with pytest.raises(OSError, match=r"reset|Broken pipe"):
+    with contextlib.suppress(OSError):
         while sent < 1 << 30:
             sent += made.socket.send(b"\x01\x00" * 5000)
     assert sent < 32 << 20
@@ -243,9 +244,13 @@ def test_a_client_whose_idle_connection_was_closed_exchanges_again_without_a_fai
     zeromq.step_all(5)
     door = served._transport._rx._door
     (connection,) = door.connections.standing
-    connection.last_request_s = time.monotonic() - 1000
     counters = served._transport.counters
-    wait_until(lambda: counters.guarded[Cause.SILENT] == 1, "it is closed")
+
+    def is_closed() -> bool:
+        connection.last_request_s = time.monotonic() - 1000  # also after the last exchange has ended
+        return counters.guarded[Cause.SILENT] == 1
+
+    wait_until(is_closed, "it is closed")
     wait_until(lambda: set(door.connections.standing) - {connection}, "the client has connected again")
     before = asking.statistics().blended
     zeromq.step_all(5)
@@ -293,7 +298,8 @@ def test_a_process_without_descriptors_trains_on_without_spinning_and_serves_aga
             while True:
                 taken.append(os.open(os.devnull, os.O_RDONLY))
         for each in waiting:
-            each.connect(("127.0.0.1", port))  # the system takes them; the node cannot
+            with contextlib.suppress(ConnectionRefusedError):  # it listens no more for the moment
+                each.connect(("127.0.0.1", port))  # the system takes it; the node cannot
         with caplog.at_level(logging.WARNING, "dpwa"):
             wait_until(lambda: node._transport.counters.guarded[Cause.DESCRIPTORS] > 0, "somebody could not come in")
             cpu_s = sum(psutil.Process().cpu_times()[:2])
@@ -322,7 +328,7 @@ def test_a_process_without_descriptors_trains_on_without_spinning_and_serves_aga
     wait_until(answered, "the node lets peers in again", 5.0)
 
 
-def test_the_soft_limit_of_descriptors_is_raised(tmp_path):
+def test_the_soft_limit_of_descriptors_is_raised():
     script = (
         "import resource; from dpwa.transport.sockets import raise_descriptor_limit, descriptor_limit\n"
         "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
@@ -337,7 +343,7 @@ def test_the_soft_limit_of_descriptors_is_raised(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["pull", "gosgd", "sgp", "adpsgd", "dpsgd"])
-def test_whoever_holds_all_buffers_does_not_stop_the_own_exchanges(zeromq, method, caplog):
+def test_whoever_holds_all_buffers_does_not_stop_the_own_exchanges(zeromq, method):
     """They are held in a way that nothing can end."""
     nodes = zeromq.start(_models(2), method=method, shared_memory="off")
     zeromq.step_all(5)

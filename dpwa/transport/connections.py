@@ -61,6 +61,8 @@ class Connections:
         """Becomes readable when there is something to note."""
         self.monitor.setsockopt(zmq.RCVHWM, 0)  # ZeroMQ's I/O thread waits where an event finds no room
         self.monitor.connect(address)
+        self.is_short = False
+        """Somebody could not come in for lack of descriptors; for the reader to clear."""
         self._by_descriptor: dict[int, Connection] = {}
         self._by_identity: dict[bytes, Connection] = {}
         self._sockets: dict[Connection, socket.socket] = {}
@@ -72,9 +74,8 @@ class Connections:
         """All that were not closed here."""
         return self._sockets.keys()
 
-    def note_events(self, now_s: float) -> bool:
-        """Take note of who has come and gone; True if somebody could not come in for lack of descriptors."""
-        is_short = False
+    def note_events(self, now_s: float) -> None:
+        """Take note of who has come and gone."""
         for _ in range(_MAX_EVENTS):
             try:
                 event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
@@ -82,12 +83,11 @@ class Connections:
                 break
             descriptor = int(event["value"])
             if event["event"] == zmq.EVENT_ACCEPTED:
-                is_short |= not self._accepted(descriptor, now_s)
+                self.is_short |= not self._accepted(descriptor, now_s)
             elif event["event"] == zmq.EVENT_DISCONNECTED:
                 self._gone(descriptor)
             elif descriptor in _NO_DESCRIPTOR:  # the value of a failed accept is its error
-                is_short = True
-        return is_short
+                self.is_short = True
 
     def find(self, identity: bytes, frame: zmq.Frame, now_s: float) -> Connection | None:
         """The connection that a message came through; None if it is not known, or gone."""
@@ -98,9 +98,10 @@ class Connections:
             descriptor = int(frame.get(zmq.SRCFD))
         except (zmq.ZMQError, ValueError, TypeError):
             return None
-        if descriptor not in self._by_descriptor:
-            self.note_events(now_s)
         found = self._by_descriptor.get(descriptor)
+        if found is None or found.identity is not None:
+            self.note_events(now_s)  # it may have come just now, with the number of one that has gone
+            found = self._by_descriptor.get(descriptor)
         if found is None or found.identity is not None:
             return None  # the message of a connection that has gone, and whose number is another's by now
         found.identity = identity

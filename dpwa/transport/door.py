@@ -120,7 +120,9 @@ class Door:
             now_s: monotonic time.
             is_alarmed: there is a reason to look again soon.
         """
-        if self.connections.note_events(now_s):
+        self.connections.note_events(now_s)
+        if self.connections.is_short:
+            self.connections.is_short = False
             self.happened(Cause.DESCRIPTORS)
             self._listener.pause(now_s)
         self._listener.resume_if_due(now_s)
@@ -132,7 +134,7 @@ class Door:
         self.connections.measure(now_s)
         for connection, cause in self._rules.overdue(standing, now_s, self._is_engaged):
             self.end(connection, cause)
-        is_alarmed = is_alarmed or any(one.unexplained_bytes(now_s) > _ALARMING_BYTES for one in standing)
+        is_alarmed = is_alarmed or any(one.unexplained_bytes > _ALARMING_BYTES for one in standing)
         self._next_look_s = now_s + (_LOOK_WHEN_ALARMED_S if is_alarmed else _LOOK_S)
         return True
 

@@ -19,7 +19,7 @@ import zmq
 
 from dpwa.blending import encode_chunk
 from dpwa.errors import InternalError, RemoteProtocolError
-from dpwa.transport.connection_rules import Cause, Connection
+from dpwa.transport.connection_rules import Cause, Connection, framed_bytes
 from dpwa.transport.door import Door, most_connections
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.messages import (
@@ -49,13 +49,6 @@ _MAX_TRANSFERS = 64
 
 # Connections remembered as cut off. A new connection has a new identity, so old entries lose their use.
 _MAX_CUT_OFF = 1024
-
-# ZMTP frames up to here have a header of 2 bytes, longer ones of 9.
-_SHORT_FRAME_BYTES = 256
-
-# An asker that begins anew after a timeout still receives what was sent before; so long it may take while the buffers
-# that are behind it are needed.
-_REPLACED_GRACE_S = 0.5
 
 # Requests are answered for so long before the connections are looked at again.
 _TURN_S = 0.01
@@ -239,25 +232,25 @@ class RxThread:
                 identity = socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            frame = socket.recv(copy=False)
-            has_one_frame = not frame.more
-            rest = frame
-            while rest.more:  # frames that ZeroMQ has already; what is still to come ends with the connection
+            frame = rest = socket.recv(copy=False)
+            read_bytes = framed_bytes(len(frame))
+            while rest.more:
                 rest = socket.recv(copy=False)
-            self._receive(socket, identity, frame, now_s, is_legal=has_one_frame)
+                read_bytes += framed_bytes(len(rest))
+            self._receive(socket, identity, frame, read_bytes, now_s)
 
     def _receive(
-        self, socket: zmq.Socket[bytes], identity: bytes, frame: zmq.Frame, now_s: float, *, is_legal: bool
+        self, socket: zmq.Socket[bytes], identity: bytes, frame: zmq.Frame, read_bytes: int, now_s: float
     ) -> None:
         connection = self._door.connections.find(identity, frame, now_s)
         if connection is not None:
             if connection.is_ended:
                 return
-            connection.has_spoken = True
+            connection.read_bytes += read_bytes
         elif identity in self._peers.cut_off:
             return
         try:
-            if not is_legal:
+            if frame.more:
                 raise RemoteProtocolError("?", "request of several frames, expected 1")
             message = decode(frame.bytes, "?")
             if isinstance(message, Pull | Propose | Settle):
@@ -404,9 +397,7 @@ class RxThread:
                 self._door.end(connection, Cause.UNREAD)
             return False
         if connection is not None:
-            connection.sent_bytes += sum(
-                len(frame) + (2 if len(frame) < _SHORT_FRAME_BYTES else 9) for frame in frames[1:]
-            )
+            connection.sent_bytes += sum(framed_bytes(len(frame)) for frame in frames[1:])
         return True
 
     # --- Transfers that have lasted too long ----------------------------------------------------------------------
@@ -427,7 +418,8 @@ class RxThread:
         for identity in self._rules.in_the_way(self._peers.transfers, self._service.snapshot, short_s, now_s):
             self._give_up(identity, Cause.HOLDING)
         for connection in list(self._door.connections.standing):  # what was replaced may hold one, too
-            if connection.replaced and now_s - connection.replaced[0][1] > _REPLACED_GRACE_S:
+            grace_s = self._rules.grace_s(connection)
+            if connection.replaced and now_s - connection.replaced[0][1] > grace_s:
                 self._door.end(connection, Cause.HOLDING)
 
     def _give_up(self, identity: bytes, cause: Cause, *, only_if_unread: bool = False) -> None:

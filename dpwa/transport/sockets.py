@@ -51,11 +51,7 @@ _QUEUE_MESSAGES = 2 * MAX_WINDOW
 _COMMON: dict[int, int] = {
     zmq.LINGER: 0,  # the default -1 makes closing the context hang while a peer does not read
     zmq.SNDHWM: _QUEUE_MESSAGES,
-    zmq.RCVHWM: _QUEUE_MESSAGES,
     zmq.HANDSHAKE_IVL: 2000,  # ms; a client that connects and says nothing is closed after this
-    zmq.HEARTBEAT_IVL: 500,  # ms; finds a vanished machine, which TCP alone does not for minutes
-    zmq.HEARTBEAT_TIMEOUT: 1500,
-    zmq.HEARTBEAT_TTL: 1500,
     zmq.TCP_KEEPALIVE: 1,
 }
 
@@ -153,8 +149,18 @@ def endpoint(host: str, port: int) -> str:
 def router(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None = None) -> zmq.Socket[bytes]:
     """The socket that serves: a vanished or stuck peer is an error at once, never a silent drop or a wait."""
     made = context.socket(zmq.ROUTER)
-    # Only answers have bodies: no frame that comes here is longer than a header.
-    _configure(made, {zmq.ROUTER_MANDATORY: 1, zmq.MAXMSGSIZE: MAX_HEADER_BYTES})
+    _configure(
+        made,
+        {
+            zmq.ROUTER_MANDATORY: 1,
+            zmq.MAXMSGSIZE: MAX_HEADER_BYTES,  # only answers have bodies: no frame that comes here is longer
+            # No limit here, but for bytes that were not read yet, in `connection_rules.py`. At a limit libzmq 4.3.5
+            # stops reading; if the connection then breaks, and a heartbeat is due, an assertion ends the process:
+            # any stranger could bring that about. For the same reason the server sends no heartbeats of its own. Those
+            # of the asker say for how long it may be silent.
+            zmq.RCVHWM: 0,
+        },
+    )
     if curve is not None:
         made.setsockopt(zmq.CURVE_SERVER, 1)
         made.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
@@ -168,6 +174,10 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None, pee
         made,
         {
             zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
+            zmq.RCVHWM: _QUEUE_MESSAGES,
+            zmq.HEARTBEAT_IVL: 500,  # ms; finds a vanished machine, which TCP alone does not for minutes
+            zmq.HEARTBEAT_TIMEOUT: 1500,
+            zmq.HEARTBEAT_TTL: 1500,  # and so long the server waits for the next one
             zmq.IMMEDIATE: 1,
             zmq.RECONNECT_IVL: 50,  # ms
         },

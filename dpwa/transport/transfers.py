@@ -106,11 +106,15 @@ class TransferRules:
         """When a transfer has ended, whatever comes."""
         return min(transfer.began_s + self.longest_s, transfer.last_request_s + self.timeout_s)
 
+    def grace_s(self, connection: Connection | None) -> float:
+        """For how long a connection may stand in the way without showing that it reads."""
+        return _GRACE_S if connection is not None and connection.has_completed else _GRACE_OF_STRANGERS_S
+
     def is_hopeless(self, transfer: Transfer, now_s: float) -> bool:
         """Whether nobody reads it, or so slowly that the asker will have given up before its end."""
         age_s, total_bytes = now_s - transfer.began_s, len(transfer.snapshot.memory)
         connection = transfer.connection
-        grace_s = _GRACE_S if connection is not None and connection.has_completed else _GRACE_OF_STRANGERS_S
+        grace_s = self.grace_s(connection)
         if transfer.is_shared:
             return age_s > grace_s + total_bytes / _SHARED_BYTES_PER_S
         if age_s <= grace_s:
