@@ -23,6 +23,7 @@ from dpwa.methods.base import Arrival, Kind, Method, Plan
 from dpwa.methods.checked import factor_of, mass_and_round, plan_of
 from dpwa.methods.diloco import OuterMomentum
 from dpwa.peers.budget import Budget
+from dpwa.pressure import Pressure
 from dpwa.publishing import Publisher, Taken
 from dpwa.record import Record, exchange_fields
 from dpwa.snapshot import Snapshot
@@ -94,6 +95,7 @@ class Boundary:
         self._transport = transport
         self._record = record
         self._event = event
+        self._pressure = Pressure(name, transport.counters.guarded, event)
         self._monotonic_s = monotonic_s
         self._peers = tuple(peer.name for peer in config.peers_of(name))
         self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
@@ -134,6 +136,7 @@ class Boundary:
         self._model.close()
         self._method.close()
         self.outer = None
+        self._pressure.close()
         self._event = _ignore
 
     def advance(self, loss: float | None) -> None:
@@ -276,9 +279,8 @@ class Boundary:
             return  # nobody would look at it
         mass, round_ = mass_and_round(self._method)
         self.state = replace(self.state, mass=mass, round=round_)
-        taken = self._publisher.take(step=self.step, taken_s=self._monotonic_s(), state=self.state)
+        taken, is_aside = self._take(for_exchange=plan is not None)
         if taken is None:
-            self._record.publish_skipped += 1
             self._last = None  # an older one is no measure of the next step
             if plan is not None and plan.kind is Kind.PAIR:
                 self._applied_pairs.append(NO_EXCHANGE)  # what the last pair brought is in no snapshot yet
@@ -287,13 +289,33 @@ class Boundary:
         if plan is not None and plan.kind is Kind.PUSH:
             self._given = taken
         ask = self._ask(plan, taken.snapshot) if plan is not None else None
-        hand_out = partial(self._hand_out, taken.snapshot, ask, self._applied_pairs)
-        self._applied_pairs = []
-        self._service.wanted = False  # before the swap: a pull that comes between asks for one publish too many
+        serving = not is_aside
+        hand_out = partial(self._hand_out, taken.snapshot, ask, self._applied_pairs if serving else [], serving=serving)
+        if serving:
+            self._applied_pairs = []
+            self._service.wanted = False  # before the swap: a pull that comes between asks for one publish too many
         if taken.ready is None:
             hand_out()
         else:
             self._transport.defer(taken.complete, hand_out)
+
+    def _take(self, *, for_exchange: bool) -> tuple[Taken | None, bool]:
+        """A snapshot of this moment, and whether it is one aside that is not served as the newest.
+
+        Peers can hold all buffers, but never stop this node's own exchanges: those are then made with a copy of their
+        own, which only the peer of a push or a pair can fetch, by its id.
+        """
+        now_s = self._monotonic_s()
+        self._pressure.note(now_s)
+        taken = self._publisher.take(step=self.step, taken_s=now_s, state=self.state)
+        if taken is not None:
+            self._pressure.published()
+            return taken, False
+        self._record.publish_skipped += 1
+        self._pressure.skipped(now_s)
+        if not for_exchange:
+            return None, False
+        return self._publisher.take_aside(step=self.step, taken_s=now_s, state=self.state), True
 
     @property
     def _wants_snapshot(self) -> bool:
@@ -348,12 +370,13 @@ class Boundary:
             finished=self._service.finished,
         )
 
-    def _hand_out(self, snapshot: Snapshot, ask: Ask | None, pairs: Sequence[bytes]) -> None:
+    def _hand_out(self, snapshot: Snapshot, ask: Ask | None, pairs: Sequence[bytes], *, serving: bool) -> None:
         """Serve a snapshot that is complete, and have an exchange made with it; in any thread, one at a time."""
-        self._publisher.hand_out(snapshot)
-        for exchange in pairs:
-            self._proposals.disengage(exchange)
-        self._transport.published()
+        if serving:
+            self._publisher.hand_out(snapshot)
+            for exchange in pairs:
+                self._proposals.disengage(exchange)
+            self._transport.published()
         if ask is not None:
             self._transport.ask(ask)
 

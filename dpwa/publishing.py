@@ -7,6 +7,7 @@ that a GPU makes, one at a time.
 from __future__ import annotations
 
 import logging
+import mmap
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 
 from dpwa.errors import InternalError
 from dpwa.interpolation import State
-from dpwa.snapshot import Buffer, BufferPool, Layout, Snapshot
+from dpwa.snapshot import Buffer, BufferPool, Layout, Lease, Snapshot
 from dpwa.transport.leftovers import remove_unowned
 from dpwa.transport.service import Service
 from dpwa.transport.shared_memory import Segment, SegmentUnusable
@@ -24,6 +25,9 @@ from dpwa.transport.shared_memory import Segment, SegmentUnusable
 __all__ = ["Publisher", "Taken"]
 
 _logger = logging.getLogger("dpwa")
+
+# For how long the copy aside keeps its memory after it was needed.
+_ASIDE_KEPT_S = 10.0
 
 
 class _Source(Protocol):
@@ -75,6 +79,50 @@ class Taken:
             raise InternalError(f"a snapshot was not copied: {self.failure!r}") from self.failure
 
 
+class _Aside:
+    """One more buffer, in private memory, made when it is first needed.
+
+    An adapter remembers the buffers that it has seen, so the buffer itself stays; its memory is given back to the
+    system when it has not been used for a while.
+
+    Args:
+        size_bytes: of a snapshot.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+        self._map: mmap.mmap | None = None
+        self._pool = BufferPool(self._make, 1)
+        self._used_s = 0.0
+        self.is_direct = True
+        """Whether the model is copied by the processor: memory that a GPU writes to must stay where it is."""
+
+    def lease(self, now_s: float) -> Lease | None:
+        """The buffer; None while it is in use."""
+        self._used_s = now_s
+        lease = self._pool.lease()
+        return None if lease is None else Lease(-1, lease.buffer, lease.memory)
+
+    def release_if_idle(self, now_s: float) -> None:
+        """Give its memory back, if it was not needed lately."""
+        if self._map is None or now_s - self._used_s < _ASIDE_KEPT_S or not self.is_direct:
+            return
+        lease = self._pool.lease()
+        if lease is not None:
+            self._used_s = float("inf")  # until it is used again
+            if hasattr(self._map, "madvise"):
+                self._map.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._pool.close()
+        self._map = None
+
+    def _make(self, index: int) -> Buffer:  # noqa: ARG002
+        self._map = mmap.mmap(-1, self._size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return np.frombuffer(self._map, np.uint8)
+
+
 class Publisher:
     """Takes snapshots and has them served.
 
@@ -89,6 +137,7 @@ class Publisher:
         self._service = service
         self._slots = slots
         self._pool = BufferPool(self._make_buffer, slots)
+        self._aside = _Aside(source.layout.total_bytes)
         self._segment: Segment | None = None
         self._shared_slots: set[int] = set()
         self.version = 0
@@ -116,10 +165,28 @@ class Publisher:
             None if slow peers hold all buffers.
         """
         lease = self._pool.lease()
+        self._service.is_short = lease is None
         if lease is None:
             return None
+        self._aside.release_if_idle(taken_s)
+        return self._copy(lease, step, taken_s, state)
+
+    def take_aside(self, *, step: int, taken_s: float, state: State) -> Taken | None:
+        """Copy the model to where peers cannot have it as the newest: for an own exchange when all buffers are held.
+
+        Returns:
+            None if even that copy is still in use.
+        """
+        lease = self._aside.lease(taken_s)
+        if lease is None:
+            return None
+        taken = self._copy(lease, step, taken_s, state)
+        self._aside.is_direct = self._aside.is_direct and taken.ready is None
+        return taken
+
+    def _copy(self, lease: Lease, step: int, taken_s: float, state: State) -> Taken:
         self.version += 1
-        slot = lease.index if lease.index in self._shared_slots else None
+        slot = lease.index if lease.index in self._shared_slots else None  # the one aside has a number of its own
         if self._segment is not None and slot is not None:
             self._segment.mark(slot, 0)
         ready = self._source.copy_into(lease.buffer)
@@ -144,6 +211,7 @@ class Publisher:
         self._service.snapshot = None
         self._service.last_round = None
         self._pool.close()
+        self._aside.close()
         if self._segment is not None:
             self._segment.close()
             self._segment = None

@@ -185,6 +185,7 @@ class Record:
             "bytes_in": statistics.bytes_in,
             "bytes_out": statistics.bytes_out,
             "protocol_errors": statistics.protocol_errors,
+            "publish_skipped": statistics.publish_skipped,
             **self._logged,
         }
 

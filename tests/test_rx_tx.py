@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import socket
@@ -14,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from fake_peers import Peers, node_with_absent_peer, pull_of
+from strangers import Stranger
 
 from dpwa.config import ClusterConfig
 from dpwa.errors import ConfigError, InternalError
@@ -42,37 +42,36 @@ _GARBAGE = {
     "too many frames": [b"x", b"y", b"z"],
     "an answer": [wire.encode(messages.NotReady(1))],
     "another protocol version": [msgpack.packb([99, 1])],
-    "a header that is too long": [b"x" * 5000],
 }
 
 
 @pytest.mark.parametrize("frames", _GARBAGE.values(), ids=_GARBAGE.keys())
 def test_a_peer_that_sends_garbage_is_cut_off_and_counted_and_others_are_served(zeromq, peers, frames):
     node, _ = node_with_absent_peer(zeromq)
-    rogue, honest = peers.dealer(zeromq), peers.dealer(zeromq)
-    rogue.send_multipart(frames)
+    rogue, honest = Stranger(zeromq.config.nodes[0].port), peers.dealer(zeromq)
+    for index, frame in enumerate(frames):
+        rogue.send(frame, more=index < len(frames) - 1)
+    assert rogue.is_closed(within_s=DEADLINE_S)
+    rogue.close()
     wait_until(lambda: node.statistics().protocol_errors == 1, "the garbage is counted")
-    rogue.send(wire.encode(pull_of(node)))  # legal, but the sender has lost its credit
     honest.send(wire.encode(pull_of(node)))
     assert isinstance(wire.decode(honest.recv(), "w1"), messages.Offer)
-    assert rogue.poll(50) == 0
     assert node.statistics().protocol_errors == 1
     node.step(1.0)
     assert not os.path.exists("pickled")
 
 
-def test_an_oversized_frame_ends_the_connection_before_it_takes_memory(zeromq):
+@pytest.mark.parametrize("size", [messages.MAX_HEADER_BYTES + 1, 1 << 20, 1 << 30])
+def test_a_frame_longer_than_any_header_ends_the_connection_before_it_takes_memory(zeromq, size):
     node, _ = node_with_absent_peer(zeromq)
     before = psutil.Process().memory_info().rss
-    with socket.create_connection(("127.0.0.1", zeromq.config.nodes[0].port), DEADLINE_S) as raw:
-        raw.settimeout(DEADLINE_S)
-        raw.sendall(b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL" + bytes(48))  # ZMTP 3 greeting
-        raw.sendall(b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER")
-        raw.sendall(b"\x02" + (1 << 30).to_bytes(8, "big"))  # a frame of 1 GiB begins
-        received = b"?"
-        with contextlib.suppress(ConnectionResetError):
-            while received:  # the greeting comes back, then the end
-                received = raw.recv(4096)
+    stranger = Stranger(zeromq.config.nodes[0].port)
+    stranger.send(wire.encode(pull_of(node, count=1)))
+    assert stranger.socket.recv(4096)  # the connection stands, and its requests are answered
+    assert not stranger.is_closed(within_s=0.05)
+    stranger.socket.sendall(b"\x02" + size.to_bytes(8, "big"))  # such a frame begins
+    assert stranger.is_closed(within_s=DEADLINE_S)
+    stranger.close()
     assert psutil.Process().memory_info().rss - before < 64 << 20
     node.step(1.0)
 
@@ -192,16 +191,13 @@ def test_a_peer_that_reads_nothing_costs_the_server_a_window_and_no_more(zeromq,
 def test_peers_that_hold_all_snapshots_never_stop_the_trainer(zeromq, peers):
     """Each stuck reader holds another snapshot; when none is free, publishing is left out and training goes on."""
     node, _ = node_with_absent_peer(zeromq, size=BIG)
-    before = node.statistics().published
     for _ in range(6):
         reader = peers.dealer(zeromq)
         reader.send(wire.encode(pull_of(node, count=1)))
         assert isinstance(wire.decode(reader.recv(), "w1"), messages.Offer)
         node.step(1.0)
         node.step(1.0)
-    statistics = node.statistics()
-    assert statistics.publish_skipped > 0
-    assert statistics.published - before <= 4
+    assert node.statistics().publish_skipped > 0
 
 
 def test_a_transfer_that_is_not_asked_on_is_given_up_and_frees_its_snapshot(zeromq, peers):
@@ -228,10 +224,10 @@ def test_many_peers_pull_one_large_snapshot_at_once(zeromq, peers):
             header, *body = reader.recv_multipart()
             if isinstance(wire.decode(header, "w1"), messages.Chunk):
                 got.extend(body[0])
-                sent = len(got) // CHUNK_BYTES
-                if len(got) < 8 * BIG:
-                    reader.send(wire.encode(messages.More(1, sent + 7, 1)))
-                else:
+                first_not_asked = len(got) // CHUNK_BYTES + 7
+                if first_not_asked * CHUNK_BYTES < 8 * BIG:
+                    reader.send(wire.encode(messages.More(1, first_not_asked, 1)))
+                elif len(got) == 8 * BIG:
                     reader.send(wire.encode(messages.Done(1)))
     expected = np.arange(float(BIG)).tobytes()
     assert all(got == expected for got in received)

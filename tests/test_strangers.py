@@ -1,346 +1,417 @@
-"""Strangers who know everything but the nodes' addresses to answer at: they speak in the names of peers."""
+"""Strangers at the port of a node that trains with others: they cost little, and stop nothing."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import itertools
-import secrets
+import json
+import logging
+import os
+import resource
+import socket
+import subprocess
+import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import zmq
-from fake_peers import pull_of
-from method_support import counted, masses, settle, weighted_sum
+from fake_peers import node_with_absent_peer, pull_of
+from strangers import Stranger
 
-from dpwa.node import Node
-from dpwa.transport import messages
-from dpwa.transport.wire import decode, encode
-from support import DEADLINE_S, VectorModel, step_until, wait_until
+from dpwa.interpolation import State
+from dpwa.methods.base import Kind
+from dpwa.parts import CHUNK_BYTES
+from dpwa.peers.membership import Membership
+from dpwa.publishing import Publisher
+from dpwa.transport import messages, wire
+from dpwa.transport.connection_rules import Cause
+from dpwa.transport.connections import Connections
+from dpwa.transport.proposals import Proposals
+from dpwa.transport.service import Service
+from support import DEADLINE_S, VectorModel, wait_until
 
-SIZE = 16
-PACE_S = 0.005
-
-
-class Strangers:
-    """One connection to each node; what comes back is counted by the kind of message."""
-
-    def __init__(self, nodes: list[Node]) -> None:
-        self.nodes = nodes
-        self.answers: Counter[str] = Counter()
-        self._context = zmq.Context()
-        self._sockets: dict[str, zmq.Socket] = {}
-        for node in nodes:
-            self._sockets[node.name] = made = self._context.socket(zmq.DEALER)
-            made.setsockopt(zmq.LINGER, 0)
-            made.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
-            made.connect(f"tcp://127.0.0.1:{node.config.node(node.name).port}")
-
-    def say(self, to: Node, message: messages.Message) -> None:
-        """Send, and look at the answers that have come."""
-        made = self._sockets[to.name]
-        with contextlib.suppress(zmq.Again):
-            made.send(encode(message), zmq.NOBLOCK)
-        with contextlib.suppress(zmq.Again):
-            while True:
-                self._count(made.recv_multipart(zmq.NOBLOCK))
-
-    def ask(self, to: Node, message: messages.Message) -> messages.Message:
-        """Send, and wait for the answer."""
-        made = self._sockets[to.name]
-        made.send(encode(message))
-        return self._count(made.recv_multipart())
-
-    def close(self) -> None:
-        for made in self._sockets.values():
-            made.close()
-        self._context.term()
-
-    def _count(self, frames: list[bytes]) -> messages.Message:
-        answer = decode(frames[0], "node")
-        self.answers[type(answer).__name__] += 1
-        return answer
+SIZE = 200_000  # float64: 1.6 MB, more than a connection that is not read takes
+PACE_S = 0.05
+STRANGERS = Path(__file__).with_name("strangers.py")
 
 
-@contextlib.contextmanager
-def attack(nodes: list[Node], forge: Callable[[Node, Node, int], messages.Message]) -> Iterator[Strangers]:
-    """Meanwhile strangers send 300 messages a second, to each node in the name of each other one in turn."""
-    strangers, ended = Strangers(nodes), threading.Event()
+class Training:
+    """Nodes of one process that train at a steady pace in a thread of their own."""
 
-    def run() -> None:
-        for number, (to, by) in enumerate(itertools.cycle(itertools.permutations(nodes, 2)), 1):
-            if ended.wait(1 / 300):
-                return
-            strangers.say(to, forge(to, by, number))
+    def __init__(self, cluster, nodes: int, **settings) -> None:
+        self.nodes = cluster.start(_models(nodes), shared_memory="off", wait_ms=0, **settings)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._train)
+        self.error: BaseException | None = None
+        self._thread.start()
+        wait_until(lambda: all(node.statistics().blended >= 3 for node in self.nodes), "all exchange")
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield strangers
-    finally:
-        ended.set()
-        thread.join(DEADLINE_S)
-        strangers.close()
+    def _train(self) -> None:
+        next_s = time.monotonic()
+        try:
+            while not self._stop.is_set():
+                for node in self.nodes:
+                    node.step(1.0)
+                next_s = max(next_s + PACE_S, time.monotonic())
+                self._stop.wait(next_s - time.monotonic())
+        except Exception as error:  # noqa: BLE001  (kept for the test)
+            self.error = error
 
+    def rates(self, seconds: float) -> tuple[float, float, float, float]:
+        """Exchanges per second of the first node and of the others, its steps, and cores that its Rx thread uses."""
+        before, start_s = self._counts(), time.monotonic()
+        threading.Event().wait(seconds)  # what is measured is a rate over this time
+        after, took_s = self._counts(), time.monotonic() - start_s
+        return tuple((late - early) / took_s for early, late in zip(before, after, strict=True))
 
-def propose_as(by: Node, exchange: bytes, incarnation: bytes, **changed) -> messages.Propose:
-    fields = {
-        "nonce": 1,
-        "run": by.config.run_id,
-        "node": by.name,
-        "incarnation": incarnation,
-        "fingerprint": by._model.layout.fingerprint,
-        "exchange": exchange,
-        "is_pair": by.config.method == "adpsgd",
-        "mass": 0.5,
-        "clock": 1.0,
-        "loss": None,
-        "round": 0,
-        "piece": 0,
-        "pieces": 0,
-    }
-    return messages.Propose(**{**fields, **changed})
+    def _counts(self) -> tuple[float, ...]:
+        first, *others = [node.statistics() for node in self.nodes]
+        thread = self.nodes[0]._transport._rx._thread.native_id
+        times = next(one for one in psutil.Process().threads() if one.id == thread)
+        return first.blended, sum(each.blended for each in others), first.step, times.user_time + times.system_time
 
-
-def settle_as(by: Node, exchange: bytes = messages.NO_EXCHANGE, **changed) -> messages.Settle:
-    fields = {
-        "nonce": 1,
-        "run": by.config.run_id,
-        "node": by.name,
-        "incarnation": by._incarnation,
-        "exchange": exchange,
-        "gives_up": False,
-        "finished": False,
-    }
-    return messages.Settle(**{**fields, **changed})
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join()
 
 
-def _highest_number(_: Node, by: Node, number: int) -> messages.Message:
-    return propose_as(
-        by, by._incarnation + number.to_bytes(8, "big", signed=False)[4:].rjust(8, b"\xff"), by._incarnation
+def _models(nodes: int):
+    return [VectorModel(np.full(SIZE, float(number))) for number in range(nodes)]
+
+
+@pytest.fixture
+def training(zeromq):
+    made = []
+
+    def start(nodes: int, **settings) -> Training:
+        made.append(Training(zeromq, nodes, **settings))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.end()
+
+
+def _attacked(training: Training, kind: str, seconds: float):
+    """Rates before, during and after; the most memory that it took, and what the strangers did."""
+    node = training.nodes[0]
+    before = training.rates(min(seconds, 2.0))
+    process = psutil.Process()
+    rss = process.memory_info().rss
+    pull = wire.encode(pull_of(node, count=1 if kind == "holders" else 2))
+    port = node.config.nodes[0].port
+    attack = subprocess.Popen(
+        [sys.executable, STRANGERS, kind, str(port), str(seconds), pull.hex()], stdout=subprocess.PIPE, text=True
     )
+    assert attack.stdout.readline() == "begun\n"
+    peak, done = [rss], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak.append(process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    during = training.rates(seconds)
+    output, _ = attack.communicate()
+    done.set()
+    watcher.join()
+    assert attack.returncode == 0
+    return before, during, (max(peak) - rss) / 2**20, json.loads(output)
 
 
-def _random_lives(_: Node, by: Node, __: int) -> messages.Message:
-    life = secrets.token_bytes(8)
-    return propose_as(by, life + secrets.token_bytes(8), life)
+# --- Attacks --------------------------------------------------------------------------------------------------------
+
+_KINDS = ("silent", "multipart", "incomplete", "slow", "flood", "holders")
 
 
-def _newest_snapshot(_: Node, by: Node, __: int) -> messages.Message:
-    return propose_as(by, messages.NO_EXCHANGE, bytes(8))
+def _costs_little_and_stops_nothing(training: Training, kind: str, seconds: float, caplog) -> None:
+    with caplog.at_level(logging.WARNING, "dpwa"):
+        before, during, grown_mb, did = _attacked(training, kind, seconds)
+    figures = f"{kind}: before {before}, during {during}, {grown_mb:.0f} MB, {did}, {_guarded(training)}"
+    print(figures)
+    assert training.error is None
+    # It has happened.
+    assert did["connections"] > {"silent": 1000, "incomplete": 90, "slow": 90}.get(kind, 3), figures
+    assert did.get("bytes", 0) > {"multipart": 1_000_000, "flood": 100_000}.get(kind, -1), figures
+    assert sum(_guarded(training).values()) > 0, figures
+    # It cost little.
+    assert sum(during[:2]) >= sum(before[:2]) / 2, figures
+    assert during[2] >= before[2] / 2, figures
+    assert grown_mb < 64, figures
+    assert during[3] < 0.25, figures
+    # It is over.
+    node = training.nodes[0]
+    wait_until(lambda: len(node._transport._rx._door.connections.standing) <= len(training.nodes), "they are gone", 5.0)
+    wait_until(lambda: sum(training.rates(0.5)[:2]) >= 0.7 * sum(before[:2]), "exchanges are as before", 5.0)
+    # The user was told, of each kind once.
+    told = [record.message for record in caplog.records if "node w1, port" in record.message]
+    assert told
+    assert len(told) == len(set(told)) <= 3
 
 
-def _gives_up(_: Node, by: Node, number: int) -> messages.Message:
-    """The number of the proposal under way, or of the next one; what stands behind it nobody can know."""
-    count = by._parts.proposals._count + number // 12 % 2
-    random_bytes = 4 * (number // 24 % 2)
-    exchange = by._incarnation + count.to_bytes(8 - random_bytes, "big") + secrets.token_bytes(random_bytes)
-    return settle_as(by, exchange, gives_up=True)
+def _guarded(training: Training) -> dict[str, int]:
+    counts = training.nodes[0]._transport.counters.guarded
+    return {cause.value: count for cause, count in counts.items() if count}
 
 
-_FORGERIES = {
-    "the highest number": _highest_number,
-    "lives that never were": _random_lives,
-    "the newest snapshot": _newest_snapshot,
-    "giving up what is under way": _gives_up,
-}
+@pytest.mark.parametrize("kind", _KINDS)
+def test_strangers_cost_little_and_stop_nothing(training, kind, caplog):
+    _costs_little_and_stops_nothing(training(3), kind, 1.5, caplog)
 
 
-def ends(cluster, outcome: str, seconds: float) -> int:
-    """How many exchanges end so while all nodes train for a while."""
-    before, pace = counted(cluster, outcome), threading.Event()
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
-        cluster.step_all()
-        pace.wait(PACE_S)
-    return counted(cluster, outcome) - before
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["normal", "low"])
+@pytest.mark.parametrize("kind", _KINDS)
+def test_strangers_cost_little_and_stop_nothing_for_ten_seconds(training, kind, memory, caplog):
+    _costs_little_and_stops_nothing(training(4, memory=memory), kind, 10.0, caplog)
 
 
-@pytest.mark.parametrize("forgery", _FORGERIES)
-@pytest.mark.parametrize(("method", "outcome"), [("gosgd", "pushed"), ("adpsgd", "blended")])
-def test_forged_proposals_change_no_mass_and_no_mean_and_stop_neither_pushes_nor_pairs(
-    zeromq, method, outcome, forgery
-):
-    start = np.random.default_rng(0).normal(size=(4, SIZE))
-    nodes = zeromq.start([VectorModel(row) for row in start], method=method, pull_probability=0.5, wait_ms=0)
-
-    def have_met() -> bool:
-        zeromq.step_all()
-        return all(node.statistics().exchanges.get(outcome, 0) >= 3 for node in nodes)
-
-    wait_until(have_met, "all exchange")
-    before = ends(zeromq, outcome, 1.0)
-    with attack(nodes, _FORGERIES[forgery]) as strangers:
-        wait_until(lambda: sum(strangers.answers.values()) >= 12, "the strangers are heard")
-        # The machine has other work, too: the best of three.
-        assert any(ends(zeromq, outcome, 1.0) >= before / 2 for _ in range(3))
-        assert sum(strangers.answers.values()) > 100
-    assert counted(zeromq, "lost") == 0
-    settle(zeromq) if method == "gosgd" else settle(zeromq, 0.0)
-    if method == "gosgd":
-        assert masses(zeromq).sum() == pytest.approx(1.0, abs=1e-9)
-        assert weighted_sum(zeromq) == pytest.approx(start.mean(axis=0), abs=1e-9)
-    else:
-        assert zeromq.vectors().mean(axis=0) == pytest.approx(start.mean(axis=0), abs=1e-9)
+def test_what_was_closed_is_counted_in_the_journal_in_few_lines(training, tmp_path, zeromq):
+    trains = training(2, run_dir=tmp_path)
+    port = zeromq.config.nodes[0].port
+    for _ in range(20):
+        stranger = Stranger(port)
+        stranger.send(b"garbage")
+        assert stranger.is_closed(within_s=DEADLINE_S)
+        stranger.close()
+    wait_until(lambda: _guarded(trains) == {"illegal": 20}, "all are counted")
+    trains.end()
+    zeromq.close()
+    lines = [json.loads(line) for line in (tmp_path / "nodes/w1/events.jsonl").read_text().splitlines()]
+    counts = [line["illegal"] for line in lines if line["event"] == "guard"]
+    assert counts[-1] == 20
+    assert len(counts) <= 2
+    metrics = (tmp_path / "nodes/w1/metrics.jsonl").read_text().splitlines()
+    assert json.loads(metrics[-1])["publish_skipped"] == 0
 
 
-def test_a_cluster_that_starts_amid_forged_proposals_gets_to_know_its_peers_all_the_same(zeromq):
-    start = np.random.default_rng(0).normal(size=(4, SIZE))
-    nodes = zeromq.start([VectorModel(row) for row in start], method="gosgd", wait_ms=0)
+# --- One connection -------------------------------------------------------------------------------------------------
 
-    def have_pushed_to_all() -> bool:
-        zeromq.step_all()
-        return all(
-            node._parts.proposals.proof_for(peer.name) != messages.NO_EXCHANGE
-            for node, peer in itertools.permutations(nodes, 2)
+
+@pytest.fixture
+def stranger(zeromq):
+    """A node without its peer, and a connection to it."""
+    node, _ = node_with_absent_peer(zeromq, size=3 * CHUNK_BYTES // 8)
+    made = Stranger(zeromq.config.nodes[0].port)
+    yield node, made
+    made.close()
+
+
+def test_asking_beyond_the_end_of_a_snapshot_ends_the_connection(stranger):
+    node, made = stranger
+    made.send(wire.encode(pull_of(node, count=1)))
+    assert made.socket.recv(4096)
+    made.send(wire.encode(messages.More(1, 3, 1)))
+    assert made.is_closed(within_s=DEADLINE_S)
+    assert node.statistics().protocol_errors == 1
+
+
+def test_pulls_one_after_the_other_whose_answers_are_not_read_end_the_connection(zeromq):
+    node, _ = node_with_absent_peer(zeromq, size=3 * CHUNK_BYTES // 8)
+    made = Stranger(zeromq.config.nodes[0].port, receive_buffer=4096)
+    counters = node._transport.counters
+    for nonce in range(1, 7):
+        sent = counters.bytes_out
+        with contextlib.suppress(OSError):  # closed by now
+            made.send(wire.encode(pull_of(node, nonce=nonce, count=3)))
+        wait_until(
+            lambda sent=sent: bool(node.step(1.0)) or counters.bytes_out > sent or sum(counters.guarded.values()) > 0,
+            "it is answered, or closed",
         )
-
-    with attack(nodes, _random_lives) as strangers:
-        wait_until(have_pushed_to_all, "every node has pushed to every other one")
-        assert strangers.answers["Accepted"] > 0
-    settle(zeromq)
-    assert masses(zeromq).sum() == pytest.approx(1.0, abs=1e-9)
+    wait_until(lambda: sum(counters.guarded.values()) > 0, "it is closed")
+    made.close()
+    assert counters.bytes_out <= 6 * 3 * CHUNK_BYTES
 
 
-# --- What requests say of their senders -------------------------------------------------------------------------------
+def test_an_endless_message_ends_its_connection_and_gives_its_memory_back(stranger):
+    node, made = stranger
+    made.send(wire.encode(pull_of(node, count=1)))
+    assert made.socket.recv(4096)
+    sent = 0
+    with contextlib.suppress(OSError):
+        while sent < 1 << 30:
+            sent += made.socket.send(b"\x01\x00" * 5000)
+    assert sent < 32 << 20
+    assert node._transport.counters.guarded[Cause.INCOMPLETE] == 1
 
 
-def finishing(nodes: list[Node], timeout_s: float = DEADLINE_S) -> tuple[list[threading.Thread], dict[str, bool]]:
-    """Have nodes finish, each in a thread of its own; their answers as they come."""
-    answers: dict[str, bool] = {}
+def test_a_client_whose_idle_connection_was_closed_exchanges_again_without_a_failure(zeromq):
+    served, asking = zeromq.start([VectorModel([0.0]), VectorModel([1.0])], wait_ms=2000)
+    zeromq.step_all(5)
+    door = served._transport._rx._door
+    (connection,) = door.connections.standing
+    counters = served._transport.counters
 
-    def finish(node: Node) -> None:
-        answers[node.name] = node.finish(timeout_s)
+    def is_closed() -> bool:
+        connection.last_request_s = time.monotonic() - 1000  # also after the last exchange has ended
+        return counters.guarded[Cause.SILENT] == 1
 
-    threads = [threading.Thread(target=finish, args=[node], daemon=True) for node in nodes]
-    for thread in threads:
-        thread.start()
-    return threads, answers
-
-
-@pytest.fixture(params=["pull", "gosgd", "dpsgd"])
-def training(request, zeromq) -> list[Node]:
-    """Three nodes that have met."""
-    nodes = zeromq.start([VectorModel([float(index)]) for index in range(3)], method=request.param, wait_ms=0)
-
-    def have_met() -> bool:
-        zeromq.step_all()
-        return all(node.statistics().blended >= 2 for node in nodes)
-
-    wait_until(have_met, "all exchange")
-    return nodes
+    wait_until(is_closed, "it is closed")
+    wait_until(lambda: set(door.connections.standing) - {connection}, "the client has connected again")
+    before = asking.statistics().blended
+    zeromq.step_all(5)
+    assert asking.statistics().blended >= before + 4
+    assert asking.statistics().failures == served.statistics().failures == 0
 
 
-def test_a_node_that_finishes_does_not_take_a_strangers_word_that_its_peers_have_finished(training):
-    first, *others = training
-    with contextlib.closing(Strangers(training)) as strangers:
-        threads, answers = finishing([first])
-        for _ in range(50):
-            for peer in others:
-                answer = strangers.ask(first, settle_as(peer, finished=True))
-                assert isinstance(answer, messages.Settled)
-        for _ in range(20):
-            for node in others:
-                node.step(1.0)
-        assert answers == {}
-        assert not any(first._parts.membership[peer.name].finished for peer in others)
-        more, theirs = finishing(others)
-        for thread in (*threads, *more):
-            thread.join(DEADLINE_S)
-        assert {**answers, **theirs} == {"w1": True, "w2": True, "w3": True}
+def test_a_number_that_was_given_to_something_else_is_never_touched(tmp_path):
+    """Descriptors are numbers, and the user's files get those that connections have left."""
+    context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    connections = Connections(context, router, 4711)
+    one, other = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as server, open(tmp_path / "users", "wb") as file:
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+        for descriptor in (file.fileno(), one.fileno(), client.fileno(), accepted.fileno(), server.fileno(), 10_000):
+            assert connections._accepted(descriptor, 0.0)
+        assert not connections.standing
+        connections._refuse(client.fileno())
+        client.sendall(b"still there")
+        assert accepted.recv(100) == b"still there"
+        one.sendall(b"still there")
+        assert other.recv(100) == b"still there"
+        for each in (client, accepted, one, other):
+            each.close()
+    connections.close()
+    router.close(0)
+    context.term()
 
 
-def test_a_stranger_cannot_keep_nodes_from_finishing(training):
-    def still_training(_: Node, by: Node, __: int) -> messages.Message:
-        return settle_as(by, incarnation=secrets.token_bytes(8), finished=False)
-
-    with attack(training, still_training) as strangers:
-        wait_until(lambda: strangers.answers["Settled"] > 10, "the stranger is heard")
-        threads, answers = finishing(training)
-        for thread in threads:
-            thread.join(DEADLINE_S)
-    assert answers == {"w1": True, "w2": True, "w3": True}
+# --- Descriptors ----------------------------------------------------------------------------------------------------
 
 
-def test_nodes_that_finish_together_part_without_a_failure(training):
-    before = [node.statistics() for node in training]
-    threads, answers = finishing(training)
-    for thread in threads:
-        thread.join(DEADLINE_S)
-    assert answers == {"w1": True, "w2": True, "w3": True}
-    for node, earlier in zip(training, before, strict=True):
-        exchanges = Counter(node.statistics().exchanges)
-        exchanges.subtract(earlier.exchanges)
-        assert exchanges["unreachable"] == exchanges["timed_out"] == exchanges["gone"] == 0
+def test_a_process_without_descriptors_trains_on_without_spinning_and_serves_again_afterwards(training, caplog):
+    trains = training(2)
+    node = trains.nodes[0]
+    port = node.config.nodes[0].port
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    waiting = [socket.socket() for _ in range(5)]
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 20, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for each in waiting:
+            with contextlib.suppress(ConnectionRefusedError):  # it listens no more for the moment
+                each.connect(("127.0.0.1", port))  # the system takes it; the node cannot
+        with caplog.at_level(logging.WARNING, "dpwa"):
+            wait_until(lambda: node._transport.counters.guarded[Cause.DESCRIPTORS] > 0, "somebody could not come in")
+            cpu_s = sum(psutil.Process().cpu_times()[:2])
+            before, during = node.statistics(), trains.rates(1.5)
+            spent_s = sum(psutil.Process().cpu_times()[:2]) - cpu_s
+        assert trains.error is None
+        assert node.statistics().blended > before.blended, "connections that stand are served"
+        assert during[2] > 10
+        assert spent_s < 0.6 * 1.5
+        assert len([one for one in caplog.records if "no file descriptor" in one.message]) == 1
+    finally:
+        for number in taken:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for each in waiting:
+            each.close()
+
+    def answered() -> bool:
+        try:
+            made = Stranger(port)
+        except OSError:
+            return False
+        made.close()
+        return True
+
+    wait_until(answered, "the node lets peers in again", 5.0)
 
 
-def test_a_dead_peer_that_a_stranger_calls_alive_is_not_asked_all_the_time(zeromq):
-    models = [VectorModel([float(index)]) for index in range(3)]
-    nodes = zeromq.start(models, wait_ms=0, connect_timeout_ms=100, flow_control={"probe_s": 60, "probe_max_s": 60})
-    first, second, third = nodes
-    zeromq.step_all(20)
-    second.close()
-    zeromq.nodes.remove(second)
-    step_until(first, lambda: first.statistics().exchanges.get("unreachable", 0) >= 1, "it has failed")
-    before, ended = first.statistics(), threading.Event()
-    with contextlib.closing(Strangers([first, third])) as strangers:
-        end_s = time.monotonic() + 2.0
-        while time.monotonic() < end_s:
-            life = secrets.token_bytes(8)
-            strangers.say(first, settle_as(second, incarnation=life))
-            first.step(1.0)
-            third.step(1.0)
-            ended.wait(0.01)
-        assert strangers.answers["Settled"] > 50
-    after = first.statistics()
-    assert 1 <= after.exchanges["unreachable"] - before.exchanges["unreachable"] <= 2
-    assert after.blended > before.blended
-
-
-def test_a_peer_that_was_away_is_asked_again_as_soon_as_it_asks(zeromq, monkeypatch):
-    """Its process was stopped, say, for so long that its next chance would come in a minute; it is the same life."""
-    models = [VectorModel([0.0]), VectorModel([1.0])]
-    first, second = zeromq.start(
-        models, wait_ms=0, timeout_ms=200, flow_control={"probe_s": 60, "probe_max_s": 60}, connect_timeout_ms=100
+def test_the_soft_limit_of_descriptors_is_raised():
+    script = (
+        "import resource; from dpwa.transport.sockets import raise_descriptor_limit, descriptor_limit\n"
+        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, min(hard, 5000)))\n"
+        "raise_descriptor_limit(); print(descriptor_limit())"
     )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == min(5000, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
+# --- Buffers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["pull", "gosgd", "sgp", "adpsgd", "dpsgd"])
+def test_whoever_holds_all_buffers_does_not_stop_the_own_exchanges(zeromq, method):
+    """They are held in a way that nothing can end."""
+    nodes = zeromq.start(_models(2), method=method, shared_memory="off")
+    zeromq.step_all(5)
+    node, held = nodes[0], []
+    wait_until(
+        lambda: held.append(node._service.snapshot) or zeromq.step_all() or node.statistics().publish_skipped >= 3,
+        "all buffers are held",
+    )
+    before, skipped = node.statistics(), node.statistics().publish_skipped
     zeromq.step_all(20)
-    wait_until(lambda: (zeromq.step_all(), first.statistics().blended)[1] > 0, "they have met")
-    is_back = threading.Event()
-    answer = second._service.answer
-
-    def stopped(*arguments, **named):
-        is_back.wait(DEADLINE_S)
-        return answer(*arguments, **named)
-
-    monkeypatch.setattr(second._service, "answer", stopped)
-    step_until(first, lambda: first.statistics().exchanges.get("timed_out", 0) >= 1, "it has failed")
-    is_back.set()
-    began_s, blended = time.monotonic(), first.statistics().blended
-    wait_until(lambda: (zeromq.step_all(), first.statistics().blended)[1] > blended, "it is asked again")
-    assert time.monotonic() - began_s < 5.0
+    wait_until(lambda: zeromq.step_all() or _own_ends(node) >= _own_ends_of(before) + 8, "own exchanges go on")
+    assert node.statistics().publish_skipped >= skipped + 8
+    assert node.statistics().failures == 0
 
 
-# --- What strangers are told ------------------------------------------------------------------------------------------
+def _own_ends(node) -> int:
+    return _own_ends_of(node.statistics())
 
 
-def test_one_who_does_not_know_the_run_is_told_nothing(zeromq):
-    (node,) = zeromq.start([VectorModel([1.0])] * 2, run="ours")[:1]
-    of_another = {"run": "ours", "fingerprint": bytes(16)}
-    with contextlib.closing(Strangers([node])) as strangers:
-        requests = [
-            pull_of(node, **of_another),
-            dataclasses.replace(pull_of(node, **of_another), node="nobody"),
-            propose_as(node, b"e" * 16, b"e" * 8, **{**of_another, "node": "w2"}),
-            settle_as(node, run="ours", node="w2"),
-        ]
-        answers = [strangers.ask(node, request) for request in requests]
-        told = strangers.ask(node, pull_of(node, fingerprint=bytes(16)))
-    assert all(isinstance(answer, messages.Refused) for answer in answers)
-    assert len({answer.reason for answer in answers}) == 1
-    assert node.config.run_id not in answers[0].reason
-    assert "DPWA_RUN_DIR" in answers[0].reason
-    assert isinstance(told, messages.Mismatch)
+def _own_ends_of(statistics) -> int:
+    return sum(statistics.exchanges.get(outcome, 0) for outcome in ("blended", "pushed"))
+
+
+def test_a_node_that_cannot_publish_says_so_once(zeromq, caplog):
+    node, _ = node_with_absent_peer(zeromq)
+    held = []
+    with caplog.at_level(logging.WARNING, "dpwa"):
+
+        def told() -> bool:
+            held.append(node._service.snapshot)
+            node._service.wanted = True
+            node.step(1.0)
+            return any("held all buffers" in record.message for record in caplog.records)
+
+        wait_until(told, "the warning")
+        for _ in range(50):
+            told()
+    assert len([record for record in caplog.records if "held all buffers" in record.message]) == 1
+
+
+def test_the_copy_aside_gives_its_memory_back_when_it_is_not_needed_any_more():
+    source = VectorModel(np.ones(100_000))
+    service = node_service(source)
+    publisher = Publisher(source, service, 1)
+    served = publisher.take(step=1, taken_s=0.0, state=State(None, 0.0))
+    assert publisher.take(step=2, taken_s=1.0, state=State(None, 0.0)) is None
+    assert service.is_short
+    aside = publisher.take_aside(step=2, taken_s=1.0, state=State(None, 0.0))
+    assert bytes(aside.snapshot.memory) == source.vector.tobytes()
+    assert publisher.take_aside(step=2, taken_s=1.0, state=State(None, 0.0)) is None  # it is in use
+    buffer = aside.buffer
+    del aside, served
+    for taken_s in (5.0, 20.0):
+        assert publisher.take(step=3, taken_s=taken_s, state=State(None, 0.0)) is not None
+        assert not service.is_short
+    assert not buffer.any()  # the system has it back
+    again = publisher.take_aside(step=4, taken_s=21.0, state=State(None, 0.0))
+    assert bytes(again.snapshot.memory) == source.vector.tobytes()
+    del again
+    publisher.close()
+
+
+def node_service(source: VectorModel) -> Service:
+    return Service(
+        run_id="run",
+        incarnation=bytes(8),
+        layout=source.layout,
+        membership=Membership(()),
+        proposals=Proposals("w1", bytes(8)),
+        kind=Kind.PULL,
+    )

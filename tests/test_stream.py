@@ -176,7 +176,7 @@ def test_pullers_that_do_not_read_cost_a_bounded_amount_of_memory(zeromq, peers,
         sent = number * 2 * RUN
         wait_until(lambda sent=sent: _chunks_sent(node, codec) >= sent, "two runs are sent")
         node.step(1.0)
-    assert counters.served == counters.dropped == 0
+    assert counters.served == 0
     assert process.memory_info().rss - before < 64 << 20
 
 

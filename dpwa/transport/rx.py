@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 import zmq
 
 from dpwa.blending import encode_chunk
-from dpwa.errors import ConfigError, InternalError, RemoteProtocolError
-from dpwa.snapshot import Snapshot
+from dpwa.errors import InternalError, RemoteProtocolError
+from dpwa.transport.connection_rules import Cause, Connection, framed_bytes
+from dpwa.transport.door import Door, most_connections
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.messages import (
     NO_EXCHANGE,
@@ -33,10 +34,12 @@ from dpwa.transport.messages import (
     Offer,
     Propose,
     Pull,
+    Refused,
     Settle,
 )
 from dpwa.transport.service import Request, Service
-from dpwa.transport.sockets import Links, endpoint, router
+from dpwa.transport.sockets import Links, router
+from dpwa.transport.transfers import Transfer, TransferRules, Waiting
 from dpwa.transport.wire import decode, encode
 
 __all__ = ["RxCounters", "RxThread"]
@@ -46,6 +49,9 @@ _MAX_TRANSFERS = 64
 
 # Connections remembered as cut off. A new connection has a new identity, so old entries lose their use.
 _MAX_CUT_OFF = 1024
+
+# Requests are answered for so long before the connections are looked at again.
+_TURN_S = 0.01
 
 _START_TIMEOUT_S = 5.0
 
@@ -61,6 +67,7 @@ class RxCounters:
         refused: pulls that were answered without a snapshot because of run, name or layout.
         protocol_errors: illegal messages received; each cuts its sender off.
         dropped: transfers given up because the peer stopped reading or vanished.
+        guarded: by cause, how often a connection was closed or none was let in.
     """
 
     bytes_out: int = 0
@@ -69,33 +76,23 @@ class RxCounters:
     refused: int = 0
     protocol_errors: int = 0
     dropped: int = 0
-
-
-@dataclass
-class _Transfer:
-    pull: Pull
-    snapshot: Snapshot
-    is_shared: bool
-    idle_deadline_s: float
-
-
-@dataclass
-class _Waiting:
-    request: Request
-    deadline_s: float
+    guarded: dict[Cause, int] = field(default_factory=lambda: dict.fromkeys(Cause, 0))
 
 
 @dataclass
 class _Peers:
     """Per connection: what is under way. Keys are ZeroMQ's connection identities."""
 
-    transfers: dict[bytes, _Transfer] = field(default_factory=dict)
-    waiting: dict[bytes, _Waiting] = field(default_factory=dict)
+    transfers: dict[bytes, Transfer] = field(default_factory=dict)
+    waiting: dict[bytes, Waiting] = field(default_factory=dict)
     cut_off: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
 
     def forget(self, identity: bytes) -> None:
         self.transfers.pop(identity, None)
         self.waiting.pop(identity, None)
+
+    def has(self, connection: Connection) -> bool:
+        return connection.identity in self.transfers or connection.identity in self.waiting
 
 
 class RxThread:
@@ -108,7 +105,8 @@ class RxThread:
         port: port to listen on.
         links: other ways than plain TCP.
         service: decides the answers.
-        idle_s: a transfer without a request for this long is given up; no pull waits longer than half of it.
+        peers: how many other nodes the cluster has.
+        timeout_s: how long an asker waits for its answer; no pull waits longer for a publish than half of it.
     """
 
     def __init__(
@@ -120,7 +118,8 @@ class RxThread:
         port: int,
         links: Links,
         service: Service,
-        idle_s: float,
+        peers: int,
+        timeout_s: float,
     ) -> None:
         self.counters = RxCounters()
         self.error: BaseException | None = None
@@ -129,7 +128,11 @@ class RxThread:
         self._host, self._port = host, port
         self._links = links
         self._service = service
-        self._idle_s = idle_s
+        self._most_connections = most_connections(peers)
+        self._rules = TransferRules(timeout_s)
+        self._timeout_s = timeout_s
+        self._short_since_s: float | None = None
+        self._mismatch_body: bytes | None = None
         self._bell = Doorbell()
         self._ready = threading.Event()
         self._stopping = False
@@ -173,120 +176,188 @@ class RxThread:
     def _run(self) -> None:
         try:
             with contextlib.closing(router(self._context, self._links.curve)) as socket:
-                self._bind(socket)
-                self._ready.set()
-                self._serve(socket)
+                door = Door(
+                    self._context,
+                    socket,
+                    name=self._name,
+                    host=self._host,
+                    port=self._port,
+                    links=self._links,
+                    most=self._most_connections,
+                    transfer_s=self._rules.longest_s,
+                    counts=self.counters.guarded,
+                    is_engaged=self._peers.has,
+                )
+                with contextlib.closing(door):
+                    self._door = door
+                    self._ready.set()
+                    self._serve(socket)
         except Exception as error:  # noqa: BLE001  the one broad catch of this thread: kept, and raised to the trainer
             self.error = error
         finally:
             self._ready.set()
             self._peers = _Peers()
 
-    def _bind(self, socket: zmq.Socket[bytes]) -> None:
-        try:
-            socket.bind(self._links.listen or endpoint(self._host, self._port))
-        except zmq.ZMQError as error:
-            raise ConfigError(
-                f"node {self._name}: cannot listen on {self._host}:{self._port} ({error.strerror}); "
-                "stop the program that holds the port, or change host or port in the cluster file"
-            ) from error
-
     def _serve(self, socket: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
         poller.register(self._bell.fileno(), zmq.POLLIN)
+        poller.register(self._door.connections.monitor, zmq.POLLIN)
         while True:
             poller.poll(self._wait_ms())
             self._bell.silence()
             if self._stopping:
                 return
-            # Bounded, so that a flood of requests cannot keep the thread from its deadlines and its stop.
-            for _ in range(_MAX_TRANSFERS):
-                try:
-                    frames = socket.recv_multipart(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                self._receive(socket, frames)
+            self._receive_all(socket)
             self._answer_waiting(socket)
-            self._drop_idle()
+            now_s = time.monotonic()
+            if self._door.watch(now_s, is_alarmed=self._service.is_short):
+                self._free_buffers(now_s)
+            self._drop_overdue(now_s)
 
     def _wait_ms(self) -> int | None:
-        deadlines = [transfer.idle_deadline_s for transfer in self._peers.transfers.values()]
+        deadlines = [self._rules.deadline_s(transfer) for transfer in self._peers.transfers.values()]
         deadlines += [waiting.deadline_s for waiting in self._peers.waiting.values()]
+        if self._door.next_s is not None:
+            deadlines.append(self._door.next_s)
         if not deadlines:
             return None
         return max(0, int((min(deadlines) - time.monotonic()) * 1000) + 1)
 
-    def _receive(self, socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
-        identity = frames[0]
-        if identity in self._peers.cut_off:
+    def _receive_all(self, socket: zmq.Socket[bytes]) -> None:
+        """Take what is there; bounded, so that a flood cannot keep the thread from its deadlines and its stop."""
+        end_s = time.monotonic() + _TURN_S
+        while (now_s := time.monotonic()) < end_s:
+            try:
+                identity = socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            frame = rest = socket.recv(copy=False)
+            read_bytes = framed_bytes(len(frame))
+            while rest.more:
+                rest = socket.recv(copy=False)
+                read_bytes += framed_bytes(len(rest))
+            self._receive(socket, identity, frame, read_bytes, now_s)
+
+    def _receive(
+        self, socket: zmq.Socket[bytes], identity: bytes, frame: zmq.Frame, read_bytes: int, now_s: float
+    ) -> None:
+        connection = self._door.connections.find(identity, frame, now_s)
+        if connection is not None:
+            if connection.is_ended:
+                return
+            connection.read_bytes += read_bytes
+        elif identity in self._peers.cut_off:
             return
         try:
-            if len(frames) != 2:
-                raise RemoteProtocolError("?", f"request of {len(frames) - 1} frames, expected 1")
-            message = decode(frames[1], "?")
+            if frame.more:
+                raise RemoteProtocolError("?", "request of several frames, expected 1")
+            message = decode(frame.bytes, "?")
             if isinstance(message, Pull | Propose | Settle):
-                self._request(socket, identity, message)
+                self._request(socket, identity, message, now_s)
             elif isinstance(message, More):
-                self._more(socket, identity, message)
+                self._more(socket, identity, message, now_s)
             elif isinstance(message, Done):
-                self._done(identity, message)
+                self._done(identity, message, now_s)
             else:
                 raise RemoteProtocolError("?", f"{type(message).__name__} sent to the serving side")
         except RemoteProtocolError:
-            self._cut_off(identity)
+            self.counters.protocol_errors += 1
+            self._cut_off(identity, Cause.ILLEGAL)
 
-    def _cut_off(self, identity: bytes) -> None:
-        """Never look at this connection again. (ZeroMQ has no way to close one connection of a ROUTER.)"""
-        self.counters.protocol_errors += 1
+    def _cut_off(self, identity: bytes, cause: Cause) -> None:
+        """Close a connection. Where it is not known, never look at it again."""
         self._peers.forget(identity)
+        connection = self._door.connections.by_identity(identity)
+        if connection is not None:
+            self._door.end(connection, cause)
+            return
+        self._door.happened(cause)
         self._peers.cut_off[identity] = None
         if len(self._peers.cut_off) > _MAX_CUT_OFF:
             self._peers.cut_off.popitem(last=False)
 
-    def _request(self, socket: zmq.Socket[bytes], identity: bytes, request: Request) -> None:
-        self._peers.forget(identity)  # a new request ends the connection's former one
-        if len(self._peers.transfers) + len(self._peers.waiting) >= _MAX_TRANSFERS:
+    def _request(self, socket: zmq.Socket[bytes], identity: bytes, request: Request, now_s: float) -> None:
+        self._replace(identity, now_s)
+        peers = self._peers
+        if len(peers.transfers) + len(peers.waiting) >= _MAX_TRANSFERS and not self._made_room(now_s):
             self._send(socket, identity, Busy(request.nonce))
             return
-        wait_s = self._service.longest_wait_s(request, self._idle_s)
-        self._answer(socket, identity, _Waiting(request, time.monotonic() + wait_s))
+        wait_s = self._service.longest_wait_s(request, self._timeout_s)
+        self._answer(socket, identity, Waiting(request, now_s, now_s + wait_s))
 
-    def _answer(self, socket: zmq.Socket[bytes], identity: bytes, waiting: _Waiting) -> None:
+    def _replace(self, identity: bytes, now_s: float) -> None:
+        """A new request ends the connection's former one; what ZeroMQ still holds of that is remembered."""
+        transfer = self._peers.transfers.get(identity)
+        self._peers.forget(identity)
+        connection = None if transfer is None else transfer.connection
+        if transfer is None or connection is None:
+            return
+        connection.replaced.append((connection.sent_bytes, now_s))
+        if connection.replaces_too_much:
+            self._door.connections.measure_one(connection, now_s)  # the last look may be a while ago
+            if connection.replaces_too_much:
+                self._door.end(connection, Cause.UNREAD)
+                raise RemoteProtocolError("?", "asks for snapshots and does not read them")
+
+    def _made_room(self, now_s: float) -> bool:
+        """Make room for another peer at the cost of a transfer that is hopeless."""
+        identity = self._rules.without_hope(self._peers.transfers, now_s)
+        if identity is not None:
+            self._give_up(identity, Cause.HOLDING)
+        return identity is not None
+
+    def _answer(self, socket: zmq.Socket[bytes], identity: bytes, waiting: Waiting) -> None:
         request = waiting.request
         now_s = time.monotonic()
         answered = self._service.answer(request, now_s=now_s, may_wait=now_s < waiting.deadline_s)
+        connection = self._door.connections.by_identity(identity)
+        if connection is not None and not (answered and isinstance(answered[0], Refused | Mismatch)):
+            connection.last_request_s = waiting.began_s
         if answered is None:
             self._peers.waiting[identity] = waiting
             return
         self._peers.waiting.pop(identity, None)
         answer, snapshot = answered
-        body = self._service.mismatch_body() if isinstance(answer, Mismatch) else None
         is_pull = isinstance(request, Pull)
         self.counters.refused += is_pull and not isinstance(answer, Offer)
+        sent_before = 0 if connection is None else connection.sent_bytes
+        body = self._layout_text() if isinstance(answer, Mismatch) else None
         if self._send(socket, identity, answer, body) and snapshot is not None and isinstance(request, Pull):
             is_shared = isinstance(answer, Offer) and answer.slot >= 0
-            self._peers.transfers[identity] = _Transfer(request, snapshot, is_shared, time.monotonic() + self._idle_s)
+            transfer = Transfer(request, snapshot, is_shared, connection, now_s, now_s, sent_before)
+            self._peers.transfers[identity] = transfer
             if not is_shared:
+                transfer.ask(request.first, request.count)
                 self._send_chunks(socket, identity, request.first, request.count)
+
+    def _layout_text(self) -> bytes:
+        """The body of a `Mismatch`: one for all, because ZeroMQ holds each that is not read."""
+        if self._mismatch_body is None:
+            self._mismatch_body = self._service.mismatch_body()
+        return self._mismatch_body
 
     def _answer_waiting(self, socket: zmq.Socket[bytes]) -> None:
         for identity, waiting in list(self._peers.waiting.items()):
             self._answer(socket, identity, waiting)
 
-    def _more(self, socket: zmq.Socket[bytes], identity: bytes, more: More) -> None:
+    def _more(self, socket: zmq.Socket[bytes], identity: bytes, more: More, now_s: float) -> None:
         transfer = self._peers.transfers.get(identity)
         if transfer is None or transfer.pull.nonce != more.nonce:
             return  # of a transfer that has ended meanwhile: late, not illegal
-        transfer.idle_deadline_s = time.monotonic() + self._idle_s
-        transfer.is_shared = False
+        transfer.ask_more(more, now_s)
+        if transfer.connection is not None:
+            transfer.connection.last_request_s = now_s
         self._send_chunks(socket, identity, more.first, more.count)
 
-    def _done(self, identity: bytes, done: Done) -> None:
+    def _done(self, identity: bytes, done: Done, now_s: float) -> None:
         transfer = self._peers.transfers.get(identity)
         if transfer is not None and transfer.pull.nonce == done.nonce:
             self.counters.served += 1
             self.counters.shared_out += transfer.is_shared
+            if transfer.connection is not None:
+                transfer.connection.has_completed = True
+                transfer.connection.last_request_s = now_s
             self._peers.forget(identity)
             if transfer.pull.exchange != NO_EXCHANGE:
                 self._service.proposals.fetched(transfer.pull.exchange)
@@ -300,6 +371,8 @@ class RxThread:
             if first_byte >= stop_byte:
                 return  # asked for more than there is: harmless
             codec, body = encode_chunk(self._service.layout, memory, first_byte, stop_byte, _known(pull.codec))
+            if transfer.connection is not None and codec is not Codec.RAW:
+                transfer.connection.has_copies = True
             if not self._send(socket, identity, Chunk(pull.nonce, index, codec), body):
                 return
             self.counters.bytes_out += len(body)
@@ -311,6 +384,7 @@ class RxThread:
         frames: list[bytes | memoryview] = [identity, encode(message)]
         if body is not None:
             frames.append(body)
+        connection = self._door.connections.by_identity(identity)
         try:
             # copy=False: ZeroMQ sends a body straight from the snapshot, whose buffer it keeps from being reused.
             socket.send_multipart(frames, zmq.NOBLOCK, copy=body is None)
@@ -319,15 +393,49 @@ class RxThread:
                 raise
             self.counters.dropped += 1
             self._peers.forget(identity)
+            if connection is not None and error.errno == zmq.EAGAIN:
+                self._door.end(connection, Cause.UNREAD)
             return False
+        if connection is not None:
+            connection.sent_bytes += sum(framed_bytes(len(frame)) for frame in frames[1:])
         return True
 
-    def _drop_idle(self) -> None:
-        now_s = time.monotonic()
+    # --- Transfers that have lasted too long ----------------------------------------------------------------------
+
+    def _drop_overdue(self, now_s: float) -> None:
         for identity, transfer in list(self._peers.transfers.items()):
-            if transfer.idle_deadline_s <= now_s:
-                self.counters.dropped += 1
-                self._peers.forget(identity)
+            if self._rules.deadline_s(transfer) <= now_s:
+                self._give_up(identity, Cause.UNREAD, only_if_unread=True)
+
+    def _free_buffers(self, now_s: float) -> None:
+        """While the trainer finds no buffer: end transfers that hold one and make no progress, the oldest first."""
+        if not self._service.is_short:
+            self._short_since_s = None
+            return
+        if self._short_since_s is None:
+            self._short_since_s = now_s
+        short_s = now_s - self._short_since_s
+        for identity in self._rules.in_the_way(self._peers.transfers, self._service.snapshot, short_s, now_s):
+            self._give_up(identity, Cause.HOLDING)
+        for connection in list(self._door.connections.standing):  # what was replaced may hold one, too
+            grace_s = self._rules.grace_s(connection)
+            if connection.replaced and now_s - connection.replaced[0][1] > grace_s:
+                self._door.end(connection, Cause.HOLDING)
+
+    def _give_up(self, identity: bytes, cause: Cause, *, only_if_unread: bool = False) -> None:
+        """End a transfer, and close its connection: ZeroMQ holds what was not read.
+
+        Args:
+            identity: whose.
+            cause: why.
+            only_if_unread: leave the connection of a peer that has read all of it, and may ask again.
+        """
+        transfer = self._peers.transfers[identity]
+        self.counters.dropped += 1
+        self._peers.forget(identity)
+        connection = transfer.connection
+        if connection is not None and (connection.unread_bytes > 0 or not only_if_unread):
+            self._door.end(connection, cause)
 
 
 def _known(codec: int) -> Codec:

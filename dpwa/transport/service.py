@@ -103,6 +103,8 @@ class Service:
         self.finished = False
         # Set by `answer`, cleared by the trainer when it publishes. Losing a race here costs one step of age.
         self.wanted = False
+        self.is_short = False
+        """No buffer was free for the newest snapshot. Set by the trainer; cleared by it, or when one was freed."""
         self.told_finished: set[str] = set()
         """Peers that have answered a request which said that this node has finished. Adding to a set is atomic."""
         self.asked_at_the_end: set[str] = set()

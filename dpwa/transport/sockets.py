@@ -17,16 +17,23 @@ import numpy as np
 import zmq
 
 from dpwa.errors import DpwaError
-from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_WINDOW
+from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_WINDOW
 from dpwa.transport.names import HostNames
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 __all__ = [
     "CurveKeys",
     "Links",
     "close_inherited",
     "dealer",
+    "descriptor_limit",
     "endpoint",
     "keep_freed_memory",
+    "raise_descriptor_limit",
     "require_libzmq",
     "router",
 ]
@@ -37,6 +44,9 @@ _OLDEST_LIBZMQ = (4, 3, 5)
 # glibc never raises its threshold above 32 MiB.
 _LARGEST_KEPT_BYTES = 31 << 20
 
+# What a node ever needs beside those of the training script: two for each connection.
+_ENOUGH_DESCRIPTORS = 8192
+
 # One message is header and body; a window of chunks plus a few small answers must fit, and no more.
 _QUEUE_MESSAGES = 2 * MAX_WINDOW
 
@@ -45,13 +55,8 @@ _RESOLVE_TIMEOUT_S = 4.0
 
 _COMMON: dict[int, int] = {
     zmq.LINGER: 0,  # the default -1 makes closing the context hang while a peer does not read
-    zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
     zmq.SNDHWM: _QUEUE_MESSAGES,
-    zmq.RCVHWM: _QUEUE_MESSAGES,
     zmq.HANDSHAKE_IVL: 2000,  # ms; a client that connects and says nothing is closed after this
-    zmq.HEARTBEAT_IVL: 500,  # ms; finds a vanished machine, which TCP alone does not for minutes
-    zmq.HEARTBEAT_TIMEOUT: 1500,
-    zmq.HEARTBEAT_TTL: 1500,
     zmq.TCP_KEEPALIVE: 1,
 }
 
@@ -109,6 +114,28 @@ def keep_freed_memory() -> None:
     del block
 
 
+def descriptor_limit() -> int:
+    """How many file descriptors this process may have."""
+    if resource is None:
+        return _ENOUGH_DESCRIPTORS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _ENOUGH_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process have more file descriptors, as far as the system allows a process to decide that by itself.
+
+    The usual soft limit of 1024 is for programs that use `select`; the hard limit is the one that protects the system.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _ENOUGH_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def endpoint(host: str, port: int) -> str:
     """The ZeroMQ address of a host and port, with the host resolved to an IPv4 number.
 
@@ -125,7 +152,18 @@ def endpoint(host: str, port: int) -> str:
 def router(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None = None) -> zmq.Socket[bytes]:
     """The socket that serves: a vanished or stuck peer is an error at once, never a silent drop or a wait."""
     made = context.socket(zmq.ROUTER)
-    _configure(made, {zmq.ROUTER_MANDATORY: 1})
+    _configure(
+        made,
+        {
+            zmq.ROUTER_MANDATORY: 1,
+            zmq.MAXMSGSIZE: MAX_HEADER_BYTES,  # only answers have bodies: no frame that comes here is longer
+            # No limit here, but for bytes that were not read yet, in `connection_rules.py`. At a limit libzmq 4.3.5
+            # stops reading; if the connection then breaks, and a heartbeat is due, an assertion ends the process:
+            # any stranger could bring that about. For the same reason the server sends no heartbeats of its own. Those
+            # of the asker say for how long it may be silent.
+            zmq.RCVHWM: 0,
+        },
+    )
     if curve is not None:
         made.setsockopt(zmq.CURVE_SERVER, 1)
         made.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
@@ -142,6 +180,11 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None, pee
     _configure(
         made,
         {
+            zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
+            zmq.RCVHWM: _QUEUE_MESSAGES,
+            zmq.HEARTBEAT_IVL: 500,  # ms; finds a vanished machine, which TCP alone does not for minutes
+            zmq.HEARTBEAT_TIMEOUT: 1500,
+            zmq.HEARTBEAT_TTL: 1500,  # and so long the server waits for the next one
             zmq.IMMEDIATE: 1,
             zmq.RECONNECT_IVL: -1,  # never by itself: a new socket finds a returned peer at once
         },

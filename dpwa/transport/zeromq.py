@@ -23,7 +23,7 @@ from dpwa.transport.interface import Wiring
 from dpwa.transport.publisher import PublishThread
 from dpwa.transport.rx import RxThread
 from dpwa.transport.segments import Segments
-from dpwa.transport.sockets import Links, close_inherited, keep_freed_memory, require_libzmq
+from dpwa.transport.sockets import Links, close_inherited, keep_freed_memory, raise_descriptor_limit, require_libzmq
 from dpwa.transport.tx import TxThread
 
 __all__ = ["ZmqTransport"]
@@ -44,6 +44,7 @@ class ZmqTransport:
 
     def __init__(self, config: ClusterConfig, name: str, wiring: Wiring, links: Links | None = None) -> None:
         require_libzmq()
+        raise_descriptor_limit()
         links = links or Links()
         own = config.node(name)
         addresses = {peer.name: (peer.host, peer.port) for peer in config.peers_of(name)}
@@ -62,7 +63,8 @@ class ZmqTransport:
             port=own.port,
             links=links,
             service=wiring.service,
-            idle_s=config.timeout_s,
+            peers=len(addresses),
+            timeout_s=config.timeout_s,
         )
 
         # The client gets what it needs of this object and no more: a circle would keep memory until a collection.

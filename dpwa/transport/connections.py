@@ -1,0 +1,212 @@
+"""The connections that stand at a node's ROUTER socket: which there are, what TCP says of each, and closing one.
+
+ZeroMQ hides connections: a ROUTER names peers by an identity and cannot end one of them. But it tells, on a monitor
+socket, the descriptor of each connection that it accepts, and each message tells the descriptor that it came through.
+So each connection is duplicated (`dup`) once when it is accepted, checked to be one of this port, and owned here: what
+TCP counts on it can be read at any time, and shutting it down ends that one connection. ZeroMQ then drops what it holds
+of it: half a message, chunks that were never read. A descriptor's number that is used again for something else is never
+touched, because only the duplicate is.
+
+TCP's counts are Linux's. Elsewhere, and for endpoints other than TCP, less or nothing is known, and the rules that need
+it do not apply.
+
+Must not know: messages, snapshots. Runs in: the Rx thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import sys
+from collections.abc import Collection
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from dpwa.transport.connection_rules import Connection
+
+__all__ = ["Connections"]
+
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
+
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+# struct tcp_info of linux/tcp.h: tcpi_bytes_acked and tcpi_bytes_received, which newer kernels only add to.
+_TCP_INFO_BYTES = 136
+_COUNTS = struct.Struct("=QQ")
+_COUNTS_BYTE = 120
+
+# Noted at one time: a flood of connections must not keep the thread from its work, nor from closing what is too many.
+_MAX_EVENTS = 64
+
+
+class Connections:
+    """Knows the connections at one ROUTER socket.
+
+    Args:
+        context: of the socket.
+        router: the socket, not bound yet, so that no connection is missed.
+        port: that it will listen on.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes], port: int) -> None:
+        self._router = router
+        self._port = port
+        address = f"inproc://dpwa-connections-{id(router)}"
+        router.monitor(address, _EVENTS)
+        self.monitor: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+        """Becomes readable when there is something to note."""
+        self.monitor.setsockopt(zmq.RCVHWM, 0)  # ZeroMQ's I/O thread waits where an event finds no room
+        self.monitor.connect(address)
+        self.is_short = False
+        """Somebody could not come in for lack of descriptors; for the reader to clear."""
+        self._by_descriptor: dict[int, Connection] = {}
+        self._by_identity: dict[bytes, Connection] = {}
+        self._sockets: dict[Connection, socket.socket] = {}
+        # With it even a process that has no descriptor left can refuse a connection.
+        self._spare: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    @property
+    def standing(self) -> Collection[Connection]:
+        """All that were not closed here."""
+        return self._sockets.keys()
+
+    def note_events(self, now_s: float) -> None:
+        """Take note of who has come and gone."""
+        for _ in range(_MAX_EVENTS):
+            try:
+                event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                break
+            descriptor = int(event["value"])
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self.is_short |= not self._accepted(descriptor, now_s)
+            elif event["event"] == zmq.EVENT_DISCONNECTED:
+                self._gone(descriptor)
+            elif descriptor in _NO_DESCRIPTOR:  # the value of a failed accept is its error
+                self.is_short = True
+
+    def find(self, identity: bytes, frame: zmq.Frame, now_s: float) -> Connection | None:
+        """The connection that a message came through; None if it is not known, or gone."""
+        known = self._by_identity.get(identity)
+        if known is not None:
+            return known
+        try:
+            descriptor = int(frame.get(zmq.SRCFD))
+        except (zmq.ZMQError, ValueError, TypeError):
+            return None
+        found = self._by_descriptor.get(descriptor)
+        if found is None or found.identity is not None:
+            self.note_events(now_s)  # it may have come just now, with the number of one that has gone
+            found = self._by_descriptor.get(descriptor)
+        if found is None or found.identity is not None:
+            return None  # the message of a connection that has gone, and whose number is another's by now
+        found.identity = identity
+        self._by_identity[identity] = found
+        return found
+
+    def by_identity(self, identity: bytes) -> Connection | None:
+        """The connection that ZeroMQ names so, if it is known."""
+        return self._by_identity.get(identity)
+
+    def measure(self, now_s: float) -> None:
+        """Read what TCP has counted on each."""
+        for connection in self._sockets:
+            self.measure_one(connection, now_s)
+
+    def measure_one(self, connection: Connection, now_s: float) -> None:
+        """Read what TCP has counted on one."""
+        if sys.platform != "linux" or connection not in self._sockets:
+            return
+        try:
+            counts = self._sockets[connection].getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:
+            return
+        if len(counts) >= _TCP_INFO_BYTES:  # shorter before Linux 4.1
+            acked_bytes, received_bytes = _COUNTS.unpack_from(counts, _COUNTS_BYTE)
+            connection.measured(received_bytes, acked_bytes, now_s)
+
+    def end(self, connection: Connection) -> bool:
+        """Close one connection, with all that ZeroMQ holds of it; False if it had gone already."""
+        connection.is_ended = True
+        own = self._sockets.pop(connection, None)
+        if own is None:
+            return False
+        with contextlib.suppress(OSError):
+            own.shutdown(socket.SHUT_RDWR)
+        own.close()
+        return True
+
+    def close(self) -> None:
+        """Forget all of them, and stop watching. The connections themselves are the ROUTER's."""
+        self._router.disable_monitor()
+        self.monitor.close()
+        for own in self._sockets.values():
+            own.close()
+        if self._spare is not None:
+            os.close(self._spare)
+        self._sockets.clear()
+        self._by_descriptor.clear()
+        self._by_identity.clear()
+
+    def _accepted(self, descriptor: int, now_s: float) -> bool:
+        """Begin to watch a connection; False if it had to be refused, because there is no descriptor to watch it by."""
+        self._gone(descriptor)
+        try:
+            own = self._duplicate(descriptor)
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTOR:
+                self._refuse(descriptor)
+                return False
+            return True  # it has gone already
+        if own is not None:
+            connection = Connection(now_s)
+            self._by_descriptor[descriptor] = connection
+            self._sockets[connection] = own
+        return True
+
+    def _duplicate(self, descriptor: int) -> socket.socket | None:
+        """The same connection under a number of our own; None if it is none of this port (any more).
+
+        Raises:
+            OSError: there is no such descriptor, or no number for another.
+        """
+        number = os.dup(descriptor)
+        try:
+            own = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=number)
+        except OSError:  # a file
+            os.close(number)
+            return None
+        with contextlib.suppress(OSError, IndexError, TypeError):  # no socket of TCP, or one that has lost its peer
+            own.getpeername()
+            if own.getsockname()[1] == self._port:
+                return own
+        own.close()
+        return None
+
+    def _refuse(self, descriptor: int) -> None:
+        """Close a connection that cannot be watched."""
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
+        with contextlib.suppress(OSError):
+            own = self._duplicate(descriptor)
+            if own is not None:
+                with contextlib.suppress(OSError):
+                    own.shutdown(socket.SHUT_RDWR)
+                own.close()
+        with contextlib.suppress(OSError):
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _gone(self, descriptor: int) -> None:
+        connection = self._by_descriptor.pop(descriptor, None)
+        if connection is None:
+            return
+        if connection.identity is not None:
+            self._by_identity.pop(connection.identity, None)
+        own = self._sockets.pop(connection, None)
+        if own is not None:
+            own.close()

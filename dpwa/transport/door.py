@@ -1,0 +1,156 @@
+"""The door of a node: who is let in, who is shown out, and what the user is told of it, once.
+
+It looks at the connections often enough that nobody can make the node hold much between two looks: what ZeroMQ collects
+of a message before it is complete is bounded by what its I/O thread can read in that time.
+
+Must not know: messages, snapshots. Runs in: the Rx thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import zmq
+
+from dpwa.transport.connection_rules import Cause, Connection, ConnectionRules
+from dpwa.transport.connections import Connections
+from dpwa.transport.listening import Listener
+from dpwa.transport.sockets import Links, descriptor_limit
+
+__all__ = ["Door", "most_connections"]
+
+# One look costs about 2 microseconds per connection: 0.3 % of a core with 64 of them, and less than a tenth of that in
+# a small cluster. The shorter interval is for as long as bytes come in that are no requests.
+_LOOK_S = 0.04
+_LOOK_WHEN_ALARMED_S = 0.01
+_ALARMING_BYTES = 8 << 10
+
+# The peers of a cluster connect once each, and again after a failure or a restart.
+_LEAST_CONNECTIONS = 64
+_CONNECTIONS_PER_PEER = 4
+
+# Each takes two descriptors; the training script needs some, too.
+_SHARE_OF_DESCRIPTORS = 8
+
+_KEEP_OUT = "Keep strangers from this port, by a firewall or a network of its own"
+
+_WARNINGS = {
+    Cause.CROWD: "more connections than this cluster can need; those that are of no use are closed. " + _KEEP_OUT,
+    Cause.INCOMPLETE: "somebody sends bytes that are no requests; such connections are closed. " + _KEEP_OUT,
+    Cause.ILLEGAL: "somebody sends illegal messages; such connections are closed. All nodes need the same version of "
+    "dpwa. " + _KEEP_OUT,
+    Cause.UNREAD: "somebody asks for snapshots and does not read them in time; such connections are closed. If it is a "
+    "peer on a slow link, raise timeout_ms, or set codec, pull_fraction or bandwidth_limit",
+    Cause.HOLDING: "somebody holds the buffers of old snapshots and makes no progress; such connections are closed "
+    "when their buffers are needed. If it is a peer on a slow link, raise timeout_ms, or set codec or pull_fraction",
+    Cause.DESCRIPTORS: "this process has no file descriptor left, and lets nobody in while that lasts; training goes "
+    "on. Raise the limit (ulimit -n), or use fewer files and workers",
+}
+
+
+def most_connections(peers: int) -> int:
+    """How many connections a node keeps.
+
+    Args:
+        peers: how many other nodes the cluster has.
+    """
+    wanted = max(_LEAST_CONNECTIONS, _CONNECTIONS_PER_PEER * peers + 16)
+    return max(2, min(wanted, descriptor_limit() // _SHARE_OF_DESCRIPTORS))
+
+
+class Door:
+    """Watches over one ROUTER socket.
+
+    Args:
+        context: of the socket.
+        router: the socket; it is bound here.
+        name: the node's name.
+        host: address to listen on.
+        port: port to listen on.
+        links: other ways than plain TCP.
+        most: how many connections there may be.
+        transfer_s: how long a transfer may take.
+        counts: by cause, what was done; counted up here.
+        is_engaged: whether a transfer to a connection is under way, or a request of it waits.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        router: zmq.Socket[bytes],
+        *,
+        name: str,
+        host: str,
+        port: int,
+        links: Links,
+        most: int,
+        transfer_s: float,
+        counts: dict[Cause, int],
+        is_engaged: Callable[[Connection], bool],
+    ) -> None:
+        self._name = name
+        self._port = port
+        self._counts = counts
+        self._is_engaged = is_engaged
+        self._rules = ConnectionRules(most=most, transfer_s=transfer_s)
+        self._next_look_s = 0.0
+        self.connections = Connections(context, router, port)
+        self._listener = Listener(router, name=name, host=host, port=port, links=links)
+        try:
+            self._listener.open()
+        except BaseException:
+            self.connections.close()
+            raise
+
+    @property
+    def next_s(self) -> float | None:
+        """When to look next; None if only an event can change anything."""
+        if self.connections.standing:
+            return self._next_look_s
+        return self._listener.resumes_s
+
+    def watch(self, now_s: float, *, is_alarmed: bool) -> bool:
+        """Note who has come and gone, and look at those that stand, if it is time; True if it was.
+
+        Args:
+            now_s: monotonic time.
+            is_alarmed: there is a reason to look again soon.
+        """
+        self.connections.note_events(now_s)
+        if self.connections.is_short:
+            self.connections.is_short = False
+            self.happened(Cause.DESCRIPTORS)
+            self._listener.pause(now_s)
+        self._listener.resume_if_due(now_s)
+        standing = self.connections.standing
+        for connection, cause in self._rules.crowd(standing, self._is_engaged):
+            self.end(connection, cause)
+        if now_s < self._next_look_s:
+            return False
+        self.connections.measure(now_s)
+        for connection, cause in self._rules.overdue(standing, now_s, self._is_engaged):
+            self.end(connection, cause)
+        is_alarmed = is_alarmed or any(one.unexplained_bytes > _ALARMING_BYTES for one in standing)
+        self._next_look_s = now_s + (_LOOK_WHEN_ALARMED_S if is_alarmed else _LOOK_S)
+        return True
+
+    def end(self, connection: Connection, cause: Cause) -> None:
+        """Close a connection."""
+        if self.connections.end(connection):
+            self.happened(cause)
+
+    def happened(self, cause: Cause) -> None:
+        """Count something, and tell the user of its kind once."""
+        self._counts[cause] += 1
+        if self._counts[cause] == 1 and cause in _WARNINGS:
+            logging.getLogger("dpwa").warning(
+                "node %s, port %d: %s (told once; counts are in the journal)", self._name, self._port, _WARNINGS[cause]
+            )
+
+    def close(self) -> None:
+        """Watch no more. Call it before the ROUTER is closed."""
+        self.connections.close()

@@ -1,0 +1,74 @@
+"""Where a node listens, and that it stops listening for a while when the process has no descriptor left.
+
+With no descriptor free, accepting fails, the connection stays in the queue, and ZeroMQ's I/O thread tries again at
+once, for ever: a whole core for nothing. Connections that stand are served meanwhile.
+
+Must not know: messages, who connects. Runs in: the Rx thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import zmq
+
+from dpwa.errors import ConfigError
+from dpwa.transport.sockets import Links, endpoint
+
+__all__ = ["Listener"]
+
+_PAUSE_S = 1.0
+
+
+class Listener:
+    """Binds a ROUTER socket, and can take it off its address for a while.
+
+    Args:
+        socket: the socket.
+        name: the node's name, for messages.
+        host: address to listen on.
+        port: port to listen on.
+        links: other ways than plain TCP.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], *, name: str, host: str, port: int, links: Links) -> None:
+        self._socket = socket
+        self._name = name
+        self._host, self._port = host, port
+        self._links = links
+        self._address = ""
+        self.resumes_s: float | None = None
+        """When it will listen again; None while it does."""
+
+    def open(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: the address cannot be listened on.
+        """
+        try:
+            self._socket.bind(self._links.listen or endpoint(self._host, self._port))
+        except zmq.ZMQError as error:
+            raise ConfigError(
+                f"node {self._name}: cannot listen on {self._host}:{self._port} ({error.strerror}); "
+                "stop the program that holds the port, or change host or port in the cluster file"
+            ) from error
+        self._address = bytes(self._socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+
+    def pause(self, now_s: float) -> None:
+        """Listen no more for a second."""
+        if self.resumes_s is None:
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.unbind(self._address)
+        self.resumes_s = now_s + _PAUSE_S
+
+    def resume_if_due(self, now_s: float) -> None:
+        """Listen again, if the pause is over and there is a descriptor to do it with."""
+        if self.resumes_s is None or now_s < self.resumes_s:
+            return
+        try:
+            self._socket.bind(self._address)
+        except zmq.ZMQError:  # no descriptor yet, or the old one is not closed yet
+            self.resumes_s = now_s + _PAUSE_S
+        else:
+            self.resumes_s = None

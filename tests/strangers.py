@@ -1,0 +1,187 @@
+"""Strangers at a node's port: raw ZMTP connections, and a process full of them that does one thing for a while.
+
+    python strangers.py KIND PORT SECONDS PULL_HEX
+
+prints `begun` when it has begun, and at the end one line of JSON with what it did. It comes again when it is shown out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import socket
+import struct
+import sys
+import time
+from collections import Counter
+
+_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+_PROPERTY = b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
+_READY = b"\x05READY" + _PROPERTY
+
+
+class Stranger:
+    """A connection by hand.
+
+    Args:
+        port: of a node on this host.
+        speaks: makes the ZeroMQ handshake.
+        receive_buffer: bytes that the system takes from the node unread; None for its default.
+    """
+
+    def __init__(self, port: int, *, speaks: bool = True, receive_buffer: int | None = None) -> None:
+        self.socket = socket.socket()
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(5.0)
+        self.socket.connect(("127.0.0.1", port))
+        if speaks:
+            self.socket.sendall(_GREETING)
+            self._read(64)
+            self.socket.sendall(b"\x04" + bytes([len(_READY)]) + _READY)
+            _, size = self._read(2)
+            self._read(size)
+
+    def _read(self, size: int) -> bytes:
+        read = b""
+        while len(read) < size:
+            part = self.socket.recv(size - len(read))
+            if not part:
+                raise ConnectionResetError
+            read += part
+        return read
+
+    def send(self, header: bytes, *, more: bool = False) -> None:
+        """Send one frame."""
+        size = struct.pack(">Q", len(header)) if len(header) > 255 else bytes([len(header)])
+        self.socket.sendall(bytes([more + 2 * (len(header) > 255)]) + size + header)
+
+    def is_closed(self, within_s: float = 0.0) -> bool:
+        """Whether the node ends the connection in that time; what it sends is thrown away."""
+        end_s = time.monotonic() + within_s
+        while True:
+            ready, _, _ = select.select([self.socket], [], [], max(0.0, end_s - time.monotonic()))
+            if not ready:
+                return False
+            try:
+                if not self.socket.recv(1 << 16):
+                    return True
+            except OSError:
+                return True
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+# --- The process ----------------------------------------------------------------------------------------------------
+
+
+class _Crowd:
+    """Connections of one attack, each made again when it was ended."""
+
+    def __init__(self, port: int, size: int, **options: object) -> None:
+        self._port, self._options = port, options
+        self.standing: list[Stranger | None] = [None] * size
+        self.did: Counter[str] = Counter()
+
+    def fill(self, begin) -> None:
+        """Make what is missing; `begin` is called with each new connection."""
+        for index, stranger in enumerate(self.standing):
+            if stranger is not None:
+                continue
+            with contextlib.suppress(OSError):
+                made = Stranger(self._port, **self._options)
+                self.did["connections"] += 1
+                made.socket.setblocking(False)
+                begin(made)
+                self.standing[index] = made
+
+    def lose(self, index: int) -> None:
+        """Note that one was ended by the node."""
+        self.standing[index].close()
+        self.standing[index] = None
+        self.did["ended"] += 1
+
+    def send_all(self, data: bytes) -> None:
+        """Send on every connection what its buffer takes."""
+        for index, stranger in enumerate(self.standing):
+            if stranger is None:
+                continue
+            try:
+                self.did["bytes"] += stranger.socket.send(data)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.lose(index)
+
+    def read_all(self, size: int) -> None:
+        """Read a little from each, and find out which were ended."""
+        for index, stranger in enumerate(self.standing):
+            if stranger is None:
+                continue
+            try:
+                if stranger.socket.recv(size) == b"":
+                    self.lose(index)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.lose(index)
+
+
+def _nothing(made: Stranger) -> None:
+    del made
+
+
+def _attack(kind: str, port: int, seconds: float, pull: bytes) -> Counter[str]:
+    end_s = time.monotonic() + seconds
+    if kind == "silent":
+        crowd = _Crowd(port, 2000, speaks=False)
+        turn = lambda: crowd.read_all(64)  # noqa: E731
+        begin, pause_s = _nothing, 0.2
+    elif kind == "multipart":
+        crowd = _Crowd(port, 4)
+        turn = lambda: crowd.send_all(b"\x01\x00" * 50_000)  # noqa: E731
+        begin, pause_s = _nothing, 0.0
+    elif kind == "incomplete":
+        crowd = _Crowd(port, 100)
+        # A frame of 4,000 bytes begins, and goes on by a byte now and then.
+        begin = lambda made: made.socket.send(b"\x02" + struct.pack(">Q", 4000) + bytes(3000))  # noqa: E731
+        turn = lambda: (crowd.send_all(b"\0"), crowd.read_all(4096))  # noqa: E731
+        pause_s = 0.05
+    elif kind == "slow":
+        crowd = _Crowd(port, 100, receive_buffer=4096)
+        begin = lambda made: made.send(pull)  # noqa: E731
+        turn = lambda: crowd.read_all(1)  # noqa: E731
+        pause_s = 0.2
+    elif kind == "flood":
+        crowd = _Crowd(port, 8, receive_buffer=4096)
+        begin = lambda made: made.send(pull)  # noqa: E731
+        framed = bytes([0, len(pull)]) + pull
+        turn = lambda: crowd.send_all(framed * 20)  # noqa: E731
+        pause_s = 0.002
+    elif kind == "holders":
+        crowd = _Crowd(port, 4)
+        begin = lambda made: made.send(pull)  # noqa: E731
+        turn = lambda: crowd.read_all(1 << 22)  # noqa: E731
+        pause_s = 0.1
+    else:
+        raise ValueError(kind)
+    crowd.fill(begin)
+    print("begun", flush=True)
+    while time.monotonic() < end_s:
+        turn()
+        crowd.fill(begin)
+        crowd.did["turns"] += 1
+        time.sleep(pause_s)
+    return crowd.did
+
+
+if __name__ == "__main__":
+    os.nice(10)  # what counts is what they do to the node, not that they take the processor from it
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    done = _attack(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), bytes.fromhex(sys.argv[4]))
+    print(json.dumps(done), flush=True)
