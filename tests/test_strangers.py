@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -33,7 +34,7 @@ from dpwa.transport.proposals import Proposals
 from dpwa.transport.service import Service
 from support import DEADLINE_S, VectorModel, wait_until
 
-SIZE = 200_000  # float64: 1.6 MB, more than a connection that is not read takes
+SIZE = 50_000  # float64: 400 KB
 PACE_S = 0.05
 STRANGERS = Path(__file__).with_name("strangers.py")
 
@@ -41,8 +42,8 @@ STRANGERS = Path(__file__).with_name("strangers.py")
 class Training:
     """Nodes of one process that train at a steady pace in a thread of their own."""
 
-    def __init__(self, cluster, nodes: int, **settings) -> None:
-        self.nodes = cluster.start(_models(nodes), shared_memory="off", wait_ms=0, **settings)
+    def __init__(self, cluster, nodes: int, size: int = SIZE, **settings) -> None:
+        self.nodes = cluster.start(_models(nodes, size), shared_memory="off", wait_ms=0, **settings)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._train)
         self.error: BaseException | None = None
@@ -78,8 +79,8 @@ class Training:
         self._thread.join()
 
 
-def _models(nodes: int):
-    return [VectorModel(np.full(SIZE, float(number))) for number in range(nodes)]
+def _models(nodes: int, size: int = SIZE) -> list[VectorModel]:
+    return [VectorModel(np.full(size, float(number))) for number in range(nodes)]
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_strangers_cost_little_and_stop_nothing(training, kind, caplog):
 @pytest.mark.parametrize("memory", ["normal", "low"])
 @pytest.mark.parametrize("kind", _KINDS)
 def test_strangers_cost_little_and_stop_nothing_for_ten_seconds(training, kind, memory, caplog):
-    _costs_little_and_stops_nothing(training(4, memory=memory), kind, 10.0, caplog)
+    _costs_little_and_stops_nothing(training(4, size=800_000, memory=memory), kind, 10.0, caplog)
 
 
 def test_what_was_closed_is_counted_in_the_journal_in_few_lines(training, tmp_path, zeromq):
@@ -283,6 +284,51 @@ def test_a_number_that_was_given_to_something_else_is_never_touched(tmp_path):
 
 
 # --- Descriptors ----------------------------------------------------------------------------------------------------
+
+
+def test_connections_that_break_off_in_a_flood_of_messages_do_not_end_the_process(tmp_path):
+    """An assertion of libzmq 4.3.5 ended it: messages waited to be read, the connection broke, a heartbeat was due."""
+    (tmp_path / "node.py").write_text(_NODE)
+    node = subprocess.Popen(
+        [sys.executable, tmp_path / "node.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    port = int(node.stdout.readline())
+    flood = (b"\0\5hello" * 40 + b"\4\7\4PING\0\x10") * 600
+    broken = 0
+    for _ in range(300):
+        if node.poll() is not None:
+            break
+        with contextlib.suppress(OSError):
+            made = Stranger(port)
+            made.socket.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(4):
+                    made.socket.send(flood)
+            made.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # ends by a reset
+            made.close()
+            broken += 1
+    assert broken > 200
+    output, _ = node.communicate("end\n", timeout=30)
+    assert node.returncode == 0
+    assert output == "trained to its end\n"
+
+
+_NODE = f"""
+import select, sys
+sys.path.insert(0, {str(STRANGERS.parent)!r})
+from support import VectorModel
+from dpwa.config import ClusterConfig
+from dpwa.launch.ports import free_ports
+from dpwa.node import Node
+ports = free_ports(2)
+node = Node(ClusterConfig.for_localhost(2, ports=ports, connect_timeout_ms=50), "w1", VectorModel([1.0] * 10))
+node.start()
+print(ports[0], flush=True)
+while not select.select([sys.stdin], [], [], 0.01)[0]:
+    node.step(1.0)
+node.close()
+print("trained to its end")
+"""
 
 
 def test_a_process_without_descriptors_trains_on_without_spinning_and_serves_again_afterwards(training, caplog):
