@@ -38,12 +38,17 @@ class Stranger:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(5.0)
         self.socket.connect(("127.0.0.1", port))
-        if speaks:
+        if not speaks:
+            return
+        try:
             self.socket.sendall(_GREETING)
             self._read(64)
             self.socket.sendall(b"\x04" + bytes([len(_READY)]) + _READY)
             _, size = self._read(2)
             self._read(size)
+        except OSError:
+            self.close()
+            raise
 
     def _read(self, size: int) -> bytes:
         read = b""
@@ -87,11 +92,10 @@ class _Crowd:
         self.standing: list[Stranger | None] = [None] * size
         self.did: Counter[str] = Counter()
 
-    def fill(self, begin) -> None:
-        """Make what is missing; `begin` is called with each new connection."""
-        for index, stranger in enumerate(self.standing):
-            if stranger is not None:
-                continue
+    def fill(self, begin, most: int = 10_000) -> None:
+        """Make what is missing, or so many of them; `begin` is called with each new connection."""
+        missing = [index for index, stranger in enumerate(self.standing) if stranger is None]
+        for index in missing[:most]:
             with contextlib.suppress(OSError):
                 made = Stranger(self._port, **self._options)
                 self.did["connections"] += 1
@@ -169,11 +173,13 @@ def _attack(kind: str, port: int, seconds: float, pull: bytes) -> Counter[str]:
         pause_s = 0.1
     else:
         raise ValueError(kind)
-    crowd.fill(begin)
+    # Holders want one snapshot each, not the same.
+    at_a_time = 1 if kind == "holders" else 10_000
+    crowd.fill(begin, at_a_time)
     print("begun", flush=True)
     while time.monotonic() < end_s:
         turn()
-        crowd.fill(begin)
+        crowd.fill(begin, at_a_time)
         crowd.did["turns"] += 1
         time.sleep(pause_s)
     return crowd.did

@@ -1,0 +1,74 @@
+"""The door's parts: connections by their descriptors, and the copy that own exchanges are made with."""
+
+from __future__ import annotations
+
+import socket
+
+import numpy as np
+import zmq
+
+from dpwa.interpolation import State
+from dpwa.methods.base import Kind
+from dpwa.peers.membership import Membership
+from dpwa.publishing import Publisher
+from dpwa.transport.connections import Connections
+from dpwa.transport.proposals import Proposals
+from dpwa.transport.service import Service
+from support import VectorModel
+
+
+def test_a_number_that_was_given_to_something_else_is_never_touched(tmp_path):
+    """Descriptors are numbers, and the user's files get those that connections have left."""
+    context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    connections = Connections(context, router, 4711)
+    one, other = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as server, open(tmp_path / "users", "wb") as file:
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+        for descriptor in (file.fileno(), one.fileno(), client.fileno(), accepted.fileno(), server.fileno(), 10_000):
+            assert connections._accepted(descriptor, 0.0)
+        assert not connections.standing
+        connections._refuse(client.fileno())
+        client.sendall(b"still there")
+        assert accepted.recv(100) == b"still there"
+        one.sendall(b"still there")
+        assert other.recv(100) == b"still there"
+        for each in (client, accepted, one, other):
+            each.close()
+    connections.close()
+    router.close(0)
+    context.term()
+
+
+def test_the_copy_aside_gives_its_memory_back_when_it_is_not_needed_any_more():
+    source = VectorModel(np.ones(100_000))
+    service = node_service(source)
+    publisher = Publisher(source, service, 1)
+    served = publisher.take(step=1, taken_s=0.0, state=State(None, 0.0))
+    assert publisher.take(step=2, taken_s=1.0, state=State(None, 0.0)) is None
+    assert service.is_short
+    aside = publisher.take_aside(step=2, taken_s=1.0, state=State(None, 0.0))
+    assert bytes(aside.snapshot.memory) == source.vector.tobytes()
+    assert publisher.take_aside(step=2, taken_s=1.0, state=State(None, 0.0)) is None  # it is in use
+    buffer = aside.buffer
+    del aside, served
+    for taken_s in (5.0, 20.0):
+        assert publisher.take(step=3, taken_s=taken_s, state=State(None, 0.0)) is not None
+        assert not service.is_short
+    assert not buffer.any()  # the system has it back
+    again = publisher.take_aside(step=4, taken_s=21.0, state=State(None, 0.0))
+    assert bytes(again.snapshot.memory) == source.vector.tobytes()
+    del again
+    publisher.close()
+
+
+def node_service(source: VectorModel) -> Service:
+    return Service(
+        run_id="run",
+        incarnation=bytes(8),
+        layout=source.layout,
+        membership=Membership(()),
+        proposals=Proposals("w1", bytes(8)),
+        kind=Kind.PULL,
+    )
