@@ -109,8 +109,8 @@ def test_where_neither_codec_nor_parts_may_follow_the_warning_says_what_to_set(l
     told = _told(caplog)[-1]
     pattern = (
         r"node w1: the link to peer w2 is slow: [\d.]+ [kM]B of 8.0 MB came in [\d.]+ s \(([\d.]+) ([kM])B/s\); it "
-        r"does not fit into 0.8 s over this link: set timeout_ms to at least (\d+), "
-        r"or codec: int8( with timeout_ms \d+)?"
+        r"does not fit into 0.8 s over this link: set timeout_ms to at least (\d+), or codec: int8"
+        r"( with timeout_ms \d+)?"
     )
     number, unit, timeout_ms, _ = re.fullmatch(pattern, told).groups()
     bytes_per_s = float(number) * {"k": 1e3, "M": 1e6}[unit]
