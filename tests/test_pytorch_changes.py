@@ -16,7 +16,6 @@ from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 from dpwa.errors import ConfigError
 from support import wait_until
 
-
 STEPS_PER_ROUND = 64  # within so many steps every change is found
 
 
