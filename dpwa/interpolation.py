@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeVar, cast
 
-from dpwa.errors import ConfigError, DpwaError
+from dpwa.errors import ConfigError
 from dpwa.interpolation_rules import (
     Clock,
     Consensus,
@@ -29,6 +29,7 @@ from dpwa.interpolation_rules import (
     Staleness,
     State,
 )
+from dpwa.own_code import blamed
 
 __all__ = [
     "Clock",
@@ -247,26 +248,26 @@ class Interpolator:
 
     def _ask_rule(self, own: State, peer: State, distance: float | None) -> float:
         """The rule's answer as a float; NaN where the numbers of the two states broke its arithmetic."""
-        try:
-            if self.uses_distance:
-                answer = cast("DistanceInterpolation", self.rule).factor(own, peer, distance)
-            else:
-                answer = self.rule.factor(own, peer)
-            if isinstance(answer, complex):  # for example the square root of a negative loss
-                return math.nan
-            return float(answer)
-        except (ArithmeticError, ValueError):
-            # A peer chooses the numbers it sends. A rule that divides by them or takes their logarithm must not be
-            # a way to stop this node.
-            return math.nan
-        except DpwaError:
-            raise
-        except Exception as error:  # a rule may be anybody's code: the trainer is told whose it is
-            rule = type(self.rule)
-            raise ConfigError(
+        rule = type(self.rule)
+        with blamed(
+            rule,
+            lambda error: (
                 f"interpolation {rule.__qualname__} of module {rule.__module__}: computing the factor for {own} and "
-                f"peer {peer} failed: {error!r}; a rule must answer a number, also while a loss is None"
-            ) from error
+                f"peer {peer} failed: {error}; a rule must answer a number, also while a loss is None"
+            ),
+        ):
+            try:
+                if self.uses_distance:
+                    answer = cast("DistanceInterpolation", self.rule).factor(own, peer, distance)
+                else:
+                    answer = self.rule.factor(own, peer)
+                if isinstance(answer, complex):  # for example the square root of a negative loss
+                    return math.nan
+                return float(answer)
+            except (ArithmeticError, ValueError):
+                # A peer chooses the numbers it sends. A rule that divides by them or takes their logarithm must not be
+                # a way to stop this node.
+                return math.nan
 
 
 class LossSmoother:

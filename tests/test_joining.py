@@ -9,8 +9,6 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from dpwa.interpolation import State
-from dpwa.lineage import Relation, Standing
 from support import Cluster, VectorModel
 
 QUICK = {"flow_control": {"probe_s": 1e-6, "probe_max_s": 1e-6}}
@@ -168,17 +166,6 @@ def test_a_checkpoint_without_a_lineage_still_loads_and_a_wrong_one_is_refused(i
     del state["lineage"]
     second.load_state_dict(state)
     assert second._boundary.state.lineage == second._incarnation
-
-
-def test_far_apart_means_of_two_lineages_and_fifty_updates():
-    own = State(1.0, 100.0, lineage=b"a" * 8)
-    standing = Standing(b"a" * 8)
-    standing.own = own
-    clocks = {50.0: Relation.YOUNGER, 51.0: Relation.NEAR, 149.0: Relation.NEAR, 150.0: Relation.ELDER}
-    for clock, relation in clocks.items():
-        assert standing.relation(State(1.0, clock, lineage=b"b" * 8)) is relation
-        assert standing.relation(State(1.0, clock, lineage=b"a" * 8)) is Relation.SAME
-        assert Standing(b"a" * 8, heeds_age=False).relation(State(1.0, clock, lineage=b"b" * 8), own) is Relation.SAME
 
 
 def test_a_whole_cluster_that_starts_at_once_becomes_one_lineage(cluster):

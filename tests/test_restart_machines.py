@@ -1,4 +1,4 @@
-"""Any pattern of restarts, lost messages and nodes out of reach: no trained model takes anything of an untrained one.
+"""Any pattern of restarts, losses and nodes out of reach: no trained model takes anything of an untrained one.
 
 All trained models are at 1.0 and each new life begins at 100.0, without training, so that whatever leaves 1.0 shows.
 """

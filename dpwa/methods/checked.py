@@ -11,9 +11,10 @@ import random
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
-from dpwa.errors import ConfigError, DpwaError
+from dpwa.errors import ConfigError
 from dpwa.interpolation import State
 from dpwa.methods.base import Arrival, Kind, Method, Plan
+from dpwa.own_code import blamed
 from dpwa.transport.messages import MAX_COUNTER, MAX_MASS
 
 __all__ = ["factor_of", "mass_and_round", "plan_of"]
@@ -75,14 +76,8 @@ def mass_and_round(method: Method) -> tuple[float, int]:
 
 
 def _asked(method: Method, what: str, ask: Callable[[], _Answer]) -> _Answer:
-    try:
+    with blamed(type(method), lambda error: f"{_name(method)}: {what} raised {error}"):
         return ask()
-    except DpwaError:
-        raise
-    except Exception as error:
-        if type(method).__module__.startswith("dpwa."):
-            raise  # one of dpwa's own: its traceback is what helps
-        raise ConfigError(f"{_name(method)}: {what} raised {error!r}") from error
 
 
 def _problem_of(plan: Plan, peers: Collection[str]) -> str | None:
