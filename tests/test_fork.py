@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_peers import node_with_absent_peer
+from torch_support import local_cluster
 
 from dpwa.errors import InternalError, NodeClosed
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.shared_memory import SEGMENT_FOLDER
-from fake_peers import node_with_absent_peer
 from support import DEADLINE_S, VectorModel, step_until
-from torch_support import local_cluster
 
 # Two nodes in one process; a child of it does what `CHILD` says; then the parent looks at everything that is its own.
 SCRIPT = """
