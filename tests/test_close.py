@@ -126,8 +126,8 @@ def test_close_ends_the_wait_for_an_exchange(zeromq, peers):
 
 
 def begin_a_large_read(zeromq, monkeypatch, **settings) -> Node:
-    """A node that is reading 64 MiB from shared memory, which takes eight seconds, as gigabytes would."""
-    models = [VectorModel(np.full(8 << 20, value)) for value in (0.0, 4.0)]
+    """A node that is reading 24 MiB from shared memory, which takes three seconds, as gigabytes would."""
+    models = [VectorModel(np.full(3 << 20, value)) for value in (0.0, 4.0)]
     node, other = zeromq.start(models, wait_ms=0, **settings)
     wait_until(lambda: zeromq.step_all() or all(one.statistics().blended for one in (node, other)), "both have joined")
     accept, begun = Staging.accept, threading.Event()
