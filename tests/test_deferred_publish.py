@@ -177,6 +177,47 @@ def test_closing_waits_for_a_copy_that_ends_in_time(zeromq):
     assert publish_threads() == []
 
 
+@pytest.mark.parametrize("method", ["sgp", "gosgd"])
+def test_a_trainer_that_waits_for_a_copy_that_fails_gets_the_error(zeromq, method):
+    model = LateModel([8.0])
+    first, second = zeromq.start([model, VectorModel([0.0])], method=method, wait_ms=0)
+    step_until(first, lambda: second.step(1.0) or first.statistics().blended > 1, "both exchange")
+    model.error = RuntimeError("the GPU is gone")
+    ended: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            while True:
+                first.step(1.0)
+        except InternalError as error:
+            ended.append(error)
+
+    trainer = threading.Thread(target=train, daemon=True)
+    trainer.start()
+    trainer.join(DEADLINE_S)
+    assert not trainer.is_alive(), "it waits for ever"
+    assert "the GPU is gone" in str(ended[0])
+    with pytest.raises(InternalError, match="the GPU is gone"):
+        first.close()
+
+
+def test_of_two_copies_of_which_the_first_fails_the_second_is_waited_for_too():
+    thread, waited = PublishThread("w1"), threading.Event()
+    leave, followed = threading.Event(), []
+
+    def fail() -> None:
+        assert leave.wait(DEADLINE_S)
+        raise RuntimeError("the GPU is gone")
+
+    thread.defer(fail, lambda: followed.append(1))
+    thread.defer(waited.set, lambda: followed.append(2))
+    leave.set()
+    assert waited.wait(DEADLINE_S)
+    assert thread.stop(DEADLINE_S)
+    assert followed == []
+    assert "the GPU is gone" in str(thread.error)
+
+
 def test_a_copy_that_fails_is_an_error_of_the_trainers_next_call(zeromq):
     first, _, model = held_node(zeromq)
     model.error = RuntimeError("the GPU is gone")
