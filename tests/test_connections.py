@@ -44,21 +44,22 @@ def _count(node: Node, outcome: str) -> int:
 # --- Connections that are not made ----------------------------------------------------------------------------------
 
 
-def test_a_refused_connection_costs_milliseconds_and_not_the_connect_timeout(zeromq, tmp_path):
-    settings = {"connect_timeout_ms": 2000, "run": "refused", "flow_control": AT_ONCE}
+def test_a_refused_connection_costs_the_connect_timeout_once_and_then_milliseconds(zeromq, tmp_path):
+    settings = {"connect_timeout_ms": 300, "flow_control": AT_ONCE}
     zeromq.config = ClusterConfig.for_localhost(2, ports=free_ports(2), **settings)
     node = zeromq.add("w1", VectorModel(np.zeros(10)), run_dir=tmp_path)
     step_until(node, lambda: _count(node, "unreachable") >= 9, "nine refusals")
     zeromq.close()
     refused = _exchanges(tmp_path, "w1", "unreachable")
-    assert statistics.median(event["duration_s"] for event in refused) < 0.02
+    assert refused[0]["duration_s"] > 0.2, "the first time the peer may be starting just now"
+    assert statistics.median(event["duration_s"] for event in refused[1:]) < 0.02
     port = zeromq.config.nodes[1].port
     assert {event["reason"] for event in refused} == {f"peer w2: no connection to localhost:{port}: connection refused"}
 
 
 def test_a_port_held_by_another_program_is_told_from_one_that_is_slow(zeromq, tmp_path):
     """A program that hangs up on what it does not understand, as a server of another protocol does."""
-    settings = {"connect_timeout_ms": 2000, "flow_control": AT_ONCE}
+    settings = {"connect_timeout_ms": 300, "flow_control": AT_ONCE}
     zeromq.config = ClusterConfig.for_localhost(2, ports=free_ports(2), **settings)
     with socket.create_server(("127.0.0.1", zeromq.config.nodes[1].port)) as other:
 

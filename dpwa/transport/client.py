@@ -37,6 +37,9 @@ _Received = TypeVar("_Received")
 # a gigabyte per second so much comes within one look that twice the time would be felt.
 _CHECK_S = 0.02
 
+# Between two tries of the first connection to a peer, which may be starting just now.
+_RETRY_S = 0.05
+
 
 class ZmqClient:
     """Pulls over ZeroMQ.
@@ -76,6 +79,7 @@ class ZmqClient:
         self._patience = Patience(timeout_s)
         self._connections: OrderedDict[str, Connection] = OrderedDict()
         self._names = HostNames(host for peer, (host, _) in addresses.items() if peer not in links.peers)
+        self._tried: set[str] = set()
 
     def can_share(self, peer: str) -> bool:
         """See `Client.can_share`."""
@@ -180,11 +184,29 @@ class ZmqClient:
         if connection is None:
             while len(self._connections) >= self._max_connections:
                 self._hang_up(next(iter(self._connections)))
-            connection = self._open(peer, deadline_s)
-            self._connections[peer] = connection
-            self._connect(peer, connection, deadline_s)
+            connection = self._make(peer, deadline_s)
         self._connections.move_to_end(peer)
         return connection
+
+    def _make(self, peer: str, deadline_s: float) -> Connection:
+        """Make a connection. One that is refused is tried again only if it is the first to that peer in this life.
+
+        Nodes are started together and not at the same moment. A peer that refuses later has gone, and must not cost
+        its whole connect timeout each time it is given another chance.
+        """
+        is_first = peer not in self._tried
+        self._tried.add(peer)
+        while True:
+            connection = self._connections[peer] = self._open(peer, deadline_s)
+            failure = self._failure(connection, deadline_s)
+            if failure is None:
+                connection.made()
+                return connection
+            if not is_first or time.monotonic() + _RETRY_S >= deadline_s:
+                host, port = self._addresses[peer]
+                raise PeerUnreachable(peer, f"no connection to {host}:{port}{failure}")
+            self._hang_up(peer)
+            self.pause(_RETRY_S)
 
     def _open(self, peer: str, deadline_s: float) -> Connection:
         host, port = self._addresses[peer]
@@ -200,24 +222,22 @@ class ZmqClient:
                 what += "; this process has no file descriptors left: raise `ulimit -n`, or close files"
             raise PeerUnreachable(peer, f"no connection can be opened: {what}") from error
 
-    def _connect(self, peer: str, connection: Connection, deadline_s: float) -> None:
-        """Wait until a new connection stands."""
-        host, port = self._addresses[peer]
+    def _failure(self, connection: Connection, deadline_s: float) -> str | None:
+        """Wait until a new connection stands, or why it will not."""
         poller = self._poller(connection, zmq.POLLOUT)
         if connection.monitor is not None:
             poller.register(connection.monitor, zmq.POLLIN)
         while not connection.is_ready:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
-                what = f"no connection to {host}:{port} within {self._connect_timeout_s:g} s"
-                raise PeerUnreachable(peer, what)
+                return f" within {self._connect_timeout_s:g} s"
             ready = dict(poller.poll(int(left_s * 1000) + 1))
             if self._bell.fileno() in ready:
                 raise NodeClosed("the node was closed during an exchange")
             failure = connection.failure()
             if failure is not None:
-                raise PeerUnreachable(peer, f"no connection to {host}:{port}: {failure}")
-        connection.made()
+                return f": {failure}"
+        return None
 
     def _poller(self, connection: Connection, event: int) -> zmq.Poller:
         poller = zmq.Poller()
