@@ -256,7 +256,7 @@ def test_joining_with_the_whole_model_does_not_make_later_parts_seem_dear(in_mem
         in_memory.step_all()
 
     start("w1")
-    for _ in range(20):  # alone, it concludes that there is nobody to join
+    for _ in range(20):  # alone
         step()
     late = start("w2")
     received = []
