@@ -51,8 +51,8 @@ class Conversation:
         wait: Callable[[], bool],
         request: Pull | Propose | Settle,
         *,
-        on_answer: Callable[[], None],
-        on_more: Callable[[More], None],
+        on_answer: Callable[[], None] = lambda: None,
+        on_more: Callable[[More], None] = lambda _: None,
     ) -> None:
         self.peer = peer
         self.socket = socket
