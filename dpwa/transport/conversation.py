@@ -53,8 +53,8 @@ class Conversation:
         request: Pull | Propose | Settle,
         look: Callable[[], None],
         *,
-        on_answer: Callable[[], None],
-        on_more: Callable[[More], None],
+        on_answer: Callable[[], None] = lambda: None,
+        on_more: Callable[[More], None] = lambda _: None,
     ) -> None:
         self.peer = peer
         self.socket = socket
