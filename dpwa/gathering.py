@@ -6,6 +6,7 @@ Must not know: sockets, threads, the trainer. Runs in: the thread that makes the
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -34,6 +35,10 @@ _TRIES_AT_ONCE = 10
 # A message that was lost must not cost the whole round.
 _TRIES_IN_TIME = 4
 
+# Rounds one after the other in which a neighbour has trained past the one wanted, before this node takes itself for the
+# one that is behind. Nodes that begin together are a round or two apart at first.
+_ROUNDS_AHEAD = 3
+
 
 @dataclass
 class _Sum:
@@ -49,7 +54,7 @@ class _Sum:
     elder: str | None = None
     """A neighbour whose model is to replace the own one."""
     ahead: str | None = None
-    """A neighbour that has trained past the round."""
+    """A neighbour that has been rounds ahead for a while."""
     stranger_ahead: str | None = None
     """One of these whose snapshots this node has never seen: it may be of another lineage."""
     problem: tuple[Outcome, str] | None = None
@@ -90,6 +95,7 @@ class Gatherer:
         self._standing = standing
         self._rng = rng
         self._monotonic_s = monotonic_s
+        self._rounds_ahead: Counter[str] = Counter()  # one after the other, of each neighbour
         self._spent: set[str] = set()  # have finished, and nothing newer than what they were asked for last
 
     def gather(self, ask: Ask, client: Client) -> Exchange:
@@ -169,6 +175,7 @@ class Gatherer:
             return False
         answer = fetched.answer
         if isinstance(answer, Offer):
+            self._rounds_ahead[peer] = 0
             self._flow_control.succeeded(peer)
             if fetched.is_finite:
                 self._take(peer, weights[peer], answer, fetched, ask, total)
@@ -179,9 +186,11 @@ class Gatherer:
         if isinstance(answer, NotReady | Busy):
             return True
         if isinstance(answer, Past) and not answer.finished:
-            total.ahead = peer
-            if not self._fetcher.history.knows(peer, answer.incarnation):
-                total.stranger_ahead = peer
+            self._rounds_ahead[peer] += 1
+            if self._rounds_ahead[peer] >= _ROUNDS_AHEAD:
+                total.ahead = peer
+                if not self._fetcher.history.knows(peer, answer.incarnation):
+                    total.stranger_ahead = peer
         self._ended_if_finished(peer)
         return False
 
