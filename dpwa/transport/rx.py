@@ -242,11 +242,10 @@ class RxThread:
     def _receive(
         self, socket: zmq.Socket[bytes], identity: bytes, frame: zmq.Frame, read_bytes: int, now_s: float
     ) -> None:
-        connection = self._door.connections.find(identity, frame, now_s)
+        connection = self._door.connections.find(identity, frame, read_bytes, now_s)
         if connection is not None:
             if connection.is_ended:
                 return
-            connection.read_bytes += read_bytes
         elif identity in self._peers.cut_off:
             return
         try:
