@@ -37,18 +37,20 @@ class Stranger:
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(5.0)
-        self.socket.connect(("127.0.0.1", port))
-        if not speaks:
-            return
         try:
-            self.socket.sendall(_GREETING)
-            self._read(64)
-            self.socket.sendall(b"\x04" + bytes([len(_READY)]) + _READY)
-            _, size = self._read(2)
-            self._read(size)
+            self.socket.connect(("127.0.0.1", port))
+            if speaks:
+                self._shake_hands()
         except OSError:
             self.close()
             raise
+
+    def _shake_hands(self) -> None:
+        self.socket.sendall(_GREETING)
+        self._read(64)
+        self.socket.sendall(b"\x04" + bytes([len(_READY)]) + _READY)
+        _, size = self._read(2)
+        self._read(size)
 
     def _read(self, size: int) -> bytes:
         read = b""

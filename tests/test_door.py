@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 import numpy as np
 import zmq
+from fake_peers import node_with_absent_peer, pull_of
+from strangers import Stranger
 
 from dpwa.interpolation import State
 from dpwa.methods.base import Kind
 from dpwa.peers.membership import Membership
 from dpwa.publishing import Publisher
+from dpwa.transport import wire
 from dpwa.transport.connections import Connections
 from dpwa.transport.proposals import Proposals
 from dpwa.transport.service import Service
@@ -72,3 +76,26 @@ def node_service(source: VectorModel) -> Service:
         proposals=Proposals("w1", bytes(8)),
         kind=Kind.PULL,
     )
+
+
+def test_what_a_stranger_has_left_behind_is_not_taken_for_a_message_of_who_got_its_number(zeromq):
+    """Thousands of its illegal messages wait when it goes, and the next connection has its descriptor's number."""
+    node, _ = node_with_absent_peer(zeromq)
+    port = zeromq.config.nodes[0].port
+    refused = 0
+    for _ in range(30):
+        rogue = Stranger(port)
+        rogue.socket.setblocking(False)
+        with contextlib.suppress(OSError):
+            rogue.socket.send(b"\0\5hello" * 8000)
+        rogue.close()
+        try:
+            honest = Stranger(port)
+        except OSError:
+            refused += 1
+            continue
+        honest.send(wire.encode(pull_of(node, count=1)))
+        refused += honest.socket.recv(4096) == b""
+        honest.close()
+    assert node.statistics().protocol_errors > 0
+    assert refused == 0

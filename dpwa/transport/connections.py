@@ -21,6 +21,7 @@ import os
 import socket
 import struct
 import sys
+from collections import OrderedDict
 from collections.abc import Collection
 
 import zmq
@@ -39,8 +40,13 @@ _TCP_INFO_BYTES = 136
 _COUNTS = struct.Struct("=QQ")
 _COUNTS_BYTE = 120
 
-# Noted at one time: a flood of connections must not keep the thread from its work, nor from closing what is too many.
-_MAX_EVENTS = 64
+# A message is read within this time after its connection has gone.
+_DOUBTFUL_S = 5.0
+
+# Identities of connections that have gone. No two connections get the same, so the oldest are of no use.
+_MAX_GONE = 4096
+
+_GONE = Connection(0.0, is_ended=True)
 
 
 class Connections:
@@ -65,6 +71,9 @@ class Connections:
         """Somebody could not come in for lack of descriptors; for the reader to clear."""
         self._by_descriptor: dict[int, Connection] = {}
         self._by_identity: dict[bytes, Connection] = {}
+        self._gone_identities: OrderedDict[bytes, None] = OrderedDict()
+        # Numbers of connections that have gone before a message of theirs was seen: one may still come.
+        self._doubtful_until_s: dict[int, float] = {}
         self._sockets: dict[Connection, socket.socket] = {}
         # With it even a process that has no descriptor left can refuse a connection.
         self._spare: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -75,35 +84,48 @@ class Connections:
         return self._sockets.keys()
 
     def note_events(self, now_s: float) -> None:
-        """Take note of who has come and gone."""
-        for _ in range(_MAX_EVENTS):
+        """Take note of who has come and gone: of all that is known, because what follows may undo what came before.
+
+        A descriptor is closed only after the event that says so, and so is its number used again. So when no event is
+        left, every duplicate that was made is of the connection that it was made for.
+        """
+        while True:
             try:
                 event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
-                break
+                return
             descriptor = int(event["value"])
             if event["event"] == zmq.EVENT_ACCEPTED:
                 self.is_short |= not self._accepted(descriptor, now_s)
             elif event["event"] == zmq.EVENT_DISCONNECTED:
-                self._gone(descriptor)
+                self._gone(descriptor, now_s)
             elif descriptor in _NO_DESCRIPTOR:  # the value of a failed accept is its error
                 self.is_short = True
+                return  # it fails again and again until nobody listens any more
 
-    def find(self, identity: bytes, frame: zmq.Frame, now_s: float) -> Connection | None:
-        """The connection that a message came through; None if it is not known, or gone."""
+    def find(self, identity: bytes, frame: zmq.Frame, read_bytes: int, now_s: float) -> Connection | None:
+        """The connection that a message of so many bytes came through; None if it is not known.
+
+        Messages may wait longer than their connection stands, and its number may be another's by then: what a stranger
+        has left behind must not be taken for the message of somebody else.
+        """
         known = self._by_identity.get(identity)
         if known is not None:
+            known.read_bytes += read_bytes
             return known
+        if identity in self._gone_identities:
+            return _GONE
         try:
             descriptor = int(frame.get(zmq.SRCFD))
         except (zmq.ZMQError, ValueError, TypeError):
             return None
+        self.note_events(now_s)  # it may have come just now, with the number of one that has gone
         found = self._by_descriptor.get(descriptor)
         if found is None or found.identity is not None:
-            self.note_events(now_s)  # it may have come just now, with the number of one that has gone
-            found = self._by_descriptor.get(descriptor)
-        if found is None or found.identity is not None:
-            return None  # the message of a connection that has gone, and whose number is another's by now
+            return None
+        found.read_bytes += read_bytes
+        if now_s < self._doubtful_until_s.get(descriptor, 0.0):
+            return None
         found.identity = identity
         self._by_identity[identity] = found
         return found
@@ -129,8 +151,11 @@ class Connections:
             acked_bytes, received_bytes = _COUNTS.unpack_from(counts, _COUNTS_BYTE)
             connection.measured(received_bytes, acked_bytes, now_s)
 
-    def end(self, connection: Connection) -> bool:
+    def end(self, connection: Connection, now_s: float) -> bool:
         """Close one connection, with all that ZeroMQ holds of it; False if it had gone already."""
+        self.note_events(now_s)
+        if self.is_short:
+            return False  # not all events were noted
         connection.is_ended = True
         own = self._sockets.pop(connection, None)
         if own is None:
@@ -154,7 +179,8 @@ class Connections:
 
     def _accepted(self, descriptor: int, now_s: float) -> bool:
         """Begin to watch a connection; False if it had to be refused, because there is no descriptor to watch it by."""
-        self._gone(descriptor)
+        if descriptor in self._by_descriptor:
+            self._gone(descriptor, now_s)
         try:
             own = self._duplicate(descriptor)
         except OSError as error:
@@ -201,12 +227,17 @@ class Connections:
         with contextlib.suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
-    def _gone(self, descriptor: int) -> None:
+    def _gone(self, descriptor: int, now_s: float) -> None:
         connection = self._by_descriptor.pop(descriptor, None)
+        if connection is None or connection.identity is None:
+            self._doubtful_until_s[descriptor] = now_s + _DOUBTFUL_S
         if connection is None:
             return
         if connection.identity is not None:
             self._by_identity.pop(connection.identity, None)
+            self._gone_identities[connection.identity] = None
+            if len(self._gone_identities) > _MAX_GONE:
+                self._gone_identities.popitem(last=False)
         own = self._sockets.pop(connection, None)
         if own is not None:
             own.close()

@@ -9,6 +9,7 @@ Must not know: messages, snapshots. Runs in: the Rx thread.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 import zmq
@@ -140,7 +141,7 @@ class Door:
 
     def end(self, connection: Connection, cause: Cause) -> None:
         """Close a connection."""
-        if self.connections.end(connection):
+        if self.connections.end(connection, time.monotonic()):
             self.happened(cause)
 
     def happened(self, cause: Cause) -> None:

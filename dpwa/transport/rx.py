@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 import zmq
 
-from dpwa.blending import encode_chunk
 from dpwa.errors import InternalError, RemoteProtocolError
 from dpwa.transport.connection_rules import Cause, Connection, framed_bytes
 from dpwa.transport.door import Door, most_connections
@@ -25,10 +24,7 @@ from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.messages import (
     NO_EXCHANGE,
     Busy,
-    Chunk,
-    Codec,
     Done,
-    Message,
     Mismatch,
     More,
     Offer,
@@ -37,10 +33,11 @@ from dpwa.transport.messages import (
     Refused,
     Settle,
 )
+from dpwa.transport.sending import RxCounters, Sender
 from dpwa.transport.service import Request, Service
 from dpwa.transport.sockets import Links, router
 from dpwa.transport.transfers import Transfer, TransferRules, Waiting
-from dpwa.transport.wire import decode, encode
+from dpwa.transport.wire import decode
 
 __all__ = ["RxCounters", "RxThread"]
 
@@ -54,29 +51,6 @@ _MAX_CUT_OFF = 1024
 _TURN_S = 0.01
 
 _START_TIMEOUT_S = 5.0
-
-
-@dataclass
-class RxCounters:
-    """What the Rx thread did; written by it alone, read by anyone.
-
-    Attributes:
-        bytes_out: bytes of snapshots handed to ZeroMQ.
-        shared_out: snapshots that peers read from shared memory.
-        served: transfers that peers have called done.
-        refused: pulls that were answered without a snapshot because of run, name or layout.
-        protocol_errors: illegal messages received; each cuts its sender off.
-        dropped: transfers given up because the peer stopped reading or vanished.
-        guarded: by cause, how often a connection was closed or none was let in.
-    """
-
-    bytes_out: int = 0
-    shared_out: int = 0
-    served: int = 0
-    refused: int = 0
-    protocol_errors: int = 0
-    dropped: int = 0
-    guarded: dict[Cause, int] = field(default_factory=lambda: dict.fromkeys(Cause, 0))
 
 
 @dataclass
@@ -132,7 +106,6 @@ class RxThread:
         self._rules = TransferRules(timeout_s)
         self._timeout_s = timeout_s
         self._short_since_s: float | None = None
-        self._mismatch_body: bytes | None = None
         self._bell = Doorbell()
         self._ready = threading.Event()
         self._stopping = False
@@ -190,6 +163,7 @@ class RxThread:
                 )
                 with contextlib.closing(door):
                     self._door = door
+                    self._sender = Sender(socket, door, self._service, self.counters, self._peers.forget)
                     self._ready.set()
                     self._serve(socket)
         except Exception as error:  # noqa: BLE001  the one broad catch of this thread: kept, and raised to the trainer
@@ -209,7 +183,7 @@ class RxThread:
             if self._stopping:
                 return
             self._receive_all(socket)
-            self._answer_waiting(socket)
+            self._answer_waiting()
             now_s = time.monotonic()
             if self._door.watch(now_s, is_alarmed=self._service.is_short):
                 self._free_buffers(now_s)
@@ -237,16 +211,13 @@ class RxThread:
             while rest.more:
                 rest = socket.recv(copy=False)
                 read_bytes += framed_bytes(len(rest))
-            self._receive(socket, identity, frame, read_bytes, now_s)
+            self._receive(identity, frame, read_bytes, now_s)
 
-    def _receive(
-        self, socket: zmq.Socket[bytes], identity: bytes, frame: zmq.Frame, read_bytes: int, now_s: float
-    ) -> None:
-        connection = self._door.connections.find(identity, frame, now_s)
+    def _receive(self, identity: bytes, frame: zmq.Frame, read_bytes: int, now_s: float) -> None:
+        connection = self._door.connections.find(identity, frame, read_bytes, now_s)
         if connection is not None:
             if connection.is_ended:
                 return
-            connection.read_bytes += read_bytes
         elif identity in self._peers.cut_off:
             return
         try:
@@ -254,9 +225,9 @@ class RxThread:
                 raise RemoteProtocolError("?", "request of several frames, expected 1")
             message = decode(frame.bytes, "?")
             if isinstance(message, Pull | Propose | Settle):
-                self._request(socket, identity, message, now_s)
+                self._request(identity, message, now_s)
             elif isinstance(message, More):
-                self._more(socket, identity, message, now_s)
+                self._more(identity, message, now_s)
             elif isinstance(message, Done):
                 self._done(identity, message, now_s)
             else:
@@ -277,14 +248,14 @@ class RxThread:
         if len(self._peers.cut_off) > _MAX_CUT_OFF:
             self._peers.cut_off.popitem(last=False)
 
-    def _request(self, socket: zmq.Socket[bytes], identity: bytes, request: Request, now_s: float) -> None:
+    def _request(self, identity: bytes, request: Request, now_s: float) -> None:
         self._replace(identity, now_s)
         peers = self._peers
         if len(peers.transfers) + len(peers.waiting) >= _MAX_TRANSFERS and not self._made_room(now_s):
-            self._send(socket, identity, Busy(request.nonce))
+            self._sender.answer(identity, Busy(request.nonce))
             return
         wait_s = self._service.longest_wait_s(request, self._timeout_s)
-        self._answer(socket, identity, Waiting(request, now_s, now_s + wait_s))
+        self._answer(identity, Waiting(request, now_s, now_s + wait_s))
 
     def _replace(self, identity: bytes, now_s: float) -> None:
         """A new request ends the connection's former one; what ZeroMQ still holds of that is remembered."""
@@ -307,7 +278,7 @@ class RxThread:
             self._give_up(identity, Cause.HOLDING)
         return identity is not None
 
-    def _answer(self, socket: zmq.Socket[bytes], identity: bytes, waiting: Waiting) -> None:
+    def _answer(self, identity: bytes, waiting: Waiting) -> None:
         request = waiting.request
         now_s = time.monotonic()
         answered = self._service.answer(request, now_s=now_s, may_wait=now_s < waiting.deadline_s)
@@ -322,33 +293,26 @@ class RxThread:
         is_pull = isinstance(request, Pull)
         self.counters.refused += is_pull and not isinstance(answer, Offer)
         sent_before = 0 if connection is None else connection.sent_bytes
-        body = self._layout_text() if isinstance(answer, Mismatch) else None
-        if self._send(socket, identity, answer, body) and snapshot is not None and isinstance(request, Pull):
+        if self._sender.answer(identity, answer) and snapshot is not None and isinstance(request, Pull):
             is_shared = isinstance(answer, Offer) and answer.slot >= 0
             transfer = Transfer(request, snapshot, is_shared, connection, now_s, now_s, sent_before)
             self._peers.transfers[identity] = transfer
             if not is_shared:
                 transfer.ask(request.first, request.count)
-                self._send_chunks(socket, identity, request.first, request.count)
+                self._sender.chunks(identity, transfer, request.first, request.count)
 
-    def _layout_text(self) -> bytes:
-        """The body of a `Mismatch`: one for all, because ZeroMQ holds each that is not read."""
-        if self._mismatch_body is None:
-            self._mismatch_body = self._service.mismatch_body()
-        return self._mismatch_body
-
-    def _answer_waiting(self, socket: zmq.Socket[bytes]) -> None:
+    def _answer_waiting(self) -> None:
         for identity, waiting in list(self._peers.waiting.items()):
-            self._answer(socket, identity, waiting)
+            self._answer(identity, waiting)
 
-    def _more(self, socket: zmq.Socket[bytes], identity: bytes, more: More, now_s: float) -> None:
+    def _more(self, identity: bytes, more: More, now_s: float) -> None:
         transfer = self._peers.transfers.get(identity)
         if transfer is None or transfer.pull.nonce != more.nonce:
             return  # of a transfer that has ended meanwhile: late, not illegal
         transfer.ask_more(more, now_s)
         if transfer.connection is not None:
             transfer.connection.last_request_s = now_s
-        self._send_chunks(socket, identity, more.first, more.count)
+        self._sender.chunks(identity, transfer, more.first, more.count)
 
     def _done(self, identity: bytes, done: Done, now_s: float) -> None:
         transfer = self._peers.transfers.get(identity)
@@ -361,44 +325,6 @@ class RxThread:
             self._peers.forget(identity)
             if transfer.pull.exchange != NO_EXCHANGE:
                 self._service.proposals.fetched(transfer.pull.exchange)
-
-    def _send_chunks(self, socket: zmq.Socket[bytes], identity: bytes, first: int, count: int) -> None:
-        transfer = self._peers.transfers[identity]
-        memory, pull = transfer.snapshot.memory, transfer.pull
-        for index in range(first, first + count):
-            first_byte = index * pull.chunk_bytes
-            stop_byte = min(first_byte + pull.chunk_bytes, len(memory))
-            if first_byte >= stop_byte:
-                return  # asked for more than there is: harmless
-            codec, body = encode_chunk(self._service.layout, memory, first_byte, stop_byte, _known(pull.codec))
-            if transfer.connection is not None and codec is not Codec.RAW:
-                transfer.connection.has_copies = True
-            if not self._send(socket, identity, Chunk(pull.nonce, index, codec), body):
-                return
-            self.counters.bytes_out += len(body)
-
-    def _send(
-        self, socket: zmq.Socket[bytes], identity: bytes, message: Message, body: bytes | memoryview | None = None
-    ) -> bool:
-        """Send header and body; False, and the peer's transfer is dropped, if it does not read or is gone."""
-        frames: list[bytes | memoryview] = [identity, encode(message)]
-        if body is not None:
-            frames.append(body)
-        connection = self._door.connections.by_identity(identity)
-        try:
-            # copy=False: ZeroMQ sends a body straight from the snapshot, whose buffer it keeps from being reused.
-            socket.send_multipart(frames, zmq.NOBLOCK, copy=body is None)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                raise
-            self.counters.dropped += 1
-            self._peers.forget(identity)
-            if connection is not None and error.errno == zmq.EAGAIN:
-                self._door.end(connection, Cause.UNREAD)
-            return False
-        if connection is not None:
-            connection.sent_bytes += sum(framed_bytes(len(frame)) for frame in frames[1:])
-        return True
 
     # --- Transfers that have lasted too long ----------------------------------------------------------------------
 
@@ -436,8 +362,3 @@ class RxThread:
         connection = transfer.connection
         if connection is not None and (connection.unread_bytes > 0 or not only_if_unread):
             self._door.end(connection, cause)
-
-
-def _known(codec: int) -> Codec:
-    """The codec asked for, or the plain one where a newer peer asks for one that this node does not know."""
-    return Codec(codec) if codec in Codec.__members__.values() else Codec.RAW
