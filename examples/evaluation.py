@@ -92,8 +92,8 @@ def report_average(dpwa: DpwaPyTorchAdapter, model: nn.Module, accuracy: Callabl
         accuracy: measures that model, 0..1.
     """
     dpwa.close()
-    if dpwa.run_dir is None or dpwa.count == 1:
+    if dpwa.run_dir is None or dpwa.world_size == 1:
         return
     paths = final_models(dpwa.run_dir, [node.name for node in dpwa.config.nodes])
     model.load_state_dict(average_models(paths))
-    print(f"averaged model of {len(paths)} of {dpwa.count} nodes: {accuracy():.1%}", flush=True)
+    print(f"averaged model of {len(paths)} of {dpwa.world_size} nodes: {accuracy():.1%}", flush=True)

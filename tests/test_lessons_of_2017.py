@@ -153,8 +153,8 @@ def test_a_script_that_ends_leaves_nothing_running(tmp_path):
 import torch
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 from dpwa.config import ClusterConfig
-dpwa = DpwaPyTorchAdapter(torch.nn.Linear(2, 2), "w1", ClusterConfig.for_localhost(2, ports={free_ports(2)}))
-dpwa.step(1.0)
+node = DpwaPyTorchAdapter(torch.nn.Linear(2, 2), "w1", ClusterConfig.for_localhost(2, ports={free_ports(2)}))
+node.step(1.0)
 print("done", flush=True)
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=tmp_path) as process:

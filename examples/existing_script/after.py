@@ -34,7 +34,7 @@ model = nn.Sequential(
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 loss_fn = nn.CrossEntropyLoss()
 dpwa = attach(model, optimizer)
-train = train[dpwa.index :: dpwa.count]
+train = train[dpwa.rank :: dpwa.world_size]
 
 
 @torch.no_grad()
