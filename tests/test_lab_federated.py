@@ -19,7 +19,6 @@ from torch import nn
 from dpwa.config import ClusterConfig
 from dpwa.errors import ConfigError, PeerUnreachable
 from dpwa.examples.samples import Samples
-from dpwa.examples.training import Recipe, Task, train
 from dpwa.interpolation import State
 from dpwa.lab.data import load
 from dpwa.lab.models import build
@@ -30,6 +29,7 @@ from dpwa.lab.strategies.federated_cluster import cluster_settings
 from dpwa.lab.strategies.federated_node import FederatedNode
 from dpwa.lab.strategies.federated_rounds import FederatedRounds, Schedule, samples_of
 from dpwa.lab.strategies.federated_server import Client, FederatedServer
+from dpwa.lab.training import Recipe, Task, train
 from dpwa.launch.ports import free_ports
 from dpwa.methods.base import Arrival, Kind
 from support import wait_until
@@ -355,8 +355,7 @@ def test_fedprox_adds_the_pull_towards_the_model_of_the_round_to_the_gradient():
 
 
 def task_of(shard: Samples, model: nn.Module) -> Task:
-    data = load("digits", None)
-    return Task("", model, shard, data.held_out, data.prepare)
+    return Task(model, shard, load("digits", None).prepare)
 
 
 def alone(settings: Settings, shards: Sequence[Samples], model: nn.Module, schedule: Schedule) -> list[torch.Tensor]:
