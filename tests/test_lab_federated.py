@@ -254,7 +254,7 @@ def test_what_a_cluster_file_says_of_a_federation_is_right_and_needs_no_torch():
 
 
 def test_a_deadline_that_is_none_is_refused():
-    values = cluster_settings(settings_of(cluster={"own_method": {"deadline_s": 0}}), ["w1", SERVER], 0)
+    values = cluster_settings(settings_of(cluster={"custom_method": {"deadline_s": 0}}), ["w1", SERVER], 0)
     with pytest.raises(ConfigError, match="deadline_s: expected a number of seconds above 0, got 0"):
         ClusterConfig.for_localhost(2, **values).method_for("w1")
 
@@ -537,7 +537,7 @@ def test_a_client_whose_server_has_gone_says_so():
 
 
 def test_a_client_that_is_slower_than_the_deadline_is_left_behind_and_told():
-    settings = settings_of(nodes=2, n_epochs=3, cluster={"own_method": {"deadline_s": 0.5}})
+    settings = settings_of(nodes=2, n_epochs=3, cluster={"custom_method": {"deadline_s": 0.5}})
     federation = Federation(settings, [100, 100])
 
     def work(number: int) -> object:
