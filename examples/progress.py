@@ -59,7 +59,8 @@ class TrainingProgress:
             loss: of the step's batch. It is read only when it is shown, because a GPU would have to be waited for.
             accuracy: the last one measured, 0..1.
         """
-        if time.monotonic() < self._due_s and epoch < self._epochs:
+        is_full_bar = self._bar is not None and epoch == self._epochs
+        if time.monotonic() < self._due_s and not is_full_bar:
             return
         self._due_s = time.monotonic() + (LINE_INTERVAL_S if self._bar is None else BAR_INTERVAL_S)
         state = f"epoch {epoch:.1f} of {self._epochs}, loss {loss.item():.3f}, test accuracy {accuracy:.1%}"

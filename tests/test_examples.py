@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import itertools
 import json
 import os
@@ -12,18 +13,20 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
+from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from dpwa.config import ClusterConfig
-from dpwa.examples import torchvision_import
+from dpwa.examples import progress, torchvision_import
 from dpwa.examples.cifar10 import data as cifar10_data
 from dpwa.examples.cifar10.model import build_network
 from dpwa.examples.devices import rank_of_this_node
@@ -321,6 +324,29 @@ def test_the_loop_stands_in_sight_in_the_training_file_of_an_example(path: Path)
 
 def test_a_training_file_is_there_for_each_data_set_and_for_a_custom_rule() -> None:
     assert [path.parent.name for path in TRAINING_FILES] == ["cifar10", "custom_rule", "digits", "fashion_mnist"]
+
+
+# Progress
+
+
+def _shown(monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool) -> str:
+    """What a training of two epochs of fifty steps shows, all within a moment."""
+    output = io.StringIO()
+    monkeypatch.setattr("sys.stdout", output)
+    monkeypatch.setattr(progress, "Console", partial(Console, file=output, force_terminal=is_terminal, width=100))
+    with progress.TrainingProgress("digits", epochs=2) as shown:
+        for step in range(1, 101):
+            shown.show(step / 50, torch.tensor(0.25), accuracy=0.5)
+    return output.getvalue()
+
+
+def test_a_training_in_a_terminal_shows_a_bar_that_gets_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "epoch 2.0 of 2, loss 0.250, test accuracy 50.0%" in _shown(monkeypatch, is_terminal=True)
+
+
+def test_a_training_elsewhere_prints_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = _shown(monkeypatch, is_terminal=False)
+    assert text == "digits: epoch 0.0 of 2, loss 0.250, test accuracy 50.0%\n"
 
 
 # Whole scripts
