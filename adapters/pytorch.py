@@ -2,13 +2,13 @@
 
     from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 
-    with DpwaPyTorchAdapter(model) as dpwa:
+    with DpwaPyTorchAdapter(model) as node:
         for inputs, targets in loader:
             loss = loss_fn(model(inputs), targets)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            dpwa.step(loss)
+            node.step(loss)
 
 Must not know: sockets, threads, the wire. Runs in: the trainer's thread, which alone writes the model: in place, under
 `torch.no_grad()`, at the step boundary.
@@ -94,13 +94,16 @@ class DpwaPyTorchAdapter:
         watch(self)
 
     @property
-    def index(self) -> int:
-        """Position of this node in the cluster file, from 0: `samples[dpwa.index :: dpwa.count]` is its shard."""
+    def rank(self) -> int:
+        """Position of this node in the cluster file, from 0.
+
+        `DistributedSampler(data, num_replicas=node.world_size, rank=node.rank)` is all that sharding takes.
+        """
         return self.config.nodes.index(self.config.node(self.name))
 
     @property
-    def count(self) -> int:
-        """How many nodes the cluster has."""
+    def world_size(self) -> int:
+        """How many nodes the cluster has: 1 for a script that runs alone."""
         return len(self.config.nodes)
 
     def __enter__(self) -> DpwaPyTorchAdapter:
@@ -166,7 +169,7 @@ class DpwaPyTorchAdapter:
 
         Waits for a push under way, up to some seconds: a mass must be in one place.
 
-            torch.save({"model": model.state_dict(), "dpwa": dpwa.state_dict()}, path)
+            torch.save({"model": model.state_dict(), "dpwa": node.state_dict()}, path)
 
         Raises:
             NodeClosed: after `close`.

@@ -24,7 +24,7 @@ from training_job import Block, Timed
 import dpwa.adapters.pytorch as adapter
 from dpwa.blending import Values
 from dpwa.examples.digits.model import digits_network
-from dpwa.examples.fashion_mnist.train import fashion_network
+from dpwa.examples.fashion_mnist.model import fashion_network
 from dpwa.examples.torchvision_import import import_torchvision
 from dpwa.snapshot import Buffer
 

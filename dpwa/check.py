@@ -82,7 +82,7 @@ def _factor(config: ClusterConfig) -> str:
         "that the peer is behind",
         "consensus": _consensus(config.consensus),
     }
-    text = words.get(config.interpolation, f"own rule {config.interpolation}")
+    text = words.get(config.interpolation, f"custom rule {config.interpolation}")
     if config.loss_smoothing > 0:
         text += f"; losses smoothed with weight {config.loss_smoothing:g}"
     if config.divergence_threshold > 0:

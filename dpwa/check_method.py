@@ -43,7 +43,7 @@ def describe_method(config: ClusterConfig) -> str:
         "each other make one together. Doubly stochastic: the anchors move as their mean would",
         "sparta": f"Method sparta: like {sparta.base} {often}, with {sparta.fraction:g} of the parameters at a time",
     }
-    text = words.get(config.method, f"Method {config.method}, an own one; a step begins an exchange {often}")
+    text = words.get(config.method, f"Method {config.method}, a custom one; a step begins an exchange {often}")
     if config.outer.every is not None:
         text += f". Every {config.outer.every} steps an outer step with momentum {config.outer.momentum:g}"
     return text

@@ -89,7 +89,7 @@ class ClusterConfig(Section):
     method: str = Field(
         "pull",
         min_length=1,
-        description="The averaging method: pull, gosgd, sgp, adpsgd, dpsgd, noloco, elastic, sparta, or an own "
+        description="The averaging method: pull, gosgd, sgp, adpsgd, dpsgd, noloco, elastic, sparta, or a custom "
         '"module:Class".',
     )
     sgp: SGPOptions = Field(SGPOptions(), description="Options of the method sgp.")
@@ -97,7 +97,9 @@ class ClusterConfig(Section):
     noloco: NoLoCoOptions = Field(NoLoCoOptions(), description="Options of the method noloco.")
     elastic: ElasticOptions = Field(ElasticOptions(), description="Options of the method elastic.")
     sparta: SpartaOptions = Field(SpartaOptions(), description="Options of the method sparta.")
-    own_method: dict[str, JsonValue] = Field({}, description="Options of an own method: arguments of its constructor.")
+    custom_method: dict[str, JsonValue] = Field(
+        {}, description="Options of a custom method: arguments of its constructor."
+    )
     outer: OuterOptions = Field(
         OuterOptions(),
         description="Options of outer momentum on top of the method, in the way of DiLoCo; off by default.",
@@ -115,16 +117,16 @@ class ClusterConfig(Section):
     interpolation: str = Field(
         "constant",
         min_length=1,
-        description='Rule for the factor: constant, clock, loss, staleness, consensus, or an own "module:Class".',
+        description='Rule for the factor: constant, clock, loss, staleness, consensus, or a custom "module:Class".',
     )
     constant: ConstantOptions = Field(ConstantOptions(), description="Options of the rule constant.")
     clock: NoOptions = Field(NoOptions(), description="Options of the rule clock; it has none.")
     loss: NoOptions = Field(NoOptions(), description="Options of the rule loss; it has none.")
     staleness: StalenessOptions = Field(StalenessOptions(), description="Options of the rule staleness.")
     consensus: ConsensusOptions = Field(ConsensusOptions(), description="Options of the rule consensus.")
-    custom: dict[str, JsonValue] = Field({}, description="Options of an own rule: arguments of its constructor.")
+    custom_rule: dict[str, JsonValue] = Field({}, description="Options of a custom rule: arguments of its constructor.")
     plugins: tuple[str, ...] = Field(
-        (), strict=False, description="Python modules to import first, because they register own rules."
+        (), strict=False, description="Python modules to import first, because they register custom rules."
     )
     factor_min: float = Field(0.0, ge=0, le=1, description="Lower bound of the factor for a healthy peer.")
     factor_max: float = Field(1.0, ge=0, le=1, description="Upper bound of the factor.")
@@ -188,7 +190,7 @@ class ClusterConfig(Section):
 
     @classmethod
     def load(cls, path: str | Path) -> ClusterConfig:
-        """Read a cluster file and check it, also against the world: host names, and the modules of own rules.
+        """Read a cluster file and check it, also against the world: host names, and the modules of custom rules.
 
         Own modules are looked for on Python's path, then beside the file, then in the current folder.
 
@@ -289,7 +291,7 @@ class ClusterConfig(Section):
         }
         section = sections.get(self.interpolation)
         return Interpolator(
-            resolve(self.interpolation, self.custom if section is None else section.model_dump()),
+            resolve(self.interpolation, self.custom_rule if section is None else section.model_dump()),
             divergence_threshold=self.divergence_threshold,
             factor_min=self.factor_min,
             factor_max=self.factor_max,
@@ -305,7 +307,7 @@ class ClusterConfig(Section):
         from dpwa.neighbourhood import Neighbourhood  # noqa: PLC0415
 
         import_plugins(self.plugins)
-        word, options, fraction = self.method, dict[str, object](self.own_method), self.pull_fraction
+        word, options, fraction = self.method, dict[str, object](self.custom_method), self.pull_fraction
         if word == "sparta":
             word, fraction = self.sparta.base, min(fraction, self.sparta.fraction)
         if word in METHODS:

@@ -179,7 +179,7 @@ def rule_problems(values: Mapping[str, Any], folders: Sequence[Path]) -> list[Pr
 
     Args:
         values: keys and values of a cluster file.
-        folders: where modules of own rules may be, besides Python's path.
+        folders: where modules of custom rules may be, besides Python's path.
     """
     plugins = values.get("plugins", [])
     with _importable(folders):
@@ -192,12 +192,12 @@ def rule_problems(values: Mapping[str, Any], folders: Sequence[Path]) -> list[Pr
 
 
 def _interpolation_problems(values: Mapping[str, Any]) -> list[Problem]:
-    name, options = values.get("interpolation"), values.get("custom", {})
+    name, options = values.get("interpolation"), values.get("custom_rule", {})
     place = "interpolation"
     try:
         if isinstance(name, str):
             rule = find_rule(name)
-            place = "custom"
+            place = "custom_rule"
             if name not in _WITH_OWN_SECTION and isinstance(options, Mapping):
                 make_rule(rule, options)
     except ConfigError as error:
@@ -219,7 +219,7 @@ def _method_problems(values: Mapping[str, Any]) -> list[Problem]:
 
 
 def import_plugins(names: Sequence[str]) -> None:
-    """Import modules that register own rules.
+    """Import modules that register custom rules.
 
     Raises:
         ConfigError: some cannot be imported; every one is named.

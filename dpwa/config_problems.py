@@ -60,7 +60,7 @@ def problems_of(error: ValidationError, schema: Mapping[str, Any]) -> Iterator[P
         elif kind == OWN_TEXT:
             yield Problem(place, f"{item['msg']}, got {shown(value)}{item.get('ctx', {}).get('hint', '')}")
         elif not (here := _schema_at(schema, place)):
-            # Inside `custom`, where the last part is pydantic's name for the kind of the value. YAML and JSON have
+            # Inside `custom_rule`, where the last part is pydantic's name for the kind of the value. YAML and JSON have
             # the same kinds of values, but JSON has neither NaN nor infinity.
             yield Problem(place[:-1], f"expected a plain, finite value, got {shown(value)}")
         else:

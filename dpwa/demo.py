@@ -250,7 +250,6 @@ def _measure(config: ClusterConfig, folder: Path, together: Tails) -> DemoResult
     from dpwa.examples.digits.data import digits_of_node, load_split  # noqa: PLC0415
     from dpwa.examples.digits.model import digits_network  # noqa: PLC0415
     from dpwa.examples.evaluation import accuracy_of, average_models  # noqa: PLC0415
-    from dpwa.examples.shards import Place  # noqa: PLC0415
 
     names = [node.name for node in config.nodes]
     _, held_out = load_split()
@@ -266,7 +265,7 @@ def _measure(config: ClusterConfig, folder: Path, together: Tails) -> DemoResult
         nodes=tuple(
             NodeResult(
                 name=name,
-                digits=digits_of_node(Place(index, len(names))),
+                digits=digits_of_node(index, len(names)),
                 accuracy=accuracy(folder, [name]),
                 alone_accuracy=accuracy(_alone_dir(folder, name), [name]),
             )

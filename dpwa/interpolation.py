@@ -1,8 +1,8 @@
-"""How much of a peer goes into a blend: the names of the rules, own rules, and the guards around every rule.
+"""How much of a peer goes into a blend: the names of the rules, custom rules, and the guards around every rule.
 
 A rule is a small class with a method `factor(own, peer)` that looks at two states and answers the share of the peer,
 0 (keep mine) to 1 (take the peer's). `Interpolator` puts the guards around a rule, so that no rule and no peer can
-produce a factor that harms this node. An own rule needs no change here: see `register` and docs/interpolation.md.
+produce a factor that harms this node. A custom rule needs no change here: see `register` and docs/interpolation.md.
 
 Must not know: models, tensors, sockets, threads, time, files. Runs in: any thread; nothing here keeps state between
 calls but `LossSmoother`, which belongs to the thread that made it, and rules with a memory.
@@ -90,7 +90,7 @@ def resolve(name: str, options: Mapping[str, object]) -> Interpolation:
     """Make the rule that a config names.
 
     Args:
-        name: a registered word ("constant", "clock" …, or one of an own module), or "module:Class".
+        name: a registered word ("constant", "clock" …, or one of a custom module), or "module:Class".
         options: keyword arguments of the rule's constructor.
 
     Raises:
@@ -110,7 +110,7 @@ def find_rule(name: str) -> type[Interpolation]:
         near = get_close_matches(name, _rules, n=1)
         hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(sorted(_rules))}."
         raise ConfigError(
-            f'there is no interpolation "{name}", {hint} An own rule is written "module:Class", '
+            f'there is no interpolation "{name}", {hint} A custom rule is written "module:Class", '
             f"or its module is listed under plugins"
         )
     if not callable(getattr(rule, "factor", None)):
@@ -230,7 +230,7 @@ class Interpolator:
                 NaN or infinity.
 
         Raises:
-            ConfigError: your own rule raised something, or answered what is no number at all.
+            ConfigError: a custom rule raised something, or answered what is no number at all.
         """
         if not (math.isfinite(peer.clock) and peer.clock >= 0) or peer.has_diverged:
             return 0.0

@@ -81,19 +81,19 @@ def average_models(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
     return first | {name: (total / len(paths)).to(first[name].dtype) for name, total in sums.items()}
 
 
-def report_average(dpwa: DpwaPyTorchAdapter, model: nn.Module, accuracy: Callable[[], float]) -> None:
+def report_average(node: DpwaPyTorchAdapter, model: nn.Module, accuracy: Callable[[], float]) -> None:
     """Closes the node and prints the accuracy of the mean of all models that are saved by now.
 
     Whoever ends last has them all, and nobody waits for a node that was killed. Prints nothing for a node alone.
 
     Args:
-        dpwa: the node.
+        node: shares the model with the others.
         model: its model; holds the mean afterwards.
         accuracy: measures that model, 0..1.
     """
-    dpwa.close()
-    if dpwa.run_dir is None or dpwa.count == 1:
+    node.close()
+    if node.run_dir is None or node.world_size == 1:
         return
-    paths = final_models(dpwa.run_dir, [node.name for node in dpwa.config.nodes])
+    paths = final_models(node.run_dir, [each.name for each in node.config.nodes])
     model.load_state_dict(average_models(paths))
-    print(f"averaged model of {len(paths)} of {dpwa.count} nodes: {accuracy():.1%}", flush=True)
+    print(f"averaged model of {len(paths)} of {node.world_size} nodes: {accuracy():.1%}", flush=True)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 __all__ = ["TrainingProgress"]
 
 LINE_INTERVAL_S = 2.0  # several nodes write into one output: more often would be noise
+BAR_INTERVAL_S = 0.1
 
 
 class TrainingProgress:
@@ -21,19 +23,19 @@ class TrainingProgress:
 
     Args:
         title: what is trained.
-        total_steps: how many steps the training has.
+        epochs: how many passes over the data the training has.
     """
 
-    def __init__(self, title: str, total_steps: int) -> None:
+    def __init__(self, title: str, epochs: int) -> None:
         self._title = title
-        self._total_steps = total_steps
-        self._line_due_s = time.monotonic()
+        self._epochs = epochs
+        self._due_s = time.monotonic()
         self._bar: Progress | None = None
         console = Console()
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
             self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
-            self._task = self._bar.add_task(title, total=total_steps, state="")
+            self._task = self._bar.add_task(title, total=epochs, state="")
 
     def __enter__(self) -> TrainingProgress:
         if self._bar is not None:
@@ -49,18 +51,20 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def show(self, step: int, *, epoch: float, loss: float, accuracy: float) -> None:
-        """Shows the state after a step.
+    def show(self, epoch: float, loss: torch.Tensor, accuracy: float) -> None:
+        """Shows the state after a step; call it as often as you like.
 
         Args:
-            step: steps done.
-            epoch: passes over the shard done, with its fraction.
-            loss: of the step's batch.
+            epoch: passes over the data done, with its fraction.
+            loss: of the step's batch. It is read only when it is shown, because a GPU would have to be waited for.
             accuracy: the last one measured, 0..1.
         """
-        state = f"epoch {epoch:.1f}, loss {loss:.3f}, test accuracy {accuracy:.1%}"
+        is_full_bar = self._bar is not None and epoch == self._epochs
+        if time.monotonic() < self._due_s and not is_full_bar:
+            return
+        self._due_s = time.monotonic() + (LINE_INTERVAL_S if self._bar is None else BAR_INTERVAL_S)
+        state = f"epoch {epoch:.1f} of {self._epochs}, loss {loss.item():.3f}, test accuracy {accuracy:.1%}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, state=state)
-        elif time.monotonic() >= self._line_due_s or step == self._total_steps:
-            self._line_due_s = time.monotonic() + LINE_INTERVAL_S
-            print(f"{self._title}: step {step} of {self._total_steps}, {state}", flush=True)
+            self._bar.update(self._task, completed=epoch, state=state)
+        else:
+            print(f"{self._title}: {state}", flush=True)

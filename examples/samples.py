@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.utils.data import TensorDataset
 
 __all__ = ["Samples", "Transform", "normaliser", "unchanged"]
 
@@ -34,6 +35,10 @@ class Samples:
     def select(self, indices: torch.Tensor) -> Samples:
         """The samples with these indices."""
         return Samples(self.images[indices], self.labels[indices])
+
+    def data_set(self) -> TensorDataset:
+        """The same for a `DataLoader`."""
+        return TensorDataset(self.images, self.labels)
 
     def first(self, count: int) -> Samples:
         """The first samples, all of them when there are fewer."""

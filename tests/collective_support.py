@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from collective_trainer import Observer, drift, network, samples, values
-from dpwa.examples.training import Recipe, Task, train
 from dpwa.lab.settings import Settings
 from dpwa.lab.strategies.base import Strategy
+from dpwa.lab.training import Recipe, Task, train
 
 TRAINER = str(Path(__file__).with_name("collective_trainer.py"))
 DEADLINE_S = 90.0
@@ -76,7 +76,7 @@ def alone(made: dict[str, Any], tmp_path: Path) -> Observer:
     shard = samples(made["samples"][0])
     observer = Observer({}, tmp_path, 0, model)
     recipe = Recipe(settings.n_epochs, settings.batch_size, settings.learning_rate, settings.momentum)
-    train(Task("test", model, shard, shard), recipe, seed=7, strategy=Strategy(), watch=observer)
+    train(Task(model, shard), recipe, seed=7, strategy=Strategy(), watch=observer)
     return observer
 
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from dpwa.examples.samples import Samples
-from dpwa.examples.training import Recipe, Task, train
 from dpwa.lab.cell import Cell, CellFolder
 from dpwa.lab.settings import Settings
 from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.torch_distributed import Ddp
+from dpwa.lab.training import Recipe, Task, train
 
 FEATURES, CLASSES = 6, 3
 FILES = {"ddp": "torch_distributed", "allreduce_every_h": "torch_distributed", "custom_data_parallel": "data_parallel"}
@@ -141,7 +141,7 @@ def run(training: dict[str, Any], folder: Path, rank: int, size: int) -> None:
         momentum=settings.momentum,
     )
     try:
-        train(Task("test", model, shard, shard), recipe, seed=7, strategy=strategy, watch=observer)
+        train(Task(model, shard), recipe, seed=7, strategy=strategy, watch=observer)
         strategy.finish()
         observer.save(strategy)
     finally:

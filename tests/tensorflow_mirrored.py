@@ -13,7 +13,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dpwa.examples.training import Task, train
 from dpwa.lab.cell import Cell, CellFolder, write_json
 from dpwa.lab.data import load
 from dpwa.lab.models import build
@@ -21,6 +20,7 @@ from dpwa.lab.settings import Settings
 from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.tf_environment import PYTHON_VARIABLE
 from dpwa.lab.strategies.tf_mirrored import run_cell
+from dpwa.lab.training import Task, train
 from dpwa.lab.worker import order_seed, recipe_of, samples_of_node
 
 NAMED = os.environ.get(PYTHON_VARIABLE, "")
@@ -72,7 +72,7 @@ def test_tensorflow_trains_the_model_that_torch_trains(monkeypatch, tmp_path, mo
     model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed)
     samples = samples_of_node(cell, data, 0)
     watch = _Watch(model, set(snapshots))
-    task = Task("t", model, samples, data.held_out, data.prepare)
+    task = Task(model, samples, data.prepare)
     train(task, recipe_of(cell, len(samples), 0), seed=order_seed(cell, 0), strategy=Strategy(), watch=watch)
 
     assert len(snapshots) == 1 + cell.rounds

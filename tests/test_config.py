@@ -106,7 +106,7 @@ def test_megabytes_of_the_journal_become_bytes_and_have_a_least_number():
             "2:18: bandwidth_limit: a limit makes exchanges pull parts, which cannot be blended with blend: absolute; "
             "write blend: delta, or leave this key out",
         ),
-        ("custom: {x: .inf}", "2:13: custom.x: expected a plain, finite value, got Infinity"),
+        ("custom_rule: {x: .inf}", "2:18: custom_rule.x: expected a plain, finite value, got Infinity"),
         ("plugins: my_rules", '2:10: plugins: expected a list, got "my_rules"'),
         (
             "seed: 1\nseed: 2",
@@ -366,7 +366,7 @@ json_values = st.recursive(
     run=names,
     probability=st.floats(0, 1),
     threshold=st.floats(0, 1e300),
-    custom=st.dictionaries(texts, json_values, max_size=3),
+    custom_rule=st.dictionaries(texts, json_values, max_size=3),
     blend=st.sampled_from(["delta", "absolute"]),
     codec=st.sampled_from(["auto", "raw", "fp16", "bf16", "int8"]),
     limit=st.none() | st.from_regex(r"[1-9][0-9]{0,5}(\.[0-9]{1,3})? ?(B|[kMG]B|[KMG]iB|[kMG]bit)/s", fullmatch=True),
@@ -379,7 +379,7 @@ def test_what_is_written_reads_as_the_same_config(named, blend, limit, fraction,
         nodes=tuple(NodeConfig(name=name, port=21000 + index) for index, name in enumerate(named)),
         pull_probability=probability,
         divergence_threshold=threshold,
-        custom=other["custom"],
+        custom_rule=other["custom_rule"],
         blend=blend,
         codec=other["codec"],
         pull_fraction=fraction if blend == "delta" else 1.0,
@@ -429,21 +429,21 @@ class Mine:
 
 @pytest.mark.parametrize("beside", ["the file", "the current folder"])
 @pytest.mark.usefixtures("clean_imports")
-def test_an_own_rule_is_found_beside_the_file_and_in_the_current_folder(beside, tmp_path, monkeypatch):
+def test_a_custom_rule_is_found_beside_the_file_and_in_the_current_folder(beside, tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    (tmp_path if beside == "the file" else elsewhere).joinpath("own_rule_a.py").write_text(RULE)
+    (tmp_path if beside == "the file" else elsewhere).joinpath("custom_rule_a.py").write_text(RULE)
     path_before = list(sys.path)
-    config = ClusterConfig.load(write(tmp_path, NODES + "interpolation: own_rule_a:Mine\ncustom: {share: 0.3}"))
+    config = ClusterConfig.load(write(tmp_path, NODES + "interpolation: custom_rule_a:Mine\ncustom_rule: {share: 0.3}"))
     assert sys.path == path_before
     assert config.interpolator().factor(State(1.0, 1.0), State(1.0, 1.0)) == 0.3
 
 
 @pytest.mark.usefixtures("clean_imports")
 def test_a_plugin_registers_its_rule_by_name(tmp_path):
-    (tmp_path / "own_rule_b.py").write_text(RULE)
-    config = ClusterConfig.load(write(tmp_path, NODES + "plugins: [own_rule_b]\ninterpolation: mine"))
+    (tmp_path / "custom_rule_b.py").write_text(RULE)
+    config = ClusterConfig.load(write(tmp_path, NODES + "plugins: [custom_rule_b]\ninterpolation: mine"))
     assert config.interpolator().factor(State(1.0, 1.0), State(1.0, 1.0)) == 0.1
 
 
@@ -451,16 +451,19 @@ def test_a_plugin_registers_its_rule_by_name(tmp_path):
     ("lines", "problem"),
     [
         ("interpolation: los", '2:16: interpolation: there is no interpolation "los", did you mean "loss"?'),
-        ("interpolation: own_rule_c:Mien", '2:16: interpolation: interpolation "own_rule_c:Mien": the module'),
-        ("interpolation: own_rule_c:Mine\ncustom: {sahre: 1}", '3:9: custom: Mine has no option "sahre", did you'),
-        ("plugins: [no_such_plugin, own_rule_c]", '2:10: plugins: the plugin "no_such_plugin" cannot be imported'),
+        ("interpolation: custom_rule_c:Mien", '2:16: interpolation: interpolation "custom_rule_c:Mien": the module'),
+        (
+            "interpolation: custom_rule_c:Mine\ncustom_rule: {sahre: 1}",
+            '3:14: custom_rule: Mine has no option "sahre", did you',
+        ),
+        ("plugins: [no_such_plugin, custom_rule_c]", '2:10: plugins: the plugin "no_such_plugin" cannot be imported'),
         ("plugins: [broken_rule]", '2:10: plugins: the plugin "broken_rule" cannot be imported (SyntaxError'),
         ('plugins: ["", ".x"]', '2:10: plugins: the plugin "" cannot be imported'),
     ],
 )
 @pytest.mark.usefixtures("clean_imports")
 def test_a_rule_that_cannot_be_used_is_found_when_the_file_is_loaded(lines, problem, tmp_path):
-    (tmp_path / "own_rule_c.py").write_text(RULE)
+    (tmp_path / "custom_rule_c.py").write_text(RULE)
     (tmp_path / "broken_rule.py").write_text("def factor(:\n")
     path = write(tmp_path, NODES + lines)
     with pytest.raises(ConfigError) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import itertools
 import json
 import os
@@ -12,28 +13,32 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from dpwa.config import ClusterConfig
-from dpwa.examples import torchvision_import
+from dpwa.examples import progress, torchvision_import
 from dpwa.examples.cifar10 import data as cifar10_data
-from dpwa.examples.cifar10 import train as cifar10
+from dpwa.examples.cifar10.model import build_network
+from dpwa.examples.devices import rank_of_this_node
 from dpwa.examples.digits import data as digits_data
 from dpwa.examples.evaluation import accuracy_of, average_models, final_models
-from dpwa.examples.fashion_mnist import train as fashion_mnist
+from dpwa.examples.fashion_mnist import data as fashion_data
+from dpwa.examples.fashion_mnist.model import fashion_network
 from dpwa.examples.samples import Samples, normaliser
-from dpwa.examples.shards import Place, shard_by_class, shard_evenly
+from dpwa.examples.shards import parse_shard, part_of
 from dpwa.launch.ports import free_ports
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-NODE_PLACES = [Place(index, 4) for index in range(4)]
 PROCESS_TIMEOUT_S = 100
 
 
@@ -49,23 +54,17 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 # Shards
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
-def test_even_shards_are_disjoint_and_complete(count: int) -> None:
-    shards = [shard_evenly(100, Place(index, count), seed=3).tolist() for index in range(count)]
-    assert sorted(itertools.chain(*shards)) == list(range(100))
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
-
-
-def test_even_shards_depend_on_the_seed_only() -> None:
-    first = shard_evenly(50, Place(1, 4), seed=3)
-    assert torch.equal(first, shard_evenly(50, Place(1, 4), seed=3))
-    assert not torch.equal(first, shard_evenly(50, Place(1, 4), seed=4))
+def test_the_parts_that_shard_leaves_are_disjoint_and_complete() -> None:
+    data = TensorDataset(torch.arange(100))
+    parts = [[int(sample) for (sample,) in part_of(data, (rank, 4))] for rank in range(4)]
+    assert sorted(itertools.chain(*parts)) == list(range(100))
+    assert part_of(data, None) is data
 
 
 def test_shards_by_class_are_disjoint_complete_and_hold_their_classes_only() -> None:
     labels = torch.arange(200) % 5
     holdings = [{0, 1}, {1, 2, 3}, {3, 4, 0}]
-    shards = [shard_by_class(labels, holdings, index, seed=3) for index in range(3)]
+    shards = [digits_data.shard_by_class(labels, holdings, rank, seed=3) for rank in range(3)]
     assert sorted(torch.cat(shards).tolist()) == list(range(200))
     for shard, classes in zip(shards, holdings, strict=True):
         assert set(labels[shard].tolist()) == classes
@@ -73,31 +72,29 @@ def test_shards_by_class_are_disjoint_complete_and_hold_their_classes_only() -> 
 
 def test_a_class_that_nobody_holds_is_left_out() -> None:
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    assert sorted(shard_by_class(labels, [{0}], 0, seed=0).tolist()) == [0, 3]
+    assert sorted(digits_data.shard_by_class(labels, [{0}], 0, seed=0).tolist()) == [0, 3]
 
 
 @pytest.mark.parametrize("text", ["", "1", "0/4", "5/4", "a/b", "1/4/2", "-1/4", "1.0/4"])
 def test_a_malformed_shard_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
-        Place.parse(text)
+        parse_shard(text)
 
 
 def test_a_shard_is_counted_from_one() -> None:
-    assert Place.parse("2/4") == Place(index=1, count=4)
+    assert parse_shard("2/4") == (1, 4)
 
 
-def test_a_process_on_its_own_has_the_only_place() -> None:
-    assert Place.of_this_node() == Place(index=0, count=1)
+def test_a_process_on_its_own_has_rank_0() -> None:
+    assert rank_of_this_node() == 0
 
 
-def test_a_launched_process_finds_its_place_in_the_cluster_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_launched_process_finds_its_rank_in_the_cluster_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config_path = tmp_path / "cluster.yaml"
     config_path.write_text(ClusterConfig.for_localhost(3).to_yaml(), encoding="utf-8")
     monkeypatch.setenv("DPWA_CONFIG", str(config_path))
     monkeypatch.setenv("DPWA_NODE", "w3")
-    assert Place.of_this_node() == Place(index=2, count=3)
+    assert rank_of_this_node() == 2
 
 
 # Digits
@@ -115,26 +112,26 @@ def test_a_fifth_of_the_digits_is_held_out_and_never_trained_on() -> None:
 def test_each_of_four_nodes_holds_five_digits_of_its_own_kind() -> None:
     trainable, _ = digits_data.load_split()
     expected = [{0, 1, 2, 3, 4}, {5, 6, 7, 8, 9}, {0, 2, 4, 6, 8}, {1, 3, 5, 7, 9}]
-    shards = [digits_data.shard_of_node(trainable, place) for place in NODE_PLACES]
+    shards = [digits_data.shard_of_node(trainable, rank, 4) for rank in range(4)]
     assert [set(shard.labels.tolist()) for shard in shards] == expected
     assert sum(map(len, shards)) == len(trainable)
 
 
 def test_a_node_alone_holds_all_digits() -> None:
     trainable, _ = digits_data.load_split()
-    assert len(digits_data.shard_of_node(trainable, Place(0, 1))) == len(trainable)
+    assert len(digits_data.shard_of_node(trainable, 0, 1)) == len(trainable)
 
 
 # Models and what is done to images
 
 
 def test_the_fashion_network_has_exactly_the_published_number_of_parameters() -> None:
-    assert sum(parameter.numel() for parameter in fashion_mnist.fashion_network().parameters()) == 1_663_370
+    assert sum(parameter.numel() for parameter in fashion_network().parameters()) == 1_663_370
 
 
 @pytest.mark.parametrize("name", ["small", "resnet18"])
 def test_each_cifar10_network_gives_ten_scores_per_image(name: str) -> None:
-    assert cifar10.build_network(name)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert build_network(name)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_normalised_images_have_the_given_mean_and_deviation() -> None:
@@ -248,8 +245,8 @@ def fashion_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cifar10_folder(tmp_path: Path) -> Path:
-    """A folder of 2 classes with 10 training and 4 test images each; each image has a colour of its own."""
-    for part, count in (("train", 10), ("test", 4)):
+    """A folder of 2 classes with 130 training and 4 test images each; each image has a colour of its own."""
+    for part, count in (("train", 130), ("test", 4)):
         for label, name in enumerate(("cat", "dog")):
             folder = tmp_path / part / name
             folder.mkdir(parents=True)
@@ -259,31 +256,40 @@ def cifar10_folder(tmp_path: Path) -> Path:
 
 
 def test_fashion_mnist_is_read_as_bytes_with_one_channel(fashion_folder: Path) -> None:
-    samples = fashion_mnist.load_samples(fashion_folder, train=True)
+    samples = fashion_data.load_samples(fashion_folder, train=True)
     assert samples.images.shape == (300, 1, 28, 28)
     assert samples.images.dtype == torch.uint8
-    assert len(fashion_mnist.load_samples(fashion_folder, train=False)) == 40
+    assert len(fashion_data.load_samples(fashion_folder, train=False)) == 40
 
 
-def test_a_folder_of_images_is_read_in_disjoint_shards(cifar10_folder: Path) -> None:
-    shards = [cifar10_data.load_shard(cifar10_folder, place, train=True) for place in NODE_PLACES]
-    pixels = torch.cat([shard.images[:, :2, 0, 0] for shard in shards])
-    assert sorted(pixels.tolist()) == sorted([index, label] for index in range(10) for label in range(2))
-    for shard in shards:
-        assert shard.images.shape == (5, 3, 32, 32)
-        assert torch.equal(shard.images[:, 1, 0, 0].long(), shard.labels)
+def test_a_folder_of_images_is_read_whole_and_in_an_order_that_mixes_the_classes(cifar10_folder: Path) -> None:
+    samples = cifar10_data.load_samples(cifar10_folder, train=True)
+    assert samples.images.shape == (260, 3, 32, 32)
+    pixels = samples.images[:, :2, 0, 0].tolist()
+    assert sorted(pixels) == sorted([index, label] for index in range(130) for label in range(2))
+    assert torch.equal(samples.images[:, 1, 0, 0].long(), samples.labels)
+    assert 20 < int(samples.first(130).labels.sum()) < 110
+
+
+def test_an_image_of_a_folder_is_decoded_only_when_it_is_asked_for(cifar10_folder: Path) -> None:
+    (cifar10_folder / "train" / "dog" / "0000.png").write_bytes(b"no image")
+    images = cifar10_data.open_images(cifar10_folder, train=True)
+    pixels, label = images[129]
+    assert (pixels[:2, 0, 0].tolist(), label.item()) == ([129, 0], 0)
+    with pytest.raises(UnidentifiedImageError):
+        images[130]
 
 
 def test_an_empty_folder_of_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train" / "cat").mkdir(parents=True)
     with pytest.raises(ValueError, match="found none; check --data-dir"):
-        cifar10_data.load_shard(tmp_path, Place(0, 1), train=True)
+        cifar10_data.open_images(tmp_path, train=True)
 
 
 def test_an_image_of_another_size_is_refused_by_name(cifar10_folder: Path) -> None:
     Image.new("RGB", (31, 32)).save(cifar10_folder / "test" / "cat" / "odd.png")
     with pytest.raises(ValueError, match=r"odd\.png: expected 32x32 pixels, got 31x32"):
-        cifar10_data.load_shard(cifar10_folder, Place(0, 1), train=False)
+        cifar10_data.load_samples(cifar10_folder, train=False)
 
 
 def test_torchvision_can_be_imported_for_data_sets_and_models() -> None:
@@ -299,6 +305,48 @@ def test_an_unrelated_failure_of_the_import_is_not_hidden(monkeypatch: pytest.Mo
     monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(RuntimeError, match="torchvision is broken"):
         torchvision_import.import_torchvision()
+
+
+# The training files
+
+TRAINING_FILES = sorted(EXAMPLES.glob("*/train.py"))
+
+
+@pytest.mark.parametrize("path", TRAINING_FILES, ids=lambda path: path.parent.name)
+def test_the_loop_stands_in_sight_in_the_training_file_of_an_example(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    loop = ["loss.backward()", "optimizer.step()", "node.step(loss)", "node.finish()"]
+    places = [text.find(f" {line}") for line in loop]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert 40 <= len(text.splitlines()) <= 80
+
+
+def test_a_training_file_is_there_for_each_data_set_and_for_a_custom_rule() -> None:
+    assert [path.parent.name for path in TRAINING_FILES] == ["cifar10", "custom_rule", "digits", "fashion_mnist"]
+
+
+# Progress
+
+
+def _shown(monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool) -> str:
+    """What a training of two epochs of fifty steps shows, all within a moment."""
+    output = io.StringIO()
+    monkeypatch.setattr("sys.stdout", output)
+    monkeypatch.setattr(progress, "Console", partial(Console, file=output, force_terminal=is_terminal, width=100))
+    with progress.TrainingProgress("digits", epochs=2) as shown:
+        for step in range(1, 101):
+            shown.show(step / 50, torch.tensor(0.25), accuracy=0.5)
+    return output.getvalue()
+
+
+def test_a_training_in_a_terminal_shows_a_bar_that_gets_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "epoch 2.0 of 2, loss 0.250, test accuracy 50.0%" in _shown(monkeypatch, is_terminal=True)
+
+
+def test_a_training_elsewhere_prints_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = _shown(monkeypatch, is_terminal=False)
+    assert text == "digits: epoch 0.0 of 2, loss 0.250, test accuracy 50.0%\n"
 
 
 # Whole scripts

@@ -224,14 +224,14 @@ def test_every_wrong_option_is_named_at_once():
     assert len(caught.value.problems) == 2
 
 
-@pytest.mark.usefixtures("own_rules")
+@pytest.mark.usefixtures("custom_rules")
 def test_a_registered_rule_resolves_by_its_name():
     register("always-a-third")(Third)
     assert resolve("always-a-third", {}).factor(State(1.0, 1.0), State(1.0, 1.0)) == 1 / 3
     assert find_rule("always-a-third") is Third
 
 
-@pytest.mark.usefixtures("own_rules")
+@pytest.mark.usefixtures("custom_rules")
 def test_the_name_of_a_rule_cannot_be_taken_by_another_class():
     register("always-a-third")(Third)
     register("always-a-third")(Third)  # the same class again is a module that was loaded twice
@@ -253,7 +253,7 @@ class Third:
 
 
 @pytest.fixture
-def own_rules(monkeypatch):
+def custom_rules(monkeypatch):
     """Rules registered in a test are forgotten after it."""
     monkeypatch.setattr("dpwa.interpolation._rules", {"constant": Constant, "clock": Clock, "loss": Loss})
 

@@ -246,7 +246,7 @@ def test_a_newcomer_from_far_away_does_not_upset_a_settled_cluster(reachable):
 
 
 class Telling:
-    """An own rule that notes what it was told."""
+    """A custom rule that notes what it was told."""
 
     uses_distance = True
 

@@ -12,10 +12,10 @@ from torch_support import DEVICES
 
 from collective_support import alone, training
 from collective_trainer import Observer, network, samples
-from dpwa.examples.training import Recipe, Task, train
 from dpwa.lab.cell import Cell, CellFolder
 from dpwa.lab.settings import Settings
 from dpwa.lab.strategies.data_parallel import CustomDataParallel, make
+from dpwa.lab.training import Recipe, Task, train
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def trained(strategy, made, folder, model=None):
     observer = Observer({}, folder, 0, model)
     recipe = Recipe(settings.n_epochs, settings.batch_size, settings.learning_rate, settings.momentum)
     try:
-        train(Task("test", model, shard, shard), recipe, seed=7, strategy=strategy, watch=observer)
+        train(Task(model, shard), recipe, seed=7, strategy=strategy, watch=observer)
         strategy.finish()
     finally:
         strategy.close()

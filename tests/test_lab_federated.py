@@ -19,7 +19,6 @@ from torch import nn
 from dpwa.config import ClusterConfig
 from dpwa.errors import ConfigError, PeerUnreachable
 from dpwa.examples.samples import Samples
-from dpwa.examples.training import Recipe, Task, train
 from dpwa.interpolation import State
 from dpwa.lab.data import load
 from dpwa.lab.models import build
@@ -30,6 +29,7 @@ from dpwa.lab.strategies.federated_cluster import cluster_settings
 from dpwa.lab.strategies.federated_node import FederatedNode
 from dpwa.lab.strategies.federated_rounds import FederatedRounds, Schedule, samples_of
 from dpwa.lab.strategies.federated_server import Client, FederatedServer
+from dpwa.lab.training import Recipe, Task, train
 from dpwa.launch.ports import free_ports
 from dpwa.methods.base import Arrival, Kind
 from support import wait_until
@@ -254,7 +254,7 @@ def test_what_a_cluster_file_says_of_a_federation_is_right_and_needs_no_torch():
 
 
 def test_a_deadline_that_is_none_is_refused():
-    values = cluster_settings(settings_of(cluster={"own_method": {"deadline_s": 0}}), ["w1", SERVER], 0)
+    values = cluster_settings(settings_of(cluster={"custom_method": {"deadline_s": 0}}), ["w1", SERVER], 0)
     with pytest.raises(ConfigError, match="deadline_s: expected a number of seconds above 0, got 0"):
         ClusterConfig.for_localhost(2, **values).method_for("w1")
 
@@ -355,8 +355,7 @@ def test_fedprox_adds_the_pull_towards_the_model_of_the_round_to_the_gradient():
 
 
 def task_of(shard: Samples, model: nn.Module) -> Task:
-    data = load("digits", None)
-    return Task("", model, shard, data.held_out, data.prepare)
+    return Task(model, shard, load("digits", None).prepare)
 
 
 def alone(settings: Settings, shards: Sequence[Samples], model: nn.Module, schedule: Schedule) -> list[torch.Tensor]:
@@ -538,7 +537,7 @@ def test_a_client_whose_server_has_gone_says_so():
 
 
 def test_a_client_that_is_slower_than_the_deadline_is_left_behind_and_told():
-    settings = settings_of(nodes=2, n_epochs=3, cluster={"own_method": {"deadline_s": 0.5}})
+    settings = settings_of(nodes=2, n_epochs=3, cluster={"custom_method": {"deadline_s": 0.5}})
     federation = Federation(settings, [100, 100])
 
     def work(number: int) -> object:

@@ -17,7 +17,6 @@ from torch import nn
 
 from dpwa.errors import ConfigError
 from dpwa.examples.samples import Samples, normaliser, unchanged
-from dpwa.examples.training import Recipe, Task, train
 from dpwa.lab.cell import Cell, CellFolder, step_at, write_json
 from dpwa.lab.models import build
 from dpwa.lab.recording import Recorder
@@ -27,6 +26,7 @@ from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.tf_environment import PYTHON_VARIABLE, tensorflow_python, why_no_tensorflow
 from dpwa.lab.strategies.tf_export import layers_of, order_of_batches, shift_and_scale
 from dpwa.lab.strategies.tf_layout import from_keras, to_keras
+from dpwa.lab.training import Recipe, Task, train
 
 
 def _arrays(model: nn.Module) -> list[np.ndarray]:
@@ -160,7 +160,7 @@ def test_the_order_of_the_data_is_that_of_the_training_loop(count, batch_size, t
     samples = Samples(torch.zeros(count, 1, 2, 2), torch.zeros(count, dtype=torch.int64))
     recipe = Recipe(epochs=2, batch_size=batch_size, total_steps=total_steps)
     listener = _Listener()
-    task = Task("t", nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), samples, samples)
+    task = Task(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), samples)
     train(task, recipe, seed=3, strategy=listener, watch=_Silent())
     assert order_of_batches(count, recipe, seed=3).tolist() == listener.batches
 

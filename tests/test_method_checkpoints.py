@@ -116,16 +116,16 @@ def test_the_adapters_checkpoint_is_read_by_torch_without_trusting_the_file(tmp_
     config = ClusterConfig.for_localhost(1, method="noloco", outer={"every": 2})
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)
-    with DpwaPyTorchAdapter(model, "w1", config) as dpwa:
+    with DpwaPyTorchAdapter(model, "w1", config) as node:
         for _ in range(5):
             with torch.no_grad():
                 model.weight += random.Random(0).random()
-            dpwa.step(1.0)
-        torch.save({"model": model.state_dict(), "dpwa": dpwa.state_dict()}, tmp_path / "checkpoint.pt")
+            node.step(1.0)
+        torch.save({"model": model.state_dict(), "dpwa": node.state_dict()}, tmp_path / "checkpoint.pt")
     loaded = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     other = torch.nn.Linear(3, 2)
     other.load_state_dict(loaded["model"])
-    with DpwaPyTorchAdapter(other, "w1", config) as dpwa:
-        dpwa.load_state_dict(loaded["dpwa"])
-        assert dpwa.statistics().clock == 5.0
-        assert dpwa.state_dict()["of_outer"]["steps"] == 5
+    with DpwaPyTorchAdapter(other, "w1", config) as node:
+        node.load_state_dict(loaded["dpwa"])
+        assert node.statistics().clock == 5.0
+        assert node.state_dict()["of_outer"]["steps"] == 5

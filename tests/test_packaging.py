@@ -58,7 +58,7 @@ def test_the_wheel_holds_the_package_with_its_adapters_and_examples(archives: tu
         "dpwa/demo.py",
         "dpwa/launch/local.py",
         "dpwa/adapters/pytorch.py",
-        "dpwa/examples/training.py",
+        "dpwa/lab/training.py",
         "dpwa/examples/digits/train.py",
         "dpwa/examples/fashion_mnist/train.py",
         "dpwa/examples/cifar10/train.py",

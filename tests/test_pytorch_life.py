@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DistributedSampler
 from torch_support import linear, local_cluster, until_all_have_blended
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter, attach
@@ -67,6 +68,21 @@ def test_name_and_config_come_from_the_environment_that_the_launcher_sets(monkey
         assert (adapter.name, adapter.config, adapter.run_dir) == ("w2", config, run_dir)
     with DpwaPyTorchAdapter(linear(0.0), "w3") as adapter:
         assert adapter.name == "w3"
+
+
+def test_rank_and_world_size_are_all_that_a_distributed_sampler_takes(run_dir):  # noqa: ARG001 (the nodes write there)
+    config, data = local_cluster(3), range(30)
+    seen: list[int] = []
+    for place, name in enumerate(("w1", "w2", "w3")):
+        with DpwaPyTorchAdapter(linear(0.0), name, config) as node:
+            assert (node.rank, node.world_size) == (place, 3)
+            seen += DistributedSampler(data, num_replicas=node.world_size, rank=node.rank)
+    assert sorted(seen) == list(data)
+
+
+def test_a_node_alone_has_rank_0_of_1():
+    with DpwaPyTorchAdapter(linear(0.0)) as node:
+        assert (node.rank, node.world_size) == (0, 1)
 
 
 def test_empty_variables_count_as_not_set(monkeypatch):

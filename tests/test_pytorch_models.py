@@ -292,10 +292,10 @@ def test_a_compiled_model_and_a_plain_one_are_one_model(compiled):
 def test_a_compiled_model_is_saved_under_the_names_of_the_plain_one(tmp_path, monkeypatch):
     monkeypatch.setenv("DPWA_RUN_DIR", str(tmp_path))
     model = torch.compile(nn.Linear(2, 2), backend="eager")
-    with DpwaPyTorchAdapter(model, config=ClusterConfig.for_localhost(1)) as dpwa:
-        dpwa.step()
+    with DpwaPyTorchAdapter(model, config=ClusterConfig.for_localhost(1)) as node:
+        node.step()
     plain = nn.Linear(2, 2)
-    plain.load_state_dict(load_file(tmp_path / "nodes" / dpwa.name / "model.safetensors"))
+    plain.load_state_dict(load_file(tmp_path / "nodes" / node.name / "model.safetensors"))
     assert torch.equal(plain.weight, model.weight)
 
 

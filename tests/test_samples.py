@@ -68,8 +68,8 @@ def test_the_page_about_the_configuration_has_every_key_with_its_default():
                 assert any(f"| `{shown}` |" in row for row in rows), f"{key}: the page has another default than {shown}"
 
 
-def test_the_example_of_an_own_rule_loads():
-    config = ClusterConfig.load(ROOT / "examples" / "interpolation" / "cluster.yaml")
+def test_the_example_of_a_custom_rule_loads():
+    config = ClusterConfig.load(ROOT / "examples" / "custom_rule" / "cluster.yaml")
     assert type(config.interpolator().rule).__name__ == "BetterOnly"
 
 
@@ -107,4 +107,4 @@ def test_the_method_that_the_page_shows_is_that_of_the_example():
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (shown,) = [block for block in blocks if "class BestPeer" in block]
-    assert shown in (ROOT / "examples" / "own_method" / "best_peer.py").read_text(encoding="utf-8")
+    assert shown in (ROOT / "examples" / "custom_method" / "best_peer.py").read_text(encoding="utf-8")

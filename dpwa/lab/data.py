@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpwa.errors import ConfigError
+from dpwa.examples.fashion_mnist import data as fashion_mnist
 from dpwa.examples.samples import Samples, Transform, normaliser, unchanged
 from dpwa.examples.torchvision_data import DEFAULT_DATA_DIR, open_data_set
 
@@ -157,14 +158,12 @@ def _grey(name: str, data_dir: Path | None) -> tuple[Samples, Samples]:
 
 
 def _cifar10(data_dir: Path | None) -> tuple[Samples, Samples]:
-    from dpwa.examples.cifar10.data import load_shard  # noqa: PLC0415 - needs Pillow
-    from dpwa.examples.shards import Place  # noqa: PLC0415
+    from dpwa.examples.cifar10.data import load_samples  # noqa: PLC0415 - needs Pillow
 
     if data_dir is not None and (data_dir / "cifar10" / "train").is_dir():
         data_dir = data_dir / "cifar10"
-    everything = Place(index=0, count=1)
     try:
-        train, held_out = (load_shard(data_dir, everything, train=train) for train in (True, False))
+        train, held_out = (load_samples(data_dir, train=train) for train in (True, False))
     except ValueError as error:  # of a folder without images, or with images of another size
         raise ConfigError(f"loading cifar10: {error}") from error
     return train, held_out
@@ -182,13 +181,11 @@ def _preparation(name: str) -> Transform:
     if name == "mnist":
         return normaliser(MNIST_MEAN, MNIST_DEVIATION)
     if name == "fashion_mnist":
-        from dpwa.examples.fashion_mnist import train as fashion  # noqa: PLC0415 - a whole example
-
-        return normaliser(fashion.PIXEL_MEAN, fashion.PIXEL_DEVIATION)
+        return fashion_mnist.prepare
     if name == "cifar10":
-        from dpwa.examples.cifar10 import train as cifar  # noqa: PLC0415
+        from dpwa.examples.cifar10.data import prepare  # noqa: PLC0415 - needs Pillow
 
-        return normaliser(cifar.PIXEL_MEAN, cifar.PIXEL_DEVIATION)
+        return prepare
     return unchanged
 
 

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dpwa.examples.devices import device_of
 from dpwa.examples.evaluation import accuracy_and_loss_of, accuracy_of
-from dpwa.examples.shards import Place
-from dpwa.examples.training import device_of_node
 from dpwa.lab.cell import Cell, CellFolder, write_json
 from dpwa.lab.data import DataSet
 from dpwa.lab.machine import commit, machine
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = CellFolder(given.folder)
     cell = folder.cell()
     data = data_of(cell, folder)
-    data = replace(data, held_out=data.held_out.to(device_of_node(Place(index=0, count=1))))
+    data = replace(data, held_out=data.held_out.to(device_of(0)))
     result = evaluate(folder, cell, data, exit_code=given.exit_code, reason=given.reason)
     write_json(folder.result_json, {**result, "wall_s": given.wall_s})
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dpwa.errors import ConfigError
-from dpwa.examples.fashion_mnist.train import fashion_network
+from dpwa.examples.fashion_mnist.model import fashion_network
 
 __all__ = ["build", "initial_weights_hash"]
 

@@ -29,7 +29,7 @@ class StartTimeout(Exception):
 
 
 class Recorder:
-    """Looks on for one process: the `Watch` of `dpwa.examples.training.train`.
+    """Looks on for one process: the `Watch` of `dpwa.lab.training.train`.
 
     Args:
         folder: of the cell.

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import torch
 
+from dpwa.examples.devices import device_of, rank_of_this_node
 from dpwa.examples.samples import Samples
-from dpwa.examples.shards import Place
-from dpwa.examples.training import Recipe, Task, device_of_node, train
 from dpwa.lab.cell import Cell, CellFolder
 from dpwa.lab.data import DataSet, data_dir_of_environment, load, with_wrong_labels
 from dpwa.lab.handicaps import Handicap, shares_of_work
@@ -27,6 +26,7 @@ from dpwa.lab.partition import partition
 from dpwa.lab.recording import Recorder
 from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.federated_rounds import Schedule
+from dpwa.lab.training import Recipe, Task, train
 from dpwa.transport.sockets import keep_freed_memory
 
 __all__ = ["data_of", "main", "order_seed", "parts_of_nodes", "recipe_of", "samples_of_node"]
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
     # A node of dpwa does this for its frames, and torch's steps get a fifth faster by it: so all strategies have it.
     keep_freed_memory()
     data = data_of(cell, folder)
-    device = device_of_node(Place(rank, len(cell.process_names)))
+    device = device_of(rank)
     model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed).to(device)
     if name not in cell.training_names:
         from dpwa.lab.strategies.federated import serve  # noqa: PLC0415 - only for these
@@ -76,13 +76,7 @@ def main(arguments: list[str]) -> None:
         bytes_sent=lambda: strategy.bytes_sent,
         handicap=Handicap(cell.settings, rank + 1, crowding=_crowding(cell)),
     )
-    task = Task(
-        title=cell.row,
-        model=model,
-        shard=samples_of_node(cell, data, rank).to(device),
-        held_out=data.held_out,
-        prepare=data.prepare,
-    )
+    task = Task(model, shard=samples_of_node(cell, data, rank).to(device), prepare=data.prepare)
     try:
         train(
             task, recipe_of(cell, len(task.shard), rank), seed=order_seed(cell, rank), strategy=strategy, watch=recorder
@@ -172,7 +166,7 @@ def _rank(cell: Cell) -> int:
         from mpi4py import MPI  # noqa: PLC0415 - an extra; importing it starts MPI
 
         return int(MPI.COMM_WORLD.Get_rank())
-    return int(Place.of_this_node().index)
+    return int(rank_of_this_node())
 
 
 def _strategy(cell: Cell, folder: CellFolder, rank: int) -> Strategy:

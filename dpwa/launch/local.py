@@ -116,7 +116,7 @@ def node_commands(
         names: the nodes that run on this host.
         argv: the command, the same for all.
         run_dir: the run folder.
-        config_path: the file that the user named, which own rules may lie beside; None for the run folder's copy.
+        config_path: the file that the user named, which custom rules may lie beside; None for the run folder's copy.
     """
     common = dict(os.environ)
     common.update(_thread_limits(common, len(names)))

@@ -1,7 +1,7 @@
 """What an averaging method is: when a node exchanges, with whom, what it gives away, and how it applies what comes.
 
 A method is one class. The node asks it at each step boundary, always in the trainer's thread; transport, threads and
-bookkeeping of messages are the node's. docs/methods.md has a worked example of an own one.
+bookkeeping of messages are the node's. docs/methods.md has a worked example of a custom one.
 
 Must not know: sockets, threads, time, torch; random numbers are passed in. Runs in: the trainer's thread, but for
 `statistics`, which any thread may call.

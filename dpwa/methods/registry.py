@@ -45,7 +45,7 @@ def find_method(name: str) -> type[Method]:
             return METHODS[name]
         near = get_close_matches(name, [*METHODS, "sparta"], n=1)
         hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(sorted([*METHODS, 'sparta']))}."
-        raise ConfigError(f'there is no method "{name}", {hint} An own method is written "module:Class"')
+        raise ConfigError(f'there is no method "{name}", {hint} A custom method is written "module:Class"')
     module_name, _, class_name = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name, None)

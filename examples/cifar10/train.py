@@ -2,70 +2,62 @@
 
 Alone:         python examples/cifar10/train.py
 As a cluster:  dpwa launch samples/four-local.yaml -- python examples/cifar10/train.py --model resnet18
-
-Must not know: how dpwa works inside. Runs in: the training thread.
 """
 
-from __future__ import annotations
+import time
 
 import torch
-from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler
 
-from dpwa.examples.cifar10.data import load_shard, shift_and_mirror
-from dpwa.examples.samples import normaliser
-from dpwa.examples.shards import Place
-from dpwa.examples.torchvision_import import import_torchvision
-from dpwa.examples.training import Recipe, Task, argument_parser, device_of_node, run_node
-
-FIRST_WEIGHTS_SEED = 1
-
-# Of the training images, with pixels 0..1.
-PIXEL_MEAN = (0.4914, 0.4822, 0.4465)
-PIXEL_DEVIATION = (0.2470, 0.2435, 0.2616)
-
-
-def small_network() -> nn.Sequential:
-    """A network of three convolutions with BatchNorm, small enough for a laptop."""
-    layers: list[nn.Module] = []
-    for channels_in, channels_out in ((3, 32), (32, 64), (64, 128)):
-        layers += [
-            nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 4 * 4, 10))
-
-
-def build_network(name: str) -> nn.Module:
-    """A fresh model for images of 32x32 pixels and ten classes: "small" or "resnet18"."""
-    if name == "small":
-        return small_network()
-    network: nn.Module = import_torchvision().models.resnet18(num_classes=10)
-    return network
+from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+from dpwa.examples.cifar10.data import load_samples, open_images, prepare, shift_and_mirror
+from dpwa.examples.cifar10.model import build_network
+from dpwa.examples.command_line import argument_parser
+from dpwa.examples.devices import device_of_this_node
+from dpwa.examples.evaluation import accuracy_of, report_average
+from dpwa.examples.progress import TrainingProgress
+from dpwa.examples.shards import part_of
 
 
 def main() -> None:
     parser = argument_parser("Learn CIFAR-10.", epochs=10)
     parser.add_argument("--model", choices=("small", "resnet18"), default="small", help="default: %(default)s")
     arguments = parser.parse_args()
-    place = arguments.shard or Place.of_this_node()
-    device = device_of_node(place)
-    shard = load_shard(arguments.data_dir, place, train=True).to(device)
-    held_out = load_shard(arguments.data_dir, Place(index=0, count=1), train=False).to(device)
-    torch.manual_seed(FIRST_WEIGHTS_SEED)
+    device = device_of_this_node()
+    train = part_of(open_images(arguments.data_dir, train=True), arguments.shard)
+    test = load_samples(arguments.data_dir, train=False).to(device)
+    some = test.first(1000)  # enough for a curve; the whole set is measured once, at the end
+    torch.manual_seed(1)  # all nodes start from the same weights
     model = build_network(arguments.model).to(device)
-    torch.manual_seed(FIRST_WEIGHTS_SEED + 1 + place.index)  # each node moves and mirrors its images in its own way
-    task = Task(
-        title="CIFAR-10",
-        model=model,
-        shard=shard,
-        held_out=held_out,
-        prepare=normaliser(PIXEL_MEAN, PIXEL_DEVIATION),
-        augment=shift_and_mirror,
-    )
-    recipe = Recipe(epochs=arguments.epochs, batch_size=128, weight_decay=5e-4)
-    run_node(task, recipe, seed=place.index)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+    with DpwaPyTorchAdapter(model) as node, TrainingProgress("CIFAR-10", arguments.epochs) as progress:
+        # Dealt out once: a node never sees the images of the others, and its own in another order in each epoch.
+        mine = list(DistributedSampler(train, num_replicas=node.world_size, rank=node.rank))
+        torch.manual_seed(2 + node.rank)  # from here on, each node draws its own random numbers
+        loader = DataLoader(train, batch_size=128, sampler=SubsetRandomSampler(mine), drop_last=True)
+
+        accuracy = accuracy_of(model, some, prepare)
+        node.log(epochs=arguments.epochs, test_accuracy=accuracy, training_started_s=time.time())
+        for epoch in range(arguments.epochs):
+            for batch, (images, labels) in enumerate(loader, start=1):
+                inputs = shift_and_mirror(prepare(images.to(device)))
+                loss = cross_entropy(model(inputs), labels.to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                node.step(loss)
+                progress.show(epoch + batch / len(loader), loss, accuracy)
+            accuracy = accuracy_of(model, some, prepare)
+            node.log(epoch=epoch + 1, test_accuracy=accuracy)
+        node.log(training_ended_s=time.time())
+        node.finish()  # stay until the others are done, too
+
+        accuracy = accuracy_of(model, test, prepare)
+        node.log(test_accuracy=accuracy)
+        print(f"CIFAR-10: test accuracy of {node.name}: {accuracy:.1%}", flush=True)
+    report_average(node, model, lambda: accuracy_of(model, test, prepare))
 
 
 if __name__ == "__main__":

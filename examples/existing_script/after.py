@@ -33,8 +33,8 @@ model = nn.Sequential(
 )
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 loss_fn = nn.CrossEntropyLoss()
-dpwa = attach(model, optimizer)
-train = train[dpwa.index :: dpwa.count]
+node = attach(model, optimizer)  # node.step() after each optimizer.step()
+train = train[node.rank :: node.world_size]
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ for epoch in range(epochs):
         loss.backward()
         optimizer.step()
     print(f"epoch {epoch + 1} of {epochs}: loss {loss:.3f}", flush=True)
-dpwa.finish()
+node.finish()
 
 print(f"test accuracy: {test_accuracy():.1%}", flush=True)
-report_average(dpwa, model, test_accuracy)
+report_average(node, model, test_accuracy)

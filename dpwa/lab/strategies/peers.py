@@ -26,21 +26,21 @@ class Peers(Strategy):
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """See `Strategy.begin`."""
         super().begin(model, optimizer)
-        self._dpwa = DpwaPyTorchAdapter(model)
+        self._node = DpwaPyTorchAdapter(model)
 
     def after_step(self, loss: Tensor) -> None:
         """See `Strategy.after_step`."""
-        self._dpwa.step(loss)
+        self._node.step(loss)
 
     @property
     def bytes_sent(self) -> int:  # type: ignore[override]
         """See the class."""
-        return int(self._dpwa.statistics().bytes_in)
+        return int(self._node.statistics().bytes_in)
 
     def finish(self) -> None:
         """Go on serving until all are done."""
-        self._dpwa.finish(_FINISH_TIMEOUT_S)
+        self._node.finish(_FINISH_TIMEOUT_S)
 
     def close(self) -> None:
         """See `Strategy.close`."""
-        self._dpwa.close()
+        self._node.close()

@@ -14,7 +14,7 @@ from torch import nn
 
 from dpwa.errors import ConfigError
 from dpwa.examples.samples import Transform
-from dpwa.examples.training import Recipe
+from dpwa.lab.training import Recipe
 
 __all__ = ["layers_of", "order_of_batches", "shift_and_scale"]
 
@@ -77,7 +77,7 @@ def _max_pool(module: nn.MaxPool2d) -> dict[str, Any] | None:
 
 
 def order_of_batches(count: int, recipe: Recipe, *, seed: int) -> NDArray[np.int32]:
-    """The indices of each batch, as `dpwa.examples.training.train` draws them from the same seed.
+    """The indices of each batch, as `dpwa.lab.training.train` draws them from the same seed.
 
     Args:
         count: how many samples there are.

@@ -25,13 +25,13 @@ import torch
 from numpy.typing import NDArray
 
 from dpwa.errors import ConfigError, DpwaError, InternalError
-from dpwa.examples.training import Recipe
 from dpwa.lab.cell import Cell, CellFolder, step_at, write_json
 from dpwa.lab.models import build
 from dpwa.lab.snapshots import write_snapshot, write_steps
 from dpwa.lab.strategies.tf_environment import tensorflow_python, why_no_tensorflow
 from dpwa.lab.strategies.tf_export import layers_of, order_of_batches, shift_and_scale
 from dpwa.lab.strategies.tf_layout import Layer, Shape, from_keras, to_keras
+from dpwa.lab.training import Recipe
 from dpwa.lab.worker import data_of, order_seed, recipe_of, samples_of_node
 
 __all__ = ["TensorFlowFailed", "run_cell"]

@@ -1,4 +1,4 @@
-"""An own averaging method: pull from the neighbour that did best when it was last heard.
+"""A custom averaging method: pull from the neighbour that did best when it was last heard.
 
 The config finds it as `method: best_peer:BestPeer`; docs/methods.md goes through it.
 """

@@ -1,4 +1,4 @@
-"""An own averaging method in two lines: GoSGD that keeps three quarters of its mass instead of half of it.
+"""A custom averaging method in two lines: GoSGD that keeps three quarters of its mass instead of half of it.
 
 The config finds it as `method: cautious_push:CautiousPush`. Whatever share goes, the sum of all masses stays.
 """

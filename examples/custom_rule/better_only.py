@@ -1,4 +1,4 @@
-"""An own rule for the factor: learn from peers that do better, and ignore the others.
+"""A custom rule for the factor: learn from peers that do better, and ignore the others.
 
 The config finds it as `interpolation: better_only:BetterOnly`. Because of the decorator it also has a name of its own,
 for a config with `plugins: [better_only]` and `interpolation: better-only`.

@@ -27,11 +27,10 @@ def main() -> None:
 
     torch.manual_seed(0)  # all nodes begin with the same weights
     model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1))
-    with DpwaPyTorchAdapter(model) as dpwa:
-        index = [node.name for node in dpwa.config.nodes].index(dpwa.name)
-        rate = arguments.learning_rate or LEARNING_RATES[index % len(LEARNING_RATES)]
+    with DpwaPyTorchAdapter(model) as node:
+        rate = arguments.learning_rate or LEARNING_RATES[node.rank % len(LEARNING_RATES)]
         optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
-        torch.manual_seed(1 + index)  # every node has points and noise of its own
+        torch.manual_seed(1 + node.rank)  # every node has points and noise of its own
         x = torch.rand(POINTS, 1) * 4 - 2
         y = curve(x) + 0.1 * torch.randn(POINTS, 1)
         for _ in range(STEPS):
@@ -40,13 +39,13 @@ def main() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            dpwa.step(loss)
-        dpwa.finish()
+            node.step(loss)
+        node.finish()  # stay until the others are done, too
         test_x = torch.linspace(-2, 2, 200).unsqueeze(1)
         with torch.no_grad():
             error = nn.functional.mse_loss(model(test_x), curve(test_x)).item()
-        dpwa.log(test_error=error)
-        print(f"{dpwa.name}: learning rate {rate}, mean squared error against the true curve {error:.4f}")
+        node.log(test_error=error)
+        print(f"{node.name}: learning rate {rate}, mean squared error against the true curve {error:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An own averaging method: the examples do what their page says, and a wrong one is refused with words."""
+"""A custom averaging method: the examples do what their page says, and a wrong one is refused with words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dpwa.methods.base import Conservation, Kind
 from support import VectorModel
 
 ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "examples" / "own_method"
+FOLDER = ROOT / "examples" / "custom_method"
 
 BEST = 2  # index of the node with the lowest loss
 
@@ -45,7 +45,7 @@ def test_the_cluster_file_of_the_example_finds_its_method_beside_it(monkeypatch)
 
 def test_the_best_peer_is_asked_most(in_memory):
     models = [VectorModel([float(index)]) for index in range(4)]
-    in_memory.start(models, method="best_peer:BestPeer", own_method={"explore": 0.1}, seed=3)
+    in_memory.start(models, method="best_peer:BestPeer", custom_method={"explore": 0.1}, seed=3)
     _step(in_memory, 20)
     heard = _step(in_memory, 200)
     assert heard[f"w{BEST + 1}"] > 0.8 * heard.total()
@@ -63,7 +63,7 @@ def test_the_nodes_agree_all_the_same(in_memory):
 
 def test_a_best_peer_that_is_gone_is_not_waited_for(in_memory):
     models = [VectorModel([float(index)]) for index in range(4)]
-    in_memory.start(models, method="best_peer:BestPeer", own_method={"explore": 0.1})
+    in_memory.start(models, method="best_peer:BestPeer", custom_method={"explore": 0.1})
     _step(in_memory, 50)
     in_memory.nodes[BEST].close()
     rest = [node for index, node in enumerate(in_memory.nodes) if index != BEST]
@@ -91,7 +91,7 @@ def test_a_push_with_another_share_keeps_all_mass_and_the_mean(in_memory):
 
 
 def test_a_method_says_what_is_wrong_with_its_options():
-    config = ClusterConfig.for_localhost(2, method="best_peer:BestPeer", own_method={"explore": 0})
+    config = ClusterConfig.for_localhost(2, method="best_peer:BestPeer", custom_method={"explore": 0})
     with pytest.raises(ConfigError, match=r"refused its options .*above 0 up to 1, got 0"):
         config.method_for("w1")
 

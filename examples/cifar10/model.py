@@ -1,0 +1,33 @@
+"""The networks of the CIFAR-10 example.
+
+Must not know: data, adapters. Runs in: the training thread.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dpwa.examples.torchvision_import import import_torchvision
+
+__all__ = ["build_network"]
+
+
+def build_network(name: str) -> nn.Module:
+    """A fresh model for images of 32x32 pixels and ten classes: "small" or "resnet18"."""
+    if name == "small":
+        return _small_network()
+    network: nn.Module = import_torchvision().models.resnet18(num_classes=10)
+    return network
+
+
+def _small_network() -> nn.Sequential:
+    """Three convolutions with BatchNorm, small enough for a laptop."""
+    layers: list[nn.Module] = []
+    for channels_in, channels_out in ((3, 32), (32, 64), (64, 128)):
+        layers += [
+            nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 4 * 4, 10))
