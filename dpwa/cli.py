@@ -246,7 +246,7 @@ def _confirm(question: str) -> bool:
 @click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
 def report(run_dir: Path) -> None:
     """Make tables, pictures and a page of a run, also of one that is not complete."""
-    with _needing({"matplotlib"}, "dpwa lab report", "plot"):
+    with _needing({"jinja2", "matplotlib", "scipy"}, "dpwa lab report", "lab"):
         from dpwa.lab.report.make import make_report  # noqa: PLC0415 - see the module docstring
 
         exit_code = make_report(run_dir)

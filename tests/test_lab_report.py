@@ -6,17 +6,14 @@ import json
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from lab_report_support import RunFolder, failed, parsed, result_of
-from scipy import stats
 
 from dpwa.errors import ConfigError
 from dpwa.lab.report.content import content_of
 from dpwa.lab.report.fairness import findings
 from dpwa.lab.report.make import make_report
 from dpwa.lab.report.results import CellResult, Round, read_results
-from dpwa.lab.report.statistics import estimate, student_quantile
+from dpwa.lab.report.statistics import estimate
 from dpwa.lab.report.summary import MOST_BATCH_POINTS, MOST_POINTS, Summary, summarise, time_to
 from dpwa.lab.report.text import bytes_text, columns, seconds_text, status_text
 from dpwa.lab.study import Study
@@ -47,17 +44,6 @@ def cells_of(summary: Summary, row: str) -> dict[str, str]:
     """The table's cells of a row, by the columns' titles."""
     (found,) = (each for each in summary.rows if each.name == row)
     return {column.title: column.text(found) for column in columns(summary)}
-
-
-@given(st.floats(0.51, 0.999), st.integers(1, 40))
-def test_quantiles_of_students_t_are_those_of_scipy(probability, degrees):
-    assert student_quantile(probability, degrees) == pytest.approx(stats.t.ppf(probability, degrees), rel=1e-9)
-
-
-def test_quantiles_outside_of_their_range_are_refused():
-    for probability, degrees in ((0.5, 3), (1.0, 3), (0.9, 0)):
-        with pytest.raises(ValueError, match=r"expected 0\.5 < probability"):
-            student_quantile(probability, degrees)
 
 
 def test_the_interval_of_three_numbers_is_the_closed_form():

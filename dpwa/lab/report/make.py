@@ -18,6 +18,7 @@ from dpwa.lab.cell import write_json
 from dpwa.lab.report.content import Content, content_of
 from dpwa.lab.report.markdown import markdown
 from dpwa.lab.report.page import page
+from dpwa.lab.report.pictures import draw
 from dpwa.lab.report.results import read_results
 from dpwa.lab.report.summary import Summary, summarise
 from dpwa.lab.study import Study
@@ -62,20 +63,12 @@ def make_report(run_dir: Path) -> int:
 
 def _write(run_dir: Path, content: Content) -> list[Path]:
     """All files of the report; the page, which is read first, comes last."""
-    try:
-        from dpwa.lab.report.pictures import draw  # noqa: PLC0415 - needs matplotlib, which is an extra
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise ConfigError(
-            "dpwa lab report: matplotlib is not installed; install it with: pip install 'dpwa[plot]'"
-        ) from error
     drawn = draw(content.summary, run_dir)
     written = [run_dir / name for _, name in drawn.files]
     json_path, markdown_path, page_path = (run_dir / name for name in ("results.json", "results.md", "report.html"))
     write_json(json_path, content.to_json())
     markdown_path.write_text(markdown(content, drawn.files), encoding="utf-8")
-    page_path.write_text(page(content, drawn.pictures, drawn.themes, drawn.keys), encoding="utf-8")
+    page_path.write_text(page(content, drawn.pictures, drawn.keys), encoding="utf-8")
     return [*written, json_path, markdown_path, page_path]
 
 

@@ -19,7 +19,7 @@ from dpwa.lab.report.lines import style_of
 from dpwa.lab.report.page import Picture
 from dpwa.lab.report.partition_drawing import draw_partition
 from dpwa.lab.report.summary import RowSummary, Summary
-from dpwa.lab.report.svg import THEMES, colour_variable, inline_svg
+from dpwa.lab.report.svg import inline_svg
 
 __all__ = ["Drawn", "draw"]
 
@@ -34,13 +34,11 @@ class Drawn:
     Attributes:
         files: titles, and names of the PNG files in the run's folder.
         pictures: the same for the page.
-        themes: declarations of CSS that the pictures' colours come from.
         keys: for each row an element that shows what its lines look like.
     """
 
     files: list[tuple[str, str]]
     pictures: list[Picture]
-    themes: dict[str, str]
     keys: list[str]
 
 
@@ -54,16 +52,14 @@ def draw(summary: Summary, folder: Path) -> Drawn:
     Raises:
         OSError: a file cannot be written.
     """
-    drawn = Drawn([], [], THEMES, [_key(row) for row in summary.rows])
+    drawn = Drawn([], [], [_key(row) for row in summary.rows])
     final = final_chart(summary)
-    found = [] if final is None else [(final, True)]
-    found += [(chart, True) for chart in charts(summary)] + [(chart, False) for chart in _partitions(summary)]
-    for chart, follows_theme in found:
+    for chart in [*([] if final is None else [final]), *charts(summary), *_partitions(summary)]:
         name = f"{chart.name}.png"
         chart.figure.savefig(folder / name, dpi=DOTS_PER_INCH, facecolor="white")
-        svg = inline_svg(chart.figure, name=chart.name, title=chart.title, follows_theme=follows_theme)
+        svg = inline_svg(chart.figure, name=chart.name, title=chart.title)
         drawn.files.append((chart.title, name))
-        drawn.pictures.append(Picture(chart.title, chart.caption, svg, follows_theme))
+        drawn.pictures.append(Picture(chart.title, chart.caption, svg))
     return drawn
 
 
@@ -100,5 +96,5 @@ def _key(row: RowSummary) -> str:
     dash = "" if style.dash == "solid" else f' stroke-dasharray="{" ".join(str(2 * part) for part in style.dash[1])}"'
     return (
         '<svg class="key" viewBox="0 0 32 13" aria-hidden="true"><path d="M1 7H31" fill="none" stroke-width="3.5" '
-        f'style="stroke:{colour_variable(style.colour)}"{dash}/></svg>'
+        f'stroke="{style.colour}"{dash}/></svg>'
     )

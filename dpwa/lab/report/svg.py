@@ -1,4 +1,4 @@
-"""A picture as SVG inside of a page: text stays text, colours follow the page's light or dark theme.
+"""A picture as SVG inside of a page, on the white ground that it was drawn for. Text stays text.
 
 Must not know: what the picture shows. Runs in: the thread that calls it. Imports matplotlib.
 """
@@ -12,40 +12,21 @@ from html import escape
 import matplotlib
 from matplotlib.figure import Figure
 
-from dpwa.lab.report.lines import COLOURS, GRID, INK
-
-__all__ = ["THEMES", "colour_variable", "inline_svg"]
-
-# On dark the same hues, lighter.
-_DARK_COLOURS = ("#4aa3df", "#f07f3c", "#2fc79c", "#e39cc4", "#f0b63c", "#a3d8fa", "#ececea")
-_NAMES = {GRID: "grid", INK: "ink", **{colour: f"row{at}" for at, colour in enumerate(COLOURS) if colour != INK}}
-_DARK = {GRID: "#3d3d3b", INK: "#ececea", **dict(zip(COLOURS, _DARK_COLOURS, strict=True))}
-
-THEMES = {
-    "light": "".join(f"--{name}:{colour};" for colour, name in _NAMES.items()),
-    "dark": "".join(f"--{name}:{_DARK[colour]};" for colour, name in _NAMES.items()),
-}
-"""Declarations of CSS that the colours of the pictures come from."""
+__all__ = ["inline_svg"]
 
 
-def colour_variable(colour: str) -> str:
-    """The CSS value that follows the theme, of a colour of rows, text or grid."""
-    return f"var(--{_NAMES[colour]})"
-
-
-def inline_svg(figure: Figure, *, name: str, title: str, follows_theme: bool = True) -> str:
+def inline_svg(figure: Figure, *, name: str, title: str) -> str:
     """The picture as an element of a page.
 
     Args:
         figure: the picture.
         name: unique in the page: the ids of the picture begin with it.
         title: what it shows, for those who do not see it.
-        follows_theme: whether its colours are those of `THEMES`; otherwise it keeps its own, and a white ground.
     """
     file = io.StringIO()
     # The salt makes the file the same each time, and its ids different from those of other pictures.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(file, format="svg", transparent=follows_theme, metadata={"Date": None, "Creator": None})
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -55,9 +36,6 @@ def inline_svg(figure: Figure, *, name: str, title: str, follows_theme: bool = T
     # A hundredth of a point is finer than any screen.
     text = re.sub(r' d="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
     text = re.sub(r"\s*\n\s*", "\n", text)
-    if follows_theme:
-        for colour in _NAMES:
-            text = re.sub(rf"(?<=: ){colour}\b", colour_variable(colour), text)
     head = re.match(r"<svg[^>]*>", text)
     view = re.search(r'viewBox="[^"]*"', text)
     if head is None or view is None:
