@@ -226,7 +226,7 @@ class DpwaPyTorchAdapter:
 
     def _follow_model(self, *, everywhere: bool = False) -> None:
         """Notice that tensors of the model were replaced. A node alone exchanges nothing."""
-        if self._is_closed or self.count == 1:
+        if self._is_closed or self.world_size == 1:
             return
         if everywhere:
             self._tensors.check_all()
