@@ -74,7 +74,7 @@ def agree(
             step()
             return all(node.statistics().blended for node in nodes)
 
-        wait_until(blended, "each node's first blend")
+        wait_until(blended, "each node's first blend", 30.0)
         for model in models:
             change(model)
         move(models[0], 8.0)
@@ -83,7 +83,7 @@ def agree(
             step()
             return distance(models) < 0.01
 
-        wait_until(agreed, "agreement")
+        wait_until(agreed, "agreement", 30.0)  # an exchange that timed out while torch was imported is made up for
 
 
 def load_assigned(model: nn.Module) -> None:

@@ -109,9 +109,12 @@ class Connection:
     def measured(self, received_bytes: int, acked_bytes: int, now_s: float) -> None:
         """Take what TCP has counted on it so far."""
         more_bytes = received_bytes - self.received_bytes - (self.read_bytes - self._measured_read_bytes)
-        heartbeats = _HEARTBEAT_BYTES_PER_S * (now_s - self._measured_s)
-        self.unexplained_bytes = max(0.0, self.unexplained_bytes + more_bytes - heartbeats)
+        if more_bytes or self.unexplained_bytes:
+            heartbeats = _HEARTBEAT_BYTES_PER_S * (now_s - self._measured_s)
+            self.unexplained_bytes = max(0.0, self.unexplained_bytes + more_bytes - heartbeats)
         self.received_bytes, self._measured_read_bytes, self._measured_s = received_bytes, self.read_bytes, now_s
+        if acked_bytes - self._acked_of_others == self.acked_bytes == self.sent_bytes:
+            return
         # What was received beyond all that was sent as messages belonged to the handshake or was a heartbeat.
         self._acked_of_others = max(self._acked_of_others, acked_bytes - self.sent_bytes)
         self.acked_bytes = acked_bytes - self._acked_of_others
@@ -170,17 +173,32 @@ class ConnectionRules:
         self, connections: Collection[Connection], now_s: float, is_engaged: Callable[[Connection], bool]
     ) -> list[tuple[Connection, Cause]]:
         """Those that have used up what one connection, or all of them, may cost."""
-        causes = {one: self._cause(one, len(connections), now_s, is_engaged) for one in connections}
-        left = [one for one, cause in causes.items() if cause is None]
-        for one in _worst(left, lambda one: one.unexplained_bytes, _MAX_UNEXPLAINED_BYTES_IN_ALL):
-            causes[one] = Cause.INCOMPLETE
-        left = [one for one, cause in causes.items() if cause is None]
-        for one in _worst(left, lambda one: one.unread_bytes if one.has_copies else 0, _MAX_COPIES_BYTES):
-            causes[one] = Cause.UNREAD
-        return [(one, cause) for one, cause in causes.items() if cause is not None]
+        # Most connections at most times are beyond all doubt, and this is called many times a second.
+        silent_s = _SILENT_WHEN_CROWDED_S if 2 * len(connections) > self.most else _SILENT_S
+        causes: dict[Connection, Cause] = {}
+        unexplained_bytes, copies_bytes = 0.0, 0
+        for one in connections:
+            if (one.sent_bytes != one.acked_bytes or one.unexplained_bytes or one.replaced) or (
+                now_s - one.last_useful_s > _SILENT_WHEN_CROWDED_S
+            ):
+                cause = self._cause(one, silent_s, now_s, is_engaged)
+                if cause is not None:
+                    causes[one] = cause
+                    continue
+                unexplained_bytes += one.unexplained_bytes
+                copies_bytes += one.unread_bytes if one.has_copies else 0
+        if unexplained_bytes > _MAX_UNEXPLAINED_BYTES_IN_ALL:
+            left = [one for one in connections if one not in causes]
+            for one in _worst(left, lambda one: one.unexplained_bytes, _MAX_UNEXPLAINED_BYTES_IN_ALL):
+                causes[one] = Cause.INCOMPLETE
+        if copies_bytes > _MAX_COPIES_BYTES:
+            left = [one for one in connections if one not in causes]
+            for one in _worst(left, lambda one: one.unread_bytes if one.has_copies else 0, _MAX_COPIES_BYTES):
+                causes[one] = Cause.UNREAD
+        return list(causes.items())
 
     def _cause(
-        self, one: Connection, standing: int, now_s: float, is_engaged: Callable[[Connection], bool]
+        self, one: Connection, silent_s: float, now_s: float, is_engaged: Callable[[Connection], bool]
     ) -> Cause | None:
         if one.unexplained_bytes > _MAX_UNEXPLAINED_BYTES:
             return Cause.INCOMPLETE
@@ -188,7 +206,6 @@ class ConnectionRules:
             return Cause.UNREAD
         if one.replaced and now_s - one.replaced[0][1] > self._transfer_s:
             return Cause.UNREAD
-        silent_s = _SILENT_WHEN_CROWDED_S if 2 * standing > self.most else _SILENT_S
         patience_s = silent_s if one.last_request_s is None else _IDLE_S
         if now_s - one.last_useful_s > patience_s and not is_engaged(one):
             return Cause.SILENT

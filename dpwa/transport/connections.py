@@ -36,6 +36,7 @@ _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 # struct tcp_info of linux/tcp.h: tcpi_bytes_acked and tcpi_bytes_received, which newer kernels only add to.
+_TCP, _TCP_INFO = socket.IPPROTO_TCP, getattr(socket, "TCP_INFO", 0)
 _TCP_INFO_BYTES = 136
 _COUNTS = struct.Struct("=QQ")
 _COUNTS_BYTE = 120
@@ -136,20 +137,13 @@ class Connections:
 
     def measure(self, now_s: float) -> None:
         """Read what TCP has counted on each."""
-        for connection in self._sockets:
-            self.measure_one(connection, now_s)
+        for connection, own in self._sockets.items():
+            _measure(connection, own, now_s)
 
     def measure_one(self, connection: Connection, now_s: float) -> None:
         """Read what TCP has counted on one."""
-        if sys.platform != "linux" or connection not in self._sockets:
-            return
-        try:
-            counts = self._sockets[connection].getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        except OSError:
-            return
-        if len(counts) >= _TCP_INFO_BYTES:  # shorter before Linux 4.1
-            acked_bytes, received_bytes = _COUNTS.unpack_from(counts, _COUNTS_BYTE)
-            connection.measured(received_bytes, acked_bytes, now_s)
+        if connection in self._sockets:
+            _measure(connection, self._sockets[connection], now_s)
 
     def end(self, connection: Connection, now_s: float) -> bool:
         """Close one connection, with all that ZeroMQ holds of it; False if it had gone already."""
@@ -241,3 +235,14 @@ class Connections:
         own = self._sockets.pop(connection, None)
         if own is not None:
             own.close()
+
+
+def _measure(connection: Connection, own: socket.socket, now_s: float) -> None:
+    if sys.platform == "linux":
+        try:
+            counts = own.getsockopt(_TCP, _TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:
+            return
+        if len(counts) == _TCP_INFO_BYTES:  # shorter before Linux 4.1
+            acked_bytes, received_bytes = _COUNTS.unpack_from(counts, _COUNTS_BYTE)
+            connection.measured(received_bytes, acked_bytes, now_s)
