@@ -220,7 +220,12 @@ def test_when_launcher_and_a_node_are_killed_the_guard_leaves_nothing(run, tmp_p
         [*command, sys.executable, str(TRAINER), "1000"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
     try:
-        pids = [int(launcher.stdout.readline().split()[-1]) for _ in range(2)]
+        pids: list[int] = []
+        while len(pids) < 2:
+            line = launcher.stdout.readline()
+            assert line, "the launcher ended early"
+            if "| pid " in line:
+                pids.append(int(line.split()[-1]))
         wait_until(lambda: len(segments(run)) == 2, "both nodes have a segment")
         os.kill(launcher.pid, signal.SIGSTOP)  # it must not clean up after the node itself
         os.kill(pids[0], signal.SIGKILL)
