@@ -307,7 +307,9 @@ def test_a_disk_that_hangs_costs_events_beyond_a_limit_and_no_memory(journals, m
     journal.close(10)
     events = journals.events()
     (lost,) = [event for event in events if event["event"] == "journal_lost"]
-    assert lost["count"] + sum(event["event"] == "exchange" for event in events) == 20_000
+    written = sum(event["event"] == "exchange" for event in events)
+    assert lost["count"] + written == 20_000
+    assert written > 8000, "what had room to wait is not lost"
     assert "too slow" in caplog.text
 
 

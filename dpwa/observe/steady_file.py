@@ -97,12 +97,13 @@ class SteadyFile:
             if loss is not None and note and error.written_bytes >= len(note):
                 self._resume(loss)
             self.lose(error, lost(max(0, error.written_bytes - len(note))))
+            self._retry_at_s = time.monotonic() + self._retry_s
             return
         if loss is not None:
             self._resume(loss)
 
     def lose(self, error: OSError, count: int, from_s: float | None = None) -> None:
-        """Count what is lost, because of an error.
+        """Count what is lost, because of an error; the next write is tried all the same.
 
         Args:
             error: the reason.
@@ -115,7 +116,6 @@ class SteadyFile:
             self._retry_s = min(2 * self._retry_s, _RETRY_MAX_S) if again else _RETRY_S
             self._loss = loss = Loss(error, 0, from_s or time.time(), time.time())
             self._on_lost(error)
-        self._retry_at_s = now_s + self._retry_s
         self._count(loss, count)
 
     def close(self) -> None:
