@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dpwa.extended_model import Inventory
 from dpwa.interpolation import State
 from dpwa.observe import bounded_file, repeats, steady_file
 from dpwa.observe.bounded_file import read_records
@@ -143,6 +144,7 @@ def statistics_of(record: Record) -> NodeStatistics:
         scores={},
         method={},
         faults={},
+        inventory=Inventory(1, 8),
     )
 
 

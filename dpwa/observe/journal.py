@@ -109,6 +109,7 @@ class Journal:
         self._repeats = Repeats()
         self._start_line = b""
         self._is_start_lost = False
+        self._metrics_lost_line = b""
         self._told: set[str] = set()
         self._failing: set[str] = set()
         self._lost_total = 0
@@ -224,7 +225,7 @@ class Journal:
 
     def _events_note(self, loss: Loss) -> bytes:
         start_line = self._start_line if self._is_start_lost else b""
-        return start_line + self._lost_line(EVENTS_FILE, loss)
+        return start_line + self._metrics_lost_line + self._lost_line(EVENTS_FILE, loss)
 
     def _lost_line(self, file_name: str, loss: Loss) -> bytes:
         return self._line_of(Event(time.time(), "journal_lost", _loss_fields(file_name, loss)))
@@ -242,9 +243,12 @@ class Journal:
     def _tell_resumed(self, file_name: str, loss: Loss) -> None:
         self._failing.discard(file_name)
         if file_name == METRICS_FILE:
-            self.record("journal_lost", **_loss_fields(file_name, loss))
+            if EVENTS_FILE in self._failing:  # where it would be lost; it goes with what is lost there
+                self._metrics_lost_line += self._lost_line(file_name, loss)
+            else:
+                self.record("journal_lost", **_loss_fields(file_name, loss))
         else:
-            self._is_start_lost = False
+            self._is_start_lost, self._metrics_lost_line = False, b""
         self._lost_total += loss.count
         if not self._failing:
             _logger.warning("the journal in %s is written again; %d lines were lost", self._folder, self._lost_total)
