@@ -105,7 +105,7 @@ class Journal:
         self._waiting: deque[Event] = deque()  # append and popleft are atomic
         self._overflow = 0
         self._overflow_from_s = 0.0
-        self._overflow_lock = threading.Lock()
+        self._overflow_lock = threading.RLock()  # a signal's handler may record an event, too
         self._repeats = Repeats()
         self._start_line = b""
         self._is_start_lost = False

@@ -101,7 +101,8 @@ class Proposals:
     def __init__(self, node: str, incarnation: bytes) -> None:
         self._node = node
         self._incarnation = incarnation
-        self._lock = threading.Lock()
+        # Reentrant: a signal's handler may close the node while the trainer is in here.
+        self._lock = threading.RLock()
         self._count = 0
         self._own: _Own | None = None
         self._memories: dict[str, _Memory] = {}  # of peers of the cluster file: the service lets no other in
@@ -164,10 +165,10 @@ class Proposals:
 
     def open(self, snapshot: Snapshot) -> bytes:
         """Set a snapshot aside under a new id. Called before a peer is chosen; see `address`."""
+        unguessable = secrets.token_bytes(_RANDOM_BYTES)
         with self._lock:
             self._count += 1
-            count = self._count.to_bytes(_COUNT_BYTES, "big")
-            exchange = self._incarnation + count + secrets.token_bytes(_RANDOM_BYTES)
+            exchange = self._incarnation + self._count.to_bytes(_COUNT_BYTES, "big") + unguessable
             self._own = _Own(exchange, "", snapshot)
             if self._proposing == NO_EXCHANGE:
                 self._proposing = exchange
