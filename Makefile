@@ -9,12 +9,13 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-tensorflow lint bench bench-methods bench-gpu bench-quick studies clean
+.PHONY: help demo test test-slow flake test-tensorflow lint bench bench-methods bench-gpu bench-quick studies clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about half a minute)"
 	@echo "make test         the tests"
 	@echo "make test-slow    the tests that take more than a few seconds each"
+	@echo "make flake        the tests of faults, of strangers and of life and death, 20 times in a row (TIMES=20; about an hour)"
 	@echo "make test-tensorflow  compares TensorFlow's trainings with torch's (needs tensorflow-cpu)"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        all benchmarks, and docs/benchmarks.md made anew (leave the machine alone meanwhile)"
@@ -32,6 +33,17 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	@$(BIN)/python -m pytest -m slow
+
+# Tests that start processes, inject faults or attack: trusted only after twenty passes in a row.
+# make flake TIMES=5 TESTS=tests/test_faults.py
+TIMES ?= 20
+TESTS ?= $(addprefix tests/test_,$(addsuffix .py,faults joining restart_machines strangers door forged_words run_token \
+	connections slow_links patience close fork termination leftovers endings journal bounded_file saving impossible_numbers \
+	fault_injection pairing pytorch_memory))
+flake: $(STAMP)
+	@for pass in $$(seq $(TIMES)); do \
+		echo "pass $$pass of $(TIMES)"; $(BIN)/python -m pytest -q -p no:cacheprovider $(TESTS) || exit 1; \
+	done
 
 # DPWA_TENSORFLOW_PYTHON=~/tensorflow/bin/python make test-tensorflow     TensorFlow in an environment of its own
 test-tensorflow: $(STAMP)

@@ -65,10 +65,15 @@ class Pressure:
             self._write()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is left, and let go of the node: its memory must not wait for the garbage collector."""
         if self._guarded != self._written:
             self._write()
+        self._event = _ignore
 
     def _write(self) -> None:
         self._written = dict(self._guarded)
         self._event("guard", **{cause.value: count for cause, count in self._written.items() if count})
+
+
+def _ignore(event: str, **fields: object) -> None:
+    """What follows the end is in no journal."""

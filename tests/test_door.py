@@ -11,6 +11,7 @@ from fake_peers import node_with_absent_peer, pull_of
 from strangers import Stranger
 
 from dpwa.interpolation import State
+from dpwa.lineage import Standing
 from dpwa.methods.base import Kind
 from dpwa.peers.membership import Membership
 from dpwa.publishing import Publisher
@@ -69,11 +70,12 @@ def test_the_copy_aside_gives_its_memory_back_when_it_is_not_needed_any_more():
 
 def node_service(source: VectorModel) -> Service:
     return Service(
-        run_id="run",
+        run="run",
         incarnation=bytes(8),
         layout=source.layout,
         membership=Membership(()),
         proposals=Proposals("w1", bytes(8)),
+        standing=Standing(bytes(8)),
         kind=Kind.PULL,
     )
 

@@ -131,12 +131,13 @@ class Journal:
         self._thread = threading.Thread(target=self._run, name=f"dpwa-journal-{folder.name}", daemon=True)
 
     def start(self) -> None:
-        """Make the folder and start the thread.
+        """Make the folder and the file of events, so that even a life of an instant leaves one, and start the thread.
 
         Raises:
-            OSError: the folder cannot be made.
+            OSError: they cannot be made.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / EVENTS_FILE).touch()
         self._thread.start()
 
     def record(self, event: str, /, **fields: object) -> None:

@@ -65,6 +65,10 @@ class _Peers:
         self.transfers.pop(identity, None)
         self.waiting.pop(identity, None)
 
+    def clear(self) -> None:
+        for under_way in (self.transfers, self.waiting, self.cut_off):
+            under_way.clear()
+
     def has(self, connection: Connection) -> bool:
         return connection.identity in self.transfers or connection.identity in self.waiting
 
@@ -170,7 +174,7 @@ class RxThread:
             self.error = error
         finally:
             self._ready.set()
-            self._peers = _Peers()
+            self._peers.clear()  # the door knows it, too, and each transfer holds a snapshot
 
     def _serve(self, socket: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
