@@ -217,7 +217,7 @@ class Exchanger:
 
     def _pull(self, peer: str, ask: Ask, client: Client) -> Exchange:
         fraction = self._fetcher.fitting_fraction(peer, ask.fraction)
-        part = self._part(ask if ask.joining else replace(ask, fraction=fraction))
+        part = self._part(replace(ask, fraction=fraction) if fraction < ask.fraction and not ask.joining else ask)
         history = self._fetcher.history
         # Another part of a snapshot that was blended in part is worth having; the whole of it a second time is not.
         have = (history.have(peer) if part.is_whole else None) or NOTHING_YET

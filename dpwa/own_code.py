@@ -5,16 +5,15 @@ Must not know: what the code is for. Runs in: any thread.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import TracebackType
 
 from dpwa.errors import ConfigError, DpwaError
 
 __all__ = ["blamed"]
 
 
-@contextlib.contextmanager
-def blamed(owner: type, problem: Callable[[str], str]) -> Iterator[None]:
+class blamed:  # noqa: N801  (used as a statement; a generator would cost every step of the training twice as much)
     """Whatever is raised inside becomes a `ConfigError` in words, so that nobody takes it for a fault of dpwa.
 
     Args:
@@ -24,11 +23,20 @@ def blamed(owner: type, problem: Callable[[str], str]) -> Iterator[None]:
     Raises:
         ConfigError: the code raised something.
     """
-    try:
-        yield
-    except DpwaError:
-        raise
-    except Exception as error:  # the one broad catch of foreign code
-        if owner.__module__.startswith("dpwa."):
-            raise
-        raise ConfigError(problem(repr(error))) from error
+
+    __slots__ = ("_owner", "_problem")
+
+    def __init__(self, owner: type, problem: Callable[[str], str]) -> None:
+        self._owner = owner
+        self._problem = problem
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception) or isinstance(error, DpwaError):
+            return
+        if not self._owner.__module__.startswith("dpwa."):
+            raise ConfigError(self._problem(repr(error))) from error

@@ -35,7 +35,8 @@ def peers():
 
 def _exchanges(run_dir: Path, name: str, outcome: str) -> list[dict]:
     lines = (run_dir / "nodes" / name / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event.get("outcome") == outcome]
+    found = [event for event in map(json.loads, lines) if event.get("outcome") == outcome]
+    return [event for event in found for _ in range(event.get("repeats", 1))]
 
 
 def _count(node: Node, outcome: str) -> int:

@@ -11,11 +11,11 @@ Must not know: messages, peers, deadlines. Runs in: the Tx thread alone.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import zmq
@@ -24,6 +24,9 @@ from zmq.utils.monitor import parse_monitor_message
 from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_WINDOW
 
 __all__ = ["Connection"]
+
+# As a plain number: `&` with a member of an enumeration takes three times as long.
+_POLLOUT = int(zmq.POLLOUT)
 
 # What comes beside the chunks: answers, headers, the last of what was sent before.
 _SLACK_BYTES = 256 << 10
@@ -35,7 +38,8 @@ _IDLE_BYTES_PER_S = 1024
 _MOST_LATE_BYTES = MAX_WINDOW // 4 * MAX_FRAME_BYTES
 
 # Linux: struct tcp_info, whose tcpi_bytes_received (since 4.1) is a u64 at byte 128.
-_TCP_INFO_BYTES = 232
+_TCP_INFO_BYTES = 136
+_RECEIVED = struct.Struct("=Q")
 _RECEIVED_AT_BYTE = 128
 
 _ENDS: dict[int, str] = {
@@ -63,7 +67,7 @@ class Connection:
         self.monitor: zmq.Socket[bytes] | None = None
         self._address = address
         self._descriptor: int | None = None
-        self._own_name: object = None
+        self._tcp: socket.socket | None = None  # a second handle, so that a number used again can never mislead
         self._before_bytes = self._allowed_bytes = 0
         self._since_s = time.monotonic()
         try:
@@ -76,11 +80,14 @@ class Connection:
     @property
     def is_ready(self) -> bool:
         """Whether it stands: a message can be sent."""
-        return bool(int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
+        return bool(int(self.socket.getsockopt(zmq.EVENTS)) & _POLLOUT)
 
     def close(self) -> None:
         """Close it; what is under way is lost."""
         self._stop_monitor()
+        if self._tcp is not None:
+            self._tcp.close()
+            self._tcp = None
         self.socket.close()
 
     # --- While it is being made -----------------------------------------------------------------------------------
@@ -102,11 +109,8 @@ class Connection:
         self.failure()  # takes what the monitor still holds
         self._stop_monitor()
         if sys.platform == "linux" and self._descriptor is not None:
-            expected = urlsplit(self._address)
-            with contextlib.suppress(OSError), _borrowed(self._descriptor) as tcp:
-                is_tcp = tcp.family == socket.AF_INET and tcp.type == socket.SOCK_STREAM
-                if is_tcp and tcp.getpeername() == (expected.hostname, expected.port):
-                    self._own_name = tcp.getsockname()
+            with contextlib.suppress(OSError):  # no descriptor is left, or it has broken already
+                self._tcp = _duplicate(self._descriptor, self._address)
 
     def _stop_monitor(self) -> None:
         if self.monitor is not None:
@@ -118,17 +122,13 @@ class Connection:
 
     def received_bytes(self) -> int | None:
         """Bytes that the kernel has received since the connection was made; None where it does not tell."""
-        if self._own_name is None or self._descriptor is None:
+        if self._tcp is None:
             return None
-        # The number may by now belong to another file, if ZeroMQ has closed its own: then it has another name. Looking
-        # does no harm to it.
-        with contextlib.suppress(OSError), _borrowed(self._descriptor) as tcp:
-            if tcp.getsockname() == self._own_name:
-                info = tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-                if len(info) >= _RECEIVED_AT_BYTE + 8:
-                    (received,) = struct.unpack_from("=Q", info, _RECEIVED_AT_BYTE)
-                    return int(received)
-        return None
+        try:
+            info = self._tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:
+            return None
+        return int(_RECEIVED.unpack_from(info, _RECEIVED_AT_BYTE)[0]) if len(info) >= _TCP_INFO_BYTES else None
 
     def begin(self) -> None:
         """A request begins: what comes from now on counts as its answer."""
@@ -160,11 +160,21 @@ class Connection:
         return 0 if received_bytes is None else received_bytes - self._before_bytes
 
 
-@contextlib.contextmanager
-def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """A socket object for a descriptor that belongs to someone else; leaves it open."""
-    borrowed = socket.socket(fileno=descriptor)
+def _duplicate(descriptor: int, address: str) -> socket.socket | None:
+    """A handle of our own for a TCP connection to an address; None if the descriptor is something else.
+
+    Raises:
+        OSError: there is no such descriptor, or none is left for another handle.
+    """
+    expected = urlsplit(address)
+    number = os.dup(descriptor)
     try:
-        yield borrowed
-    finally:
-        borrowed.detach()
+        own = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=number)
+    except OSError:  # a file
+        os.close(number)
+        return None
+    with contextlib.suppress(OSError):  # it has lost its peer
+        if own.getpeername() == (expected.hostname, expected.port):
+            return own
+    own.close()
+    return None

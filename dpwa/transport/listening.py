@@ -3,12 +3,17 @@
 With no descriptor free, accepting fails, the connection stays in the queue, and ZeroMQ's I/O thread tries again at
 once, for ever: a whole core for nothing. Connections that stand are served meanwhile.
 
+The listening socket is made here and handed to ZeroMQ. When ZeroMQ binds a TCP address itself it looks up the network
+interfaces, and where no descriptor is left for that, an assertion in libzmq 4.3.5 ends the process.
+
 Must not know: messages, who connects. Runs in: the Rx thread.
 """
 
 from __future__ import annotations
 
 import contextlib
+import socket
+from urllib.parse import urlsplit
 
 import zmq
 
@@ -19,20 +24,23 @@ __all__ = ["Listener"]
 
 _PAUSE_S = 1.0
 
+# Connections that may wait to be accepted: ZeroMQ's own number.
+_BACKLOG = 100
+
 
 class Listener:
     """Binds a ROUTER socket, and can take it off its address for a while.
 
     Args:
-        socket: the socket.
+        router: the socket.
         name: the node's name, for messages.
         host: address to listen on.
         port: port to listen on.
         links: other ways than plain TCP.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], *, name: str, host: str, port: int, links: Links) -> None:
-        self._socket = socket
+    def __init__(self, router: zmq.Socket[bytes], *, name: str, host: str, port: int, links: Links) -> None:
+        self._router = router
         self._name = name
         self._host, self._port = host, port
         self._links = links
@@ -47,19 +55,19 @@ class Listener:
             ConfigError: the address cannot be listened on.
         """
         try:
-            self._socket.bind(self._links.listen or endpoint(self._host, self._port))
-        except zmq.ZMQError as error:
+            self._bind(self._links.listen or endpoint(self._host, self._port))
+        except (zmq.ZMQError, OSError) as error:
             raise ConfigError(
                 f"node {self._name}: cannot listen on {self._host}:{self._port} ({error.strerror}); "
                 "stop the program that holds the port, or change host or port in the cluster file"
             ) from error
-        self._address = bytes(self._socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+        self._address = bytes(self._router.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
 
     def pause(self, now_s: float) -> None:
         """Listen no more for a second."""
         if self.resumes_s is None:
             with contextlib.suppress(zmq.ZMQError):
-                self._socket.unbind(self._address)
+                self._router.unbind(self._address)
         self.resumes_s = now_s + _PAUSE_S
 
     def resume_if_due(self, now_s: float) -> None:
@@ -67,8 +75,19 @@ class Listener:
         if self.resumes_s is None or now_s < self.resumes_s:
             return
         try:
-            self._socket.bind(self._address)
-        except zmq.ZMQError:  # no descriptor yet, or the old one is not closed yet
+            self._bind(self._address)
+        except (zmq.ZMQError, OSError):  # no descriptor yet, or the old one is not closed yet
             self.resumes_s = now_s + _PAUSE_S
         else:
             self.resumes_s = None
+
+    def _bind(self, address: str) -> None:
+        parts = urlsplit(address)
+        if parts.scheme == "tcp" and parts.hostname and parts.port:
+            with contextlib.closing(socket.create_server((parts.hostname, parts.port), backlog=_BACKLOG)) as made:
+                made.setblocking(False)  # noqa: FBT003  (the standard library's signature)
+                self._router.setsockopt(zmq.USE_FD, made.fileno())
+                self._router.bind(address)
+                made.detach()  # it is ZeroMQ's from now on
+        else:
+            self._router.bind(address)
