@@ -27,6 +27,9 @@ _PAUSE_S = 1.0
 # Connections that may wait to be accepted: ZeroMQ's own number.
 _BACKLOG = 100
 
+# Of each connection: requests are small. What a closed connection has left there is still read, message by message.
+_RECEIVE_BUFFER_BYTES = 8192
+
 
 class Listener:
     """Binds a ROUTER socket, and can take it off its address for a while.
@@ -85,6 +88,7 @@ class Listener:
         parts = urlsplit(address)
         if parts.scheme == "tcp" and parts.hostname and parts.port:
             with contextlib.closing(socket.create_server((parts.hostname, parts.port), backlog=_BACKLOG)) as made:
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
                 made.setblocking(False)  # noqa: FBT003  (the standard library's signature)
                 self._router.setsockopt(zmq.USE_FD, made.fileno())
                 self._router.bind(address)
