@@ -64,7 +64,8 @@ class HostNames:
             return hosts.address_key(host)
         answered = self._begin(host)
         if host in self._numbers:
-            deadline_s = min(deadline_s, time.monotonic() + _PATIENCE_S)
+            now_s = time.monotonic()
+            deadline_s = min(now_s + _PATIENCE_S, now_s + (deadline_s - now_s) / 2)  # half is left for the connection
         self._wait(host, deadline_s, answered, bell)
         if host in self._numbers:
             return self._numbers[host]
