@@ -53,13 +53,6 @@ _MAX_CUT_OFF = 1024
 # Requests are answered for so long before the connections are looked at again.
 _TURN_S = 0.01
 
-# After a turn in which much was for nothing (messages of connections that were closed by then) the thread reads
-# nothing for so many times as long. So a flood at full speed takes a small share of a core, and a request of an honest
-# peer waits a little.
-_REST_PER_TURN = 4.0
-_LONGEST_REST_S = 0.04
-_MUCH_FOR_NOTHING = 20
-
 _START_TIMEOUT_S = 5.0
 
 
@@ -124,8 +117,6 @@ class RxThread:
         self._ready = threading.Event()
         self._stopping = False
         self._peers = _Peers()
-        self._for_nothing = 0  # messages of this turn
-        self._rests_until_s = 0.0
         self._thread = threading.Thread(target=self._run, name=f"dpwa-rx-{name}", daemon=True)
 
     def start(self) -> None:
@@ -189,23 +180,16 @@ class RxThread:
             self._peers.clear()  # the door knows it, too, and each transfer holds a snapshot
 
     def _serve(self, socket: zmq.Socket[bytes]) -> None:
-        resting = zmq.Poller()
-        resting.register(self._bell.fileno(), zmq.POLLIN)
-        resting.register(self._door.connections.monitor, zmq.POLLIN)
         poller = zmq.Poller()
-        for one, events in resting.sockets:
-            poller.register(one, events)
         poller.register(socket, zmq.POLLIN)
+        poller.register(self._bell.fileno(), zmq.POLLIN)
+        poller.register(self._door.connections.monitor, zmq.POLLIN)
         while True:
-            rest_s = self._rests_until_s - time.monotonic()
-            if rest_s > 0:
-                resting.poll(int(rest_s * 1000) + 1)
-            else:
-                poller.poll(self._wait_ms())
+            poller.poll(self._wait_ms())
             self._bell.silence()
             if self._stopping:
                 return
-            self._take_turn(socket)
+            self._receive_all(socket)
             self._answer_waiting()
             now_s = time.monotonic()
             if self._door.watch(now_s, is_alarmed=self._service.is_short):
@@ -220,17 +204,6 @@ class RxThread:
         if not deadlines:
             return None
         return max(0, int((min(deadlines) - time.monotonic()) * 1000) + 1)
-
-    def _take_turn(self, socket: zmq.Socket[bytes]) -> None:
-        """Read, unless the thread rests; and rest after a turn that was for nothing."""
-        start_s = time.monotonic()
-        if start_s < self._rests_until_s:
-            return
-        self._for_nothing = 0
-        self._receive_all(socket)
-        if self._for_nothing >= _MUCH_FOR_NOTHING:
-            end_s = time.monotonic()
-            self._rests_until_s = end_s + min(_REST_PER_TURN * (end_s - start_s), _LONGEST_REST_S)
 
     def _receive_all(self, socket: zmq.Socket[bytes]) -> None:
         """Take what is there; bounded, so that a flood cannot keep the thread from its deadlines and its stop."""
@@ -252,7 +225,6 @@ class RxThread:
         connection = self._door.connections.find(identity, frame, read_bytes, now_s)
         if connection is not None:
             if connection.is_ended:
-                self._for_nothing += 1
                 return
         elif identity in self._peers.cut_off:
             return
