@@ -139,6 +139,5 @@ def test_free_running_nodes_of_equal_speed_keep_their_progress_over_real_sockets
     for trainer in trainers:
         trainer.join()
     progress = _share(zeromq.vectors(), gradients, steps)
-    print(progress)
     assert 0.9 < progress < 1.1
     assert sum(node.statistics().blended for node in zeromq.nodes) > 2 * steps
