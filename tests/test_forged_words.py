@@ -337,7 +337,8 @@ def test_a_peer_that_was_away_is_asked_again_as_soon_as_it_asks(zeromq, monkeypa
     is_back.set()
     began_s, blended = time.monotonic(), first.statistics().blended
     wait_until(lambda: (zeromq.step_all(), first.statistics().blended)[1] > blended, "it is asked again")
-    assert time.monotonic() - began_s < 5.0
+    # At once; or 5 s later, if it asked while it was still away and that chance was spent. Never after a minute.
+    assert time.monotonic() - began_s < 8.0
 
 
 # --- What strangers are told ------------------------------------------------------------------------------------------
