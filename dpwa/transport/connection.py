@@ -11,7 +11,6 @@ Must not know: messages, peers, deadlines. Runs in: the Tx thread alone.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import struct
 import sys
@@ -22,6 +21,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_WINDOW
+from dpwa.transport.sockets import second_handle
 
 __all__ = ["Connection"]
 
@@ -167,11 +167,8 @@ def _duplicate(descriptor: int, address: str) -> socket.socket | None:
         OSError: there is no such descriptor, or none is left for another handle.
     """
     expected = urlsplit(address)
-    number = os.dup(descriptor)
-    try:
-        own = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=number)
-    except OSError:  # a file
-        os.close(number)
+    own = second_handle(descriptor)
+    if own is None:
         return None
     with contextlib.suppress(OSError):  # it has lost its peer
         if own.getpeername() == (expected.hostname, expected.port):

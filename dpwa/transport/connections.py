@@ -28,6 +28,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from dpwa.transport.connection_rules import Connection
+from dpwa.transport.sockets import second_handle
 
 __all__ = ["Connections"]
 
@@ -194,11 +195,8 @@ class Connections:
         Raises:
             OSError: there is no such descriptor, or no number for another.
         """
-        number = os.dup(descriptor)
-        try:
-            own = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=number)
-        except OSError:  # a file
-            os.close(number)
+        own = second_handle(descriptor)
+        if own is None:
             return None
         with contextlib.suppress(OSError, IndexError, TypeError):  # no socket of TCP, or one that has lost its peer
             own.getpeername()

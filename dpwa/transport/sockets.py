@@ -36,6 +36,7 @@ __all__ = [
     "raise_descriptor_limit",
     "require_libzmq",
     "router",
+    "second_handle",
 ]
 
 # Older versions have known holes that a peer can use before any of our checks run (CVE-2019-13132, CVE-2020-15166).
@@ -194,6 +195,22 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None, pee
         made.setsockopt(zmq.CURVE_PUBLICKEY, curve.public)
         made.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
     return made
+
+
+def second_handle(descriptor: int) -> socket.socket | None:
+    """The same TCP connection under a number of our own; None if the descriptor is none of a socket.
+
+    The first number may be closed and used again for something else at any moment; the second stays what it is.
+
+    Raises:
+        OSError: there is no such descriptor, or no number for another.
+    """
+    number = os.dup(descriptor)
+    try:
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=number)
+    except OSError:  # a file
+        os.close(number)
+        return None
 
 
 def _configure(made: zmq.Socket[bytes], special: dict[int, int]) -> None:
