@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
-from dpwa.node import Node
+from dpwa.node.node import Node
+from dpwa.node.record import NodeStatistics
 from dpwa.observe.journal import node_folder
-from dpwa.record import NodeStatistics
 
 from .saving import save_model as _save
 from .streams import LateLosses

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpwa.blending import Values
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
-from dpwa.snapshot import Buffer, Role, Section
+from dpwa.snapshot.layout import Buffer, Role, Section
+from dpwa.snapshot.staging import Values
 
 from .changes import Watch
 from .process_groups import refuse_groups, unwrapped

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from exchange_job import Job, Times
 
-from dpwa.blending import Values
-from dpwa.config import ClusterConfig
-from dpwa.exchange import Exchange, Outcome
-from dpwa.node import Node
-from dpwa.snapshot import Buffer, Layout, TensorSpec
+from dpwa.config.cluster import ClusterConfig
+from dpwa.exchange.result import Exchange, Outcome
+from dpwa.node.node import Node
+from dpwa.snapshot.layout import Buffer, Layout, TensorSpec
+from dpwa.snapshot.staging import Values
 from dpwa.transport.client import ZmqClient
 from dpwa.transport.interface import Wiring
 from dpwa.transport.sockets import CurveKeys, Links

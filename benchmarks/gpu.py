@@ -24,7 +24,7 @@ from gpu_job import GpuBlock, GpuJob, GpuTimed
 from measure import Result, arguments, ratio, spread
 from workers import Workers
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 
 NODES = 2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 
 
 @dataclass(frozen=True)

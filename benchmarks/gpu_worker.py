@@ -20,9 +20,9 @@ from gpu_job import GpuBlock, GpuJob, GpuTimed
 from gpu_networks import CASES, TINY
 
 import dpwa.adapters.pytorch as adapter
-from dpwa.blending import Values
 from dpwa.observe.bounded_file import read_records
-from dpwa.snapshot import Buffer
+from dpwa.snapshot.layout import Buffer
+from dpwa.snapshot.staging import Values
 
 # A node starts with finding its peer; timing begins when this many exchanges have been made.
 _FIRST_EXCHANGES = 3

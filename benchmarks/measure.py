@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpwa.lab.machine import commit, machine
+from dpwa.lab.training.machine import commit, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -27,7 +27,7 @@ from measure import Result, arguments, cores, ratio, spread
 from training_job import Block, Timed
 from workers import Workers
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 
 NODES = 2

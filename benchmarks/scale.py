@@ -27,7 +27,7 @@ import psutil
 from measure import Ratio, Result, arguments, cores, spread
 from workers import Workers
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 
 COUNTS = (2, 4, 8, 16, 32, 64)

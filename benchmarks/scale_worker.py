@@ -12,10 +12,10 @@ from multiprocessing.connection import Connection
 import numpy as np
 from measure import pin
 
-from dpwa.blending import Values
-from dpwa.config import ClusterConfig
-from dpwa.node import Node
-from dpwa.snapshot import Buffer, Layout, TensorSpec
+from dpwa.config.cluster import ClusterConfig
+from dpwa.node.node import Node
+from dpwa.snapshot.layout import Buffer, Layout, TensorSpec
+from dpwa.snapshot.staging import Values
 
 
 class SmallModel:

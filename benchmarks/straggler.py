@@ -18,7 +18,7 @@ from overhead import block
 from training_job import Block, Timed, Together
 from workers import Workers
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 
 NODES = 4

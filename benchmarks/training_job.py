@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 
 Together = Literal["alone", "dpwa", "ddp"]
 

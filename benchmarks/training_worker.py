@@ -22,11 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 from training_job import Block, Timed
 
 import dpwa.adapters.pytorch as adapter
-from dpwa.blending import Values
 from dpwa.examples.digits.model import digits_network
 from dpwa.examples.fashion_mnist.model import fashion_network
 from dpwa.examples.torchvision_import import import_torchvision
-from dpwa.snapshot import Buffer
+from dpwa.snapshot.layout import Buffer
+from dpwa.snapshot.staging import Values
 
 _CLASSES = 10
 

@@ -81,7 +81,7 @@ def main(*, debug: bool) -> None:
 def demo(json_path: Path | None, run_dir: Path | None) -> None:
     """Watch four nodes learn together what none could alone (about two minutes)."""
     with _needing(_EXAMPLE_PACKAGES, "dpwa demo", "examples"):
-        from dpwa.demo import run_demo  # noqa: PLC0415 - imports rich and more
+        from dpwa.launch.demo import run_demo  # noqa: PLC0415 - imports rich and more
 
         exit_code = run_demo(json_path, run_dir)
     sys.exit(exit_code)
@@ -138,8 +138,8 @@ def launch(
 @_cluster_file
 def check(cluster_file: Path) -> None:
     """Check a cluster file and say what it would do."""
-    from dpwa.check import describe  # noqa: PLC0415 - see the module docstring
-    from dpwa.config import ClusterConfig  # noqa: PLC0415
+    from dpwa.config.cluster import ClusterConfig  # noqa: PLC0415
+    from dpwa.config.describe import describe  # noqa: PLC0415 - see the module docstring
     from dpwa.launch.this_host import local_node_names  # noqa: PLC0415
 
     config = ClusterConfig.load(cluster_file)
@@ -163,7 +163,7 @@ def topology() -> None:
 )
 def draw(cluster_file: Path, output: Path) -> None:
     """Draw the graph of a cluster file beside its matrix."""
-    from dpwa.config import ClusterConfig  # noqa: PLC0415 - see the module docstring
+    from dpwa.config.cluster import ClusterConfig  # noqa: PLC0415 - see the module docstring
 
     config = ClusterConfig.load(cluster_file)
     with _needing({"matplotlib"}, "dpwa topology draw", "plot"):
@@ -258,6 +258,6 @@ def schema() -> None:
     """Print the JSON Schema of cluster files, for editors."""
     import json  # noqa: PLC0415 - see the module docstring
 
-    from dpwa.config import json_schema  # noqa: PLC0415
+    from dpwa.config.cluster import json_schema  # noqa: PLC0415
 
     click.echo(json.dumps(json_schema(), indent=2))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import zmq
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
-from dpwa.node import Node
-from dpwa.parts import CHUNK_BYTES
+from dpwa.node.node import Node
+from dpwa.snapshot.parts import CHUNK_BYTES
 from dpwa.transport import messages
 from support import DEADLINE_S, VectorModel, step_until
 

@@ -11,8 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from dpwa.config import ClusterConfig
-from dpwa.node import Node
+from dpwa.config.cluster import ClusterConfig
+from dpwa.node.node import Node
 from support import VectorModel
 
 PACE_S = 0.05

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dpwa.lab.cell import Cell
 from dpwa.lab.report.results import CellResult
-from dpwa.lab.study import Study, cell_folder_name
+from dpwa.lab.study.cell import Cell
+from dpwa.lab.study.study import Study, cell_folder_name
 
 MACHINE = {
     "processor": "Some Processor",

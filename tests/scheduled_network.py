@@ -14,15 +14,15 @@ from enum import Enum
 
 import numpy as np
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import NodeClosed, PeerTimeout, PeerUnreachable
-from dpwa.exchange import Ask, Exchange, Outcome
+from dpwa.exchange.client import Pulled, Target
+from dpwa.exchange.messages import NO_EXCHANGE, Codec, Message, Offer, Propose, Pull, Settle
+from dpwa.exchange.result import Ask, Exchange, Outcome
 from dpwa.methods.base import Kind
-from dpwa.node import Node
-from dpwa.snapshot import Snapshot
+from dpwa.node.node import Node
+from dpwa.snapshot.layout import Snapshot
 from dpwa.transport.interface import Wiring
-from dpwa.transport.messages import NO_EXCHANGE, Codec, Message, Offer, Propose, Pull, Settle
-from dpwa.transport.pulling import Pulled, Target
 from dpwa.transport.rx import RxCounters
 from support import VectorModel
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpwa.blending import Values
-from dpwa.config import ClusterConfig
-from dpwa.node import Node
-from dpwa.snapshot import Layout, TensorSpec
+from dpwa.config.cluster import ClusterConfig
+from dpwa.node.node import Node
+from dpwa.snapshot.layout import Layout, TensorSpec
+from dpwa.snapshot.staging import Values
 from dpwa.transport.shared_memory import Segment
 
 INCARNATION = b"\x01" * 8

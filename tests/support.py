@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dpwa.blending import Values
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
-from dpwa.node import Node
-from dpwa.snapshot import Layout, TensorSpec
+from dpwa.node.node import Node
+from dpwa.snapshot.layout import Layout, TensorSpec
+from dpwa.snapshot.staging import Values
 from dpwa.transport.in_memory import InMemoryNetwork, InMemoryTransport
 
 DEADLINE_S = 10.0

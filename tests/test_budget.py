@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpwa.peers.budget import WINDOW_S, Budget
+from dpwa.exchange.budget import WINDOW_S, Budget
 
 
 @dataclass

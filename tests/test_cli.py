@@ -147,9 +147,9 @@ def demo_module(monkeypatch: pytest.MonkeyPatch, result: int | BaseException) ->
             raise result
         return result
 
-    module = ModuleType("dpwa.demo")
+    module = ModuleType("dpwa.launch.demo")
     module.run_demo = run_demo  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "dpwa.demo", module)
+    monkeypatch.setitem(sys.modules, "dpwa.launch.demo", module)
     return calls
 
 

@@ -12,11 +12,11 @@ import psutil
 import pytest
 from fake_peers import Peers, node_with_absent_peer
 
-from dpwa.blending import Staging
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import InternalError, NodeClosed
 from dpwa.launch.ports import free_ports
-from dpwa.node import Node
+from dpwa.node.node import Node
+from dpwa.snapshot.staging import Staging
 from dpwa.transport import messages, names, wire
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwa.cluster_file import MAX_BYTES, parse, read, written
+from dpwa.config.yaml_file import MAX_BYTES, parse, read, written
 from dpwa.errors import ConfigError
 
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dpwa import hosts
-from dpwa.check import describe
-from dpwa.config import FIRST_PORT, MAX_NODES, ClusterConfig, json_schema
-from dpwa.config_sections import NodeConfig
+from dpwa.config import hosts
+from dpwa.config.cluster import FIRST_PORT, MAX_NODES, ClusterConfig, json_schema
+from dpwa.config.describe import describe
+from dpwa.config.sections import NodeConfig
 from dpwa.errors import ConfigError
-from dpwa.interpolation import Constant, Loss, State
+from dpwa.interpolation.interpolator import Constant, Loss, State
 
 EXPECTED_RATE = (
     'expected a rate above 0 with its unit, such as "20 MB/s" '
@@ -407,7 +407,9 @@ def write(folder, text):
 def clean_imports(monkeypatch):
     """Modules and rules that a test brings in are forgotten after it."""
     known = dict(sys.modules)
-    monkeypatch.setattr("dpwa.interpolation._rules", dict(sys.modules["dpwa.interpolation"]._rules))
+    monkeypatch.setattr(
+        "dpwa.interpolation.interpolator._rules", dict(sys.modules["dpwa.interpolation.interpolator"]._rules)
+    )
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield
     for name in set(sys.modules) - set(known):
@@ -415,7 +417,7 @@ def clean_imports(monkeypatch):
 
 
 RULE = """
-from dpwa.interpolation import register
+from dpwa.interpolation.interpolator import register
 
 @register("mine")
 class Mine:

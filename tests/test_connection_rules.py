@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwa.errors import RemoteProtocolError
-from dpwa.interpolation import State
-from dpwa.snapshot import Snapshot
+from dpwa.exchange.messages import More, Pull
+from dpwa.interpolation.interpolator import State
+from dpwa.snapshot.layout import Snapshot
 from dpwa.transport.connection_rules import Cause, Connection, ConnectionRules
 from dpwa.transport.door import most_connections
-from dpwa.transport.messages import More, Pull
 from dpwa.transport.transfers import Transfer, TransferRules
 
 RULES = ConnectionRules(most=8, transfer_s=3.75)

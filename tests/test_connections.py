@@ -18,9 +18,9 @@ import psutil
 import pytest
 from fake_peers import Peers, node_with_absent_peer
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
-from dpwa.node import Node
+from dpwa.node.node import Node
 from support import VectorModel, step_until, wait_until
 
 AT_ONCE = {"probe_s": 0.01, "probe_max_s": 0.05}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dpwa.errors import InternalError
-from dpwa.transport.publisher import PublishThread
+from dpwa.transport.copy_waiter import PublishThread
 from support import DEADLINE_S, VectorModel, step_until, wait_until
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dpwa import demo
-from dpwa.demo import DemoResult, NodeResult, run_demo
 from dpwa.errors import ConfigError
-from dpwa.observe.chart import draw_curves
+from dpwa.launch import demo
+from dpwa.launch.demo import DemoResult, NodeResult, run_demo
+from dpwa.observe.curves import draw_curves
 from dpwa.observe.live import LiveView, MetricsTail, Record
 
 

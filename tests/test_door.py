@@ -10,15 +10,15 @@ import zmq
 from fake_peers import node_with_absent_peer, pull_of
 from strangers import Stranger
 
-from dpwa.interpolation import State
-from dpwa.lineage import Standing
+from dpwa.exchange.lineage import Standing
+from dpwa.exchange.membership import Membership
+from dpwa.exchange.proposals import Proposals
+from dpwa.exchange.service import Service
+from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Kind
-from dpwa.peers.membership import Membership
-from dpwa.publishing import Publisher
+from dpwa.node.publishing import Publisher
 from dpwa.transport import wire
 from dpwa.transport.connections import Connections
-from dpwa.transport.proposals import Proposals
-from dpwa.transport.service import Service
 from support import VectorModel
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch import guard, processes, this_host
 from dpwa.launch.endings import Ending, ending_of, remarks
 from dpwa.launch.guard import is_saving
@@ -24,8 +24,8 @@ from dpwa.launch.this_host import is_local
 TRAINING = """
 import os, sys
 from pathlib import Path
-from dpwa.config import ClusterConfig
-from dpwa.node import Node
+from dpwa.config.cluster import ClusterConfig
+from dpwa.node.node import Node
 from support import VectorModel
 
 name = os.environ["DPWA_NODE"]

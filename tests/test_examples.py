@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.examples import progress, torchvision_import
 from dpwa.examples.cifar10 import data as cifar10_data
 from dpwa.examples.cifar10.model import build_network

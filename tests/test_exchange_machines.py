@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scheduled_network import PATIENCE_S, Fate, ScheduledCluster
 
-from dpwa.exchange import Outcome
+from dpwa.exchange.result import Outcome
 from dpwa.methods.base import Kind
 
 COUNT = 3

@@ -15,18 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_faults import Launch
 
-from dpwa.blending import Staging
-from dpwa.check import describe
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
+from dpwa.config.describe import describe
+from dpwa.config.faults import FaultOptions, PartitionOptions
 from dpwa.errors import ConfigError, PeerTimeout
-from dpwa.fault_options import FaultOptions, PartitionOptions
-from dpwa.faults import Faults, Lost
+from dpwa.exchange.messages import INCARNATION_BYTES, Settle
+from dpwa.exchange.proposals import Proposals
 from dpwa.launch.ports import free_ports
-from dpwa.node import Node
-from dpwa.snapshot import Layout, Role, TensorSpec
+from dpwa.node.node import Node
+from dpwa.snapshot.layout import Layout, Role, TensorSpec
+from dpwa.snapshot.staging import Staging
+from dpwa.transport.faults import Faults, Lost
 from dpwa.transport.faulty import FaultyWay
-from dpwa.transport.messages import INCARNATION_BYTES, Settle
-from dpwa.transport.proposals import Proposals
 from support import Cluster, VectorModel, step_until, wait_until
 
 SAMPLES = sorted((Path(__file__).parent.parent / "samples" / "faults").glob("*.yaml"))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 from fault_trainer import PACE_S
 from support import wait_until

@@ -11,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from dpwa.config_sections import FlowControlOptions
-from dpwa.peers.flow_control import FlowControl
-from dpwa.peers.membership import Membership
+from dpwa.config.sections import FlowControlOptions
+from dpwa.exchange.flow_control import FlowControl
+from dpwa.exchange.membership import Membership
 
 
 def _flow(peers: str = "abcd", **options: float) -> FlowControl:

@@ -17,7 +17,7 @@ import zmq
 from fake_peers import pull_of
 from method_support import counted, masses, settle, weighted_sum
 
-from dpwa.node import Node
+from dpwa.node.node import Node
 from dpwa.transport import messages
 from dpwa.transport.wire import decode, encode
 from support import DEADLINE_S, Cluster, VectorModel, step_until, wait_until

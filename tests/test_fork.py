@@ -23,7 +23,7 @@ import multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
 import torch
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import NodeClosed
 
 CLUSTER, RUN = sys.argv[1:3]

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import DpwaError
 from dpwa.launch import ports
 from dpwa.launch.ports import FIRST_PORT, LAST_PORT, free_ports, port_problem

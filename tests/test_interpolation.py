@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwa.errors import ConfigError
-from dpwa.interpolation import Clock, Constant, Interpolator, Loss, LossSmoother, State, find_rule, register, resolve
+from dpwa.interpolation.interpolator import (
+    Clock,
+    Constant,
+    Interpolator,
+    Loss,
+    LossSmoother,
+    State,
+    find_rule,
+    register,
+    resolve,
+)
 
 any_float = st.floats()
 any_state = st.builds(State, loss=st.none() | any_float, clock=any_float)
@@ -196,9 +206,13 @@ def test_the_three_rules_resolve_by_name():
         ("constant", {"value": 7}, "expected a number from 0 to 1, got 7"),
         ("a:b:c", {}, 'expected "module:Class"'),
         ("no_such_module_here:Rule", {}, "the module no_such_module_here cannot be imported"),
-        ("dpwa.interpolation:Los", {}, 'has no class Los, did you mean "dpwa.interpolation:Loss"?'),
-        ("dpwa.interpolation:Nothing", {}, "has no class Nothing"),
-        ("dpwa.interpolation:State", {}, "expected a class with a method factor"),
+        (
+            "dpwa.interpolation.interpolator:Los",
+            {},
+            'has no class Los, did you mean "dpwa.interpolation.interpolator:Loss"?',
+        ),
+        ("dpwa.interpolation.interpolator:Nothing", {}, "has no class Nothing"),
+        ("dpwa.interpolation.interpolator:State", {}, "expected a class with a method factor"),
         ("tests_rule_options:Needy", {}, 'Needy needs the option "must", which has no default'),
         ("tests_rule_options:Needy", {"must": 0}, "Needy refused its options: must not be 0"),
     ],
@@ -255,7 +269,7 @@ class Third:
 @pytest.fixture
 def custom_rules(monkeypatch):
     """Rules registered in a test are forgotten after it."""
-    monkeypatch.setattr("dpwa.interpolation._rules", {"constant": Constant, "clock": Clock, "loss": Loss})
+    monkeypatch.setattr("dpwa.interpolation.interpolator._rules", {"constant": Constant, "clock": Clock, "loss": Loss})
 
 
 def test_weight_zero_does_not_smooth():

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwa.check import describe
-from dpwa.config import ClusterConfig
-from dpwa.consensus_control import ConsensusControl
+from dpwa.config.cluster import ClusterConfig
+from dpwa.config.describe import describe
 from dpwa.errors import ConfigError
-from dpwa.interpolation import Consensus, Constant, Interpolator, Staleness, State, find_rule, resolve
+from dpwa.interpolation.consensus import ConsensusControl
+from dpwa.interpolation.interpolator import Consensus, Constant, Interpolator, Staleness, State, find_rule, resolve
 from dpwa.limits import number_problems
 
 NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}]\n"

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpwa.extended_model import Inventory
-from dpwa.interpolation import State
+from dpwa.interpolation.interpolator import State
+from dpwa.node.extended_model import Inventory
+from dpwa.node.record import NodeStatistics, Record
 from dpwa.observe import bounded_file, repeats, steady_file
 from dpwa.observe.bounded_file import read_records
 from dpwa.observe.journal import Journal
-from dpwa.record import NodeStatistics, Record
 from support import VectorModel, wait_until
 
 TESTS = Path(__file__).parent

@@ -14,7 +14,7 @@ from PIL import Image
 from dpwa.errors import ConfigError
 from dpwa.examples.samples import Samples
 from dpwa.lab import data
-from dpwa.lab.data import load, with_wrong_labels
+from dpwa.lab.training.data import load, with_wrong_labels
 
 COUNTS = {"train": 30, "t10k": 20}
 

@@ -12,10 +12,10 @@ from torch_support import DEVICES
 
 from collective_support import alone, training
 from collective_trainer import Observer, network, samples
-from dpwa.lab.cell import Cell, CellFolder
-from dpwa.lab.settings import Settings
 from dpwa.lab.strategies.data_parallel import CustomDataParallel, make
-from dpwa.lab.training import Recipe, Task, train
+from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.study.settings import Settings
+from dpwa.lab.training.loop import Recipe, Task, train
 
 CPU = torch.device("cpu")
 

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from dpwa.examples.evaluation import accuracy_and_loss_of
-from dpwa.lab.cell import Cell, CellFolder, write_json
-from dpwa.lab.data import DataSet, load
-from dpwa.lab.evaluation import evaluate
-from dpwa.lab.models import build, initial_weights_hash
-from dpwa.lab.recording import Recorder
-from dpwa.lab.settings import Settings
+from dpwa.lab.study.cell import Cell, CellFolder, write_json
+from dpwa.lab.study.settings import Settings
+from dpwa.lab.training.data import DataSet, load
+from dpwa.lab.training.evaluation import evaluate
+from dpwa.lab.training.models import build, initial_weights_hash
+from dpwa.lab.training.recording import Recorder
 
 
 @pytest.fixture(scope="module")

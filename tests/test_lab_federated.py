@@ -16,20 +16,20 @@ from hypothesis import settings as of_hypothesis
 from hypothesis import strategies as st
 from torch import nn
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, PeerUnreachable
 from dpwa.examples.samples import Samples
-from dpwa.interpolation import State
-from dpwa.lab.data import load
-from dpwa.lab.models import build
-from dpwa.lab.settings import Settings
+from dpwa.interpolation.interpolator import State
 from dpwa.lab.strategies.base import Strategy
-from dpwa.lab.strategies.federated_client import FederatedClient
-from dpwa.lab.strategies.federated_cluster import cluster_settings
-from dpwa.lab.strategies.federated_node import FederatedNode
-from dpwa.lab.strategies.federated_rounds import FederatedRounds, Schedule, samples_of
-from dpwa.lab.strategies.federated_server import Client, FederatedServer
-from dpwa.lab.training import Recipe, Task, train
+from dpwa.lab.strategies.federated.client import FederatedClient
+from dpwa.lab.strategies.federated.cluster import cluster_settings
+from dpwa.lab.strategies.federated.node import FederatedNode
+from dpwa.lab.strategies.federated.rounds import FederatedRounds, Schedule, samples_of
+from dpwa.lab.strategies.federated.server import Client, FederatedServer
+from dpwa.lab.study.settings import Settings
+from dpwa.lab.training.data import load
+from dpwa.lab.training.loop import Recipe, Task, train
+from dpwa.lab.training.models import build
 from dpwa.launch.ports import free_ports
 from dpwa.methods.base import Arrival, Kind
 from support import wait_until
@@ -243,7 +243,7 @@ def test_the_samples_of_a_round_are_those_that_the_training_function_draws():
 
 def test_what_a_cluster_file_says_of_a_federation_is_right_and_needs_no_torch():
     code = (
-        "import sys, dpwa.lab.strategies.federated_rounds, dpwa.lab.strategies.federated_cluster; "
+        "import sys, dpwa.lab.strategies.federated.rounds, dpwa.lab.strategies.federated.cluster; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

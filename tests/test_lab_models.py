@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dpwa.errors import ConfigError
-from dpwa.lab.models import build, initial_weights_hash
+from dpwa.lab.training.models import build, initial_weights_hash
 
 NAMES = ("mcmahan_cnn", "light_cnn", "mlp")
 GREY = (1, 28, 28)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dpwa.errors import ConfigError
-from dpwa.lab.partition import class_counts, least_samples, partition
 from dpwa.lab.report.partition_drawing import draw_partition
-from dpwa.lab.settings import PartitionOptions
+from dpwa.lab.study.settings import PartitionOptions
+from dpwa.lab.training.partition import class_counts, least_samples, partition
 
 CLOTHES = np.repeat(np.arange(10), 600)
 """Ten equal classes, as in Fashion-MNIST, a tenth of it."""

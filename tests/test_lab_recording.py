@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
 
-from dpwa.lab.cell import CellFolder
-from dpwa.lab.handicaps import Handicap, shares_of_work
-from dpwa.lab.recording import Recorder
-from dpwa.lab.settings import Settings
+from dpwa.lab.study.cell import CellFolder
+from dpwa.lab.study.settings import Settings
+from dpwa.lab.training.handicaps import Handicap, shares_of_work
+from dpwa.lab.training.recording import Recorder
 from support import wait_until
 
 
@@ -55,7 +55,7 @@ def test_rounds_are_equal_parts_of_the_steps_also_when_there_are_more_rounds_tha
 
 def test_the_training_clock_stands_still_while_a_snapshot_is_written(tmp_path, monkeypatch):
     now_s = 100.0
-    monkeypatch.setattr("dpwa.lab.recording.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("dpwa.lab.training.recording.time.monotonic", lambda: now_s)
     watch = recorder(tmp_path, rounds=2)
     write = watch._write_model
 
@@ -115,8 +115,8 @@ def test_a_process_whose_model_is_another_ones_puts_no_model_down_but_its_steps(
 def test_a_slow_node_sleeps_in_proportion_to_what_it_computed(monkeypatch):
     slept_s: list[float] = []
     cpu_s = iter([7.0, 7.5, 7.75])
-    monkeypatch.setattr("dpwa.lab.handicaps.time.thread_time", lambda: next(cpu_s))
-    monkeypatch.setattr("dpwa.lab.handicaps.time.sleep", slept_s.append)
+    monkeypatch.setattr("dpwa.lab.training.handicaps.time.thread_time", lambda: next(cpu_s))
+    monkeypatch.setattr("dpwa.lab.training.handicaps.time.sleep", slept_s.append)
     options = Settings.model_validate({"strategy": "pull", "slow": {"node": 2, "factor": 4.0}})
     slow = Handicap(options, 2, crowding=2.0)
     slow.begin()
@@ -126,7 +126,7 @@ def test_a_slow_node_sleeps_in_proportion_to_what_it_computed(monkeypatch):
 
 
 def test_other_nodes_are_not_slowed_down(monkeypatch):
-    monkeypatch.setattr("dpwa.lab.handicaps.time.sleep", lambda _: pytest.fail("a healthy node slept"))
+    monkeypatch.setattr("dpwa.lab.training.handicaps.time.sleep", lambda _: pytest.fail("a healthy node slept"))
     options = Settings.model_validate({"strategy": "pull", "slow": {"node": 2, "factor": 4.0}})
     healthy = Handicap(options, 1, crowding=1.0)
     healthy.after_step(1, 10)

@@ -16,7 +16,7 @@ from dpwa.lab.report.results import CellResult, Round, read_results
 from dpwa.lab.report.statistics import estimate
 from dpwa.lab.report.summary import MOST_BATCH_POINTS, MOST_POINTS, Summary, summarise, time_to
 from dpwa.lab.report.text import bytes_text, columns, seconds_text, status_text
-from dpwa.lab.study import Study
+from dpwa.lab.study.study import Study
 
 STUDY = """\
 study: small

@@ -18,18 +18,18 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from dpwa.cli import main
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
 from dpwa.lab import commands, cost, mpi_segments, running, starting, supervision
-from dpwa.lab.cell import Cell, CellFolder
-from dpwa.lab.data import load
-from dpwa.lab.progress import RunProgress
-from dpwa.lab.run_folder import RunFolder, last_lines
-from dpwa.lab.running import Runner
-from dpwa.lab.settings import Settings
-from dpwa.lab.starting import command_of, environment_of, held_to, machine_cores, missing_for, prepare
-from dpwa.lab.study import Study
-from dpwa.lab.supervision import run_to_end
+from dpwa.lab.run.progress import RunProgress
+from dpwa.lab.run.run_folder import RunFolder, last_lines
+from dpwa.lab.run.running import Runner
+from dpwa.lab.run.starting import command_of, environment_of, held_to, machine_cores, missing_for, prepare
+from dpwa.lab.run.supervision import run_to_end
+from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.study.settings import Settings
+from dpwa.lab.study.study import Study
+from dpwa.lab.training.data import load
 from support import wait_until
 
 BASE = "study: try\ndata: digits\nmodel: mlp\nnodes: 2\nn_epochs: 1\n"
@@ -364,7 +364,10 @@ def test_mpi_rows_are_started_by_mpiexec_and_tensorflow_by_its_own_script(tmp_pa
     assert Path(argv[0]).name == "mpiexec"
     assert argv[1:3] == ["-n", "3"]
     assert missing_for(cell_of("single")) is None
-    assert command_of(cell_of("tf_mirrored"), CellFolder(tmp_path))[1:3] == ["-m", "dpwa.lab.strategies.tf_mirrored"]
+    assert command_of(cell_of("tf_mirrored"), CellFolder(tmp_path))[1:3] == [
+        "-m",
+        "dpwa.lab.strategies.tensorflow.mirrored",
+    ]
 
 
 def test_estimates_grow_with_work_and_shrink_with_cores() -> None:
@@ -441,7 +444,7 @@ def test_the_lab_answers_without_torch() -> None:
 
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_progress_is_a_bar_in_a_terminal_and_lines_elsewhere(is_terminal: bool, monkeypatch) -> None:
-    monkeypatch.setattr("dpwa.lab.progress._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("dpwa.lab.run.progress._LINE_EVERY_S", 0.0)
     output = io.StringIO()
     console = Console(file=output, force_terminal=is_terminal, width=150)
     with RunProgress(console, 3, 1) as progress:

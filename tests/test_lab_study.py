@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwa.errors import ConfigError
-from dpwa.lab.cell import Cell
-from dpwa.lab.kinds import STRATEGIES
-from dpwa.lab.layers import Layers
-from dpwa.lab.study import Study, cell_folder_name
-from dpwa.lab.study_rows import slug
+from dpwa.lab.study.cell import Cell
+from dpwa.lab.study.kinds import STRATEGIES
+from dpwa.lab.study.layers import Layers
+from dpwa.lab.study.study import Study, cell_folder_name
+from dpwa.lab.study.study_rows import slug
 
 BASE = "study: try\ndata: digits\nmodel: mlp\nnodes: 2\n"
 

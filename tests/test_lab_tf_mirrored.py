@@ -17,16 +17,16 @@ from torch import nn
 
 from dpwa.errors import ConfigError
 from dpwa.examples.samples import Samples, normaliser, unchanged
-from dpwa.lab.cell import Cell, CellFolder, step_at, write_json
-from dpwa.lab.models import build
-from dpwa.lab.recording import Recorder
-from dpwa.lab.settings import Settings
 from dpwa.lab.strategies import tf_environment, tf_mirrored
 from dpwa.lab.strategies.base import Strategy
-from dpwa.lab.strategies.tf_environment import PYTHON_VARIABLE, tensorflow_python, why_no_tensorflow
-from dpwa.lab.strategies.tf_export import layers_of, order_of_batches, shift_and_scale
-from dpwa.lab.strategies.tf_layout import from_keras, to_keras
-from dpwa.lab.training import Recipe, Task, train
+from dpwa.lab.strategies.tensorflow.environment import PYTHON_VARIABLE, tensorflow_python, why_no_tensorflow
+from dpwa.lab.strategies.tensorflow.export import layers_of, order_of_batches, shift_and_scale
+from dpwa.lab.strategies.tensorflow.layout import from_keras, to_keras
+from dpwa.lab.study.cell import Cell, CellFolder, step_at, write_json
+from dpwa.lab.study.settings import Settings
+from dpwa.lab.training.loop import Recipe, Task, train
+from dpwa.lab.training.models import build
+from dpwa.lab.training.recording import Recorder
 
 
 def _arrays(model: nn.Module) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.guard import GRACE_S
 from dpwa.launch.ports import free_ports
 

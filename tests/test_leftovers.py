@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
-from dpwa.node import Node
+from dpwa.node.node import Node
 from dpwa.transport import leftovers
 from dpwa.transport.leftovers import remove_unowned
 from dpwa.transport.shared_memory import SEGMENT_FOLDER, Segment

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 from support import VectorModel, step_until, wait_until
 
@@ -159,7 +159,7 @@ def test_a_script_that_ends_leaves_nothing_running(tmp_path):
     script = f"""
 import torch
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 node = DpwaPyTorchAdapter(torch.nn.Linear(2, 2), "w1", ClusterConfig.for_localhost(2, ports={free_ports(2)}))
 node.step(1.0)
 print("done", flush=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dpwa.interpolation import State
-from dpwa.lineage import Relation, Standing
-from dpwa.peers.history import History
+from dpwa.exchange.history import History
+from dpwa.exchange.lineage import Relation, Standing
+from dpwa.interpolation.interpolator import State
 
 
 def test_far_apart_means_of_two_lineages_and_fifty_updates():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
 from support import Cluster, VectorModel, wait_until
 

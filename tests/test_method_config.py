@@ -7,10 +7,10 @@ import torch
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 from dpwa.adapters.tensors import TorchModel
-from dpwa.check import describe
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
+from dpwa.config.describe import describe
 from dpwa.errors import ConfigError
-from dpwa.node import Node
+from dpwa.node.node import Node
 from support import VectorModel, step_until
 
 NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}, {name: w3, port: 21002}]\n"

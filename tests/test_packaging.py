@@ -55,10 +55,10 @@ def test_the_wheel_holds_the_package_with_its_adapters_and_examples(archives: tu
     expected = {
         "dpwa/py.typed",
         "dpwa/cli.py",
-        "dpwa/demo.py",
+        "dpwa/launch/demo.py",
         "dpwa/launch/local.py",
         "dpwa/adapters/pytorch.py",
-        "dpwa/lab/training.py",
+        "dpwa/lab/training/loop.py",
         "dpwa/examples/digits/train.py",
         "dpwa/examples/fashion_mnist/train.py",
         "dpwa/examples/cifar10/train.py",
@@ -102,7 +102,7 @@ def test_the_installed_command_answers_outside_the_checkout(installed_python: Pa
     assert "launch" in _run(installed_python.parent / "dpwa", "--help", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("module", ["dpwa.adapters.pytorch", "dpwa.examples.digits.train", "dpwa.demo"])
+@pytest.mark.parametrize("module", ["dpwa.adapters.pytorch", "dpwa.examples.digits.train", "dpwa.launch.demo"])
 def test_an_installed_module_is_imported_from_the_wheel(installed_python: Path, tmp_path: Path, module: str) -> None:
     place = _run(installed_python, "-c", f"import {module}; print({module}.__file__)", cwd=tmp_path).strip()
     assert Path(place).is_relative_to(installed_python.parent.parent)

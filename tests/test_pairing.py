@@ -9,7 +9,7 @@ import pytest
 from scheduled_network import Fate, Life, ScheduledCluster
 
 from dpwa.errors import PeerUnreachable
-from dpwa.transport.messages import NO_EXCHANGE, Propose, Settle, Verdict
+from dpwa.exchange.messages import NO_EXCHANGE, Propose, Settle, Verdict
 from support import VectorModel
 
 START = [np.zeros(4), np.full(4, 8.0), np.full(4, 4.0)]

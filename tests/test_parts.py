@@ -15,13 +15,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
+from dpwa.exchange.messages import MAX_WINDOW
 from dpwa.launch.ports import free_ports
-from dpwa.node import Node
-from dpwa.parts import CHUNK_BYTES, RUN, Part, Rotation, chunk_count
-from dpwa.snapshot import Layout, Role, TensorSpec
+from dpwa.node.node import Node
+from dpwa.snapshot.layout import Layout, Role, TensorSpec
+from dpwa.snapshot.parts import CHUNK_BYTES, RUN, Part, Rotation, chunk_count
 from dpwa.transport.in_memory import InMemoryTransport
-from dpwa.transport.messages import MAX_WINDOW
 from support import VectorModel, wait_until
 
 _DTYPES = st.sampled_from(["float64", "float32", "bfloat16", "float16"])

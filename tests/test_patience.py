@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpwa.peers.patience import Patience
+from dpwa.exchange.patience import Patience
 
 
 def test_a_peer_that_was_silent_is_waited_for_a_fifth_of_the_timeout_until_it_answers_again():

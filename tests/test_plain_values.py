@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwa.plain_values import plain
+from dpwa.observe.plain_values import plain
 
 
 class Unreadable:

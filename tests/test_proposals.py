@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scheduled_network import PATIENCE_S, Fate, Life, ScheduledCluster
 
-from dpwa.interpolation import State
-from dpwa.snapshot import Snapshot
-from dpwa.transport.messages import NO_EXCHANGE, Propose, Verdict
-from dpwa.transport.proposals import Answer, Proposals
+from dpwa.exchange.messages import NO_EXCHANGE, Propose, Verdict
+from dpwa.exchange.proposals import Answer, Proposals
+from dpwa.interpolation.interpolator import State
+from dpwa.snapshot.layout import Snapshot
 
 START = np.array([[1.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 100.0]])
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch_support import DEVICES, linear, local_cluster, until_all_have_blended
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
 
 

@@ -19,9 +19,9 @@ from torch import nn
 from dpwa.adapters import streams
 from dpwa.adapters.streams import CudaCopies, HostMemory, LateLosses
 from dpwa.adapters.tensors import TorchModel, _runs
-from dpwa.blending import Staging
-from dpwa.config import ClusterConfig
-from dpwa.snapshot import Layout, TensorSpec
+from dpwa.config.cluster import ClusterConfig
+from dpwa.snapshot.layout import Layout, TensorSpec
+from dpwa.snapshot.staging import Staging
 
 # --- The order of things ----------------------------------------------------------------------------------------------
 

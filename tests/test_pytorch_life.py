@@ -19,7 +19,7 @@ from torch.utils.data import DistributedSampler
 from torch_support import linear, local_cluster, until_all_have_blended
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter, attach
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, NodeClosed
 
 

@@ -13,7 +13,7 @@ import ctypes, json, sys
 import psutil, torch
 from torch import nn
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter, attach
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 
 way, settings = sys.argv[1], json.loads(sys.argv[2])

@@ -17,9 +17,9 @@ from torch import nn
 from torch_support import DEVICES, local_cluster
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter, _TorchModel
-from dpwa.blending import Staging
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
+from dpwa.snapshot.staging import Staging
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
 from dpwa.launch import local
 from dpwa.launch.local import make_run_dir, node_commands

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from fake_peers import Peers, pull_of
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
 from dpwa.launch.local import launch
 from dpwa.launch.ports import free_ports
-from dpwa.run_token import TOKEN_FILE, make_token, run_in_requests
+from dpwa.node.run_token import TOKEN_FILE, make_token, run_in_requests
 from dpwa.transport import messages
 from dpwa.transport.wire import decode, encode
 from support import VectorModel, step_until
@@ -24,8 +24,8 @@ from support import VectorModel, step_until
 # Says what the nodes would name as their run, and what they see of the token.
 SCRIPT = """
 import json, os, pathlib, stat
-from dpwa.config import ClusterConfig
-from dpwa.run_token import run_in_requests
+from dpwa.config.cluster import ClusterConfig
+from dpwa.node.run_token import run_in_requests
 folder = pathlib.Path(os.environ["DPWA_RUN_DIR"])
 run_id = ClusterConfig.load(os.environ["DPWA_CONFIG"]).run_id
 said = {"run": run_in_requests(run_id, folder), "public": run_id}

@@ -15,11 +15,11 @@ import pytest
 from fake_peers import Peers, node_with_absent_peer, pull_of
 from strangers import Stranger
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, InternalError
 from dpwa.launch.ports import free_ports
-from dpwa.node import Node
-from dpwa.parts import CHUNK_BYTES
+from dpwa.node.node import Node
+from dpwa.snapshot.parts import CHUNK_BYTES
 from dpwa.transport import messages, wire
 from support import DEADLINE_S, VectorModel, step_until, wait_until
 

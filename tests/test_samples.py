@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dpwa.cluster_file import read
-from dpwa.config import ClusterConfig
-from dpwa.config_sections import ConstantOptions, FlowControlOptions, NodeConfig
+from dpwa.config.cluster import ClusterConfig
+from dpwa.config.sections import ConstantOptions, FlowControlOptions, NodeConfig
+from dpwa.config.yaml_file import read
 from dpwa.methods import options
 from dpwa.methods.registry import METHODS
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dpwa.adapters import saving
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 
 

@@ -18,16 +18,16 @@ import numpy as np
 import pytest
 from shared_memory_peer import INCARNATION, train
 
-from dpwa.blending import Staging, Values
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
+from dpwa.exchange.client import Target
 from dpwa.launch.ports import free_ports
-from dpwa.node import Node
-from dpwa.parts import Part
-from dpwa.snapshot import ITEM_BYTES, Layout, Role, TensorSpec
+from dpwa.node.node import Node
+from dpwa.snapshot.layout import ITEM_BYTES, Layout, Role, TensorSpec
+from dpwa.snapshot.parts import Part
+from dpwa.snapshot.staging import Staging, Values
 from dpwa.transport import messages, shared_memory
 from dpwa.transport.conversation import Conversation
-from dpwa.transport.pulling import Target
 from dpwa.transport.reception import Reception
 from dpwa.transport.segments import Segments
 from dpwa.transport.shared_memory import SEGMENT_FOLDER, Segment, SegmentReader, SegmentUnusable

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from slow_link import SlowLink
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
-from dpwa.node import Node
+from dpwa.node.node import Node
 from dpwa.transport.sockets import Links
 from dpwa.transport.zeromq import ZmqTransport
 from support import Cluster, VectorModel, wait_until

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwa.errors import ConfigError
-from dpwa.snapshot import ITEM_BYTES, BufferPool, Layout, Role, TensorSpec
+from dpwa.snapshot.layout import ITEM_BYTES, BufferPool, Layout, Role, TensorSpec
 
 _SPECS = st.lists(
     st.builds(

@@ -21,7 +21,7 @@ import pytest
 from fake_peers import node_with_absent_peer, pull_of
 from strangers import Stranger
 
-from dpwa.parts import CHUNK_BYTES
+from dpwa.snapshot.parts import CHUNK_BYTES
 from dpwa.transport import messages, wire
 from support import DEADLINE_S, VectorModel, wait_until
 
@@ -289,9 +289,9 @@ _NODE = f"""
 import select, sys
 sys.path.insert(0, {str(STRANGERS.parent)!r})
 from support import VectorModel
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
-from dpwa.node import Node
+from dpwa.node.node import Node
 ports = free_ports(2)
 node = Node(ClusterConfig.for_localhost(2, ports=ports, connect_timeout_ms=50), "w1", VectorModel([1.0] * 10))
 node.start()

@@ -13,10 +13,10 @@ import pytest
 import zmq
 from fake_peers import Peers, node_with_absent_peer, pull_of
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
-from dpwa.node import Node
-from dpwa.parts import CHUNK_BYTES, RUN, chunk_count
+from dpwa.node.node import Node
+from dpwa.snapshot.parts import CHUNK_BYTES, RUN, chunk_count
 from dpwa.transport import client, messages, wire
 from dpwa.transport.sockets import CurveKeys, Links
 from dpwa.transport.zeromq import ZmqTransport

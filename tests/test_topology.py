@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
 from dpwa.topology.base_graph import base_graph
 from dpwa.topology.graphs import GraphOptions, edges_of, is_strongly_connected, most_square, sorted_edges
@@ -288,7 +288,7 @@ def test_a_stochastic_matrix_has_sums_of_1_and_nothing_negative(matrix, row, col
 def test_the_start_of_a_node_imports_no_networkx():
     code = """
 import sys
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 for topology in ("complete", "ring", "exponential", "base_graph"):
     ClusterConfig.for_localhost(4, topology=topology).topology_of_nodes.row(0, 0)
 print("networkx" in sys.modules)

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpwa.check import describe
 from dpwa.cli import main
-from dpwa.config import ClusterConfig, json_schema
+from dpwa.config.cluster import ClusterConfig, json_schema
+from dpwa.config.describe import describe
+from dpwa.config.topology import TopologyOptions
 from dpwa.errors import ConfigError
 from dpwa.topology.matrix_files import matrix_problems, read_matrix
-from dpwa.topology.options import TopologyOptions
 
 SAMPLES = sorted((Path(__file__).parent.parent / "samples" / "topologies").glob("*.yaml"))
 NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}, {name: w3, port: 21002}]\n"
@@ -561,9 +561,9 @@ def test_without_matplotlib_the_command_says_what_to_install(monkeypatch):
 def test_loading_a_file_without_a_topology_imports_neither_its_code_nor_networkx():
     code = """
 import sys
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 ClusterConfig.for_localhost(4)
-print([name for name in sys.modules if name in ("networkx", "dpwa.topology.checks")])
+print([name for name in sys.modules if name in ("networkx", "dpwa.config.topology_checks")])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

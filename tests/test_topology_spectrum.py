@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.topology.connectivity import can_average, cut_off, one_way
 from dpwa.topology.graphs import GraphOptions, sorted_edges
 from dpwa.topology.mixing import SparseMixing

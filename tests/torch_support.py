@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
-from dpwa.config import ClusterConfig
+from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 from support import wait_until
 

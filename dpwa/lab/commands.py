@@ -16,12 +16,12 @@ from rich.table import Table
 
 import dpwa
 from dpwa.errors import ConfigError
-from dpwa.lab.cost import ASK_ABOVE_S, estimate_s, shown_duration
-from dpwa.lab.kinds import STRATEGIES
-from dpwa.lab.running import Runner
-from dpwa.lab.starting import machine_cores
-from dpwa.lab.strategies.tf_environment import PYTHON_VARIABLE
-from dpwa.lab.study import Study
+from dpwa.lab.run.cost import ASK_ABOVE_S, estimate_s, shown_duration
+from dpwa.lab.run.running import Runner
+from dpwa.lab.run.starting import machine_cores
+from dpwa.lab.strategies.tensorflow.environment import PYTHON_VARIABLE
+from dpwa.lab.study.kinds import STRATEGIES
+from dpwa.lab.study.study import Study
 
 __all__ = ["list_strategies", "list_studies", "run_study", "study_path"]
 

@@ -17,16 +17,16 @@ import torch
 
 from dpwa.examples.devices import device_of, rank_of_this_node
 from dpwa.examples.samples import Samples
-from dpwa.lab.cell import Cell, CellFolder
-from dpwa.lab.data import DataSet, data_dir_of_environment, load, with_wrong_labels
-from dpwa.lab.handicaps import Handicap, shares_of_work
-from dpwa.lab.kinds import Start
-from dpwa.lab.models import build
-from dpwa.lab.partition import partition
-from dpwa.lab.recording import Recorder
 from dpwa.lab.strategies.base import Strategy
-from dpwa.lab.strategies.federated_rounds import Schedule
-from dpwa.lab.training import Recipe, Task, train
+from dpwa.lab.strategies.federated.rounds import Schedule
+from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.study.kinds import Start
+from dpwa.lab.training.data import DataSet, data_dir_of_environment, load, with_wrong_labels
+from dpwa.lab.training.handicaps import Handicap, shares_of_work
+from dpwa.lab.training.loop import Recipe, Task, train
+from dpwa.lab.training.models import build
+from dpwa.lab.training.partition import partition
+from dpwa.lab.training.recording import Recorder
 from dpwa.transport.sockets import keep_freed_memory
 
 __all__ = ["data_of", "main", "order_seed", "parts_of_nodes", "recipe_of", "samples_of_node"]
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
     device = device_of(rank)
     model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed).to(device)
     if name not in cell.training_names:
-        from dpwa.lab.strategies.federated import serve  # noqa: PLC0415 - only for these
+        from dpwa.lab.strategies.federated.process import serve  # noqa: PLC0415 - only for these
 
         serve(cell, folder, [len(part) for part in parts_of_nodes(cell, data)], model)
         return
@@ -171,7 +171,7 @@ def _rank(cell: Cell) -> int:
 
 def _strategy(cell: Cell, folder: CellFolder, rank: int) -> Strategy:
     if cell.kind.is_method:
-        from dpwa.lab.strategies.peers import Peers  # noqa: PLC0415 - only what is needed
+        from dpwa.lab.strategies.dpwa import Peers  # noqa: PLC0415 - only what is needed
 
         return Peers()
     file = _FILES.get(cell.kind.name)

@@ -25,12 +25,12 @@ from dpwa.launch.output import LinePrinter
 from dpwa.launch.ports import port_problem
 from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
 from dpwa.launch.this_host import local_node_names
+from dpwa.node.run_token import make_token
 from dpwa.observe.journal import OUTPUT_FILE, node_folder, output_max_bytes
-from dpwa.run_token import make_token
 from dpwa.transport.leftovers import remove_unowned
 
 if TYPE_CHECKING:
-    from dpwa.config import ClusterConfig
+    from dpwa.config.cluster import ClusterConfig
 
 __all__ = [
     "NodeCommand",
@@ -80,7 +80,7 @@ def launch(
         ConfigError: something can be seen to be wrong before anything is started.
         DpwaError: there are not enough processes or files for a launch.
     """
-    from dpwa.config import ClusterConfig  # noqa: PLC0415 - pydantic is slow to import, and the demo has it already
+    from dpwa.config.cluster import ClusterConfig  # noqa: PLC0415 - pydantic is slow to import, and the demo has it already
 
     config = ClusterConfig.load(cluster_file)
     chosen = _chosen_names(config, names, cluster_file)

@@ -15,7 +15,7 @@ import socket
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dpwa.config import ClusterConfig
+    from dpwa.config.cluster import ClusterConfig
 
 __all__ = ["is_local", "local_node_names"]
 

@@ -4,7 +4,7 @@
 the mean is conserved however late each side applies its half. Lian et al., "Asynchronous decentralized parallel
 stochastic gradient descent", arXiv 1710.06952, algorithm 1, where the two models are averaged in place.
 
-Both sides move or neither: see `dpwa.transport.proposals`. A node is in one pair at a time and refuses others
+Both sides move or neither: see `dpwa.exchange.proposals`. A node is in one pair at a time and refuses others
 meanwhile, so that nobody waits for somebody who waits, whatever the graph.
 
 Must not know: sockets, threads, time. Runs in: the trainer's thread.
@@ -15,9 +15,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from dpwa.interpolation import State
+from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
-from dpwa.neighbourhood import Neighbourhood
+from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["ADPSGD", "Symmetric"]
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
-from dpwa.blending import Values
-from dpwa.interpolation import State
-from dpwa.neighbourhood import Neighbourhood
-from dpwa.snapshot import Buffer, Layout, Section, Snapshot
-from dpwa.transport.messages import MAX_COUNTER
+from dpwa.exchange.messages import MAX_COUNTER
+from dpwa.interpolation.interpolator import State
+from dpwa.snapshot.layout import Buffer, Layout, Section, Snapshot
+from dpwa.snapshot.staging import Values
+from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["Arrival", "Blend", "Conservation", "Kind", "Method", "Plan"]
 

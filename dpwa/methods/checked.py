@@ -11,11 +11,11 @@ import random
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
+from dpwa.custom_code import blamed
 from dpwa.errors import ConfigError
-from dpwa.interpolation import State
+from dpwa.exchange.messages import MAX_COUNTER, MAX_MASS
+from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Kind, Method, Plan
-from dpwa.own_code import blamed
-from dpwa.transport.messages import MAX_COUNTER, MAX_MASS
 
 __all__ = ["factor_of", "mass_and_round", "plan_of"]
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from dpwa.blending import Values, parameter_arrays
-from dpwa.extended_model import Model
 from dpwa.methods.outer import OuterOptimizer
-from dpwa.snapshot import Role
+from dpwa.node.extended_model import Model
+from dpwa.snapshot.layout import Role
+from dpwa.snapshot.staging import Values, parameter_arrays
 
 __all__ = ["OuterMomentum"]
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from dpwa.interpolation import State
+from dpwa.exchange.messages import MAX_COUNTER
+from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
-from dpwa.neighbourhood import Neighbourhood
-from dpwa.transport.messages import MAX_COUNTER
+from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["DPSGD"]
 

@@ -10,7 +10,7 @@ Must not know: sockets, threads, time. Runs in: the trainer's thread.
 from __future__ import annotations
 
 from dpwa.methods.adpsgd import Symmetric
-from dpwa.neighbourhood import Neighbourhood
+from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["Elastic"]
 

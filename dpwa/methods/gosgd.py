@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpwa.errors import ConfigError
-from dpwa.interpolation import State
+from dpwa.exchange.messages import MAX_MASS
+from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
-from dpwa.neighbourhood import Neighbourhood
-from dpwa.transport.messages import MAX_MASS
+from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["GoSGD"]
 

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpwa.blending import Values, parameter_arrays, section_values
 from dpwa.errors import InternalError
-from dpwa.interpolation import State
+from dpwa.exchange.messages import MAX_COUNTER
+from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
 from dpwa.methods.outer import OuterOptimizer
-from dpwa.neighbourhood import Neighbourhood
-from dpwa.snapshot import Buffer, Layout, Role, Section, TensorSpec
-from dpwa.transport.messages import MAX_COUNTER
+from dpwa.snapshot.layout import Buffer, Layout, Role, Section, TensorSpec
+from dpwa.snapshot.staging import Values, parameter_arrays, section_values
+from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["NoLoCo"]
 

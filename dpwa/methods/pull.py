@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 
-from dpwa.interpolation import State
+from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
 
 __all__ = ["Pull"]

@@ -19,7 +19,7 @@ from dpwa.methods.gosgd import GoSGD
 from dpwa.methods.noloco import NoLoCo
 from dpwa.methods.pull import Pull
 from dpwa.methods.sgp import SGP
-from dpwa.neighbourhood import Neighbourhood
+from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["METHODS", "find_method", "make_method"]
 

@@ -15,7 +15,7 @@ Must not know: sockets, threads, time. Runs in: the trainer's thread.
 from __future__ import annotations
 
 from dpwa.methods.gosgd import GoSGD
-from dpwa.neighbourhood import Neighbourhood
+from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["SGP"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 
-from dpwa.plain_values import plain
+from dpwa.observe.plain_values import plain
 
 __all__ = ["LINE_LIMIT_BYTES", "line"]
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dpwa.config.topology import TopologyOptions
 from dpwa.topology.connectivity import cut_off
 from dpwa.topology.graphs import is_strongly_connected, most_square
 from dpwa.topology.mixing import Conservation, Matrix
-from dpwa.topology.options import TopologyOptions
 from dpwa.topology.schedule import OWN_ROUNDS, Topology, default_weights
 
 __all__ = ["Report", "describe_topology", "largest_singular_value", "report", "sentences"]

@@ -17,13 +17,13 @@ from typing import TypeVar
 import zmq
 
 from dpwa.errors import ConfigError, NodeClosed, PeerTimeout, PeerUnreachable, RemoteProtocolError
-from dpwa.peers.patience import Patience
+from dpwa.exchange.client import Pulled, Target
+from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Message, More, Propose, Pull, Settle
+from dpwa.exchange.patience import Patience
 from dpwa.transport.connection import Connection
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
-from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Message, More, Propose, Pull, Settle
 from dpwa.transport.names import HostNames
-from dpwa.transport.pulling import Pulled, Target
 from dpwa.transport.reception import Reception
 from dpwa.transport.segments import Segments
 from dpwa.transport.sockets import Links, dealer

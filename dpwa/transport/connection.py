@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_WINDOW
+from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_WINDOW
 from dpwa.transport.sockets import second_handle
 
 __all__ = ["Connection"]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import zmq
 
 from dpwa.errors import ModelMismatch, PeerTimeout, RemoteProtocolError
-from dpwa.transport.messages import (
+from dpwa.exchange.messages import (
     HAS_BODY,
     Accepted,
     Busy,

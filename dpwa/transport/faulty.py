@@ -14,13 +14,13 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpwa.blending import Staging
 from dpwa.errors import PeerTimeout, PeerUnreachable, TransportError
-from dpwa.faults import Fate, Faults, Lost
-from dpwa.snapshot import Layout
-from dpwa.transport.messages import Codec, Message, Offer, Propose, Pull, Settle
-from dpwa.transport.proposals import Proposals
-from dpwa.transport.pulling import Client, Pulled, Target
+from dpwa.exchange.client import Client, Pulled, Target
+from dpwa.exchange.messages import Codec, Message, Offer, Propose, Pull, Settle
+from dpwa.exchange.proposals import Proposals
+from dpwa.snapshot.layout import Layout
+from dpwa.snapshot.staging import Staging
+from dpwa.transport.faults import Fate, Faults, Lost
 
 __all__ = ["FaultyWay", "LossyProposals"]
 

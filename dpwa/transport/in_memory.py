@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dpwa.blending import encode_chunk
 from dpwa.errors import InternalError, ModelMismatch, PeerUnreachable
-from dpwa.exchange import Ask, Exchange
+from dpwa.exchange.client import Pulled, Target
+from dpwa.exchange.messages import NO_EXCHANGE, Codec, Message, Mismatch, Offer, Propose, Pull, Settle
+from dpwa.exchange.result import Ask, Exchange
+from dpwa.exchange.service import Request, Service
 from dpwa.methods.base import Kind
-from dpwa.snapshot import Snapshot
+from dpwa.snapshot.layout import Snapshot
+from dpwa.snapshot.staging import encode_chunk
 from dpwa.transport.interface import Wiring
-from dpwa.transport.messages import NO_EXCHANGE, Codec, Message, Mismatch, Offer, Propose, Pull, Settle
-from dpwa.transport.pulling import Pulled, Target
 from dpwa.transport.rx import RxCounters
-from dpwa.transport.service import Request, Service
 
 __all__ = ["InMemoryNetwork", "InMemoryTransport"]
 

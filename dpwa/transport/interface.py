@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from dpwa.exchange import Ask, Exchange
-from dpwa.exchanger import Exchanger
+from dpwa.exchange.exchanger import Exchanger
+from dpwa.exchange.result import Ask, Exchange
+from dpwa.exchange.service import Service
 from dpwa.transport.rx import RxCounters
-from dpwa.transport.service import Service
 
 __all__ = ["MakeTransport", "Transport", "Wiring"]
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterable
 
-from dpwa import hosts
+from dpwa.config import hosts
 from dpwa.errors import ConfigError, NodeClosed
 from dpwa.transport.doorbell import Doorbell
 

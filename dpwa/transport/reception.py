@@ -8,10 +8,9 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from dpwa.blending import encoded_chunk_bytes
 from dpwa.errors import PeerTimeout
-from dpwa.transport.conversation import Conversation
-from dpwa.transport.messages import (
+from dpwa.exchange.client import Pulled, Target
+from dpwa.exchange.messages import (
     Busy,
     Chunk,
     Codec,
@@ -25,7 +24,8 @@ from dpwa.transport.messages import (
     Pull,
     Refused,
 )
-from dpwa.transport.pulling import Pulled, Target
+from dpwa.snapshot.staging import encoded_chunk_bytes
+from dpwa.transport.conversation import Conversation
 from dpwa.transport.segments import Segments
 from dpwa.transport.shared_memory import SegmentUnusable
 

@@ -18,10 +18,7 @@ from dataclasses import dataclass, field
 import zmq
 
 from dpwa.errors import InternalError, RemoteProtocolError
-from dpwa.transport.connection_rules import Cause, Connection, framed_bytes
-from dpwa.transport.door import Door, most_connections
-from dpwa.transport.doorbell import Doorbell
-from dpwa.transport.messages import (
+from dpwa.exchange.messages import (
     NO_EXCHANGE,
     Busy,
     Done,
@@ -33,8 +30,11 @@ from dpwa.transport.messages import (
     Refused,
     Settle,
 )
+from dpwa.exchange.service import Request, Service
+from dpwa.transport.connection_rules import Cause, Connection, framed_bytes
+from dpwa.transport.door import Door, most_connections
+from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.sending import RxCounters, Sender
-from dpwa.transport.service import Request, Service
 from dpwa.transport.sockets import Links, router
 from dpwa.transport.transfers import Transfer, TransferRules, Waiting
 from dpwa.transport.wire import decode

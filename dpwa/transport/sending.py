@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import zmq
 
-from dpwa.blending import encode_chunk
+from dpwa.exchange.messages import Chunk, Codec, Message, Mismatch
+from dpwa.exchange.service import Service
+from dpwa.snapshot.staging import encode_chunk
 from dpwa.transport.connection_rules import Cause, framed_bytes
 from dpwa.transport.door import Door
-from dpwa.transport.messages import Chunk, Codec, Message, Mismatch
-from dpwa.transport.service import Service
 from dpwa.transport.transfers import Transfer
 from dpwa.transport.wire import encode
 

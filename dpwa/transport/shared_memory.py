@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dpwa.snapshot import Buffer
+from dpwa.exchange.messages import MAX_SLOTS, TOKEN_BYTES
+from dpwa.snapshot.layout import Buffer
 from dpwa.transport.leftovers import FOLDER, create_owned, disown
 from dpwa.transport.leftovers import MAGIC as _MAGIC
-from dpwa.transport.messages import MAX_SLOTS, TOKEN_BYTES
 
 __all__ = ["SEGMENT_FOLDER", "Segment", "SegmentReader", "SegmentUnusable"]
 

@@ -17,7 +17,7 @@ import numpy as np
 import zmq
 
 from dpwa.errors import DpwaError
-from dpwa.transport.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_WINDOW
+from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_WINDOW
 from dpwa.transport.names import HostNames
 
 try:

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dpwa.errors import RemoteProtocolError
-from dpwa.snapshot import Snapshot
+from dpwa.exchange.messages import More, Pull
+from dpwa.exchange.service import Request
+from dpwa.snapshot.layout import Snapshot
 from dpwa.transport.connection_rules import Connection
-from dpwa.transport.messages import More, Pull
-from dpwa.transport.service import Request
 
 __all__ = ["Transfer", "TransferRules", "Waiting"]
 

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 
 from dpwa.errors import InternalError, NodeClosed
-from dpwa.exchange import Ask
-from dpwa.exchanger import Exchanger
+from dpwa.exchange.exchanger import Exchanger
+from dpwa.exchange.result import Ask
 from dpwa.transport.client import ZmqClient
 from dpwa.transport.doorbell import Doorbell
 

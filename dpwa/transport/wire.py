@@ -16,7 +16,7 @@ from typing import Final, TypeVar, get_args
 import msgpack
 
 from dpwa.errors import RemoteProtocolError
-from dpwa.transport.messages import (
+from dpwa.exchange.messages import (
     EXCHANGE_BYTES,
     FINGERPRINT_BYTES,
     INCARNATION_BYTES,

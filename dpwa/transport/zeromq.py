@@ -13,14 +13,14 @@ from collections.abc import Callable
 
 import zmq
 
-from dpwa import hosts
-from dpwa.config import ClusterConfig
+from dpwa.config import hosts
+from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import InternalError
-from dpwa.exchange import Ask, Exchange
+from dpwa.exchange.result import Ask, Exchange
 from dpwa.transport.client import ZmqClient
+from dpwa.transport.copy_waiter import PublishThread
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.interface import Wiring
-from dpwa.transport.publisher import PublishThread
 from dpwa.transport.rx import RxThread
 from dpwa.transport.segments import Segments
 from dpwa.transport.sockets import Links, close_inherited, keep_freed_memory, raise_descriptor_limit, require_libzmq

@@ -9,9 +9,9 @@ import math
 import random
 from collections.abc import Mapping
 
-from dpwa.interpolation import State
+from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
-from dpwa.neighbourhood import Neighbourhood
+from dpwa.topology.neighbourhood import Neighbourhood
 
 
 class BestPeer(Method):

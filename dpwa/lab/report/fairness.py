@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpwa.lab.kinds import STRATEGIES
 from dpwa.lab.report.results import CellResult
 from dpwa.lab.report.summary import Summary
-from dpwa.lab.settings import Settings
-from dpwa.lab.study_rows import is_used
+from dpwa.lab.study.kinds import STRATEGIES
+from dpwa.lab.study.settings import Settings
+from dpwa.lab.study.study_rows import is_used
 
 __all__ = ["Finding", "described_machine", "differing_settings", "findings", "listed", "used_settings"]
 

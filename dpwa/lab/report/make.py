@@ -14,14 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from dpwa.errors import ConfigError
-from dpwa.lab.cell import write_json
 from dpwa.lab.report.content import Content, content_of
 from dpwa.lab.report.markdown import markdown
 from dpwa.lab.report.page import page
 from dpwa.lab.report.pictures import draw
 from dpwa.lab.report.results import read_results
 from dpwa.lab.report.summary import Summary, summarise
-from dpwa.lab.study import Study
+from dpwa.lab.study.cell import write_json
+from dpwa.lab.study.study import Study
 
 __all__ = ["make_report"]
 

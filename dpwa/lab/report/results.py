@@ -22,7 +22,7 @@ class _Part(BaseModel):
 
 
 class CellName(_Part):
-    """Which cell it is; see `dpwa.lab.cell.Cell.to_json`."""
+    """Which cell it is; see `dpwa.lab.study.cell.Cell.to_json`."""
 
     study: str
     row: str
@@ -62,7 +62,7 @@ class Batches(_Part):
 
 
 class CellResult(_Part):
-    """The result of a cell, as `dpwa.lab.evaluation` writes it; of failed cells as much as there is."""
+    """The result of a cell, as `dpwa.lab.training.evaluation` writes it; of failed cells as much as there is."""
 
     cell: CellName
     status: str

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from dpwa.lab.report.results import Batches, CellResult, Round, number
 from dpwa.lab.report.statistics import Estimate, estimate
-from dpwa.lab.settings import Settings
-from dpwa.lab.study import Row, Study
+from dpwa.lab.study.settings import Settings
+from dpwa.lab.study.study import Row, Study
 
 __all__ = ["Band", "Curves", "RowSummary", "Summary", "TimeToTarget", "summarise", "time_to"]
 

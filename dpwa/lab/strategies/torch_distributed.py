@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dpwa.errors import ConfigError
-from dpwa.lab.cell import Cell, CellFolder
 from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.collective import (
     FlatTensors,
@@ -27,6 +26,7 @@ from dpwa.lab.strategies.collective import (
     meeting_steps,
     part_of_batch,
 )
+from dpwa.lab.study.cell import Cell, CellFolder
 
 __all__ = ["AllreduceEveryH", "Ddp", "make"]
 

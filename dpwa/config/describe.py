@@ -1,0 +1,160 @@
+"""What `dpwa check` prints: what a cluster file would run, in words, and what about it deserves a second look.
+
+Must not know: the command line, the terminal. Runs in: any thread; pure functions from a config to text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from dpwa.config import hosts
+from dpwa.config.cluster import FIRST_PORT, ClusterConfig
+from dpwa.config.describe_method import describe_method, method_warnings, pulls
+from dpwa.config.faults import faults_in_words
+from dpwa.config.sections import ConsensusOptions
+from dpwa.config.topology import TopologyOptions
+
+__all__ = ["describe"]
+
+_MAX_ROWS = 32
+_FIRST_EPHEMERAL_PORT = 32768
+
+
+def describe(config: ClusterConfig, local_names: Collection[str]) -> str:
+    """The cluster in words: a table of its nodes, the settings that matter, and warnings. Plain text without colours.
+
+    Args:
+        config: a valid config.
+        local_names: names of the nodes that belong to this host.
+    """
+    local = [node for node in config.nodes if node.name in local_names]
+    count = len(config.nodes)
+    title = f"run {config.run}: {count} {'node' if count == 1 else 'nodes'}, {len(local)} on this host"
+    parts = [title, _table(config, local_names), _sentences(config)]
+    if config.topology != TopologyOptions():
+        parts.append(_topology(config))
+    warnings = [f"warning: {warning}" for warning in _warnings(config, local_names)]
+    if config.faults.kinds:
+        warnings.append(f"warning: faults are injected: {faults_in_words(config.faults)}")
+    if warnings:
+        parts.append("\n".join(warnings))
+    return "\n\n".join(parts)
+
+
+def _table(config: ClusterConfig, local_names: Collection[str]) -> str:
+    rows = [("node", "address", "on this host")]
+    shown = config.nodes[:_MAX_ROWS]
+    rows += [(node.name, node.address, "yes" if node.name in local_names else "no") for node in shown]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    if len(config.nodes) > _MAX_ROWS:
+        lines.append(f"and {len(config.nodes) - _MAX_ROWS} more")
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _sentences(config: ClusterConfig) -> str:
+    lines = [
+        f"{describe_method(config)}.",
+        f"An exchange may take {config.timeout_ms} ms, of which {config.connect_timeout_ms} ms for the connection.",
+        *([f"The factor: {_factor(config)}."] if pulls(config) else []),
+        f"The blend: {_blend(config)}.",
+        f"Parameters travel {_links(config)}.",
+        f"Memory beside the model: {config.snapshot_slots} snapshots and the differences of one exchange; "
+        f"at most {config.max_connections} open connections to peers.",
+    ]
+    return "\n".join(lines)
+
+
+def _topology(config: ClusterConfig) -> str:
+    from dpwa.topology.spectrum import describe_topology  # noqa: PLC0415 - imports numpy, which few files need
+
+    names = [node.name for node in config.nodes]
+    return "\n".join(describe_topology(config.topology, config.topology_of_nodes, names))
+
+
+def _factor(config: ClusterConfig) -> str:
+    words = {
+        "constant": f"constant {config.constant.value:g}",
+        "clock": "the older model weighs more, peer_clock / (clock + peer_clock)",
+        "loss": "the lower loss weighs more, loss / (loss + peer_loss)",
+        "staleness": f"{config.staleness.value:g}, halved for each {config.staleness.half_life:g} updates "
+        "that the peer is behind",
+        "consensus": _consensus(config.consensus),
+    }
+    text = words.get(config.interpolation, f"custom rule {config.interpolation}")
+    if config.loss_smoothing > 0:
+        text += f"; losses smoothed with weight {config.loss_smoothing:g}"
+    if config.divergence_threshold > 0:
+        text += f"; shrinks while the own loss is below {config.divergence_threshold:g}"
+    if (config.factor_min, config.factor_max) != (0, 1):
+        text += f"; kept from {config.factor_min:g} to {config.factor_max:g}"
+    return text
+
+
+def _consensus(options: ConsensusOptions) -> str:
+    text = f"up to {options.value:g}, controlled to keep models at a distance of {options.target:g} of their norm"
+    if options.late_target is not None and options.late_clock is not None:
+        text += (
+            f", and of {options.late_target:g} from clock {2 * options.late_clock:g} on "
+            f"(the change begins at {options.late_clock:g})"
+        )
+    return text
+
+
+def _blend(config: ClusterConfig) -> str:
+    if config.blend == "delta":
+        text = "delta, so steps made during an exchange are kept"
+    else:
+        text = "absolute, as in 2017: part of each step made during an exchange is lost"
+    buffers = "blended too" if config.buffers == "blend" else "kept"
+    frozen = "blended too" if config.frozen_parameters == "blend" else "kept"
+    return f"{text}; floating-point buffers are {buffers}; frozen parameters are {frozen}"
+
+
+def _links(config: ClusterConfig) -> str:
+    words = {
+        "auto": "as they are on fast links and smaller on slow ones",
+        "raw": "as they are",
+        "fp16": "as fp16",
+        "bf16": "as bf16",
+        "int8": "as int8 with a scale per block",
+    }
+    text = words[config.codec]
+    if config.shared_memory == "auto":
+        text += "; between nodes of one host and user by shared memory"
+    if config.pull_fraction < 1:
+        text += f"; an exchange pulls {config.pull_fraction:g} of them, another part each time"
+    if config.bandwidth_limit is not None:
+        text += f"; a node receives at most {config.bandwidth_limit} over the network"
+    return text
+
+
+def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[str]:
+    networked = [node.name for node in config.nodes if not hosts.is_loopback(node.host)]
+    most = {"constant": config.constant.value, "staleness": config.staleness.value}.get(config.interpolation, 1.0)
+    if len(config.nodes) == 1:
+        yield "there is one node only; it will train alone"
+    elif config.pull_probability == 0:
+        yield "pull_probability is 0; no node will ever ask another one"
+    elif config.factor_max == 0 or most == config.factor_min == 0:
+        yield "the factor is always 0; nothing will be blended"
+    yield from method_warnings(config)
+    if config.bandwidth_limit is not None and config.shared_memory == "auto" and not networked:
+        yield "bandwidth_limit concerns the network; all nodes are on one host, where shared memory does not count"
+    if not local_names:
+        yield "no node of this file belongs to this host; `dpwa launch` would need --node NAME"
+    if networked:
+        yield (
+            "nodes talk over a network without encryption or authentication; use it only where you trust everyone "
+            "who can reach their ports"
+        )
+    if networked and len(networked) < len(config.nodes):
+        yield "some nodes have a loopback address, which nodes on other hosts cannot reach"
+    if config.connect_timeout_ms > config.timeout_ms:
+        yield "connect_timeout_ms is above timeout_ms, which ends an exchange first"
+    if any(node.port >= _FIRST_EPHEMERAL_PORT for node in config.nodes):
+        yield (
+            f"ports from {_FIRST_EPHEMERAL_PORT} up may be taken by outgoing connections of any program; "
+            f"ports from {FIRST_PORT} up are safer"
+        )

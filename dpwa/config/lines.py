@@ -1,0 +1,35 @@
+"""Problems of a configuration as lines for a person: file, line, column, place, and what to do.
+
+Must not know: which keys there are. Runs in: any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpwa.config import yaml_file
+from dpwa.config.problems import Problem
+from dpwa.config.yaml_file import ClusterFile
+
+__all__ = ["lines_of"]
+
+
+def lines_of(problems: Sequence[Problem], file: ClusterFile | None) -> list[str]:
+    """One line for each problem, in the order of the file, with those that the file has as YAML; none twice.
+
+    Args:
+        problems: what is wrong with the values.
+        file: where they stand; None for values that come from no file.
+    """
+    if file is None:
+        return list(dict.fromkeys(_text(yaml_file.written(problem.place), problem) for problem in problems))
+    marked = [
+        (*file.locate(problem.place, key=problem.at_key), _text(file.spell(problem.place), problem))
+        for problem in problems
+    ]
+    marked += [*file.problems]
+    return list(dict.fromkeys(f"{file.name}:{line}:{column}: {text}" for line, column, text in sorted(marked)))
+
+
+def _text(place: str, problem: Problem) -> str:
+    return f"{place}: {problem.text}" if place else problem.text

@@ -1,0 +1,145 @@
+"""Words for what is wrong with a configuration: where, what was expected, what came, what to do.
+
+What was expected is read from the JSON Schema of the config, so that a message cannot disagree with the check.
+
+Must not know: files, lines and columns, and which keys there are. Runs in: any thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from dpwa.config.yaml_file import YAML_NUMBER, Place
+
+__all__ = ["OWN_TEXT", "WHOLE_CLUSTER", "Problem", "problems_of", "shown"]
+
+OWN_TEXT = "dpwa_value"
+"""Type of a custom pydantic error whose message says what was expected; "hint" in its context, what to do."""
+
+WHOLE_CLUSTER = "dpwa_cluster"
+"""Type of the custom pydantic error about how values go together; `problems_of` leaves it to the caller."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong at one place.
+
+    Attributes:
+        place: keys and indices from the top.
+        text: what was expected, what came, what to do.
+        at_key: the key itself is wrong, not its value.
+    """
+
+    place: Place
+    text: str
+    at_key: bool = False
+
+
+def problems_of(error: ValidationError, schema: Mapping[str, Any]) -> Iterator[Problem]:
+    """The problems that pydantic found.
+
+    Args:
+        error: what pydantic raised.
+        schema: JSON Schema of the model that was validated.
+    """
+    for item in error.errors(include_url=False):
+        place, kind, value = item["loc"], item["type"], item["input"]
+        if kind == WHOLE_CLUSTER or (kind == "too_short" and value):
+            continue  # too_short with something inside: each entry is wrong by itself, and is reported so
+        if kind == "extra_forbidden":
+            known = list(_schema_at(schema, place[:-1]).get("properties", {}))
+            yield Problem(place, f"unknown key, {_suggestion(str(place[-1]), known)}", at_key=True)
+        elif kind == "missing":
+            yield Problem(place, f"missing; expected {_expected(_schema_at(schema, place))}")
+        elif kind == OWN_TEXT:
+            yield Problem(place, f"{item['msg']}, got {shown(value)}{item.get('ctx', {}).get('hint', '')}")
+        elif not (here := _schema_at(schema, place)):
+            # Inside `custom_rule`, where the last part is pydantic's name for the kind of the value. YAML and JSON have
+            # the same kinds of values, but JSON has neither NaN nor infinity.
+            yield Problem(place[:-1], f"expected a plain, finite value, got {shown(value)}")
+        else:
+            yield Problem(place, f"expected {_expected(here)}, got {shown(value)}{_hint(here, value)}")
+
+
+def shown(value: object) -> str:
+    """A value as it looks in the file, shortened."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _suggestion(word: str, known: list[str]) -> str:
+    near = get_close_matches(word, known, n=1)
+    if near:
+        return f'did you mean "{near[0]}"?'
+    return f"known here: {', '.join(known)}" if known else "expected no keys here"
+
+
+def _schema_at(schema: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+    """The part of the schema for one place; empty where the schema says nothing."""
+    here = schema
+    for part in place:
+        others = here.get("additionalProperties")
+        named = here.get("properties", {}).get(part, others if isinstance(others, Mapping) else {})
+        below = here.get("items", {}) if isinstance(part, int) else named
+        # A section, or a section or null.
+        reference = next((one["$ref"] for one in (below, *below.get("anyOf", ())) if "$ref" in one), None)
+        here = below if reference is None else schema["$defs"][reference.rpartition("/")[2]]
+    return here
+
+
+def _expected(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    if "anyOf" in schema:  # a value or null
+        return " or ".join("null" if one.get("type") == "null" else _expected(one) for one in schema["anyOf"])
+    kind = schema.get("type")
+    if kind in ("integer", "number"):
+        return ("a whole number" if kind == "integer" else "a number") + _range(schema)
+    if kind == "array":
+        least, most = schema.get("minItems", 0), schema.get("maxItems")
+        return f"a list of {least} to {most} entries" if most else "a list"
+    words = {"boolean": "true or false", "string": "text", "object": "a mapping (key: value)"}
+    return words.get(str(kind), "another value")
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    """The limits of a number in words; every number of the config has a lower one."""
+    limits = {key: f"{value:.12g}" for key, value in schema.items() if isinstance(value, (int, float))}
+    if "maximum" in limits:
+        upper = f" to {limits['maximum']}"
+    elif "exclusiveMaximum" in limits:
+        upper = f" up to but not including {limits['exclusiveMaximum']}"
+    else:
+        upper = ""
+    if "exclusiveMinimum" in limits:
+        return f" above {limits['exclusiveMinimum']}" + (f" and up{upper}" if upper else "")
+    return f" from {limits['minimum']}{upper}" if upper else f" of at least {limits['minimum']}"
+
+
+def _hint(schema: Mapping[str, Any], value: object) -> str:
+    """What to do, where the mistake is a common one."""
+    schema = next((one for one in schema.get("anyOf", ()) if one.get("type") != "null"), schema)
+    kind = schema.get("type")
+    if isinstance(value, str):
+        if "enum" in schema:
+            near = get_close_matches(value, schema["enum"], n=1)
+            return f'; did you mean "{near[0]}"?' if near else ""
+        if kind in ("integer", "number") and YAML_NUMBER.match(value):
+            return "; write the number without quotes"
+        if kind == "boolean" and value.lower() in ("yes", "no", "on", "off"):
+            return f"; write {'true' if value.lower() in ('yes', 'on') else 'false'}"
+    elif kind == "string" and "enum" not in schema and isinstance(value, (int, float)):
+        return "; put it in quotes"
+    return ""

@@ -1,0 +1,1 @@
+"""How two nodes exchange: no sockets, no threads."""

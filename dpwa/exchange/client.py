@@ -1,0 +1,100 @@
+"""What a pull is: where it goes, what comes back, and what an exchange needs of a transport to make one.
+
+Must not know: ZeroMQ. Runs in: the thread that performs the exchange.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from dpwa.exchange.messages import Message, Propose, Pull, Settle
+from dpwa.snapshot.parts import Part
+from dpwa.snapshot.staging import Staging
+
+__all__ = ["Client", "Pulled", "Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a pull fills.
+
+    Attributes:
+        staging: takes the bytes.
+        reference: the own snapshot of this exchange; None if the values are not compared with one.
+        part: which chunks are wanted.
+    """
+
+    staging: Staging
+    reference: memoryview | None
+    part: Part
+
+    def begin(self) -> None:
+        """Start from nothing; again, after a way that failed."""
+        self.staging.begin(self.reference, whole=self.part.is_whole)
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """The peer's answer to a pull.
+
+    Attributes:
+        answer: `Offer` (then everything wanted has been received), or one of the answers without a snapshot.
+        received_bytes: bytes of the snapshot received, as they travelled.
+        is_shared: they were read from shared memory and did not travel at all.
+        transfer_s: from the offer to the last byte.
+        peer_layout: the peer's layout as text after a `Mismatch`, else empty.
+        note: why shared memory was not used although it was offered; empty otherwise.
+    """
+
+    answer: Message
+    received_bytes: int = 0
+    is_shared: bool = False
+    transfer_s: float = 0.0
+    peer_layout: str = ""
+    note: str = ""
+
+
+class Client(Protocol):
+    """What an exchange needs of a transport."""
+
+    patience_s: float
+    """How long an answer may take that depends on another node's trainer or threads; 0: all answer at once."""
+
+    def can_share(self, peer: str) -> bool:
+        """Whether it is worth asking a peer for its shared memory."""
+        ...
+
+    def pull(self, peer: str, pull: Pull, target: Target, within_s: float | None = None) -> Pulled:
+        """Ask a peer for its snapshot, or part of it, and receive it.
+
+        Args:
+            peer: whom.
+            pull: what.
+            target: where to.
+            within_s: deadline, if shorter than the config's.
+
+        Raises:
+            PeerUnreachable: no connection in time, or it broke.
+            PeerTimeout: connected, but no complete answer in time.
+            RemoteProtocolError: the peer sent something illegal.
+            NodeClosed: this node is being closed.
+        """
+        ...
+
+    def request(self, peer: str, message: Propose | Settle) -> Message:
+        """Send a message that is answered by one without a body, and give the answer.
+
+        Raises:
+            PeerUnreachable, PeerTimeout, RemoteProtocolError, NodeClosed: as for `pull`.
+            ModelMismatch: the peer trains another model.
+        """
+        ...
+
+    def pause(self, pause_s: float) -> None:
+        """Wait a moment.
+
+        Raises:
+            NodeClosed: this node is being closed.
+        """
+        ...

@@ -1,0 +1,274 @@
+"""Fetching a peer's snapshot: the newest one, that of a round, or the one that was set aside for an exchange.
+
+Must not know: sockets, threads, which peer to ask, what becomes of the values. Runs in: the thread that makes the
+exchanges.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from dataclasses import dataclass
+
+from dpwa.errors import ModelMismatch, NodeClosed, PeerTimeout, RemoteProtocolError, TransportError
+from dpwa.exchange.client import Client, Pulled, Target
+from dpwa.exchange.flow_control import FlowControl
+from dpwa.exchange.history import History
+from dpwa.exchange.lineage import Standing
+from dpwa.exchange.link_codecs import LinkCodecs, in_words
+from dpwa.exchange.membership import Membership
+from dpwa.exchange.messages import (
+    INCARNATION_BYTES,
+    NEWEST_ROUND,
+    NO_EXCHANGE,
+    Accepted,
+    Codec,
+    Message,
+    Mismatch,
+    NotModified,
+    Offer,
+    Past,
+    Pull,
+    Settled,
+)
+from dpwa.exchange.result import Outcome
+from dpwa.interpolation.interpolator import State
+from dpwa.snapshot.layout import Layout, Snapshot
+from dpwa.snapshot.parts import Part
+from dpwa.snapshot.staging import Staging, first_not_finite
+
+__all__ = ["NOTHING_YET", "Fetched", "Fetcher", "Identity", "state_of"]
+
+_logger = logging.getLogger("dpwa")
+
+NOTHING_YET = (bytes(INCARNATION_BYTES), 0)
+
+# A peer's clock or round is believed up to so many times the own one, and this much in any case: a thousand updates a
+# second for eleven days. What is beyond would not be averaged, it would throw this node out of all reason.
+_MOST_TIMES = 1000.0
+_MOST_AT_ONCE = 1e9
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a node says of itself in every request.
+
+    Attributes:
+        run: what requests name as their run.
+        node: own name.
+        incarnation: random id of this life of the node.
+    """
+
+    run: str
+    node: str
+    incarnation: bytes
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A peer's answer to a pull, and how it came.
+
+    Attributes:
+        answer: `Offer`, and then the staging holds the values; else an answer without a snapshot.
+        pulled: what the transport says of it.
+        part: what was asked for.
+        codec: how it travelled.
+        is_finite: whether all values are, and the own ones beside them.
+    """
+
+    answer: Message
+    pulled: Pulled
+    part: Part
+    codec: Codec
+    is_finite: bool
+
+
+class Fetcher:
+    """Fetches for one node, one snapshot at a time.
+
+    Args:
+        identity: of the node.
+        layout: of what is exchanged.
+        membership: told what peers say of themselves.
+        link_codecs: chooses the codec, and how much a slow link bears.
+        bears_parts: whether a part of a model can be blended.
+        flow_control: told in which life a peer has answered.
+        standing: what the own model is.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        layout: Layout,
+        membership: Membership,
+        link_codecs: LinkCodecs,
+        bears_parts: bool,
+        flow_control: FlowControl,
+        standing: Standing,
+    ) -> None:
+        self.identity = identity
+        self.layout = layout
+        self._membership = membership
+        self._link_codecs = link_codecs
+        self._bears_parts = bears_parts
+        self._warned: set[tuple[str, bool]] = set()
+        self._flow_control = flow_control
+        self._standing = standing
+        self.history = History()
+        # A random start, so that a restarted node cannot take an answer to its former life for one to its own.
+        self._nonce = secrets.randbits(32)
+
+    def next_nonce(self) -> int:
+        """A number that no answer under way has."""
+        self._nonce += 1
+        return self._nonce
+
+    def fitting_fraction(self, peer: str, fraction: float) -> float:
+        """How much to pull where so much is wanted: less if the link to the peer is too slow for it."""
+        return min(fraction, self._link_codecs.fitting_share(peer)) if self._bears_parts else fraction
+
+    def fetch(
+        self,
+        peer: str,
+        client: Client,
+        staging: Staging,
+        reference: Snapshot | None,
+        part: Part,
+        *,
+        have: tuple[bytes, int] = NOTHING_YET,
+        exchange: bytes = NO_EXCHANGE,
+        round_: int = NEWEST_ROUND,
+        finished: bool = False,
+        within_s: float | None = None,
+        shrinks: bool = False,
+    ) -> Fetched:
+        """Fetch a snapshot, or part of it, into a staging.
+
+        Args:
+            peer: whose.
+            client: the way there.
+            staging: where to; its values are ready after an `Offer`.
+            reference: the own snapshot to compare with; None: nothing is compared.
+            part: which chunks.
+            have: incarnation and version that need not be sent again.
+            exchange: id of the exchange whose snapshot is wanted; default: the newest.
+            round_: of which the snapshot is wanted; default: the newest.
+            finished: the own training has ended.
+            within_s: deadline, if shorter than the config's.
+            shrinks: the part is no larger than `fitting_fraction` says, now and the next time.
+
+        Raises:
+            PeerTimeout, PeerUnreachable, NodeClosed: from the client.
+            RemoteProtocolError: from the client, or the offer is of a life that is over or of an age that cannot be.
+            ModelMismatch: the peer trains another model.
+        """
+        # A part that both sides of a pair must agree on, or weights that must sum up, bear no rounding.
+        is_plain = exchange != NO_EXCHANGE or round_ != NEWEST_ROUND
+        codec = self._link_codecs.choose(peer, part.share, exact=is_plain)
+        first, count = next(iter(part.requests()))
+        request = Pull(
+            nonce=self.next_nonce(),
+            run=self.identity.run,
+            node=self.identity.node,
+            incarnation=self.identity.incarnation,
+            fingerprint=self.layout.fingerprint,
+            have_incarnation=have[0],
+            have_version=have[1],
+            codec=codec,
+            chunk_bytes=part.chunk_bytes,
+            first=first,
+            count=count,
+            shared=client.can_share(peer),
+            finished=finished,
+            exchange=exchange,
+            round=round_,
+        )
+        memory = reference.memory if reference is not None else None
+        try:
+            pulled = client.pull(peer, request, Target(staging, memory, part), within_s)
+        except (TransportError, NodeClosed) as error:
+            staging.finish()  # what was begun lets go of the own snapshot's buffer
+            if isinstance(error, PeerTimeout) and error.received_bytes > 0 and error.transfer_s > 0:
+                raise self._broken_off(
+                    error, codec, part, exact=is_plain, shrinks=shrinks and self._bears_parts
+                ) from error
+            raise
+        if not pulled.is_shared:
+            self._link_codecs.measured(peer, pulled.received_bytes, pulled.transfer_s)
+        self.note(peer, pulled.answer)
+        self.refuse_other_model(peer, pulled.answer, pulled.peer_layout)
+        is_finite = staging.finish() if isinstance(pulled.answer, Offer) else True
+        self.refuse_impossible(peer, pulled.answer)
+        return Fetched(pulled.answer, pulled, part, Codec.RAW if pulled.is_shared else codec, is_finite)
+
+    def _broken_off(self, error: PeerTimeout, codec: Codec, part: Part, *, exact: bool, shrinks: bool) -> PeerTimeout:
+        """Learn from a transfer that the timeout has ended; the same error with numbers in it.
+
+        The warning is given here and not with the exchange's end: the ends of pushes and rounds are no failures.
+        """
+        peer, came_bytes, transfer_s = error.peer, error.received_bytes, error.transfer_s
+        self._link_codecs.broke_off(peer, came_bytes, transfer_s)
+        wanted_bytes = max(self._link_codecs.wanted_bytes(codec, part.share), came_bytes)
+        speed = came_bytes / transfer_s
+        text = f"{in_words(came_bytes)} of {in_words(wanted_bytes)} came in {transfer_s:.1f} s ({in_words(speed)}/s)"
+        advice, is_final = self._link_codecs.advice(peer, part.share, exact=exact, shrinks=shrinks)
+        if (peer, is_final) not in self._warned:
+            self._warned.add((peer, is_final))
+            _logger.warning("node %s: the link to peer %s is slow: %s; %s", self.identity.node, peer, text, advice)
+        return PeerTimeout(peer, text, received_bytes=came_bytes, transfer_s=transfer_s)
+
+    def refuse_other_model(self, peer: str, answer: Message, peer_layout: str) -> None:
+        """Raise what a `Mismatch` means.
+
+        Raises:
+            ModelMismatch: with the first tensor that differs.
+        """
+        if isinstance(answer, Mismatch):
+            difference = self.layout.first_difference(peer_layout)
+            raise ModelMismatch(peer, f"trains another model; {difference}. All nodes must build the same model")
+
+    def not_finite(self, peer: str, staging: Staging, reference: Snapshot | None) -> tuple[Outcome, str]:
+        """Whose values are not finite, the own ones or those that came from a peer; outcome and reason."""
+        own = first_not_finite(self.layout, reference.memory) if reference is not None else None
+        if own is not None:
+            reason = (
+                f"its own model holds NaN or infinite values, first in {own}; it can blend nothing until that is mended"
+            )
+            return Outcome.OWN_NOT_FINITE, reason
+        tensor = staging.first_not_finite()
+        where = f", first in {tensor}" if tensor is not None else ""
+        return Outcome.REJECTED, f"the snapshot of peer {peer} holds NaN or infinite values{where}"
+
+    def refuse_impossible(self, peer: str, answer: Message) -> None:
+        """Raise what is wrong with a legal answer that no honest peer gives.
+
+        Raises:
+            RemoteProtocolError: its clock or round is beyond reason, or its sender's life is over.
+        """
+        if not isinstance(answer, Offer | Accepted):
+            return
+        own = self._standing.own
+        claims = [("clock", answer.clock, own.clock)]
+        if isinstance(answer, Offer):
+            claims.append(("round", answer.round, own.round))
+        for word, theirs, mine in claims:
+            most = _MOST_TIMES * mine + _MOST_AT_ONCE
+            if theirs > most:
+                raise RemoteProtocolError(
+                    peer, f"claims a {word} of {theirs:g}; with {mine:g} here, at most {most:g} is believed"
+                )
+        problem = self.history.came(peer, answer.incarnation)
+        if problem is not None:
+            raise RemoteProtocolError(peer, f"sent {problem}")
+
+    def note(self, peer: str, answer: Message) -> None:
+        """Remember what an answer says of its sender."""
+        if isinstance(answer, Offer | NotModified | Past | Settled):
+            self._membership.heard(peer, answer.incarnation, finished=answer.finished)
+            self._flow_control.answered_as(peer, answer.incarnation)
+
+
+def state_of(offer: Offer) -> State:
+    """What an offer says of its snapshot."""
+    return State(offer.loss, offer.clock, offer.mass, offer.round, offer.lineage)

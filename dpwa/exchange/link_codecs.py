@@ -1,0 +1,137 @@
+"""What a link bears: which codec, and how much of a model in one exchange, by its measured speed.
+
+The speed is learnt from transfers that ended and from those that the timeout broke off. So a model that does not fit
+into the timeout travels all the same, rounded and in parts where the kind of exchange allows that; where it does not,
+`advice` says what to set.
+
+Must not know: sockets, threads, time. Runs in: the thread that performs the exchanges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from dpwa.exchange.messages import Codec
+
+__all__ = ["LinkCodecs", "in_words"]
+
+# A transfer that takes less than this is fast enough as it is; losing digits would bring nothing.
+_FAST_S = 0.1
+
+# One that would still take longer than this with half of the bytes gets a quarter of them.
+_SLOW_S = 1.0
+
+# How much of the measured speed comes from the past: a single stalled transfer must not change the codec for long.
+_MEMORY = 0.7
+
+# A short transfer whose bytes all lay ready looks infinitely fast. One transfer counts as at most so many times as fast
+# as those before it; a link that has really become faster shows it again and again.
+_FASTEST_RISE = 4.0
+
+# Of the timeout, what a transfer is planned to take: links are not equally fast all the time.
+_PLANNED = 0.6
+
+# What is worth an exchange; also what `Rotation` can divide a model into.
+_LEAST_SHARE = 1 / 64
+
+# What is recommended lasts for a link that gets slower by a quarter.
+_RESERVE = 1.25
+
+
+class LinkCodecs:
+    """Chooses codecs and shares by the measured speed of each link.
+
+    Args:
+        codec: the config's `codec`: `auto`, or the name of one codec for all links.
+        sizes: bytes of a whole snapshot in each codec.
+        timeout_s: the longest that a transfer may take.
+    """
+
+    def __init__(self, codec: str, *, sizes: Mapping[Codec, int], timeout_s: float) -> None:
+        self._fixed = None if codec == "auto" else Codec[codec.upper()]
+        self._sizes = sizes
+        self._timeout_s = timeout_s
+        self._bytes_per_s: dict[str, float] = {}
+
+    def choose(self, peer: str, share: float, *, exact: bool = False) -> Codec:
+        """The codec for a pull.
+
+        Args:
+            peer: the peer to be asked.
+            share: of the parameters that the pull brings.
+            exact: `auto` must not round: what is fetched has its counterpart at another node.
+        """
+        if self._fixed is not None:
+            return self._fixed
+        speed = self._bytes_per_s.get(peer)
+        if exact or speed is None or self._sizes[Codec.RAW] * share / speed <= _FAST_S:
+            return Codec.RAW
+        is_enough = self._sizes[Codec.FP16] * share / speed <= min(_SLOW_S, _PLANNED * self._timeout_s)
+        return Codec.FP16 if is_enough else Codec.INT8
+
+    def fitting_share(self, peer: str) -> float:
+        """The share of the parameters that fits into one exchange, with the codec that will be chosen for it."""
+        speed = self._bytes_per_s.get(peer)
+        if speed is None:
+            return 1.0
+        smallest = Codec.INT8 if self._fixed is None else self._fixed
+        return min(1.0, max(_LEAST_SHARE, _PLANNED * self._timeout_s * speed / self._sizes[smallest]))
+
+    def wanted_bytes(self, codec: Codec, share: float) -> float:
+        """How many bytes a share of the parameters is in a codec."""
+        return self._sizes[codec] * share
+
+    def measured(self, peer: str, received_bytes: int, transfer_s: float) -> None:
+        """Note how long a transfer took; bytes as they travelled."""
+        if received_bytes == 0 or transfer_s <= 0:
+            return
+        speed = received_bytes / transfer_s
+        known = self._bytes_per_s.get(peer, speed)
+        self._bytes_per_s[peer] = _MEMORY * known + (1 - _MEMORY) * min(speed, _FASTEST_RISE * known)
+
+    def broke_off(self, peer: str, received_bytes: int, transfer_s: float) -> None:
+        """Note what had come of a transfer when the timeout ended it.
+
+        This counts in full: with a share of a better past, the next one would break off, too.
+        """
+        if received_bytes == 0 or transfer_s <= 0:
+            return
+        speed = received_bytes / transfer_s
+        self._bytes_per_s[peer] = min(speed, self._bytes_per_s.get(peer, speed))
+
+    def advice(self, peer: str, share: float, *, exact: bool, shrinks: bool) -> tuple[str, bool]:
+        """What follows from a transfer that broke off, and whether a person has to do it.
+
+        Args:
+            peer: whose link it is.
+            share: of the parameters that it was to bring.
+            exact: see `choose`.
+            shrinks: whether the next one may bring less of them.
+        """
+        speed = self._bytes_per_s[peer]
+        next_share = min(share, self.fitting_share(peer)) if shrinks else share
+        codec = self.choose(peer, next_share, exact=exact)
+        needed_s = self._sizes[codec] * next_share / speed
+        if needed_s <= self._timeout_s:
+            part = f" and about {next_share:.0%} of the parameters at a time" if next_share < share else ""
+            return f"further ones use codec {codec.name.lower()}{part}, as long as the link is that slow", False
+        remedy = f"set timeout_ms to at least {_timeout_ms(needed_s)}"
+        smaller_s = self._sizes[Codec.INT8] * next_share / speed
+        if codec is not Codec.INT8 and smaller_s < needed_s:
+            also = "" if _RESERVE * smaller_s <= self._timeout_s else f" with timeout_ms {_timeout_ms(smaller_s)}"
+            remedy += f", or codec: int8{also}"
+        return f"it does not fit into {self._timeout_s:g} s over this link: {remedy}", True
+
+
+def in_words(number_of_bytes: float) -> str:
+    """A number of bytes for a person to read."""
+    for unit, size in (("MB", 1e6), ("kB", 1e3)):
+        if number_of_bytes >= size:
+            return f"{number_of_bytes / size:.1f} {unit}"
+    return f"{number_of_bytes:.0f} B"
+
+
+def _timeout_ms(needed_s: float) -> int:
+    """A round timeout with a reserve."""
+    return math.ceil(_RESERVE * needed_s * 10) * 100

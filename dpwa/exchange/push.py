@@ -1,0 +1,175 @@
+"""The side of a push that begins it.
+
+A push ends with the peer's word that it has taken the values or not, or when this node has taken the proposal back.
+
+Must not know: sockets, threads, which peer to ask, what a mass means. Runs in: the thread that makes the exchanges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dpwa.errors import TransportError
+from dpwa.exchange.client import Client
+from dpwa.exchange.lineage import Relation, Standing, reason_apart
+from dpwa.exchange.membership import Membership
+from dpwa.exchange.messages import Accepted, Settled, Verdict
+from dpwa.exchange.proposals import Proposals
+from dpwa.exchange.propose import Proposer
+from dpwa.exchange.result import Ask, Exchange, Outcome
+from dpwa.interpolation.interpolator import State
+from dpwa.methods.base import Kind
+
+__all__ = ["Pusher"]
+
+# Questions to a peer what became of a push, before it counts as lost. Each takes up to the config's timeout.
+_SETTLE_TRIES = 10
+
+
+@dataclass
+class _Pushed:
+    ask: Ask
+    peer: str
+    incarnation: bytes
+    began_s: float
+    due_s: float
+    tries: int = 0
+    is_questioned: bool = False
+    relation: Relation = Relation.SAME
+    why_apart: str = ""
+
+
+class Pusher:
+    """Pushes for one node, one at a time.
+
+    Args:
+        proposer: speaks to the peers.
+        proposals: those under way.
+        membership: which life of a peer was heard last.
+        standing: what the own model is.
+        monotonic_s: the clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        proposer: Proposer,
+        proposals: Proposals,
+        membership: Membership,
+        standing: Standing,
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        self._proposer = proposer
+        self._proposals = proposals
+        self._membership = membership
+        self._standing = standing
+        self._monotonic_s = monotonic_s
+        self._pushed: _Pushed | None = None
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When the push under way becomes due for a question."""
+        return self._pushed.due_s if self._pushed is not None else None
+
+    def close(self) -> None:
+        """Let go of a push under way, which holds a snapshot. The thread has ended."""
+        self._pushed = None
+
+    def push(self, peer: str, ask: Ask, client: Client) -> Exchange | None:
+        """Propose a push; None if the peer has accepted it, or may have.
+
+        Raises:
+            TransportError: the peer has not accepted it, and will not.
+        """
+        self._proposals.address(ask.exchange, peer, is_pair=False)
+        now_s = self._monotonic_s()
+        pushed = _Pushed(ask, peer, self._incarnation_of(peer), now_s, now_s + client.patience_s)
+        try:
+            answer = self._proposer.propose(peer, ask, client, None)
+        except TransportError:
+            # The peer may have heard and only its answer be lost. As long as it has not begun to fetch, that is over.
+            if self._proposals.withdraw(ask.exchange):
+                raise
+            self._pushed = pushed
+            return None
+        if isinstance(answer, Accepted):
+            pushed.incarnation = answer.incarnation
+            self._compare(pushed, answer)
+            if not pushed.relation.mixes and self._proposals.withdraw(ask.exchange):
+                return self._end(pushed, Outcome.RETURNED, pushed.why_apart)
+        elif self._proposals.withdraw(ask.exchange):
+            return self._proposer.declined(answer, peer, ask)
+        # What was declined and is being fetched all the same was delivered twice, and accepted the second time.
+        self._pushed = pushed
+        return None
+
+    def conclude(self, client: Client) -> Exchange | None:
+        """The end of a push, if it is known by now.
+
+        Raises:
+            NodeClosed: the node was closed meanwhile.
+        """
+        pushed = self._pushed
+        # A peer that is asked may do its own work first, and ask this node in turn: then its question ends nothing.
+        if pushed is None or pushed.is_questioned:
+            return None
+        exchange = pushed.ask.exchange
+        # A peer that has fetched all of it decides this moment, and only its word counts: it may find values that are
+        # not finite, and as long as it has not decided it must not get a newer proposal.
+        is_decided = self._proposals.is_fetched(exchange) and pushed.tries == 0
+        if not is_decided and self._monotonic_s() < pushed.due_s:
+            return None
+        if self._proposals.withdraw(exchange):
+            return self._end(pushed, Outcome.RETURNED, "it was not fetched in time")
+        return self._question(pushed, client)
+
+    def _question(self, pushed: _Pushed, client: Client) -> Exchange | None:
+        """Ask the peer of a push that it has begun to fetch; None while that is not known."""
+        pushed.tries += 1
+        pushed.due_s = self._monotonic_s() + client.patience_s
+        exchange = pushed.ask.exchange
+        pushed.is_questioned = True
+        try:
+            answer = self._proposer.settle(pushed.peer, exchange, client)
+        except TransportError as error:
+            if pushed.tries < _SETTLE_TRIES:
+                return None
+            return self._end(pushed, Outcome.LOST, str(error))
+        finally:
+            pushed.is_questioned = False
+        if isinstance(answer, Settled):
+            if answer.verdict == Verdict.TAKEN:
+                return self._end(pushed, Outcome.PUSHED)
+            # Of a peer that was never heard before, whose answer was lost, only the life that answers now is known.
+            if pushed.incarnation and answer.incarnation != pushed.incarnation:
+                return self._end(pushed, Outcome.LOST, f"peer {pushed.peer} was restarted while it fetched")
+            if answer.verdict == Verdict.ABORTED:
+                reason = pushed.why_apart or f"peer {pushed.peer} could not fetch it"
+                return self._end(pushed, Outcome.RETURNED, reason)
+        return None
+
+    def _compare(self, pushed: _Pushed, answer: Accepted) -> None:
+        """Note whether the peer can take what is pushed. It comes to the same result, and takes nothing if not."""
+        own, peer = pushed.ask.reference.state, State(None, answer.clock, lineage=answer.lineage)
+        pushed.relation = self._standing.relation(peer, own)
+        if not pushed.relation.mixes:
+            pushed.why_apart = reason_apart(pushed.peer, pushed.relation, own, peer)
+
+    def _end(self, pushed: _Pushed, outcome: Outcome, reason: str = "") -> Exchange:
+        self._pushed = None
+        self._proposer.end(pushed.ask, outcome)
+        return Exchange(
+            outcome,
+            pushed.ask,
+            Kind.PUSH,
+            pushed.peer,
+            pushed.ask.exchange,
+            weight=pushed.ask.mass,
+            duration_s=self._monotonic_s() - pushed.began_s,
+            reason=reason,
+            elder=pushed.peer if pushed.relation is Relation.ELDER and outcome is Outcome.RETURNED else None,
+        )
+
+    def _incarnation_of(self, peer: str) -> bytes:
+        return self._membership[peer].incarnation or b""

@@ -1,0 +1,1 @@
+"""The factor of a pull."""

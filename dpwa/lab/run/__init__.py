@@ -1,0 +1,1 @@
+"""Runs the trainings of a study, one after the other."""

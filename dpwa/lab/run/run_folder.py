@@ -1,0 +1,202 @@
+"""The folder of a run of a study: the study's file, and a folder for each training.
+
+    study.yaml          a copy of the study file
+    cells/ROW-sSEED/    see `dpwa.lab.study.cell`
+    .lock               held by the run that is at work
+
+Must not know: torch, processes. Runs in: any thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dpwa.errors import ConfigError
+from dpwa.lab.study.cell import Cell, CellFolder, write_json
+from dpwa.lab.study.study import Study, cell_folder_name
+
+__all__ = ["RunFolder", "is_result", "last_lines", "newest_round", "read_json", "remove_snapshots", "shown_path"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the files of a run are.
+
+    Attributes:
+        path: the folder, absolute.
+    """
+
+    path: Path
+
+    @property
+    def study_yaml(self) -> Path:
+        """The copy of the study file."""
+        return self.path / "study.yaml"
+
+    def of(self, cell: Cell) -> CellFolder:
+        """The folder of a training."""
+        return CellFolder(self.path / "cells" / cell_folder_name(cell))
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Meanwhile no other run works in this folder. It is made if it is missing.
+
+        Raises:
+            ConfigError: it cannot be written, or another run is at work in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise ConfigError(
+                f"run folder {self.path}: cannot be written: {error}; name another with --run-dir"
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"run folder {self.path}: another dpwa lab run is at work in it; wait for its end, or name another "
+                    f"folder with --run-dir"
+                ) from error
+            yield
+
+    def keep(self, study: Study) -> None:
+        """Copy the study file here, so that a report can be made from the folder alone.
+
+        Raises:
+            ConfigError: the folder holds the run of a study with another name.
+        """
+        copy = self.study_yaml
+        if copy.exists() and copy.resolve() == study.path.resolve():
+            return
+        if copy.exists():
+            name = Study.load(copy).name
+            if name != study.name:
+                raise ConfigError(
+                    f"run folder {self.path}: it holds the study {name}, not {study.name}; name another with --run-dir"
+                )
+        copy.write_bytes(study.path.read_bytes())
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """What came of a training, if this very training has been made; None if not."""
+        found = read_json(self.of(cell).result_json)
+        if found is None or _cell_of(found.get("cell")) != cell:
+            return None
+        return found if is_result(cell, found) else None
+
+    def why_again(self, cell: Cell) -> str:
+        """Why a training that was begun once is made again; empty if it never was."""
+        folder = self.of(cell)
+        if not folder.path.exists():
+            return ""
+        old, result = read_json(folder.cell_json), read_json(folder.result_json)
+        before = _cell_of(old)
+        if before is None:
+            return "its folder holds no training that can be read"
+        if before != cell:
+            return f"the study has changed: {', '.join(_differences(before, cell))}"
+        if result is None:
+            return "it was ended before its result"
+        how = "was skipped" if result.get("status") == "skipped" else "failed"
+        return f"it {how}: {result.get('reason') or 'nobody knows why'}"
+
+    def empty(self, cell: Cell) -> CellFolder:
+        """The folder of a training, with nothing in it but cell.json.
+
+        Raises:
+            ConfigError: something else than a training is there.
+        """
+        folder = self.of(cell)
+        if folder.path.exists():
+            if any(folder.path.iterdir()) and not folder.cell_json.exists():
+                raise ConfigError(
+                    f"{folder.path}: expected the folder of a training or none, got one without cell.json; "
+                    f"move it away, or name another run folder with --run-dir"
+                )
+            shutil.rmtree(folder.path)
+        folder.path.mkdir(parents=True)
+        write_json(folder.cell_json, cell.to_json())
+        return folder
+
+
+def is_result(cell: Cell, result: Mapping[str, Any]) -> bool:
+    """Whether a training need not be made again. Where a node is killed, a failure of the others is what came out."""
+    if result.get("status") == "done":
+        return True
+    is_from_training = bool(result.get("samples_seen"))
+    return result.get("status") == "failed" and cell.settings.kill is not None and is_from_training
+
+
+def remove_snapshots(folder: CellFolder) -> None:
+    """Remove the models of a training but each process's last one; everything else is in the result."""
+    for snapshots in (folder.path / "nodes").glob("*/snapshots"):
+        for path in sorted(snapshots.glob("*.safetensors"))[:-1]:
+            path.unlink()
+
+
+def newest_round(folder: CellFolder) -> int:
+    """The round that processes of a training have come to, the mean over those that put models down."""
+    found = [
+        max((int(path.stem) for path in snapshots.glob("[0-9]*.safetensors")), default=0)
+        for snapshots in (folder.path / "nodes").glob("*/snapshots")
+    ]
+    return round(sum(found) / len(found)) if found else 0
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a text file; none if there is no such file."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(0, 2)
+            stream.seek(max(0, stream.tell() - 200 * count))
+            text = stream.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    return text.splitlines()[-count:]
+
+
+def shown_path(path: Path) -> str:
+    """A path for people, and for the shell: short where it lies below the current folder."""
+    try:
+        shown = path.relative_to(Path.cwd())
+    except ValueError:
+        shown = path
+    return shlex.quote(str(shown))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None if there is none that is whole."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # missing, cut off, no text
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _cell_of(values: object) -> Cell | None:
+    """The training of cell.json or result.json; None if it is none of today's.
+
+    Settings that came to dpwa after it was written have their defaults, so that it still counts.
+    """
+    try:
+        return Cell.from_json(values) if isinstance(values, Mapping) else None
+    except (KeyError, ValidationError):
+        return None
+
+
+def _differences(before: Cell, after: Cell) -> list[str]:
+    """Names of what is not the same."""
+    old, new = before.to_json(), after.to_json()
+    settings = [key for key in new["settings"] if old["settings"][key] != new["settings"][key]]
+    return settings or [key for key in new if old[key] != new[key]]

@@ -1,0 +1,1 @@
+"""FedAvg and FedProx."""

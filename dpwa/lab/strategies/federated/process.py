@@ -1,0 +1,67 @@
+"""One process of fedavg or fedprox: a client, or the server.
+
+Must not know: how a round works. Runs in: the training thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from dpwa.config.cluster import ClusterConfig
+from dpwa.lab.strategies.base import Strategy
+from dpwa.lab.strategies.federated.client import FederatedClient
+from dpwa.lab.strategies.federated.node import FederatedNode
+from dpwa.lab.strategies.federated.rounds import Schedule
+from dpwa.lab.strategies.federated.server import Client, FederatedServer
+from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.training.recording import Recorder
+
+__all__ = ["make", "serve"]
+
+
+def make(cell: Cell, rank: int, size: int, folder: CellFolder) -> Strategy:  # noqa: ARG001 - the settings tell
+    """The strategy of a client.
+
+    Args:
+        cell: of the strategy fedavg or fedprox.
+        rank: of the client, from 0.
+        size: number of processes, the server's included.
+        folder: of the cell.
+    """
+    settings, names = cell.settings, cell.process_names
+    return FederatedClient(
+        lambda model: _make_node(folder, names[rank], model),
+        Schedule.of(settings, cell.seed),
+        rank,
+        server=names[-1],
+        mu=settings.mu if settings.strategy == "fedprox" else 0.0,
+    )
+
+
+def serve(cell: Cell, folder: CellFolder, shard_sizes: Sequence[int], model: nn.Module) -> None:
+    """The whole life of the server.
+
+    Args:
+        cell: the cell.
+        folder: of the cell.
+        shard_sizes: how many samples each client holds.
+        model: with the initial weights.
+    """
+    names = cell.process_names
+    node = _make_node(folder, names[-1], model)
+    try:
+        clients = [Client(name, size) for name, size in zip(names, shard_sizes, strict=False)]  # the server has none
+        schedule = Schedule.of(cell.settings, cell.seed)
+        server = FederatedServer(node, schedule, clients, batch_size=cell.settings.batch_size)
+        server.run(Recorder(folder, names, names[-1], model, rounds=cell.rounds, bytes_sent=lambda: server.bytes_sent))
+    finally:
+        node.close()
+
+
+def _make_node(folder: CellFolder, name: str, model: nn.Module) -> FederatedNode:
+    config = ClusterConfig.load(os.environ.get("DPWA_CONFIG") or folder.cluster_yaml)
+    return FederatedNode(config, name, model, run_dir=Path(os.environ.get("DPWA_RUN_DIR") or folder.path))

@@ -1,0 +1,154 @@
+"""The rounds of fedavg and fedprox: which clients train in each, and the averaging method that carries models.
+
+McMahan et al., "Communication-efficient learning of deep networks from decentralized data", arXiv 1602.05629,
+algorithm 1. All processes compute the same rounds from the same seed, so that nobody need be told.
+
+Must not know: sockets, threads, time, torch, who is the server. Runs in: the training thread.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dpwa.interpolation.interpolator import State
+from dpwa.lab.study.settings import Settings
+from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.topology.neighbourhood import Neighbourhood
+
+__all__ = ["DEADLINE_S", "FederatedRounds", "Schedule", "round_of_model", "round_of_work", "samples_of"]
+
+DEADLINE_S = 3600.0
+"""What a client may take for a round. One that dies is noticed at once: this is for those that never end."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which clients train in which round.
+
+    Attributes:
+        clients: how many there are.
+        per_round: how many of them train in each round.
+        rounds: how many there are; they count from 1.
+        local_epochs: epochs of a client in a round.
+        seed: of the choice.
+    """
+
+    clients: int
+    per_round: int
+    rounds: int
+    local_epochs: int
+    seed: int
+
+    @classmethod
+    def of(cls, settings: Settings, seed: int) -> Schedule:
+        """The rounds of a training in which all clients together see as many samples as in `n_epochs` of all data.
+
+        That holds to half a round, and for shards of equal size; there is one round at least.
+        """
+        per_round = max(1, _nearest(settings.client_fraction * settings.nodes))
+        rounds = max(1, _nearest(settings.n_epochs * settings.nodes / (per_round * settings.local_epochs)))
+        return cls(settings.nodes, per_round, rounds, settings.local_epochs, seed)
+
+    def chosen(self, round_: int) -> tuple[int, ...]:
+        """The clients that train in a round, as numbers from 0 upwards."""
+        rng = random.Random(f"{self.seed}/clients/{round_}")  # noqa: S311  (no secret)
+        return tuple(sorted(rng.sample(range(self.clients), self.per_round)))
+
+    def rounds_of(self, client: int) -> tuple[int, ...]:
+        """The rounds in which a client trains, possibly none."""
+        return tuple(round_ for round_ in range(1, self.rounds + 1) if client in self.chosen(round_))
+
+    def epochs_of(self, client: int) -> int:
+        """How many epochs a client trains in all its rounds."""
+        return self.local_epochs * len(self.rounds_of(client))
+
+
+def round_of_model(round_: int) -> int:
+    """What the server's model is published as that the clients of a round begin from; after the last, the result."""
+    return 2 * (round_ - 1)
+
+
+def round_of_work(round_: int) -> int:
+    """What the clients of a round publish their trained models as."""
+    return 2 * round_ - 1
+
+
+def samples_of(shard_size: int, batch_size: int, epochs: int) -> int:
+    """Samples that the training function draws from a shard: an incomplete last batch is left out."""
+    return epochs * max(1, shard_size // batch_size) * min(shard_size, batch_size)
+
+
+def _nearest(number: float) -> int:
+    return int(number + 0.5)  # `round` would take 2.5 for 2
+
+
+class FederatedRounds(Method):
+    """Gathers what it is told to, and takes the weighted mean of what has come in place of the own model.
+
+    It makes no difference between server and clients: a client gathers the server's model with the weight 1, the
+    server those of its clients with weights by their numbers of samples. Models are absolute values here, so that a
+    client gets the very bits of the server's.
+
+    Args:
+        links, count, probability: see `Method`; not used, the trainer decides who asks whom, and when.
+        deadline_s: what a client may take for a round, in seconds.
+
+    Attributes:
+        planned: what the next step boundary begins.
+        has_news: whether the next step boundary publishes the model.
+        is_in: whether the node has joined.
+        missed: whose model of the last gathering did not come, as a number.
+    """
+
+    kind = Kind.GATHER
+    conservation = Conservation.ROW
+    heeds_age = False  # clients train in some rounds and the server in none: the rounds say who gets whose model
+
+    def __init__(self, links: Neighbourhood, count: int, probability: float, *, deadline_s: float = DEADLINE_S) -> None:
+        super().__init__(links, count, probability)
+        if not deadline_s > 0:
+            raise ValueError(f"deadline_s: expected a number of seconds above 0, got {deadline_s}")
+        self.deadline_s = deadline_s
+        self.planned: Plan | None = None
+        self.has_news = False
+        self.is_in = False
+        self.missed = 0
+        self._gathered = 0
+
+    def gather(self, weights: Mapping[str, float], wait_s: float) -> None:
+        """Have the next step boundary begin a gathering.
+
+        Args:
+            weights: whose models, and how much each counts; they need not sum up to 1.
+            wait_s: until then they must have come.
+        """
+        self.planned = Plan(Kind.GATHER, peers=weights, wait_s=wait_s)
+        self.missed = len(weights)
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """See `Method.wants_snapshot`."""
+        return self.has_news
+
+    def advance(self) -> None:
+        """See `Method.advance`: the trainer sets the round."""
+
+    def plan(self, rng: random.Random) -> Plan | None:  # noqa: ARG002
+        """See `Method.plan`."""
+        return self.planned
+
+    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+        """See `Method.blend`: the mean of those that came, whatever the sum of their weights."""
+        self.missed = arrival.missed
+        self._gathered += 1
+        return Blend(1.0)
+
+    def joined(self, peer: State, *, takes_over: bool) -> None:  # noqa: ARG002
+        """See `Method.joined`."""
+        self.is_in = True
+
+    def statistics(self) -> Mapping[str, float]:
+        """See `Method.statistics`."""
+        return {"gathered": float(self._gathered), "missed": float(self.missed)}

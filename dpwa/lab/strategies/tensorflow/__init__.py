@@ -1,0 +1,1 @@
+"""TensorFlow's MirroredStrategy, for comparison."""

@@ -1,0 +1,153 @@
+"""A cell of a study: one row with one seed, and the folder in which it leaves everything.
+
+    cell.json                           what it is: see `Cell.to_json`
+    cluster.yaml                        of strategies that `dpwa launch` starts
+    output.log                          what its processes printed
+    nodes/NAME/ready                    this process has loaded everything; training begins when all have
+    nodes/NAME/steps.npz                per step: loss, right (of count samples), count, end_s on the training clock
+    nodes/NAME/snapshots/0003.safetensors   the model after the third of `rounds` equal parts of this process's steps;
+                                        0000 is the initial one
+    nodes/NAME/...                      what dpwa itself writes: metrics.jsonl, events.jsonl
+    result.json                         written last, by `evaluation`: the cell is finished
+
+A snapshot's header (safetensors' metadata, all values are text) holds: round, step, samples (this process has trained
+on so far), training_s (on its own training clock), unix_s, bytes_sent (by this process so far, of models or
+gradients), processes, threads (of this process).
+
+Must not know: torch, how anything is computed. Runs in: any thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpwa.lab.study.kinds import STRATEGIES, StrategyKind, process_names
+from dpwa.lab.study.settings import Settings
+
+__all__ = ["Cell", "CellFolder", "step_at", "write_json"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a study.
+
+    Attributes:
+        study: name of the study.
+        row: name of the row: what the training is compared as; unique in the study together with the seed.
+        seed: of initial weights, partition, data order and peers.
+        settings: everything else.
+    """
+
+    study: str
+    row: str
+    seed: int
+    settings: Settings
+
+    @property
+    def kind(self) -> StrategyKind:
+        """The strategy."""
+        return STRATEGIES[self.settings.strategy]
+
+    @property
+    def process_names(self) -> tuple[str, ...]:
+        """Names of its processes, in the order of their ranks."""
+        return process_names(self.kind, self.settings.nodes)
+
+    @property
+    def training_names(self) -> tuple[str, ...]:
+        """The same without a server, which trains nothing."""
+        return self.process_names[: self.settings.nodes]
+
+    @property
+    def rounds(self) -> int:
+        """Into how many equal parts a training is cut by snapshots."""
+        return self.settings.n_epochs * self.settings.rounds_per_epoch
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for cell.json and result.json."""
+        return {"study": self.study, "row": self.row, "seed": self.seed, "settings": self.settings.to_json()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Cell:
+        """The cell of such values."""
+        return cls(values["study"], values["row"], values["seed"], Settings.model_validate(values["settings"]))
+
+
+@dataclass(frozen=True)
+class CellFolder:
+    """Where the files of a cell are.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def cell_json(self) -> Path:
+        """What the cell is."""
+        return self.path / "cell.json"
+
+    @property
+    def cluster_yaml(self) -> Path:
+        """The cluster file of strategies that `dpwa launch` starts."""
+        return self.path / "cluster.yaml"
+
+    @property
+    def output_log(self) -> Path:
+        """What its processes printed."""
+        return self.path / "output.log"
+
+    @property
+    def result_json(self) -> Path:
+        """What came out."""
+        return self.path / "result.json"
+
+    def data_cache(self, name: str) -> Path:
+        """The images of a data set, shared with the cells beside this one."""
+        return self.path.parent / ".data" / f"{name}.safetensors"
+
+    def node(self, name: str) -> Path:
+        """Folder of a process."""
+        return self.path / "nodes" / name
+
+    def steps(self, name: str) -> Path:
+        """What happened in each step of a process."""
+        return self.node(name) / "steps.npz"
+
+    def snapshots(self, name: str) -> Path:
+        """Folder of a process's snapshots."""
+        return self.node(name) / "snapshots"
+
+    def snapshot(self, name: str, round_: int) -> Path:
+        """The model of a process after a round; 0 is the initial one."""
+        return self.snapshots(name) / f"{round_:04d}.safetensors"
+
+    def cell(self) -> Cell:
+        """The cell of this folder."""
+        return Cell.from_json(json.loads(self.cell_json.read_text(encoding="utf-8")))
+
+
+def step_at(part: int, whole: int, steps: int) -> int:
+    """The first step after which this part of a training has been made.
+
+    Rounds end by it, and processes meet by it: so a round that ends with a meeting shows what came of the meeting.
+
+    Args:
+        part: such as a number of rounds, 0 to `whole`.
+        whole: the same of the whole training.
+        steps: of the whole training.
+    """
+    return -(-part * steps // whole)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file that is either there as a whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,52 @@
+"""Settings that come from several places of a study file: what holds in the end, and where it was written.
+
+Must not know: which settings there are. Runs in: any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpwa.config.yaml_file import Place
+
+__all__ = ["Layers"]
+
+
+class Layers:
+    """Nested values; what is set later covers what was set before."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self._origins: dict[Place, Place] = {}
+
+    def put(self, path: tuple[str, ...], value: object, origin: Place) -> None:
+        """Set one value.
+
+        Args:
+            path: its keys. A word on the way, which stands for a mapping, becomes {kind: word}.
+            value: plain; mappings in it are copied when something is set inside of them.
+            origin: where it was written.
+        """
+        here = self.values
+        for key in path[:-1]:
+            inside = here.get(key)
+            if isinstance(inside, str):
+                inside = {"kind": inside}
+            here[key] = dict(inside) if isinstance(inside, Mapping) else {}
+            here = here[key]
+        here[path[-1]] = value
+        self._origins = {place: found for place, found in self._origins.items() if place[: len(path)] != path}
+        self._origins[path] = origin
+
+    def origin(self, place: Place, otherwise: Place) -> Place:
+        """Where the value at a place was written.
+
+        Args:
+            place: in the values.
+            otherwise: where to look for what was not written at all.
+        """
+        for length in range(len(place), 0, -1):
+            if place[:length] in self._origins:
+                return (*self._origins[place[:length]], *place[length:])
+        return otherwise

@@ -1,0 +1,83 @@
+"""What may stand in a study file, beside the settings of trainings.
+
+Must not know: how rows are made of it, files. Runs in: any thread; nothing here ever changes.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
+from pydantic_core import PydanticCustomError
+
+from dpwa.config.problems import OWN_TEXT
+from dpwa.config.sections import Name
+from dpwa.lab.study.kinds import STRATEGIES
+from dpwa.lab.study.settings import CommonSettings
+
+__all__ = ["RowOptions", "StudyOptions"]
+
+_MOST_SEEDS = 100
+
+
+def _checked_strategy(word: str) -> str:
+    if word in STRATEGIES:
+        return word
+    near = get_close_matches(word, STRATEGIES, n=1)
+    hint = f'; did you mean "{near[0]}"?' if near else ""
+    raise PydanticCustomError(
+        OWN_TEXT, "{expected}", {"expected": f"expected one of {', '.join(STRATEGIES)}", "hint": hint}
+    )
+
+
+def _checked_seeds(value: Any) -> Any:
+    if type(value) is int and 1 <= value <= _MOST_SEEDS:
+        return tuple(range(value))
+    is_list = isinstance(value, (list, tuple)) and all(type(seed) is int and 0 <= seed < 2**32 for seed in value)
+    if is_list and 1 <= len(value) == len(set(value)) <= _MOST_SEEDS:
+        return tuple(value)
+    raise PydanticCustomError(
+        OWN_TEXT, "expected how many seeds, from 1 to 100, or a list of different whole numbers of at least 0"
+    )
+
+
+Strategy = Annotated[str, AfterValidator(_checked_strategy)]
+Seeds = Annotated[tuple[int, ...], BeforeValidator(_checked_seeds), Field(strict=False)]
+Values = Annotated[tuple[JsonValue, ...], Field(strict=False, min_length=1)]
+Number = Annotated[float, Field(ge=0)]
+
+
+class RowOptions(CommonSettings):
+    """One entry of `strategies`; a word alone is the strategy."""
+
+    name: str | None = Field(
+        None, min_length=1, max_length=100, description="Label of the row; the strategy by default."
+    )
+    strategy: Strategy = Field(description="How the processes train together; `dpwa lab list --strategies` names all.")
+    literature: float | None = Field(None, ge=0, description="What the literature reports for this row.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_word(cls, value: object) -> object:
+        return {"strategy": value} if isinstance(value, str) else value
+
+
+class StudyOptions(CommonSettings):
+    """A study file. Settings of trainings that stand at the top hold for every row that uses them."""
+
+    study: Name = Field(description="Name of the study; also of the folder of its runs.")
+    title: str = Field("", description="What the report has as its heading.")
+    question: str = Field("", description="What is asked, for people.")
+    strategies: tuple[RowOptions, ...] = Field(
+        strict=False, min_length=1, max_length=200, description="The rows, each a strategy with settings of its own."
+    )
+    grid: dict[str, Values] = Field(
+        {}, description="Settings, such as cluster.pull_probability, and their values: a row for each of them."
+    )
+    seeds: Seeds = Field((0,), description="How many trainings of each row, or a list of their seeds.")
+    literature: dict[str, Number] = Field({}, description="What the literature reports, by the label of the row.")
+    literature_unit: Literal["%", "s"] = Field("%", description="Unit of the literature's numbers.")
+    target_accuracy: float | None = Field(
+        None, gt=0, le=100, description="Accuracy in per cent; the report shows the time until it is reached."
+    )

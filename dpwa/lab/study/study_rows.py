@@ -1,0 +1,329 @@
+"""From the values of a study file to its rows: strategies times grid, each with settings of its own.
+
+A row gets, one over the other: what stands at the top of the file, what its entry of `strategies` says, its point of
+the grid. What its strategy does not use is left out, so that it does not multiply rows; and an entry that sets a key of
+the grid by itself keeps its own value.
+
+It works on plain values that may be wrong, so that a person learns of all mistakes at once.
+
+Must not know: lines and columns. Runs in: any thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from pydantic import ValidationError
+
+from dpwa.config.cluster import FIRST_PORT, cluster_problems
+from dpwa.config.problems import Problem, problems_of
+from dpwa.config.yaml_file import Place
+from dpwa.lab.study.kinds import STRATEGIES, StrategyKind
+from dpwa.lab.study.layers import Layers
+from dpwa.lab.study.settings import CommonSettings, Settings
+
+__all__ = ["Row", "is_used", "rows_of", "shown_setting", "slug"]
+
+Choices: TypeAlias = "list[tuple[int, Any]]"
+"""Values of a key of the grid, each with its place in the file's list."""
+
+_MOST_ROWS = 500
+_GIVEN_BY_THE_LAB = ("run", "nodes", "method", "seed")
+
+_USERS: Mapping[str, frozenset[str]] = {
+    "cluster": frozenset(kind.name for kind in STRATEGIES.values() if kind.is_method),
+    "avg_freq": frozenset({"param_avg", "w_param_avg"}),
+    "lambda": frozenset({"w_param_avg"}),
+    "every_steps": frozenset({"allreduce_every_h"}),
+    "client_fraction": frozenset({"fedavg", "fedprox"}),
+    "local_epochs": frozenset({"fedavg", "fedprox"}),
+    "mu": frozenset({"fedprox"}),
+    "slow": frozenset(kind.name for kind in STRATEGIES.values() if not kind.is_one_process),
+    "kill": frozenset(kind.name for kind in STRATEGIES.values() if not kind.is_one_process),
+}
+"""Who uses a setting, of those that not every strategy uses."""
+
+_WITH_RULE = frozenset({"pull", "sparta"})
+_USERS_IN_CLUSTER: Mapping[str, frozenset[str]] = {
+    **{word: frozenset({word}) for word in ("sgp", "dpsgd", "noloco", "elastic", "sparta")},
+    **dict.fromkeys(("interpolation", "constant", "clock", "loss", "staleness", "consensus"), _WITH_RULE),
+    "pull_probability": _USERS["cluster"] - {"dpsgd", "noloco"},
+}
+"""The same of keys of the cluster file."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a study.
+
+    Attributes:
+        label: its name, unique in the study.
+        settings: of its trainings.
+        literature: what the literature reports, in the study's unit; None for nothing.
+    """
+
+    label: str
+    settings: Settings
+    literature: float | None = None
+
+
+def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], list[Problem]]:
+    """The rows of a study file, and what is wrong with them.
+
+    Args:
+        values: keys and plain values of the file, which may be wrong.
+        folder: what files of matrices are relative to; None does not look at them.
+    """
+    given_grid = {
+        key: found for key, found in _mapping(values.get("grid")).items() if isinstance(found, list) and found
+    }
+    problems = list(_grid_problems(given_grid))
+    wrong = {problem.place for problem in problems}
+    grid = {
+        key: [(number, value) for number, value in enumerate(found) if ("grid", key, number) not in wrong]
+        for key, found in given_grid.items()
+        if ("grid", key) not in wrong
+    }
+    drafts: list[_Draft] = []
+    entries = values.get("strategies")
+    for index, given in enumerate(entries if isinstance(entries, list) else ()):
+        entry = {"strategy": given} if isinstance(given, str) else given
+        kind = STRATEGIES.get(str(entry.get("strategy"))) if isinstance(entry, dict) else None
+        if kind is None:
+            continue  # the check of the single values has told
+        problems += _unused_problems(kind, entry, index)
+        points = _points(kind, entry, grid)
+        if len(drafts) + math.prod(len(found) for _, found in points) > _MOST_ROWS:
+            problems.append(Problem(("grid",), f"expected at most {_MOST_ROWS} rows in all, but here are more"))
+            break
+        drafts += _drafts(values, kind, entry, index, points)
+    problems += _label_problems(drafts)
+    rows = []
+    for draft in drafts:
+        settings, found = draft.checked(folder)
+        problems += found
+        if settings is not None:
+            rows.append(Row(draft.label, settings, _literature(values, draft)))
+    problems += _literature_problems(values, [draft.label for draft in drafts])
+    return rows, problems
+
+
+@dataclass
+class _Draft:
+    """A row whose settings have not been checked yet."""
+
+    label: str
+    kind: StrategyKind
+    index: int
+    layers: Layers
+    literature: object
+
+    def checked(self, folder: Path | None) -> tuple[Settings | None, list[Problem]]:
+        """The settings, or None, and what is wrong with them, at the places of the file."""
+        values = {**self.layers.values, "strategy": self.kind.name}
+        settings: Settings | None = None
+        problems: list[Problem] = []
+        try:
+            settings = Settings.model_validate(values)
+        except ValidationError as error:
+            problems += problems_of(error, Settings.model_json_schema())
+        problems += _problems_between(values, self.kind)
+        problems += _cluster_problems(values, self.kind, folder)
+        own: Place = ("strategies", self.index)
+        return settings, [replace(one, place=self.layers.origin(one.place, own)) for one in problems]
+
+
+def _drafts(
+    values: Mapping[str, Any],
+    kind: StrategyKind,
+    entry: Mapping[str, Any],
+    index: int,
+    points: Sequence[tuple[str, Choices]],
+) -> Iterator[_Draft]:
+    """The rows of one entry of `strategies`."""
+    for choice in product(*(found for _, found in points)):
+        layers = Layers()
+        for source, place in ((values, ()), (entry, ("strategies", index))):
+            for key in source:
+                if key in _known_keys() and is_used(kind, (key,)):
+                    _put(layers, key, source[key], place)
+        label = str(entry.get("name") or kind.name)
+        for (key, _), (number, value) in zip(points, choice, strict=True):
+            layers.put(tuple(key.split(".")), value, ("grid", key, number))
+            label += f", {key.rpartition('.')[2]}={shown_setting(value)}"
+        yield _Draft(label, kind, index, layers, entry.get("literature"))
+
+
+def _put(layers: Layers, key: str, value: object, place: Place) -> None:
+    """The keys of `cluster` of a row and of the whole study are joined; everything else is replaced as a whole."""
+    if key == "cluster" and isinstance(value, Mapping):
+        for inside in value:
+            layers.put((key, inside), value[inside], (*place, key, inside))
+    else:
+        layers.put((key,), value, (*place, key))
+
+
+def _points(kind: StrategyKind, entry: Mapping[str, Any], grid: Mapping[str, Choices]) -> list[tuple[str, Choices]]:
+    """The keys of the grid that matter to an entry, with their values."""
+    return [
+        (key, found)
+        for key, found in grid.items()
+        if is_used(kind, path := tuple(key.split("."))) and _is_multiplying(kind, path) and not _is_set(entry, path)
+    ]
+
+
+def is_used(kind: StrategyKind, path: tuple[str, ...]) -> bool:
+    """Whether a setting means something to a strategy."""
+    if path[0] == "partition" and kind.is_one_process:
+        return False
+    if path[0] in _USERS and kind.name not in _USERS[path[0]]:
+        return False
+    inside = path[1] if path[0] == "cluster" and len(path) > 1 else ""
+    return inside not in _USERS_IN_CLUSTER or kind.name in _USERS_IN_CLUSTER[inside]
+
+
+def _is_multiplying(kind: StrategyKind, path: tuple[str, ...]) -> bool:
+    """Whether other values of the setting are other trainings for a strategy that knows the setting."""
+    if path[0] == "partition":
+        return not kind.splits_batch
+    return path[0] != "nodes" or kind.name != "single"
+
+
+def _is_set(entry: Mapping[str, Any], path: tuple[str, ...]) -> bool:
+    here: Any = entry
+    for key in path:
+        if not isinstance(here, Mapping):
+            return True  # a word in the place of a mapping says it all
+        if key not in here:
+            return False
+        here = here[key]
+    return True
+
+
+def _unused_problems(kind: StrategyKind, entry: Mapping[str, Any], index: int) -> Iterator[Problem]:
+    for key in entry:
+        if key in _known_keys() and not is_used(kind, (key,)):
+            users = f"is of {', '.join(name for name in STRATEGIES if name in _USERS[key])}" if key in _USERS else ""
+            what = users or "means nothing to a single process that sees all data"
+            yield Problem(
+                ("strategies", index, key), f"{key} {what}; {kind.name} does not use it: leave it out", at_key=True
+            )
+
+
+def _grid_problems(grid: Mapping[str, list[Any]]) -> Iterator[Problem]:
+    """What is wrong with the keys of the grid, and with values that stand twice."""
+    for key, found in grid.items():
+        first, _, inside = key.partition(".")
+        if first not in _known_keys() or (inside and first not in _sections()):
+            near = get_close_matches(key, _known_keys(), n=1) or get_close_matches(first, _known_keys(), n=1)
+            hint = f'did you mean "{near[0]}"?' if near else f"known here: {', '.join(_known_keys())}"
+            yield Problem(("grid", key), f"unknown setting, {hint}", at_key=True)
+        for number, value in enumerate(found):
+            if any(value == other and type(value) is type(other) for other in found[:number]):
+                yield Problem(("grid", key, number), "this value stands here twice; remove one of the two")
+
+
+def _label_problems(drafts: Sequence[_Draft]) -> Iterator[Problem]:
+    """Rows that could not be told apart, also not by the names of their folders."""
+    seen: dict[str, str] = {}
+    for draft in drafts:
+        folder = slug(draft.label)
+        if folder in seen:
+            first = seen[folder]
+            what = "has this label too" if first == draft.label else f'is called "{first}", which is too similar'
+            text = f'the row "{draft.label}": another row {what}; give this one a name: ...'
+            yield Problem(("strategies", draft.index), text)
+        seen.setdefault(folder, draft.label)
+
+
+def slug(label: str) -> str:
+    """A label as the name of a folder: small letters, digits, dots and dashes."""
+    kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._") else "-" for letter in label)
+    return "-".join(part for part in kept.lower().split("-") if part).lstrip(".-")[:120] or "row"
+
+
+def _literature(values: Mapping[str, Any], draft: _Draft) -> float | None:
+    found = _mapping(values.get("literature")).get(draft.label, draft.literature)
+    return float(found) if isinstance(found, (int, float)) else None
+
+
+def _literature_problems(values: Mapping[str, Any], labels: Sequence[str]) -> Iterator[Problem]:
+    for label in _mapping(values.get("literature")):
+        if labels and label not in labels:
+            near = get_close_matches(label, labels, n=1)
+            hint = f'did you mean "{near[0]}"?' if near else f"the rows: {'; '.join(labels)}"
+            yield Problem(("literature", label), f"there is no such row, {hint}", at_key=True)
+
+
+def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Problem]:
+    """What is wrong between settings; what is wrong by itself is passed over."""
+    nodes = _nodes(values)
+    for key in ("slow", "kill", "wrong_labels"):
+        number = _mapping(values.get(key)).get("node")
+        if type(number) is int and number > nodes:
+            yield Problem((key, "node"), f"expected one of the {nodes} nodes, got {number}")
+    if not kind.splits_batch:
+        return
+    partition = values.get("partition", "iid")
+    if (partition.get("kind", "iid") if isinstance(partition, Mapping) else partition) != "iid":
+        yield Problem(
+            ("partition",),
+            f"{kind.name} splits each batch of all data among its processes, and so has no partition; "
+            f"write partition: iid for this row",
+        )
+    batch_size = values.get("batch_size")
+    if type(batch_size) is int and 1 <= batch_size < nodes:
+        yield Problem(("batch_size",), f"expected at least one sample for each of {nodes} nodes, got {batch_size}")
+
+
+def _cluster_problems(values: Mapping[str, Any], kind: StrategyKind, folder: Path | None) -> Iterator[Problem]:
+    """What dpwa would say of the cluster file of such a row."""
+    cluster = _mapping(values.get("cluster"))
+    if not kind.is_method:
+        return
+    for key in cluster:
+        if key in _GIVEN_BY_THE_LAB:
+            text = f"the lab itself writes {', '.join(_GIVEN_BY_THE_LAB)} into the cluster file; leave this key out"
+            yield Problem(("cluster", key), text, at_key=True)
+    given = {key: value for key, value in cluster.items() if key not in _GIVEN_BY_THE_LAB}
+    nodes = [{"name": f"w{number}", "port": FIRST_PORT + number} for number in range(1, _nodes(values) + 1)]
+    for found in cluster_problems({"method": kind.name, "nodes": nodes, **given}, folder):
+        yield replace(found, place=("cluster", *found.place))
+
+
+def _nodes(values: Mapping[str, Any]) -> int:
+    """How many nodes there are, also where the number is wrong."""
+    usual: int = CommonSettings.model_fields["nodes"].default
+    given = values.get("nodes", usual)
+    return given if type(given) is int and 1 <= given <= 64 else usual
+
+
+def shown_setting(value: object) -> str:
+    """A value of a setting as it stands in the label of a row."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {shown_setting(inside)}" for key, inside in value.items())
+    if isinstance(value, (list, tuple)):
+        return "/".join(shown_setting(inside) for inside in value)
+    return str(value)
+
+
+def _known_keys() -> list[str]:
+    return [field.alias or name for name, field in CommonSettings.model_fields.items()]
+
+
+def _sections() -> tuple[str, ...]:
+    return ("cluster", "partition", "slow", "kill", "wrong_labels")
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

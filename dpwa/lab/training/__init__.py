@@ -1,0 +1,1 @@
+"""What one training needs: data, models, records, evaluation."""

@@ -1,0 +1,213 @@
+"""From the snapshots of a cell to its result: `python -m dpwa.lab.training.evaluation CELL_DIR --exit-code 0 --wall-s 12.3`.
+
+Everything that is measured with held-out data is measured here, after the training, so that no strategy pays for it.
+
+Must not know: how a strategy works. Runs in: a process of its own, with all cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpwa.examples.devices import device_of
+from dpwa.examples.evaluation import accuracy_and_loss_of, accuracy_of
+from dpwa.lab.study.cell import Cell, CellFolder, write_json
+from dpwa.lab.training.data import DataSet
+from dpwa.lab.training.machine import commit, machine
+from dpwa.lab.training.models import build, initial_weights_hash
+from dpwa.lab.training.partition import class_counts
+from dpwa.lab.training.snapshots import Snapshot, read_snapshot, read_steps
+from dpwa.lab.worker import data_of, parts_of_nodes
+
+__all__ = ["evaluate", "main"]
+
+_MOST_POINTS = 400
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Evaluates a cell and writes its result."""
+    parser = argparse.ArgumentParser(description="Evaluates a cell of a study.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--exit-code", type=int, default=0, help="of what started the cell's processes")
+    parser.add_argument("--reason", default="", help="why it failed, in one line")
+    parser.add_argument("--wall-s", type=float, default=0.0, help="of the whole cell")
+    given = parser.parse_args(arguments)
+    folder = CellFolder(given.folder)
+    cell = folder.cell()
+    data = data_of(cell, folder)
+    data = replace(data, held_out=data.held_out.to(device_of(0)))
+    result = evaluate(folder, cell, data, exit_code=given.exit_code, reason=given.reason)
+    write_json(folder.result_json, {**result, "wall_s": given.wall_s})
+
+
+def evaluate(folder: CellFolder, cell: Cell, data: DataSet, *, exit_code: int, reason: str = "") -> dict[str, Any]:
+    """The result of a cell; also of one that failed, as far as it came.
+
+    Args:
+        folder: of the cell.
+        cell: what was trained.
+        data: the data set.
+        exit_code: of what started its processes.
+        reason: why it failed, for a person.
+
+    Returns:
+        What stands in result.json, but for `wall_s`.
+    """
+    device = data.held_out.images.device
+    model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed).to(device)
+    names = _names_with_models(cell)
+    rounds = [_round(folder, cell, names, number, model, data) for number in range(cell.rounds + 1)]
+    reached = [found for found in rounds if found is not None]
+    done = [name for name in names if folder.snapshot(name, cell.rounds).exists()]
+    killed = f"w{cell.settings.kill.node}" if cell.settings.kill is not None else None
+    is_done = bool(done) and set(done) >= set(names) - {killed} and (exit_code == 0 or killed is not None)
+    workers = [found for name in cell.training_names if (found := _worker(folder, cell, name, model, data))]
+    last = reached[-1] if reached else None
+    if is_done and killed in cell.process_names and not folder.snapshot(killed, cell.rounds).exists():
+        reason = f"{killed} was killed; the others went on to the end"
+    parts = parts_of_nodes(cell, data)
+    newest = [snapshot for name in cell.process_names if (snapshot := _newest(folder, cell, name)) is not None]
+    return {
+        "cell": cell.to_json(),
+        "status": "done" if is_done else "failed",
+        "reason": reason if is_done else reason or f"exit code {exit_code}",
+        "commit": commit(),
+        "machine": machine(),
+        "processes": len(cell.process_names),
+        "threads_per_process": int(max((snapshot.header["threads"] for snapshot in newest), default=0)),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "initial_weights": _initial_weights(folder, names, model),
+        "samples_seen": last["samples"] if last else 0,
+        "training_s": last["time_s"] if last else 0.0,
+        "bytes_sent": last["bytes_sent"] if last else 0,
+        "final_accuracy": last["accuracy"] if last and is_done else None,
+        "final_loss": last["loss"] if last and is_done else None,
+        "workers": workers,
+        "shard_sizes": [len(part) for part in parts],
+        "class_counts": class_counts(
+            data.train.labels.numpy(), [part.numpy() for part in parts], data.classes
+        ).tolist(),
+        "rounds": reached,
+        "batches": _batches(folder, cell),
+    }
+
+
+def _names_with_models(cell: Cell) -> tuple[str, ...]:
+    """The processes whose models make the aggregated one."""
+    names = cell.process_names
+    if cell.kind.has_server:
+        return names[-1:]
+    return names[:1] if cell.kind.splits_batch else names
+
+
+def _initial_weights(folder: CellFolder, names: Sequence[str], model: nn.Module) -> str:
+    """Hash of the weights that all processes began with; of all that there are, where they did not begin alike."""
+    found = set()
+    for name in names:
+        if (snapshot := read_snapshot(folder.snapshot(name, 0))) is not None:
+            model.load_state_dict(snapshot.tensors)
+            found.add(initial_weights_hash(model))
+    return " ".join(sorted(found))
+
+
+def _newest(folder: CellFolder, cell: Cell, name: str) -> Snapshot | None:
+    """The last model that a process has put down."""
+    found = (read_snapshot(folder.snapshot(name, number)) for number in range(cell.rounds, -1, -1))
+    return next((snapshot for snapshot in found if snapshot is not None), None)
+
+
+def _round(
+    folder: CellFolder, cell: Cell, names: Sequence[str], number: int, model: nn.Module, data: DataSet
+) -> dict[str, Any] | None:
+    """What was known after a round: the mean of all models that were put down; None if nobody has come so far."""
+    found = [snapshot for name in names if (snapshot := read_snapshot(folder.snapshot(name, number))) is not None]
+    if not found:
+        return None
+    mean = {name: torch.stack([s.tensors[name].double() for s in found]).mean(dim=0) for name in found[0].tensors}
+    model.load_state_dict({name: value.to(found[0].tensors[name].dtype) for name, value in mean.items()})
+    is_wanted = cell.settings.eval_acc or number == cell.rounds
+    accuracy, loss = accuracy_and_loss_of(model, data.held_out, data.prepare) if is_wanted else (None, None)
+    samples, bytes_sent = (sum(s.header[key] for s in found) for key in ("samples", "bytes_sent"))
+    if cell.kind.splits_batch:  # every process computes a part of each batch, but only one puts models down
+        samples = _samples_of_all(folder, cell, round(found[0].header["step"]))
+        bytes_sent *= len(cell.process_names)
+    return {
+        "round": number,
+        "epoch": number / cell.settings.rounds_per_epoch,
+        "samples": round(samples),
+        "time_s": max(s.header["training_s"] for s in found),
+        "bytes_sent": round(bytes_sent),
+        "accuracy": accuracy,
+        "loss": loss,
+        "consensus": _distance([s.tensors for s in found], mean) if len(names) > 1 else None,
+    }
+
+
+def _samples_of_all(folder: CellFolder, cell: Cell, steps: int) -> int:
+    """Samples that all processes together have trained on in their first steps."""
+    total = 0
+    for name in cell.process_names:
+        found = read_steps(folder.steps(name))
+        total += 0 if found is None else int(found["count"][:steps].sum())
+    return total
+
+
+def _distance(models: Sequence[dict[str, Tensor]], mean: dict[str, Tensor]) -> float:
+    """Mean distance of the models from their mean, relative to the norm of the mean."""
+    norm = torch.stack([value.norm() for value in mean.values()]).norm().item()
+    distances = [
+        torch.stack([(model[name].double() - value).norm() for name, value in mean.items()]).norm().item()
+        for model in models
+    ]
+    return float(np.mean(distances)) / norm if norm > 0 else 0.0
+
+
+def _worker(folder: CellFolder, cell: Cell, name: str, model: nn.Module, data: DataSet) -> dict[str, Any] | None:
+    """What one process came to."""
+    newest = _newest(folder, cell, name)
+    if newest is None:
+        return None
+    model.load_state_dict(newest.tensors)
+    return {
+        "name": name,
+        "samples": round(newest.header["samples"]),
+        "steps": round(newest.header["step"]),
+        "training_s": newest.header["training_s"],
+        "accuracy": accuracy_of(model, data.held_out, data.prepare),
+    }
+
+
+def _batches(folder: CellFolder, cell: Cell) -> dict[str, list[float]]:
+    """Loss and accuracy of training batches, the mean over the workers at equal shares of their steps."""
+    found = []
+    for name in cell.process_names:
+        steps = read_steps(folder.steps(name))
+        if steps is not None and len(steps["loss"]):
+            found.append(steps)
+    if not found:
+        return {"samples": [], "loss": [], "accuracy": []}
+    points = min(_MOST_POINTS, *(len(steps["loss"]) for steps in found), _MOST_POINTS)
+    samples, loss, right = np.zeros(points), np.zeros(points), np.zeros(points)
+    for steps in found:
+        # The same number of pieces for each worker, also where one has made fewer steps.
+        begins = np.arange(points) * len(steps["loss"]) // points
+        samples += np.add.reduceat(steps["count"].astype(float), begins)
+        right += np.add.reduceat(steps["right"].astype(float), begins)
+        loss += np.add.reduceat(steps["loss"] * steps["count"].astype(float), begins)
+    return {
+        "samples": np.cumsum(samples).tolist(),
+        "loss": np.round(loss / samples, 5).tolist(),
+        "accuracy": np.round(right / samples, 5).tolist(),
+    }
+
+
+if __name__ == "__main__":
+    main()

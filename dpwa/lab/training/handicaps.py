@@ -1,0 +1,64 @@
+"""A node that is slow, and a node that dies: the same for every strategy, also for those without dpwa.
+
+Must not know: strategies, models. Runs in: the training thread.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from dpwa.lab.study.settings import Settings
+
+__all__ = ["Handicap", "shares_of_work"]
+
+
+class Handicap:
+    """What is wrong with one process; nothing for most.
+
+    Args:
+        settings: of the cell.
+        number: of the node, from 1.
+        crowding: how many processes share a core: with two, a step takes twice the time that it computes.
+    """
+
+    def __init__(self, settings: Settings, number: int, crowding: float) -> None:
+        slow, kill = settings.slow, settings.kill
+        self._factor = slow.factor if slow is not None and slow.node == number else 1.0
+        self._dies_at = kill.at if kill is not None and kill.node == number else None
+        self._crowding = max(1.0, crowding)
+        self._computed_s = 0.0
+
+    def begin(self) -> None:
+        """The first step comes next; what was computed before does not count."""
+        self._computed_s = time.thread_time()
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Let happen what is due. Waiting for others is no work, so that only computing is slowed down."""
+        if self._factor > 1.0:
+            now_s = time.thread_time()
+            time.sleep((self._factor - 1.0) * (now_s - self._computed_s) * self._crowding)
+            self._computed_s = now_s
+        if self._dies_at is not None and step >= self._dies_at * total_steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def shares_of_work(settings: Settings, *, waits: bool) -> list[float]:
+    """Steps of each node, as a multiple of what they are with equal nodes.
+
+    Nodes that wait for each other make the same number of steps. The others do as much as they can in the same time: in
+    proportion to their speed, and all together as much as equal nodes.
+
+    Args:
+        settings: of the cell.
+        waits: whether the nodes wait for each other.
+
+    Returns:
+        One number per node, with mean 1.
+    """
+    slow = settings.slow
+    if waits or slow is None:
+        return [1.0] * settings.nodes
+    speeds = [1 / slow.factor if number == slow.node else 1.0 for number in range(1, settings.nodes + 1)]
+    return [speed * settings.nodes / sum(speeds) for speed in speeds]

@@ -1,0 +1,209 @@
+"""Which samples of a data set each node holds: in equal random parts, by class, or skewed.
+
+Every process computes all parts from the same seed, so that the nodes agree without talking to each other.
+
+Must not know: torch, images, how a part is trained on. Runs in: any thread; nothing here keeps a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpwa.errors import ConfigError
+from dpwa.lab.study.settings import PartitionOptions
+
+__all__ = ["class_counts", "least_samples", "partition"]
+
+Indices = NDArray[np.int64]
+"""Numbers of samples."""
+
+# What a skewed partition leaves to every node: a batch of the usual size.
+LEAST_SAMPLES = 128
+
+# Each pass brings the sizes nearer to the most even ones; a long chain of nodes that share classes needs the most.
+_EVENING_PASSES = 200
+_EVEN_ENOUGH = 1e-3  # samples that a pass still moves
+
+
+def partition(labels: NDArray[np.integer], options: PartitionOptions, nodes: int, *, seed: int) -> list[Indices]:
+    """Deals the samples out.
+
+    The kinds:
+
+    - iid: all samples at random, in parts that differ by one sample at most.
+    - classes: each node draws `classes_per_node` different classes. A class is drawn as often as any other, or once
+      more; a class that several nodes have drawn is cut among them so that the nodes' parts become as equal as the
+      drawn classes allow, and each of them gets at least half of what an equal cut would give it. With fewer draws
+      (nodes * classes_per_node) than classes, the classes that nobody drew are left out: their column of
+      `class_counts` is zero.
+    - dirichlet: each class is cut in proportions drawn from a symmetric Dirichlet distribution over the nodes
+      (Yurochkin et al., 1905.12022; with the distribution drawn per node instead, Hsu et al., 1909.06335). The
+      smaller alpha, the fewer classes a node has, and the less equal the parts.
+    - quantity: sizes are drawn from a symmetric Dirichlet distribution, contents are iid.
+
+    The last two could leave a node with next to nothing: where one has fewer than `least_samples`, the node that has
+    the most at that time gives it what is missing, at random.
+
+    Args:
+        labels: class of each sample, shape (count,).
+        options: the kind and its numbers.
+        nodes: how many parts.
+        seed: the same numbers give the same parts; at least 0.
+
+    Returns:
+        For each node the numbers of its samples, ascending. No sample is in two parts; all are in one, but those of
+        classes that are left out.
+
+    Raises:
+        ConfigError: there are fewer samples than nodes, or fewer classes than a node is to have, or a part would be
+            empty.
+    """
+    generator = np.random.default_rng(seed)
+    _check(labels, options, nodes)
+    if options.kind == "iid":
+        parts = np.array_split(generator.permutation(len(labels)), nodes)
+    elif options.kind == "classes":
+        parts = _by_class(labels, options.classes_per_node, nodes, generator)
+    elif options.kind == "dirichlet":
+        proportions = [generator.dirichlet([options.alpha] * nodes) for _ in np.unique(labels)]
+        parts = _fill_up(_cut_classes(labels, proportions, generator), generator)
+    else:
+        order, sizes = generator.permutation(len(labels)), generator.dirichlet([options.alpha] * nodes)
+        parts = _fill_up(_cut(order, sizes), generator)
+    if not all(map(len, parts)):
+        raise ConfigError(
+            f"partition: {len(labels)} samples are too few for {nodes} nodes of kind {options.kind}: a node would have"
+            " none; use fewer nodes or another kind"
+        )
+    return [np.sort(part).astype(np.int64) for part in parts]
+
+
+def class_counts(labels: NDArray[np.integer], parts: Sequence[Indices], classes: int) -> Indices:
+    """How many samples of each class each node holds.
+
+    Args:
+        labels: class of each sample, 0..classes-1, shape (count,).
+        parts: numbers of the samples of each node.
+        classes: how many there are.
+
+    Returns:
+        Shape (nodes, classes).
+    """
+    return np.stack([np.bincount(labels[part], minlength=classes) for part in parts]).astype(np.int64)
+
+
+def least_samples(count: int, nodes: int) -> int:
+    """What kinds dirichlet and quantity leave to every node: a usual batch, of small data a quarter of an equal part.
+
+    Args:
+        count: samples of all nodes.
+        nodes: at most `count`.
+    """
+    return max(1, min(LEAST_SAMPLES, count // (4 * nodes)))
+
+
+def _check(labels: NDArray[np.integer], options: PartitionOptions, nodes: int) -> None:
+    if not 1 <= nodes <= len(labels):
+        raise ConfigError(f"partition: expected 1 to {len(labels)} nodes, one per sample at most, got {nodes}")
+    classes = len(np.unique(labels))
+    if options.kind == "classes" and options.classes_per_node > classes:
+        raise ConfigError(
+            f"partition: classes_per_node: expected at most {classes}, of which the data set has no more, got"
+            f" {options.classes_per_node}"
+        )
+
+
+def _by_class(
+    labels: NDArray[np.integer], classes_per_node: int, nodes: int, generator: np.random.Generator
+) -> list[Indices]:
+    sizes = np.unique(labels, return_counts=True)[1]
+    drawn = _draw_classes(len(sizes), classes_per_node, nodes, generator)
+    return _cut_classes(labels, _even_shares(sizes, drawn), generator)
+
+
+def _draw_classes(classes: int, classes_per_node: int, nodes: int, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Which classes each node has, shape (nodes, classes): each class as often as the others, or once more."""
+    often, more = divmod(nodes * classes_per_node, classes)
+    left = np.full(classes, often)
+    left[generator.choice(classes, more, replace=False)] += 1
+    drawn = np.zeros((nodes, classes), np.bool_)
+    for node in range(nodes):
+        # A class with as many draws left as there are nodes left goes to each of them, or a draw could not be placed.
+        forced = np.flatnonzero(left == nodes - node)
+        open_ = np.where(left < nodes - node, left, 0)
+        wanted = classes_per_node - len(forced)
+        free = generator.choice(classes, wanted, replace=False, p=open_ / open_.sum()) if wanted else forced[:0]
+        drawn[node, [*forced, *free]] = True
+        left -= drawn[node]
+    return drawn
+
+
+def _even_shares(sizes: Indices, drawn: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    """The share of each class that each node gets, so that nodes' totals are as equal as the drawn classes allow.
+
+    Half of each class is cut equally among its holders. The other halves are poured where there is least, one class
+    at a time, again and again: each time the sum of the squares of the totals falls, until it is the smallest.
+
+    Args:
+        sizes: samples of each class, shape (classes,).
+        drawn: which node has which class, shape (nodes, classes).
+
+    Returns:
+        Per class an array of shape (nodes,), whose sum is 1, or 0 if nobody has the class.
+    """
+    held = drawn / np.maximum(drawn.sum(axis=0), 1)
+    poured = held * sizes / 2
+    fixed = poured.sum(axis=1)
+    for _ in range(_EVENING_PASSES):
+        before = poured.copy()
+        for label in np.flatnonzero(drawn.any(axis=0)):
+            holders = np.flatnonzero(drawn[:, label])
+            poured[holders, label] = 0
+            level = fixed[holders] + poured[holders].sum(axis=1)
+            poured[holders, label] = _pour(level, sizes[label] / 2)
+        if np.abs(poured - before).max() < _EVEN_ENOUGH:
+            break
+    return list((held / 2 + poured / sizes).T)
+
+
+def _pour(levels: NDArray[np.float64], amount: float) -> NDArray[np.float64]:
+    """What each vessel gets when an amount of water is poured into connected ones that are filled to these levels."""
+    ascending = np.sort(levels)
+    # The surface, if the lowest 1, 2, 3 ... are under it: the first that does not reach the next vessel is right.
+    surfaces = (amount + np.cumsum(ascending)) / np.arange(1, len(levels) + 1)
+    reached = np.append(surfaces[:-1] <= ascending[1:], np.True_)
+    poured: NDArray[np.float64] = np.maximum(surfaces[np.argmax(reached)] - levels, 0)
+    return poured
+
+
+def _cut_classes(
+    labels: NDArray[np.integer], proportions: Sequence[NDArray[np.float64]], generator: np.random.Generator
+) -> list[Indices]:
+    """Cuts the samples of each class, in random order, in these proportions; per class an array of shape (nodes,)."""
+    cut = [
+        _cut(generator.permutation(np.flatnonzero(labels == label)), shares)
+        for label, shares in zip(np.unique(labels), proportions, strict=True)
+    ]
+    return [np.concatenate(parts) for parts in zip(*cut, strict=True)]
+
+
+def _cut(samples: Indices, shares: NDArray[np.float64]) -> list[Indices]:
+    """Consecutive parts whose sizes are in these proportions to within one sample; none of it if all shares are 0."""
+    # Without the last digits, in which machines differ, and which would decide what half a sample is rounded to.
+    ends = np.round(np.round(np.cumsum(shares), 12) * len(samples)).astype(np.int64)
+    return np.split(samples[: ends[-1]], ends[:-1])
+
+
+def _fill_up(parts: list[Indices], generator: np.random.Generator) -> list[Indices]:
+    """Gives those that have too little what is missing, from the part that is the largest at that time."""
+    least = least_samples(sum(map(len, parts)), len(parts))
+    for poor, part in enumerate(parts):
+        missing = least - len(part)
+        if missing > 0:
+            rich = max(range(len(parts)), key=lambda node: len(parts[node]))
+            mixed = generator.permutation(parts[rich])
+            parts[poor], parts[rich] = np.concatenate([part, mixed[:missing]]), mixed[missing:]
+    return parts

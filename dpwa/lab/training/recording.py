@@ -1,0 +1,154 @@
+"""Writes down what one process of a cell does: a training clock, its steps, and its model after each round.
+
+The clock stands still while something is written, and nothing is evaluated here: that comes after the training.
+
+Must not know: strategies, data sets. Runs in: the training thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dpwa.lab.study.cell import CellFolder, step_at
+from dpwa.lab.training.handicaps import Handicap
+from dpwa.lab.training.snapshots import write_snapshot, write_steps
+
+__all__ = ["Recorder", "StartTimeout"]
+
+# Loading torch and the data in many processes on few cores takes its time.
+_START_TIMEOUT_S = 300.0
+_START_POLL_S = 0.02
+
+
+class StartTimeout(Exception):
+    """Not all processes of a cell became ready."""
+
+
+class Recorder:
+    """Looks on for one process: the `Watch` of `dpwa.lab.training.train`.
+
+    Args:
+        folder: of the cell.
+        names: of all processes of the cell; they begin together.
+        name: of this process.
+        model: what is put down after each round.
+        rounds: how many there are.
+        saves: whether this process puts its model down; those with the same model as another one do not.
+        bytes_sent: asked at each round.
+        handicap: what is wrong with this process.
+    """
+
+    def __init__(
+        self,
+        folder: CellFolder,
+        names: tuple[str, ...],
+        name: str,
+        model: nn.Module,
+        *,
+        rounds: int,
+        saves: bool = True,
+        bytes_sent: Callable[[], int] = lambda: 0,
+        handicap: Handicap | None = None,
+    ) -> None:
+        self._folder = folder
+        self._names = names
+        self._name = name
+        self._model = model
+        self._rounds = rounds
+        self._saves = saves
+        self._bytes_sent = bytes_sent
+        self._handicap = handicap
+        # Asked now, because a strategy may deal them out to threads of its own.
+        self._threads = torch.get_num_threads()
+        self._round = 0
+        self._samples = 0
+        self._step = 0
+        self._paused_s = 0.0
+        self._total_steps = 0
+        self._steps: list[tuple[float, int, int, float]] = []
+
+    def begin(self, total_steps: int) -> None:
+        """Put the initial model down, wait until all processes are here, start the clock.
+
+        Raises:
+            StartTimeout: some process did not come.
+        """
+        self._total_steps = total_steps
+        self._started_s = time.monotonic()
+        self._write(0)
+        self._meet()
+        if self._handicap is not None:
+            self._handicap.begin()
+        self._started_s = time.monotonic()
+        self._paused_s = 0.0
+
+    @property
+    def training_s(self) -> float:
+        """Seconds on the training clock."""
+        return time.monotonic() - self._started_s - self._paused_s
+
+    def stepped(self, step: int, *, epoch: float, loss: Tensor, right: int, count: int) -> None:  # noqa: ARG002
+        """Note a step, and put the model down where a round ends."""
+        self._step = step
+        self._samples += count
+        self._steps.append((loss.item(), right, count, self.training_s))
+        if self._handicap is not None:
+            self._handicap.after_step(step, self._total_steps)
+        self._end_rounds(step)
+
+    def round_done(self, round_: int, *, samples: int) -> None:
+        """Note a round of a server, which makes no steps of its own.
+
+        Args:
+            round_: from 1 to what `begin` was told.
+            samples: that all clients together have trained on so far.
+        """
+        self._step, self._samples = round_, samples
+        self._end_rounds(round_)
+
+    def _end_rounds(self, step: int) -> None:
+        while self._round < self._rounds and step >= step_at(self._round + 1, self._rounds, self._total_steps):
+            self._round += 1
+            self._write(self._round)
+
+    def _write(self, round_: int) -> None:
+        paused_s, training_s = time.monotonic(), self.training_s
+        if self._saves:
+            self._write_model(round_, training_s)
+        columns = zip(*self._steps, strict=True) if self._steps else ((), (), (), ())
+        write_steps(
+            self._folder.steps(self._name), dict(zip(("loss", "right", "count", "end_s"), columns, strict=True))
+        )
+        self._paused_s += time.monotonic() - paused_s
+
+    def _write_model(self, round_: int, training_s: float) -> None:
+        write_snapshot(
+            self._folder.snapshot(self._name, round_),
+            self._model.state_dict(),
+            round_=round_,
+            step=self._step,
+            samples=self._samples,
+            training_s=training_s,
+            bytes_sent=self._bytes_sent(),
+            processes=len(self._names),
+            threads=self._threads,
+        )
+
+    def _meet(self) -> None:
+        """Wait for all processes, so that no clock runs while another one still loads its data."""
+        (self._folder.node(self._name) / "ready").touch()
+        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        missing = list(self._names)
+        while missing:
+            missing = [name for name in missing if not (self._folder.node(name) / "ready").exists()]
+            if missing and time.monotonic() > deadline_s:
+                raise StartTimeout(
+                    f"{self._name}: waited {_START_TIMEOUT_S:.0f} s for {', '.join(missing)} to begin; "
+                    f"their own messages tell why they did not"
+                )
+            if missing:
+                time.sleep(_START_POLL_S)

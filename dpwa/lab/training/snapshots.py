@@ -1,0 +1,98 @@
+"""Models and steps as files in a cell's folder: written by its processes, read by the evaluation.
+
+A file is there as a whole or not at all, also when its process is killed.
+
+Must not know: strategies, clocks, data sets. Runs in: the thread that calls it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["Snapshot", "read_snapshot", "read_steps", "write_snapshot", "write_steps"]
+
+_STEP_KINDS = {"loss": "float32", "right": "int32", "count": "int32", "end_s": "float64"}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One model that a process has put down.
+
+    Attributes:
+        tensors: by name.
+        header: see `dpwa.lab.study.cell`; numbers.
+    """
+
+    tensors: dict[str, Tensor]
+    header: dict[str, float]
+
+
+def write_snapshot(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    round_: int,
+    step: int,
+    samples: int,
+    training_s: float,
+    bytes_sent: int,
+    processes: int,
+    threads: int,
+) -> None:
+    """Put a model down; `dpwa.lab.study.cell` tells what the numbers are."""
+    header = {
+        "round": round_,
+        "step": step,
+        "samples": samples,
+        "training_s": training_s,
+        "unix_s": time.time(),
+        "bytes_sent": bytes_sent,
+        "processes": processes,
+        "threads": threads,
+    }
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    save_file(plain, draft, {name: str(value) for name, value in header.items()})
+    draft.replace(path)
+
+
+def read_snapshot(path: Path) -> Snapshot | None:
+    """The model in a file; None if there is no such file."""
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        header = {key: float(value) for key, value in (file.metadata() or {}).items()}
+        return Snapshot({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118
+
+
+def write_steps(path: Path, columns: Mapping[str, Any]) -> None:
+    """Put down what happened in each step so far.
+
+    Args:
+        path: of the file.
+        columns: loss, right, count and end_s, one number for each step.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft.npz")
+    arrays = {name: np.asarray(columns[name], kind) for name, kind in _STEP_KINDS.items()}
+    np.savez(draft, allow_pickle=False, **arrays)
+    draft.replace(path)
+
+
+def read_steps(path: Path) -> dict[str, npt.NDArray[Any]] | None:
+    """What `write_steps` was given; None if there is no such file."""
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in _STEP_KINDS}

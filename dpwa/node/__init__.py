@@ -1,0 +1,1 @@
+"""One node: the object that an adapter needs, and its parts."""

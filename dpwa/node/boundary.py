@@ -1,0 +1,391 @@
+"""What happens at a step boundary: a training step is counted, what has come is applied, the next exchange begins.
+
+Must not know: sockets, files, the life of a node. Runs in: the trainer's thread; `_hand_out` in the publish thread for
+copies that a GPU makes.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from dpwa.config.cluster import ClusterConfig
+from dpwa.exchange.budget import Budget
+from dpwa.exchange.lineage import Standing
+from dpwa.exchange.messages import MAX_COUNTER, NO_EXCHANGE
+from dpwa.exchange.proposals import Proposals
+from dpwa.exchange.result import Ask, Exchange, Outcome
+from dpwa.exchange.service import Service
+from dpwa.interpolation.interpolator import LossSmoother, State
+from dpwa.methods.base import Arrival, Kind, Method, Plan
+from dpwa.methods.checked import factor_of, mass_and_round, plan_of
+from dpwa.methods.diloco import OuterMomentum
+from dpwa.node.extended_model import ExtendedModel
+from dpwa.node.joining import Joining
+from dpwa.node.pressure import Pressure
+from dpwa.node.publishing import Publisher, Taken
+from dpwa.node.record import Record, exchange_fields
+from dpwa.snapshot.layout import Snapshot
+from dpwa.transport.faults import NodeFaults
+from dpwa.transport.interface import Transport
+
+__all__ = ["Boundary"]
+
+_logger = logging.getLogger("dpwa")
+
+# The mean time that a step trains (without its time in dpwa: a wait that counted would lengthen the waits of others)
+# follows the last ten steps or so, and is not thrown off by a pause for an evaluation.
+_INTERVAL_WEIGHT = 0.1
+_LONGEST_STEP_S = 10.0
+
+# What a gathering that ends at its deadline takes to reach the trainer.
+_HAND_OVER_S = 0.05
+
+
+class Boundary:
+    """The step boundaries of one node.
+
+    Args:
+        config: the cluster.
+        name: the node.
+        model: the model, with what the method sends beside it.
+        method: the averaging method.
+        outer: outer momentum on top of it; None for none.
+        faults: what is injected into the training; None for nothing.
+        service: what peers are told.
+        proposals: pushes and pairs under way.
+        standing: what the own model is.
+        publisher: takes the snapshots.
+        transport: makes the exchanges.
+        record: counts them.
+        event: writes a line of the journal.
+        monotonic_s: the clock.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        name: str,
+        *,
+        model: ExtendedModel,
+        method: Method,
+        outer: OuterMomentum | None,
+        faults: NodeFaults | None,
+        service: Service,
+        proposals: Proposals,
+        standing: Standing,
+        publisher: Publisher,
+        transport: Transport,
+        record: Record,
+        event: Callable[..., None],
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._name = name
+        self._model = model
+        self._method = method
+        self.outer = outer
+        self._faults = faults
+        self._service = service
+        self._proposals = proposals
+        self._publisher = publisher
+        self._transport = transport
+        self._record = record
+        self._event = event
+        self._pressure = Pressure(name, transport.counters.guarded, event)
+        self._monotonic_s = monotonic_s
+        self._peers = tuple(peer.name for peer in config.peers_of(name))
+        self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
+        self._smoother = LossSmoother(config.loss_smoothing)
+        self._budget = Budget(
+            config.bandwidth_limit_bytes_per_s, model_bytes=model.layout.total_bytes, most_fraction=config.pull_fraction
+        )
+        self._standing = standing
+        self.step = 0
+        self.in_flight = False
+        """Whether an exchange that this node has begun is under way."""
+        self.wait_s = config.wait_s
+        """How long the next step may wait for it."""
+        self._joining = Joining(standing, service, method, has_peers=bool(self._peers))
+        # Pairs that have been applied: the node is free for another when a snapshot that holds them is served.
+        self._applied_pairs: list[bytes] = []
+        self._last: Taken | None = None  # what the next training step is measured from
+        self._given: Taken | None = None  # what a push under way carries
+        self._resumed_s = monotonic_s()
+        self._has_warned = False
+
+    @property
+    def state(self) -> State:
+        """Of the own model; what a snapshot says of it when it is taken."""
+        return self._standing.own
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._standing.own = state
+
+    def resume(self) -> None:
+        """The trainer goes on training."""
+        self._resumed_s = self._monotonic_s()
+
+    def close(self) -> None:
+        """Let go of snapshots, and of the node: its memory must not wait for the garbage collector."""
+        self._last = self._given = None
+        self._model.close()
+        self._method.close()
+        self.outer = None
+        self._pressure.close()
+        self._event = _ignore
+
+    def advance(self, loss: float | None) -> None:
+        """Count a training step, and apply what has come.
+
+        Args:
+            loss: of the step; None if unknown.
+        """
+        self.step += 1
+        if self._faults is not None:
+            self._faults.begin_step(self.step)
+        self._method.advance()
+        self._correct()
+        self.state = _aged(self.state, self.state.clock + 1.0)
+        self.note_loss(loss)
+        self._service.step = self.step
+        interval_s = min(self._monotonic_s() - self._resumed_s, _LONGEST_STEP_S)
+        self._service.step_interval_s += _INTERVAL_WEIGHT * (interval_s - self._service.step_interval_s)
+        self.collect(self.wait_s)
+        outer = self.outer  # `close` may come in between, from a signal handler
+        if outer is not None:
+            outer.advance()
+
+    def _correct(self) -> None:
+        """Scale the training step that was just made, for methods that want that."""
+        share = self._method.correction()
+        if share is not None and self._last is not None:
+            self._last.wait()
+            self._model.go_towards(self._last.buffer, share)
+
+    def note_loss(self, loss: float | None) -> None:
+        """Take a loss; None changes nothing."""
+        if loss is not None:
+            self.state = replace(self.state, loss=self._smoother.update(float(loss)))
+
+    # --- Exchanges ------------------------------------------------------------------------------------------------
+
+    def collect(self, wait_s: float) -> None:
+        """Take the exchanges that have ended, own ones and peers', and apply them.
+
+        Args:
+            wait_s: how long to wait for the own one in all, however many of peers come meanwhile.
+        """
+        deadline_s = self._monotonic_s() + wait_s
+        while True:
+            exchange = self._transport.take(max(0.0, deadline_s - self._monotonic_s()) if self.in_flight else 0.0)
+            if exchange is None:
+                return
+            if exchange.ask is not None:
+                self.in_flight = False
+                self.wait_s = self._config.wait_s
+            self._end(exchange)
+
+    def _end(self, exchange: Exchange) -> None:
+        factor = self._apply(exchange) if exchange.outcome is Outcome.BLENDED else 0.0
+        if exchange.kind is Kind.PUSH and exchange.ask is not None:
+            self._end_push(exchange.outcome, exchange.ask.mass)
+        self._end_engagement(exchange, factor)
+        if exchange.staging is not None:
+            exchange.staging.is_free = True
+        if exchange.received_bytes and not exchange.is_shared:
+            # A joining node takes the whole model, whatever part the budget had planned; a slow link bears less of it.
+            is_whole = exchange.share > 0.0 and not exchange.is_shortened
+            is_planned = exchange.ask is not None and not exchange.ask.joining and is_whole
+            self._budget.spent(exchange.received_bytes, self._monotonic_s(), complete=is_planned)
+        ask = exchange.ask
+        if ask is not None and ask.finished and exchange.peer is not None and not exchange.outcome.is_failure:
+            self._service.told_finished.add(exchange.peer)
+        if exchange.outcome is Outcome.OWN_NOT_FINITE:
+            self._warn_of_own_model(exchange.reason)
+        self._record.note(exchange, factor)
+        # A method's numbers may have any names; what the exchange itself says comes first.
+        self._event("exchange", **{**self._method.statistics(), **exchange_fields(exchange, self.step, factor)})
+        if self._joining.ended(exchange, factor, self._publisher.version) and self.outer is not None:
+            self.outer.restart()
+        if exchange.staging is not None and self._proposals.has_notice:
+            self._proposals.wake()  # there is room for it now
+
+    def _warn_of_own_model(self, reason: str) -> None:
+        """Say it once: nobody else is told, because no peer can do anything about it."""
+        if not self._has_warned:
+            self._has_warned = True
+            _logger.warning("node %s: %s (further ones only in the journal)", self._name, reason)
+
+    def _end_engagement(self, exchange: Exchange, factor: float) -> None:
+        """Let peers' pairs in again; after a change of the model as soon as a snapshot with it is served."""
+        is_joining = exchange.ask is not None and exchange.ask.joining and self._method.kind is Kind.PAIR
+        if not is_joining and (exchange.kind is not Kind.PAIR or exchange.exchange == NO_EXCHANGE):
+            return
+        if factor > 0.0:
+            self._applied_pairs.append(exchange.exchange)
+        else:
+            self._proposals.disengage(exchange.exchange)
+
+    def _end_push(self, outcome: Outcome, mass: float) -> None:
+        if outcome is Outcome.LOST:
+            self._method.lost(mass)
+        elif outcome is Outcome.PUSHED:
+            self._method.delivered(mass)
+        else:
+            share = self._method.took_back(mass)
+            # In half precision the model is left as it is: a snapshot of it is no more exact than what that costs.
+            if share > 0.0 and self._given is not None and self._model.can_go_towards:
+                self._given.wait()
+                self._model.go_towards(self._given.buffer, share)
+        self._given = None
+
+    def _apply(self, exchange: Exchange) -> float:
+        """Blend what has come; the factor by which, 0 for nothing."""
+        peer, staging, reference = exchange.peer_state, exchange.staging, exchange.reference
+        if peer is None or staging is None or self._joining.is_outdated(exchange):
+            return 0.0
+        factor, values = exchange.factor, staging.values
+        if exchange.relation.mixes and not exchange.takes_over and (exchange.ask is None or not exchange.ask.joining):
+            arrival = Arrival(
+                kind=exchange.kind or Kind.PULL,
+                peer_state=peer,
+                reference=reference,
+                values=values,
+                factor=exchange.factor,
+                share=exchange.share,
+                weight=exchange.weight,
+                missed=exchange.missed,
+            )
+            factor = factor_of(self._method, arrival, self.state)
+        if factor == 0.0:
+            return 0.0
+        self._model.blend(values, factor)
+        own = self.state
+        is_delta = self._config.blend == "delta" and reference is not None
+        base = reference.state.clock if is_delta and reference is not None else own.clock
+        clock = own.clock + min(factor, 1.0) * exchange.share * (peer.clock - base)
+        self.state = _aged(own, clock)
+        return factor
+
+    def publish_and_ask(self) -> None:
+        """Begin the next exchange, if the method wants one, with a snapshot of this moment."""
+        plan = self._plan()
+        if plan is None and not (self._service.wanted or self._applied_pairs or self._wants_snapshot):
+            return  # nobody would look at it
+        mass, round_ = mass_and_round(self._method)
+        self.state = State(self.state.loss, self.state.clock, mass, round_, self.state.lineage)
+        taken, is_aside = self._take(for_exchange=plan is not None)
+        if taken is None:
+            self._last = None  # an older one is no measure of the next step
+            if plan is not None and plan.kind is Kind.PAIR:
+                self._applied_pairs.append(NO_EXCHANGE)  # what the last pair brought is in no snapshot yet
+            return
+        self._last = taken if self._method.corrects_steps else None
+        if plan is not None and plan.kind is Kind.PUSH:
+            self._given = taken
+        ask = self._ask(plan, taken.snapshot) if plan is not None else None
+        serving = not is_aside
+        hand_out = partial(self._hand_out, taken.snapshot, ask, self._applied_pairs if serving else [], serving=serving)
+        if serving:
+            self._applied_pairs = []
+            self._service.wanted = False  # before the swap: a pull that comes between asks for one publish too many
+        if taken.ready is None:
+            hand_out()
+        else:
+            self._transport.defer(taken.complete, hand_out)
+
+    def _take(self, *, for_exchange: bool) -> tuple[Taken | None, bool]:
+        """A snapshot of this moment, and whether it is one aside that is not served as the newest.
+
+        Peers can hold all buffers, but never stop this node's own exchanges: those are then made with a copy of their
+        own, which only the peer of a push or a pair can fetch, by its id.
+        """
+        now_s = self._monotonic_s()
+        self._pressure.note(now_s)
+        taken = self._publisher.take(step=self.step, taken_s=now_s, state=self.state)
+        if taken is not None:
+            self._pressure.published()
+            return taken, False
+        self._record.publish_skipped += 1
+        self._pressure.skipped(now_s)
+        if not for_exchange:
+            return None, False
+        return self._publisher.take_aside(step=self.step, taken_s=now_s, state=self.state), True
+
+    @property
+    def _wants_snapshot(self) -> bool:
+        return self._method.wants_snapshot and bool(self._peers)
+
+    def _plan(self) -> Plan | None:
+        """The exchange to begin at this step boundary."""
+        self._service.pair_rounds = self._method.pair_rounds
+        if self.in_flight or not self._peers:
+            return None
+        if self._joining.is_on:
+            # What a pair has come to must not be in the staging that the pull fills, nor the pull in a pair's snapshot.
+            return self._joining.plan() if self._method.kind is not Kind.PAIR or self._engage() else None
+        if self._service.finished:
+            peers = dict.fromkeys(self._service.to_finish_with, 1.0) or None
+            if self._method.kind is Kind.PULL:
+                return self._within_budget(Plan(Kind.PULL, peers=peers))
+            return Plan(None, peers=peers)
+        plan = plan_of(self._method, self._rng, self._peers)
+        if plan is None or (plan.kind is Kind.PAIR and not self._engage()):
+            return None
+        return self._within_budget(plan) if plan.kind is Kind.PULL else plan
+
+    def _engage(self) -> bool:
+        """Keep peers' pairs out until this node's exchange has ended; False while it takes part in one."""
+        is_engaged = self._proposals.engage(self._applied_pairs)
+        if is_engaged:
+            self._applied_pairs = []
+        return is_engaged
+
+    def _within_budget(self, plan: Plan) -> Plan | None:
+        fraction = self._budget.next_fraction(self._monotonic_s(), self._service.step_interval_s)
+        return None if fraction is None else replace(plan, fraction=min(fraction, plan.fraction))
+
+    def _ask(self, plan: Plan, snapshot: Snapshot) -> Ask:
+        self.in_flight = True
+        exchange = NO_EXCHANGE
+        if plan.kind in (Kind.PUSH, Kind.PAIR):
+            exchange = self._proposals.open(snapshot)
+        if plan.kind is Kind.PUSH:
+            self._method.gave(plan.mass)
+        self.wait_s = max(self._config.wait_s, plan.wait_s + _HAND_OVER_S if plan.wait_s > 0 else 0.0)
+        return Ask(
+            snapshot,
+            plan.kind,
+            peers=plan.peers,
+            fraction=plan.fraction,
+            mass=plan.mass,
+            wait_s=plan.wait_s,
+            exchange=exchange,
+            joining=self._joining.is_on,
+            finished=self._service.finished,
+        )
+
+    def _hand_out(self, snapshot: Snapshot, ask: Ask | None, pairs: Sequence[bytes], *, serving: bool) -> None:
+        """Serve a snapshot that is complete, and have an exchange made with it; in any thread, one at a time."""
+        if serving:
+            self._publisher.hand_out(snapshot)
+            for exchange in pairs:
+                self._proposals.disengage(exchange)
+            self._transport.published()
+        if ask is not None:
+            self._transport.ask(ask)
+
+
+def _aged(state: State, clock: float) -> State:
+    """The state with another clock, one that peers will take whatever was blended. Four times as fast as `replace`."""
+    legal = min(max(clock, 0.0), float(MAX_COUNTER))
+    return State(state.loss, legal, state.mass, state.round, state.lineage)
+
+
+def _ignore(event: str, **fields: object) -> None:
+    """What follows the end is in no journal."""

@@ -1,0 +1,156 @@
+"""A model together with what its method sends beside it, as one thing to copy.
+
+Must not know: what the method keeps there. Runs in: the trainer's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dpwa.errors import ConfigError
+from dpwa.methods.base import Method
+from dpwa.snapshot.layout import Buffer, Layout, Role, Section
+from dpwa.snapshot.staging import Values
+
+__all__ = ["ExtendedModel", "Inventory", "Model"]
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """How much of a model is exchanged. Tied tensors count once.
+
+    Attributes:
+        exchanged_tensors: tensors in the layout.
+        exchanged_bytes: their bytes.
+        kept_tensors: tensors that the config keeps local: frozen parameters, and with `buffers: keep` the buffers.
+        kept_bytes: their bytes.
+        ignored_tensors: tensors that cannot be averaged or are no state.
+        ignored_bytes: their bytes.
+    """
+
+    exchanged_tensors: int
+    exchanged_bytes: int
+    kept_tensors: int = 0
+    kept_bytes: int = 0
+    ignored_tensors: int = 0
+    ignored_bytes: int = 0
+
+
+class Model(Protocol):
+    """What a node needs of a model; the adapters implement it.
+
+    A model that holds more than it exchanges may have an attribute `inventory`, an `Inventory`, to tell of it.
+    """
+
+    @property
+    def layout(self) -> Layout:
+        """The exchanged tensors."""
+
+    def copy_into(self, buffer: Buffer) -> Callable[[], None] | None:
+        """Copy the exchanged tensors into a buffer in the order of the layout. The same few buffers come again.
+
+        Returns:
+            None if the bytes are there. Else a function that blocks until they are, of the values of this moment, and
+            until the values of the last `blend` are no longer read. It is called once, from any thread.
+        """
+
+    def blend(self, values: Sequence[Values], factor: float) -> None:
+        """Apply an exchange in place: add `factor` times a difference, or go the share `factor` towards a value.
+
+        The values may be read after the return, until the function that the next `copy_into` returns has ended.
+        """
+
+
+class ExtendedModel:
+    """See `Model` for the methods.
+
+    Args:
+        model: the model.
+        method: may add tensors behind those of the model.
+
+    Raises:
+        ConfigError: the method scales each training step, and the model's precision does not bear that.
+    """
+
+    def __init__(self, model: Model, method: Method) -> None:
+        self._model = model
+        self._method = method
+        self._sections = len(model.layout.sections)
+        self._model_bytes = model.layout.total_bytes
+        self.layout = method.extend(model.layout)
+        self._is_extended = self.layout is not model.layout
+        self.inventory = _inventory(model)
+        """What of the model is exchanged, without what the method adds."""
+        # The same few buffers come again; an adapter remembers each by its identity.
+        self._parts: dict[int, tuple[Buffer, Buffer, Buffer]] = {}
+        self._snapshots: dict[int, tuple[Buffer, tuple[Values, ...]]] = {}
+        if method.corrects_steps and not self.can_go_towards:
+            raise ConfigError(
+                "a model with parameters in half precision cannot be trained by a method that scales each step, such "
+                "as sgp; use another method or sgp: {debias: false}, or keep the parameters in float32 and the "
+                "computation in half precision (AMP)"
+            )
+
+    def close(self) -> None:
+        """Let go of the snapshots' memory. Nothing is copied or blended any more."""
+        self._parts.clear()
+        self._snapshots.clear()
+
+    def copy_into(self, buffer: Buffer) -> Callable[[], None] | None:
+        """See `Model.copy_into`."""
+        if not self._is_extended:
+            return self._model.copy_into(buffer)
+        parts = self._parts.get(id(buffer))
+        if parts is None:
+            parts = self._parts[id(buffer)] = (buffer, buffer[: self._model_bytes], buffer[self._model_bytes :])
+        _, own, rest = parts
+        ready = self._model.copy_into(own)
+        if ready is not None:
+            ready()  # what is added may be made of the copy
+        self._method.fill(own, rest, self.layout.sections[self._sections :])
+        return None
+
+    def blend(self, values: Sequence[Values], factor: float) -> None:
+        """See `Model.blend`."""
+        self._model.blend(values[: self._sections], factor)
+
+    @property
+    def can_go_towards(self) -> bool:
+        """Whether the parameters travel in the type that they are blended in."""
+        return all(
+            section.role is Role.BUFFER or section.value_type.itemsize == section.item_bytes
+            for section in self.layout.sections[: self._sections]
+        )
+
+    def go_towards(self, buffer: Buffer, share: float) -> None:
+        """Go the share of the way back to a snapshot, or, if it is negative, away from it; parameters only.
+
+        Args:
+            buffer: the snapshot's bytes, one of the few buffers that `copy_into` was given.
+            share: of the way.
+        """
+        known = self._snapshots.get(id(buffer))
+        if known is None:
+            sections = self.layout.sections[: self._sections]
+            known = self._snapshots[id(buffer)] = (buffer, tuple(_values(section, buffer) for section in sections))
+        self._model.blend(known[1], share)
+
+
+def _inventory(model: Model) -> Inventory:
+    told = getattr(model, "inventory", None)
+    if isinstance(told, Inventory):
+        return told
+    specs = model.layout.tensors
+    return Inventory(exchanged_tensors=len(specs), exchanged_bytes=sum(spec.size_bytes for spec in specs))
+
+
+def _values(section: Section, buffer: Buffer) -> Values:
+    """A section of a snapshot as values to go to. Running statistics stay: a difference of zeros."""
+    if section.role is Role.BUFFER:
+        return Values(section, np.zeros(section.size, section.value_type), is_difference=True)
+    array = buffer[section.start_byte : section.stop_byte].view(section.value_type)
+    return Values(section, array, is_difference=False)

@@ -1,0 +1,455 @@
+"""The node: the one object that an adapter needs. It publishes, has exchanges made and applies them.
+
+Must not know: torch or any other framework (a `Model` gives it what it needs), sockets. Runs in: every method in the
+trainer's thread; `statistics` in any.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dpwa.config.cluster import ClusterConfig
+from dpwa.errors import ConfigError, DpwaError, InternalError, NodeClosed
+from dpwa.exchange.messages import INCARNATION_BYTES, LINEAGE_BYTES, MAX_COUNTER
+from dpwa.interpolation.interpolator import State
+from dpwa.methods.base import Kind
+from dpwa.methods.diloco import OuterMomentum
+from dpwa.node.assembly import wire
+from dpwa.node.boundary import Boundary
+from dpwa.node.extended_model import ExtendedModel, Model
+from dpwa.node.publishing import Publisher
+from dpwa.node.record import NodeStatistics, Record
+from dpwa.node.run_token import run_in_requests
+from dpwa.observe.journal import Journal, node_folder
+from dpwa.transport.faults import Faults, NodeFaults
+from dpwa.transport.interface import MakeTransport, Transport
+from dpwa.transport.zeromq import ZmqTransport
+
+__all__ = ["Model", "Node"]
+
+# All of `close` together stays below this.
+_CLOSE_TIMEOUT_S = 1.5
+
+# While a finished node waits for the others it exchanges at most this often: they need the processor more.
+_FINISH_PAUSE_S = 0.02
+
+# Until a peer that has finished has asked this node whether it has, too: it does so next.
+_FAREWELL_S = 1.0
+
+# A push is taken or comes back within the config's timeout and a little more.
+_SETTLE_TIMEOUT_S = 10.0
+_SETTLE_PAUSE_S = 0.05
+
+
+class _Life(Enum):
+    NEW = "new"
+    RUNNING = "running"
+    CLOSED = "closed"
+
+
+class Node:
+    """One node of a cluster.
+
+    Args:
+        config: the cluster.
+        name: which of its nodes this is.
+        model: the model to train together.
+        run_dir: folder of the run; None writes nothing.
+        make_transport: a transport other than ZeroMQ, for tests and simulations.
+        monotonic_s: the clock that scores and durations go by.
+
+    Raises:
+        ConfigError: the name is not in the config, the method or interpolation cannot be made, or the run folder's
+            token cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        name: str,
+        model: Model,
+        *,
+        run_dir: Path | None = None,
+        make_transport: MakeTransport | None = None,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.name = config.node(name).name
+        self.run_dir = run_dir
+        self._life = _Life.NEW
+        self._pid = os.getpid()
+        self._monotonic_s = monotonic_s
+        self._peers = tuple(peer.name for peer in config.peers_of(name))
+        self.method = config.method_for(name)
+        self._model = ExtendedModel(model, self.method)
+        self._incarnation = secrets.token_bytes(INCARNATION_BYTES)
+        self._faults = self._make_faults()
+        self._parts = wire(
+            config,
+            name,
+            run=run_in_requests(config.run_id, run_dir),
+            incarnation=self._incarnation,
+            layout=self._model.layout,
+            method=self.method,
+            monotonic_s=monotonic_s,
+            faults=None if self._faults is None else self._faults.faults,
+        )
+        self._service = self._parts.wiring.service
+        self._publisher = Publisher(self._model, self._service, self._snapshot_slots())
+        self._transport: Transport = (
+            make_transport(self._parts.wiring) if make_transport else ZmqTransport(config, name, self._parts.wiring)
+        )
+        self._record = Record(monotonic_s())
+        self._journal = self._make_journal()
+        self._boundary = Boundary(
+            config,
+            name,
+            model=self._model,
+            method=self.method,
+            outer=_outer_momentum(config, model),
+            faults=self._faults,
+            service=self._service,
+            proposals=self._parts.proposals,
+            standing=self._parts.standing,
+            publisher=self._publisher,
+            transport=self._transport,
+            record=self._record,
+            event=self._event,
+            monotonic_s=monotonic_s,
+        )
+
+    def _snapshot_slots(self) -> int:
+        # A round more is kept for neighbours that are a step behind.
+        return self.config.snapshot_slots + (self.method.kind is Kind.GATHER)
+
+    def _make_journal(self) -> Journal | None:
+        if self.run_dir is None:
+            return None
+        return Journal(
+            node_folder(self.run_dir, self.name),
+            sample=lambda: self._record.metrics(self.statistics(), self._monotonic_s()),
+            metrics_interval_s=self.config.metrics_interval_s,
+            max_bytes=self.config.journal_max_bytes,
+        )
+
+    def _make_faults(self) -> NodeFaults | None:
+        if not self.config.faults.kinds:
+            return None
+        return NodeFaults(
+            Faults(self.config.faults, self.name, partial(self._event, "fault")),
+            folder=None if self.run_dir is None else node_folder(self.run_dir, self.name),
+            pause=time.sleep,
+            before_death=self._write_journal,
+        )
+
+    # --- Life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Serve the model and be ready for exchanges.
+
+        Raises:
+            ConfigError: the node's address cannot be listened on, or the run folder cannot be written.
+            NodeClosed: the node was closed already, or was made before this process was forked.
+        """
+        self._check_process()
+        if self._life is not _Life.NEW:
+            raise NodeClosed(f"node {self.name} cannot be started: it is {self._life.value}")
+        try:
+            self._start_journal()
+            if self._peers:
+                self._transport.start()
+                if self._transport.shares_memory:
+                    self._publisher.share(run_id=self.config.run_id, node=self.name, incarnation=self._incarnation)
+            self._life = _Life.RUNNING
+        finally:
+            if self._life is not _Life.RUNNING:
+                self.close()
+        about = asdict(self._model.inventory)
+        self._event(
+            "start", run=self.config.run_id, incarnation=self._incarnation.hex(), peers=list(self._peers), **about
+        )
+
+    def _start_journal(self) -> None:
+        if self._journal is None or self.run_dir is None:
+            return
+        try:
+            self._journal.start()
+            resolved = self.run_dir / "config.yaml"
+            if not resolved.exists():
+                resolved.write_text(self.config.to_yaml(), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"run folder {self.run_dir}: cannot be written ({error}); choose another with DPWA_RUN_DIR or --run-dir"
+            ) from error
+
+    def close(self) -> None:
+        """End threads and connections within 2 s. May be called in any state, any number of times, from any thread.
+
+        In a forked child it does nothing: all that could be closed is the parent's.
+
+        Raises:
+            InternalError: a background thread did not end in time, or had failed before.
+        """
+        if self._life is _Life.CLOSED or self.is_forked:
+            return
+        was_running = self._life is _Life.RUNNING
+        self._life = _Life.CLOSED
+        deadline_s = time.monotonic() + _CLOSE_TIMEOUT_S
+        try:
+            self._transport.close(_CLOSE_TIMEOUT_S)
+        finally:
+            # Let go of all buffers at once: the node itself may be kept, for its statistics.
+            self._boundary.close()
+            self._publisher.close()
+            self._parts.close()
+            if self._journal is not None:
+                try:
+                    self._event("close", **self.method.statistics())
+                finally:  # an own method's numbers may raise anything
+                    self._journal.close(max(0.1, deadline_s - time.monotonic()))
+        if was_running:
+            self._raise_background_error()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a forked child of the one that made the node."""
+        return self._pid != os.getpid()
+
+    def _check_process(self) -> None:
+        if self.is_forked:
+            raise NodeClosed(
+                f"this is a forked child of node {self.name} (process {self._pid}): the node lives in the parent "
+                "alone. Train there, or make a node in the child with a name of its own"
+            )
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """Around what the trainer does: `close` may come at any point of it, from another thread or a signal's handler.
+
+        It takes away what a step works with; what fails then is no error of its own.
+        """
+        self._check_running()
+        try:
+            yield
+        except Exception as error:
+            if self._life is _Life.CLOSED:
+                raise NodeClosed(f"node {self.name} was closed in the middle of a step") from error
+            raise
+
+    def _check_running(self) -> None:
+        self._check_process()
+        if self._life is not _Life.RUNNING:
+            raise NodeClosed(f"node {self.name} is {self._life.value}, expected running")
+        self._raise_background_error()
+
+    def _raise_background_error(self) -> None:
+        error = self._transport.error()
+        if isinstance(error, DpwaError):
+            raise error
+        if error is not None:
+            raise InternalError(f"a background thread of node {self.name} ended by itself: {error!r}") from error
+
+    # --- Training -------------------------------------------------------------------------------------------------
+
+    def step(self, loss: float | None = None) -> None:
+        """Tell that a training step was made: apply what has come, publish, begin the next exchange.
+
+        The order matters: the snapshot that the next exchange refers to must hold the blend before it, or that blend
+        would count twice.
+
+        Args:
+            loss: of the step; None if unknown.
+
+        Raises:
+            NodeClosed: the node is not running.
+            InternalError: a background thread failed.
+        """
+        with self._training():
+            self._boundary.advance(loss)
+            self._boundary.publish_and_ask()
+            self._boundary.resume()
+
+    def update_send(self, loss: float | None = None) -> None:
+        """First half of the 2017 dpwa's pair, called before a batch: publish and ask for an exchange.
+
+        Raises:
+            NodeClosed: the node is not running.
+            InternalError: a background thread failed.
+        """
+        with self._training():
+            self._boundary.note_loss(loss)
+            self._boundary.publish_and_ask()
+
+    def update_wait(self, loss: float | None = None) -> None:
+        """Second half of the pair, called after the batch: apply the exchange, waiting up to `wait_ms` for it.
+
+        Raises:
+            NodeClosed: the node is not running.
+            InternalError: a background thread failed.
+        """
+        with self._training():
+            self._boundary.advance(loss)
+            self._boundary.resume()
+
+    def finish(self, timeout_s: float) -> bool:
+        """After the last step: go on serving and blending until every peer has finished too, or is gone.
+
+        With methods other than pull the node takes part in what its peers begin, and begins nothing itself.
+
+        Args:
+            timeout_s: wait at most so long.
+
+        Returns:
+            False if the time ran out with peers still training.
+
+        Raises:
+            NodeClosed: the node is not running.
+            InternalError: a background thread failed.
+        """
+        with self._training():
+            return self._finish(time.monotonic() + timeout_s)
+
+    def _finish(self, deadline_s: float) -> bool:
+        self._service.finished = True
+        flow_control = self._parts.wiring.exchanger.flow_control
+        farewell_s = math.inf
+        while True:
+            self._boundary.collect(min(_FINISH_PAUSE_S, max(0.0, deadline_s - time.monotonic())))
+            present = [peer for peer in self._peers if not flow_control.is_failing(peer)]
+            # Both by what peers have answered to this node: anybody could send requests in their names.
+            training = [peer for peer in present if not self._parts.membership[peer].finished]
+            now_s = time.monotonic()
+            if not training and self._service.told_finished.issuperset(present):
+                farewell_s = min(farewell_s, now_s + _FAREWELL_S)
+            else:
+                farewell_s = math.inf
+            # Whoever leaves before the last peer has asked is taken for a failure by it.
+            is_missed = now_s < farewell_s and not self._service.asked_at_the_end.issuperset(present)
+            if (farewell_s < math.inf and not is_missed) or now_s >= deadline_s:
+                self._event("finish", still_training=training)
+                return not training
+            self._boundary.publish_and_ask()
+            self._check_running()
+            time.sleep(_FINISH_PAUSE_S)
+
+    def log(self, **values: object) -> None:
+        """Add values of the training script (epoch, test accuracy …) to every further line of metrics."""
+        self._record.log(values)
+
+    def state_dict(self, timeout_s: float = _SETTLE_TIMEOUT_S) -> dict[str, Any]:
+        """What a checkpoint must keep beside the model: the clock, and the method's numbers and arrays.
+
+        A push under way is waited for, because its mass must not be kept here and there.
+
+        Args:
+            timeout_s: for that wait. What is not settled by then counts as this node's.
+
+        Raises:
+            NodeClosed: the node is not running.
+            InternalError: a background thread failed.
+        """
+        self._check_running()
+        deadline_s = time.monotonic() + timeout_s
+        while self.method.kind is Kind.PUSH and self._boundary.in_flight and time.monotonic() < deadline_s:
+            with self._training():
+                self._boundary.collect(_SETTLE_PAUSE_S)
+        return {
+            "clock": self._boundary.state.clock,
+            "lineage": self._boundary.state.lineage.hex(),
+            "loss": self._boundary.state.loss,
+            "method": self.config.method,
+            "of_method": self.method.state_dict(),
+            "of_outer": None if self._boundary.outer is None else self._boundary.outer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave, before the first step; the model has been loaded.
+
+        Raises:
+            ConfigError: it is of another method or model, or damaged.
+        """
+        if self._boundary.step:
+            raise ConfigError(
+                f"node {self.name}: a checkpoint is loaded before the first step, not after {self._boundary.step}"
+            )
+        if state.get("method") != self.config.method:
+            raise ConfigError(
+                f"node {self.name}: the checkpoint was made with method {state.get('method')}, the cluster file says "
+                f"{self.config.method}"
+            )
+        clock = float(state["clock"])
+        if not (math.isfinite(clock) and 0 <= clock <= MAX_COUNTER):
+            raise ConfigError(
+                f"node {self.name}: the checkpoint has a clock of {clock}, expected a number from 0 to 2^53"
+            )
+        lineage = self._lineage_of(state)
+        self._boundary.state = State(state["loss"], clock, lineage=lineage)
+        self.method.load_state_dict(state["of_method"])
+        if self._boundary.outer is not None and state["of_outer"] is not None:
+            self._boundary.outer.load_state_dict(state["of_outer"])
+
+    def _lineage_of(self, state: Mapping[str, Any]) -> bytes:
+        """The lineage in a checkpoint; one of an earlier version of dpwa has none, and the node keeps its own."""
+        said = state.get("lineage")
+        if said is None:
+            return self._incarnation
+        try:
+            lineage = bytes.fromhex(said)
+        except (TypeError, ValueError):
+            lineage = b""
+        if len(lineage) != LINEAGE_BYTES:
+            raise ConfigError(
+                f"node {self.name}: the checkpoint has a lineage of {said!r}, expected {2 * LINEAGE_BYTES} hex digits"
+            )
+        return lineage
+
+    # --- What it did ----------------------------------------------------------------------------------------------
+
+    def statistics(self) -> NodeStatistics:
+        """What the node did so far. Any thread, any state."""
+        counters = self._transport.counters
+        return self._record.statistics(
+            step=self._boundary.step,
+            state=self._boundary.state,
+            published=self._publisher.version,
+            served=counters.served,
+            bytes_out=counters.bytes_out + counters.shared_out * self._model.layout.total_bytes,
+            protocol_errors=counters.protocol_errors,
+            scores=self._parts.wiring.exchanger.flow_control.scores(),
+            method=self.method.statistics(),
+            faults={} if self._faults is None else self._faults.faults.counts(),
+            inventory=self._model.inventory,
+        )
+
+    def _write_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.close(_CLOSE_TIMEOUT_S)
+
+    def _event(self, event: str, /, **fields: object) -> None:
+        if self._journal is not None:
+            self._journal.record(event, **{**fields, "step": self._boundary.step})
+
+
+def _outer_momentum(config: ClusterConfig, model: Model) -> OuterMomentum | None:
+    outer = config.outer
+    if outer.every is None:
+        return None
+    momentum = OuterMomentum(
+        model,
+        every=outer.every,
+        learning_rate=outer.learning_rate,
+        momentum=outer.momentum,
+        nesterov=outer.nesterov,
+    )
+    momentum.restart()
+    return momentum

@@ -1,0 +1,1 @@
+"""What is exchanged: layout, snapshots, codecs, and the differences made of them."""

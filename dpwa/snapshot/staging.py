@@ -1,0 +1,331 @@
+"""The arithmetic of a blend, up to the last multiply-add that the trainer does itself.
+
+A `Staging` takes a peer's snapshot piece by piece, as it arrives, and makes of it what the trainer adds or
+interpolates in one pass: for parameters under delta blending the difference to the own snapshot of the exchange, else
+the peer's values. Working piece by piece keeps the numbers in the processor's cache and needs no buffer for the peer's
+own bytes. Half precision becomes float32 here, because `factor * (peer - own)` falls below the resolution of bfloat16
+near consensus.
+
+Must not know: sockets, threads, torch. Runs in: the thread that performs the exchange.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dpwa.exchange.messages import Codec
+from dpwa.snapshot.codecs import decode, encode, encoded_bytes
+from dpwa.snapshot.layout import Layout, Role, Section
+
+__all__ = [
+    "Staging",
+    "Values",
+    "encode_chunk",
+    "encoded_chunk_bytes",
+    "first_not_finite",
+    "parameter_arrays",
+    "section_values",
+]
+
+FloatArray = npt.NDArray[Any]
+
+_WIRE_TYPES: dict[str, type[np.generic]] = {
+    "float64": np.float64,
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+}
+
+# Elements worked on at one time, 1 MiB each of own, peer and difference in float32: larger blocks fall out of the
+# caches between subtraction and check, smaller ones cost more calls.
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the trainer blends in, for one section of the layout.
+
+    Attributes:
+        section: the tensors.
+        array: one flat array of float32 (float64 for a float64 section), shape (section.size,).
+        is_difference: True if it is peer minus own snapshot (to be added times factor), False if it is the peer's
+            values (to be interpolated towards).
+    """
+
+    section: Section
+    array: FloatArray
+    is_difference: bool
+
+
+class Staging:
+    """The buffers of one exchange in flight, made once and reused.
+
+    Thread: the exchanging thread until the exchange is handed over, then the trainer until it asks for the next.
+
+    Args:
+        layout: the model's layout.
+        absolute: no differences are made: for `blend: absolute`, and for values that are merged by their masses.
+        measures_distance: also measure how far the peer's parameters are from the own.
+    """
+
+    def __init__(self, layout: Layout, *, absolute: bool, measures_distance: bool = False) -> None:
+        self.layout = layout
+        self.is_free = True
+        """False from the moment in which values are handed to the trainer to the end of their blend."""
+        self.disturb: Callable[[FloatArray], None] | None = None
+        """Adds noise to the peer's parameters as they come, for experiments."""
+        self.values: tuple[Values, ...] = tuple(
+            Values(
+                section,
+                np.zeros(section.size, section.value_type),
+                section.role is not Role.BUFFER and not absolute,
+            )
+            for section in layout.sections
+        )
+        """What the trainer blends when all pieces have been accepted, section by section."""
+        self._own: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._is_finite = True
+        self._measures_distance = measures_distance and not absolute
+        self._squares = [0.0, 0.0]
+
+    @property
+    def distance(self) -> float | None:
+        """Distance of the peer's parameters from the own ones, relative to these; None if it was not measured."""
+        difference, own = self._squares
+        return math.sqrt(difference / own) if own > 0 else None
+
+    def begin(self, reference: memoryview | None, *, whole: bool) -> None:
+        """Forget the last exchange.
+
+        Args:
+            reference: the own snapshot of this exchange; None where no differences are made.
+            whole: every byte will be accepted. Otherwise the differences that do not come are zero.
+        """
+        self._own = np.frombuffer(reference or b"", np.uint8)
+        self._is_finite = True
+        self._squares = [0.0, 0.0]
+        if not whole:
+            for values in self.values:
+                values.array.fill(0)
+
+    def accept(self, first_byte: int, stop_byte: int, data: memoryview, codec: Codec = Codec.RAW) -> None:
+        """Take a piece of the peer's snapshot.
+
+        Args:
+            first_byte: where it begins within the snapshot, a multiple of 64.
+            stop_byte: one past its end.
+            data: the piece in the codec, of exactly `encoded_chunk_bytes`.
+            codec: how it is encoded.
+        """
+        taken = 0
+        # A peer's numbers may overflow on the way; the check is what decides, not a warning.
+        with np.errstate(all="ignore"):
+            for values, first, count in self._pieces(first_byte, stop_byte):
+                section, out = values.section, values.array[first : first + count]
+                is_disturbed = self.disturb is not None and section.role is not Role.BUFFER
+                if codec is Codec.RAW:
+                    start = section.start_byte + first * section.item_bytes - first_byte
+                    peer = _typed(data[start : start + count * section.item_bytes], section)
+                    if not is_disturbed:
+                        self._take_raw(values, first, peer, out)
+                        continue
+                    np.copyto(out, _widened(peer, section))
+                else:
+                    used = _codec_of(codec, section)
+                    size = encoded_bytes(used, section.dtype, count)
+                    decode(used, section.dtype, data[taken : taken + size], out)
+                    taken += size
+                if self.disturb is not None and is_disturbed:
+                    self.disturb(out)
+                if values.is_difference:
+                    own = self._own_values(section, first, count)
+                    np.subtract(out, own, out=out)
+                    self._measure(out, own)
+                self._is_finite = self._is_finite and _all_finite(out)
+
+    def copy(self) -> Staging:
+        """Another with the same values, which needs no layout's worth of work more."""
+        other = Staging(self.layout, absolute=False)
+        other.values = tuple(
+            Values(values.section, values.array.copy(), values.is_difference) for values in self.values
+        )
+        return other
+
+    def merge(self, other: Staging, share: float) -> None:
+        """Go the share of the way to the values of another staging of the same kind.
+
+        Args:
+            other: what came later.
+            share: of it in the sum of all that came, 0 to 1.
+        """
+        for mine, theirs in zip(self.values, other.values, strict=True):
+            for start in range(0, len(mine.array), _BLOCK):
+                block, step = mine.array[start : start + _BLOCK], theirs.array[start : start + _BLOCK]
+                # In place in `other`, whose values are not needed any more.
+                np.subtract(step, block, out=step)
+                np.multiply(step, share, out=step)
+                np.add(block, step, out=block)
+
+    def close(self) -> None:
+        """Let go of the buffers."""
+        self.values = ()
+        self._own = np.empty(0, np.uint8)
+
+    def finish(self) -> bool:
+        """Whether everything that was accepted, and the own snapshot beside it, was finite: then it may be blended."""
+        self._own = np.empty(0, np.uint8)  # lets go of the reference's buffer
+        return self._is_finite
+
+    def first_not_finite(self) -> str | None:
+        """Name of the first tensor that would be blended with a NaN or infinity; None if there is none."""
+        for values in self.values:
+            for spec, first in values.section.offsets():
+                if not _all_finite(values.array[first : first + spec.size]):
+                    return spec.name
+        return None
+
+    def _pieces(self, first_byte: int, stop_byte: int) -> list[tuple[Values, int, int]]:
+        return [
+            (self.values[index], first, count) for index, first, count in _pieces(self.layout, first_byte, stop_byte)
+        ]
+
+    def _own_values(self, section: Section, first: int, count: int) -> FloatArray:
+        start = section.start_byte + first * section.item_bytes
+        return _widened(_typed(self._own.data[start : start + count * section.item_bytes], section), section)
+
+    def _measure(self, difference: FloatArray, own: FloatArray) -> None:
+        if self._measures_distance:
+            self._squares[0] += float(np.dot(difference, difference))
+            self._squares[1] += float(np.dot(own, own))
+
+    def _take_raw(self, values: Values, first: int, peer: FloatArray, out: FloatArray) -> None:
+        section = values.section
+        for start in range(0, len(peer), _BLOCK):
+            block = out[start : start + _BLOCK]
+            theirs = _widened(peer[start : start + _BLOCK], section)
+            if values.is_difference:
+                own = self._own_values(section, first + start, len(block))
+                np.subtract(theirs, own, out=block)
+                self._measure(block, own)
+            else:
+                np.copyto(block, theirs)
+            self._is_finite = self._is_finite and _all_finite(block)
+
+
+def parameter_arrays(layout: Layout, memory: npt.NDArray[np.uint8]) -> list[FloatArray]:
+    """The parameters of a snapshot, section by section, as views of the type they travel in (bfloat16 as uint16).
+
+    Args:
+        layout: whose sections are meant; the snapshot may have more behind them.
+        memory: the snapshot.
+    """
+    return [
+        memory[section.start_byte : section.stop_byte].view(_WIRE_TYPES[section.dtype])
+        for section in layout.sections
+        if section.role is Role.PARAMETER
+    ]
+
+
+def section_values(section: Section, memory: npt.NDArray[np.uint8]) -> FloatArray:
+    """A section of a snapshot in the type it is blended in: a view if it travels in that type."""
+    return _widened(memory[section.start_byte : section.stop_byte].view(_WIRE_TYPES[section.dtype]), section)
+
+
+def first_not_finite(layout: Layout, memory: memoryview) -> str | None:
+    """Name of the first tensor of a snapshot that holds NaN or infinity; None if there is none."""
+    for section in layout.sections:
+        for spec, first in section.offsets():
+            start = section.start_byte + first * section.item_bytes
+            wire = _typed(memory[start : start + spec.size_bytes], section)
+            if not _all_finite(_widened(wire, section)):
+                return spec.name
+    return None
+
+
+def encode_chunk(
+    layout: Layout, memory: memoryview, first_byte: int, stop_byte: int, codec: Codec
+) -> tuple[Codec, memoryview | bytes]:
+    """A piece of a snapshot in a codec, and the codec used: `RAW` where the wanted one cannot hold a value.
+
+    Buffers (running statistics) are few and delicate: they are never encoded.
+
+    Args:
+        layout: of the snapshot.
+        memory: the whole snapshot.
+        first_byte: where the piece begins.
+        stop_byte: one past its end.
+        codec: the codec wanted.
+    """
+    if codec is Codec.RAW:
+        return codec, memory[first_byte:stop_byte]
+    encoded = []
+    for index, first, count in _pieces(layout, first_byte, stop_byte):
+        section = layout.sections[index]
+        start = section.start_byte + first * section.item_bytes
+        values = _typed(memory[start : start + count * section.item_bytes], section)
+        part = encode(_codec_of(codec, section), section.dtype, values)
+        if part is None:
+            return Codec.RAW, memory[first_byte:stop_byte]
+        encoded.append(part)
+    return codec, b"".join(encoded)
+
+
+def encoded_chunk_bytes(layout: Layout, first_byte: int, stop_byte: int, codec: Codec) -> int:
+    """Exact size of a piece of a snapshot in a codec."""
+    if codec is Codec.RAW:
+        return stop_byte - first_byte
+    sections = layout.sections
+    return sum(
+        encoded_bytes(_codec_of(codec, sections[index]), sections[index].dtype, count)
+        for index, _, count in _pieces(layout, first_byte, stop_byte)
+    )
+
+
+def _pieces(layout: Layout, first_byte: int, stop_byte: int) -> list[tuple[int, int, int]]:
+    """The parts of sections within a range of bytes: index of the section, first element, number of elements."""
+    pieces = []
+    for index, section in enumerate(layout.sections):
+        start, stop = max(first_byte, section.start_byte), min(stop_byte, section.stop_byte)
+        if start < stop:
+            first = (start - section.start_byte) // section.item_bytes
+            pieces.append((index, first, (stop - start) // section.item_bytes))
+    return pieces
+
+
+def _codec_of(codec: Codec, section: Section) -> Codec:
+    return codec if section.role is Role.PARAMETER else Codec.RAW
+
+
+def _typed(data: memoryview, section: Section) -> FloatArray:
+    return np.frombuffer(data, _WIRE_TYPES[section.dtype])
+
+
+def _widened(wire: FloatArray, section: Section) -> FloatArray:
+    """The values in the type they are blended in: as they are if that is the type they travel in."""
+    if section.dtype == "bfloat16":
+        # A bfloat16 is the upper 16 bits of the float32 with the same value.
+        return np.left_shift(wire, 16, dtype=np.uint32).view(np.float32)
+    if section.dtype == "float16":
+        return wire.astype(np.float32)
+    return wire
+
+
+def _all_finite(array: FloatArray) -> bool:
+    """Whether no value is NaN or infinite, from the bits: exact, and several times as fast as `isfinite(array).all()`.
+
+    Read as unsigned integers, negative floats are the largest, and -inf and the NaNs beyond it the largest of them;
+    read as signed integers, positive floats are, and +inf and the NaNs beyond it.
+    """
+    if array.size == 0:
+        return True
+    unsigned, signed = (np.uint64, np.int64) if array.dtype == np.float64 else (np.uint32, np.int32)
+    infinity = array.dtype.type(np.inf)
+    return bool(
+        array.view(unsigned).max() < (-infinity).view(unsigned) and array.view(signed).max() < infinity.view(signed)
+    )
