@@ -35,11 +35,14 @@ test-slow: $(STAMP)
 	@$(BIN)/python -m pytest -m slow
 
 # Tests that start processes, inject faults or attack: trusted only after twenty passes in a row.
-# make flake TIMES=5 TESTS=tests/test_faults.py
+# make flake TIMES=5 TESTS=tests/launch/test_faults.py
 TIMES ?= 20
-TESTS ?= $(addprefix tests/test_,$(addsuffix .py,faults joining restart_machines strangers door forged_words run_token \
-	connections slow_links patience close fork termination leftovers endings journal bounded_file saving impossible_numbers \
-	fault_injection pairing pytorch_memory))
+TESTS ?= $(addprefix tests/,$(addsuffix .py,launch/test_faults node/test_joining exchange/test_restart_machines \
+	transport/test_strangers transport/test_door exchange/test_forged_words node/test_run_token \
+	transport/test_connections transport/test_slow_links exchange/test_patience node/test_close node/test_fork \
+	adapters/test_termination transport/test_leftovers launch/test_endings observe/test_journal \
+	observe/test_bounded_file adapters/test_saving exchange/test_impossible_numbers transport/test_fault_injection \
+	exchange/test_pairing adapters/test_pytorch_memory))
 flake: $(STAMP)
 	@for pass in $$(seq $(TIMES)); do \
 		echo "pass $$pass of $(TIMES)"; $(BIN)/python -m pytest -q -p no:cacheprovider $(TESTS) || exit 1; \
@@ -47,7 +50,7 @@ flake: $(STAMP)
 
 # DPWA_TENSORFLOW_PYTHON=~/tensorflow/bin/python make test-tensorflow     TensorFlow in an environment of its own
 test-tensorflow: $(STAMP)
-	@$(BIN)/python -m pytest tests/tensorflow_mirrored.py
+	@$(BIN)/python -m pytest tests/lab/tensorflow_mirrored.py
 
 lint: $(STAMP)
 	@echo "ruff check"

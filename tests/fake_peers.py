@@ -6,10 +6,10 @@ import numpy as np
 import zmq
 
 from dpwa.config.cluster import ClusterConfig
+from dpwa.exchange import messages
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
 from dpwa.snapshot.parts import CHUNK_BYTES
-from dpwa.transport import messages
 from support import DEADLINE_S, VectorModel, step_until
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from dpwa.snapshot.staging import Values
 from dpwa.transport.in_memory import InMemoryNetwork, InMemoryTransport
 
 DEADLINE_S = 10.0
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 
 
 class VectorModel:

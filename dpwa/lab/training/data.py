@@ -5,8 +5,8 @@ so, and would be 188 MB as floats, in every process.
 
 Each data set's library is imported when that data set is loaded: a process that learns clothes needs no scikit-learn.
 
-As a program it loads one data set, from wherever it is, into one file: python -m dpwa.lab.training.data NAME FILE. So a run
-learns before its first training that there is no such data, and whoever waits for a download sees it.
+As a program it loads one data set, from wherever it is, into one file: python -m dpwa.lab.training.data NAME FILE.
+So a run learns before its first training that there is no such data, and whoever waits for a download sees it.
 
 Must not know: models, nodes, partitions. Runs in: the training thread; as a program, the main thread.
 """

@@ -1,4 +1,6 @@
-"""From the snapshots of a cell to its result: `python -m dpwa.lab.training.evaluation CELL_DIR --exit-code 0 --wall-s 12.3`.
+"""From the snapshots of a cell to its result.
+
+Run as `python -m dpwa.lab.training.evaluation CELL_DIR --exit-code 0 --wall-s 12.3`.
 
 Everything that is measured with held-out data is measured here, after the training, so that no strategy pays for it.
 

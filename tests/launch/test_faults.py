@@ -1,0 +1,227 @@
+"""Real processes that train together and are killed, stopped, restarted and started late in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dpwa.config.cluster import ClusterConfig
+from dpwa.launch.ports import free_ports
+from fault_trainer import PACE_S
+from support import TESTS, wait_until
+
+TRAINER = TESTS / "fault_trainer.py"
+STEPS = 60  # three seconds of training
+
+
+class Launch:
+    """`dpwa launch` in a process of its own, with its output collected as it comes."""
+
+    def __init__(self, folder: Path, *options: str, steps: int = STEPS) -> None:
+        self.run_dir = folder / "run"
+        command = [sys.executable, "-m", "dpwa", "launch", str(folder / "cluster.yaml"), "--run-dir", str(self.run_dir)]
+        self.process = subprocess.Popen(
+            [*command, *options, "--", sys.executable, str(TRAINER), str(steps)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout))
+        self._reader.start()
+
+    def find(self, pattern: str) -> list[str]:
+        """What the pattern's group matched in each line so far."""
+        return [found[1] for line in list(self.lines) if (found := re.search(pattern, line))]
+
+    def pid(self, node: str, life: int = 1) -> int:
+        """The process id of a node's n-th life."""
+        wait_until(lambda: len(self.find(rf"{node} \| pid (\d+)")) >= life, f"{node} starts", 30)
+        return int(self.find(rf"{node} \| pid (\d+)")[life - 1])
+
+    def wait(self) -> int:
+        """Wait for the end; the exit code."""
+        code = self.process.wait(60)
+        self.end()
+        return code
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+        self._reader.join(20)
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def nodes() -> int:
+    """How many the launched cluster has."""
+    return 4
+
+
+@pytest.fixture
+def launch(tmp_path, nodes):
+    started: list[Launch] = []
+    flow = {"probe_s": 0.2, "probe_max_s": 0.5}
+    config = ClusterConfig.for_localhost(
+        nodes, ports=free_ports(nodes), timeout_ms=500, connect_timeout_ms=200, flow_control=flow
+    )
+    (tmp_path / "cluster.yaml").write_text(config.to_yaml())
+
+    def start(*options: str, **settings: int) -> Launch:
+        started.append(Launch(tmp_path, *options, **settings))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.end()
+
+
+def _events(run_dir: Path, node: str) -> list[dict]:
+    path = run_dir / "nodes" / node / "events.jsonl"
+    written = path.read_text() if path.exists() else ""
+    whole = written[: written.rfind("\n") + 1]  # the node may be writing the last line just now
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _blends(run_dir: Path, node: str, peer: str | None = None) -> list[dict]:
+    return [
+        event for event in _events(run_dir, node) if event.get("outcome") == "blended" and peer in (None, event["peer"])
+    ]
+
+
+NODES = ["w1", "w2", "w3", "w4"]
+
+
+@pytest.mark.parametrize("victim", NODES)
+def test_kill_9_of_any_node_costs_the_others_less_than_one_step(launch, victim):
+    running = launch()
+    pid = running.pid(victim)
+    survivors = [node for node in NODES if node != victim]
+    wait_until(
+        lambda: all(_blends(running.run_dir, node, victim) for node in survivors), "all have blended with it", 30
+    )
+    os.kill(pid, signal.SIGKILL)
+    assert running.wait() == 1
+    assert any(victim in line and "SIGKILL" in line for line in running.lines)
+    for node in survivors:
+        (longest_s,) = running.find(rf"{node} \| longest ([0-9.]+)")
+        assert float(longest_s) < PACE_S
+        events = _events(running.run_dir, node)
+        assert events[-1]["event"] == "close"
+        assert events[-1]["step"] == STEPS
+        lost = [event["outcome"] for event in events if event.get("peer") == victim and event["outcome"] != "blended"]
+        assert {"unreachable", "timed_out"} & set(lost), "the fault was noticed"
+    assert _events(running.run_dir, victim)[-1]["event"] != "close", "the fault happened"
+
+
+def test_a_killed_node_is_restarted_takes_the_peers_model_and_is_asked_again(launch):
+    running = launch("--on-failure", "restart", steps=160)
+    pid = running.pid("w2")
+    wait_until(
+        lambda: any(event["clock"] > 60 for event in _blends(running.run_dir, "w1", "w2")), "all are well trained", 30
+    )
+    os.kill(pid, signal.SIGKILL)
+    assert running.pid("w2", life=2) != pid
+    starts = [event for event in _events(running.run_dir, "w2") if event["event"] == "start"]
+    wait_until(lambda: len([e for e in _events(running.run_dir, "w2") if e["event"] == "start"]) == 2, "second life")
+    starts = [event for event in _events(running.run_dir, "w2") if event["event"] == "start"]
+    assert starts[0]["incarnation"] != starts[1]["incarnation"]
+
+    def first_blend() -> list[dict]:
+        blends = [event for event in _blends(running.run_dir, "w2") if event["t"] > starts[1]["t"]]
+        return [event for event in blends if event["factor"] > 0]
+
+    wait_until(lambda: bool(first_blend()), "the restarted node blends")
+    assert first_blend()[0]["factor"] == 1.0
+    assert first_blend()[0]["peer_clock"] > first_blend()[0]["clock"] + 50
+
+    def taken_later() -> list[dict]:
+        blends = [event for event in _blends(running.run_dir, "w1", "w2") if event["t"] > starts[1]["t"]]
+        return [event for event in blends if event["factor"] > 0]
+
+    wait_until(lambda: bool(taken_later()), "a survivor blends with the restarted node")
+    assert min(event["peer_clock"] for event in taken_later()) > 50, "nothing untrained was spread"
+
+
+def test_a_node_that_is_started_late_joins_in(launch):
+    first = launch("--node", "w1", "--node", "w2", steps=120)
+    wait_until(lambda: _blends(first.run_dir, "w1", "w2"), "two train together", 30)
+    late = launch("--node", "w3", steps=40)
+    wait_until(lambda: _blends(first.run_dir, "w3"), "the late one blends", 30)
+    wait_until(lambda: _blends(first.run_dir, "w1", "w3"), "an early one blends with it", 30)
+    assert late.wait() == 0
+    assert first.wait() == 0
+
+
+def test_a_stopped_node_is_avoided_and_found_again_when_it_continues(launch):
+    running = launch(steps=140)
+    pid = running.pid("w3")
+    wait_until(lambda: _blends(running.run_dir, "w1", "w3"), "it takes part", 30)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(
+            lambda: any(e.get("peer") == "w3" and e["outcome"] == "timed_out" for e in _events(running.run_dir, "w1")),
+            "it is missed",
+        )
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    missed_s = [e["t"] for e in _events(running.run_dir, "w1") if e.get("outcome") == "timed_out"][-1]
+    wait_until(lambda: any(e["t"] > missed_s for e in _blends(running.run_dir, "w1", "w3")), "it is found again")
+    assert running.wait() == 0
+
+
+# ---- Churn -----------------------------------------------------------------------------------------------------------
+
+SURVIVOR, OTHERS = "w1", ["w2", "w3", "w4", "w5", "w6"]
+LEAD = 50
+CHURN_S = 30.0
+
+
+def _churn(running: Launch, seconds: float) -> int:
+    """Kill a node every 0.5 to 2 s, but never the survivor; how many were killed."""
+    chance, pause, kills = random.Random(1), threading.Event(), 0
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        pause.wait(chance.uniform(0.5, 2.0))
+        victim = chance.choice(OTHERS)
+        pid = int(running.find(rf"{victim} \| pid (\d+)")[-1])
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # it waits to be started again
+        kills += 1
+    return kills
+
+
+@pytest.mark.parametrize("nodes", [6])
+@pytest.mark.slow
+def test_a_survivor_of_constant_restarts_never_blends_an_untrained_model(launch):
+    running = launch("--on-failure", "restart", "--max-restarts", "1000", steps=100_000)
+    for node in OTHERS:
+        running.pid(node)
+    wait_until(
+        lambda: any(event["clock"] > LEAD + 10 for event in _blends(running.run_dir, SURVIVOR)), "well trained", 30
+    )
+    kills = _churn(running, CHURN_S)
+
+    def taken_over() -> list[dict]:
+        return [event for node in OTHERS for event in _blends(running.run_dir, node) if event.get("takes_over")]
+
+    assert kills >= CHURN_S / 4, "the faults happened"
+    wait_until(lambda: bool(taken_over()), "a node that came back takes a trained model over", 30)
+    assert {event["factor"] for event in taken_over()} == {1.0}
+    last_s = max(event["t"] for event in taken_over())
+    wait_until(lambda: any(event["t"] > last_s for event in _blends(running.run_dir, SURVIVOR)), "the survivor goes on")
+    blends = _blends(running.run_dir, SURVIVOR)
+    assert {event["factor"] for event in blends if event["peer_clock"] < event["clock"] - LEAD} <= {0.0}

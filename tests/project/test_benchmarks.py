@@ -1,0 +1,207 @@
+"""The benchmarks run, write what the documents say, and compute what they claim. Their numbers are not judged here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+
+SPREAD = {"median", "p10", "p90", "repetitions"}
+
+
+def _run(folder: Path, script: str, *arguments: str) -> dict:
+    """Run a benchmark in its quick mode; what it wrote."""
+    written = folder / f"{script}.json"
+    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", "--json", str(written), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Ratios within this run" in done.stdout
+    found = json.loads(written.read_text(encoding="utf-8"))
+    assert found["name"] == script
+    assert {"processor", "cores", "memory_gb", "packages"} <= found["machine"].keys()
+    assert isinstance(found["commit"], str)
+    assert found["rows"]
+    for cases in found["ratios"].values():
+        for made in cases.values():
+            assert made["value"] >= 0.0
+            assert made["repetitions"] >= 1
+            assert made["low"] <= made["high"]
+            assert {"what", "unit", "median"} <= made["numerator"].keys() & made["denominator"].keys()
+    return found
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Import a module of the benchmarks as a script there would."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def test_exchange_compares_every_transport_and_codec_with_the_limit_and_its_rivals(tmp_path):
+    found = _run(tmp_path, "exchange", "--sizes", "0.2", "--repetitions", "2")
+    rows = {row["by"]: row for row in found["rows"]}
+    ours = {"shared_memory", "ipc", "tcp", "curve", "fp16", "bf16", "int8"}
+    assert rows.keys() == ours | {"lerp", "raw_tcp", "gloo_send", "gloo_all_reduce"}
+    assert all(row["blended_ms"].keys() == SPREAD and row["blended_ms"]["repetitions"] == 2 for row in rows.values())
+    assert all(rows[name]["received_ms"]["median"] < rows[name]["blended_ms"]["median"] for name in ours)
+    wanted = {"shared_memory_over_limit", "tcp_over_raw_tcp", "tcp_over_gloo", "shared_memory_over_gloo"}
+    assert wanted <= found["ratios"].keys()
+    assert all(cases.keys() == {"0.2 MB"} for cases in found["ratios"].values())
+
+
+def test_overhead_times_steps_with_and_without_dpwa_and_splits_the_trainers_time(tmp_path):
+    found = _run(tmp_path, "overhead", "--cases", "digits", "--pairs", "2", "--steps", "20")
+    without, with_dpwa = found["rows"]
+    assert (without["dpwa"], with_dpwa["dpwa"]) == ("without", "with")
+    assert with_dpwa["exchanges_per_step"]["median"] > 0
+    parts = [with_dpwa[f"{part}_ms"]["median"] for part in ("publish", "apply", "bookkeeping")]
+    assert 0 < sum(parts) < with_dpwa["step_ms"]["p90"]
+    assert found["ratios"]["step_time"]["digits"]["at_most"] == 1.10
+
+
+def test_method_overhead_compares_each_method_with_pull(tmp_path):
+    found = _run(tmp_path, "method_overhead", "--methods", "gosgd", "sgp")
+    pull, gosgd, sgp = found["rows"]
+    assert [row["method"] for row in (pull, gosgd, sgp)] == ["pull", "gosgd", "sgp"]
+    assert all(0 < row["trainer_ms"]["median"] < row["step_ms"]["median"] for row in found["rows"])
+    assert (
+        found["ratios"]["step_time"]["gosgd"]["at_most"] == found["ratios"]["trainer_time"]["gosgd"]["at_most"] == 1.01
+    )
+    assert found["ratios"]["step_time"]["sgp"]["at_most"] is None
+    more = found["ratios"]["trainer_time"]["sgp"]["numerator"]["median"] - pull["step_ms"]["median"]
+    assert more == pytest.approx(sgp["trainer_ms"]["median"] - pull["trainer_ms"]["median"])
+
+
+def _run_folder(folder: Path, accuracies: list[float]) -> None:
+    for number, accuracy in enumerate(accuracies, start=1):
+        (folder / "nodes" / f"f{number}").mkdir(parents=True)
+        metrics = {
+            "test_accuracy": accuracy,
+            "training_started_s": 100.0,
+            "training_ended_s": 100.0 + 10 * number,
+            "bytes_in": 3_000_000,
+            "exchanges": 7,
+            "failures": number - 1,
+            "step": 50 + number,
+        }
+        lines = [{"step": 0}, metrics]
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        (folder / "nodes" / f"f{number}" / "metrics.jsonl").write_text(text, encoding="utf-8")
+
+
+def test_the_outcome_of_a_training_is_read_from_its_run_folder_and_its_last_words(tmp_path, module):
+    _run_folder(tmp_path, [0.80, 0.90])
+    said = "f2 | averaged model of 1 of 2 nodes: 10.0%\nf1 | averaged model of 2 of 2 nodes: 88.5%\n"
+    assert module("methods").outcome(tmp_path, said) == {
+        "mean_percent": pytest.approx(85.0),
+        "lowest_percent": pytest.approx(80.0),
+        "averaged_percent": 88.5,
+        "received_mb": 6.0,
+        "blends": 14,
+        "failures": 1,
+        "steps": 51,
+        "training_s": 20.0,
+    }
+
+
+def test_a_training_without_metrics_or_accuracy_is_no_result(tmp_path, module):
+    with pytest.raises(ValueError, match="found none"):
+        module("methods").outcome(tmp_path, "")
+    with pytest.raises(ValueError, match="expected a test accuracy"):
+        module("methods").accuracy_in("nothing of the kind")
+    assert module("methods").accuracy_in("Fashion-MNIST: test accuracy of alone: 86.7%\n") == 86.7
+
+
+def test_straggler_compares_dpwa_and_lock_step_with_free_running_nodes(tmp_path):
+    found = _run(tmp_path, "straggler", "--seconds", "0.5")
+    assert [row["training"] for row in found["rows"]] == ["free-running", "dpwa", "gloo DistributedDataParallel"]
+    assert found["ratios"].keys() == {"dpwa_over_free", "ddp_over_free"}
+    free, _, lock_step = found["rows"]
+    # The slowed node pauses four times as long. Alone that holds nobody else up; in lock-step it holds up all.
+    assert free["step_ms_of_w1"]["median"] < free["step_ms_of_slowed"]["median"]
+    assert lock_step["step_ms_of_w1"]["median"] > 79
+
+
+def test_scale_looks_at_real_node_processes(tmp_path):
+    found = _run(tmp_path, "scale", "--counts", "2", "--looks", "1", "--settle", "0.5")
+    (row,) = found["rows"]
+    assert row["nodes"] == 2
+    assert row["exchanges_per_node"]["median"] > 0
+    assert row["uss_mb"]["median"] > 5
+    assert row["threads"]["median"] >= 3  # trainer, Rx and Tx
+    assert found["ratios"]["success"]["2 nodes"]["numerator"]["median"] > 0
+
+
+def test_growth_is_the_slope_per_added_node_in_shares_of_the_smallest_cluster(module):
+    scale = module("scale")
+    result = module("measure").Result("scale")
+    looks = {
+        count: [scale.Look(uss_mb=50.0 + count / 2, pss_mb=60.0, descriptors=25.0, threads=6.0, cpu=0.01)] * 3
+        for count in (8, 16, 32, 64)
+    }
+    scale._report_growth(result, looks)
+    growth = result.ratios["growth"]
+    assert growth["uss_mb"].value == pytest.approx(0.5 / 54.0)
+    assert growth["descriptors"].value == 0.0
+    assert growth["uss_mb"].repetitions == 3
+
+
+def test_a_ratio_is_that_of_the_medians_with_the_spread_of_the_pairs(module):
+    made = module("measure").ratio(("a", [1.0, 2.0, 9.0]), ("b", [1.0, 1.0, 3.0]), "ms", at_most=1.9)
+    assert made.value == 2.0
+    assert (made.low, made.high, made.repetitions) == (pytest.approx(1.2), pytest.approx(2.8), 3)
+    assert made.reached is False
+
+
+def test_a_worker_that_fails_ends_the_benchmark_with_its_own_words(tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        "from workers import Workers\n"
+        "if __name__ == '__main__':\n"
+        "    with Workers('os:close', [()]) as workers:\n"
+        "        workers.hear(30.0)\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "TypeError" in done.stderr
+    assert "worker 0 ended by itself (exit code 1)" in done.stderr
+
+
+def test_the_report_renews_what_stands_between_the_markers_and_nothing_else(tmp_path, module):
+    measure = module("measure")
+    result = measure.Result("straggler")
+    result.rows.append({"training": "dpwa", "samples_per_s": measure.Spread(3.0, 2.0, 4.0, 20)})
+    result.add_ratio("dpwa_over_free", "4 nodes", measure.ratio(("dpwa", [3.0]), ("free", [4.0]), "samples/s"))
+    result.finish(tmp_path / "straggler.json")
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- straggler:begin -->\nold\n<!-- straggler:end -->\nafter\n", encoding="utf-8")
+    command = [sys.executable, str(BENCHMARKS / "report.py"), str(tmp_path / "straggler.json"), "--page", str(page)]
+    environment = {**os.environ, "MPLCONFIGDIR": str(tmp_path)}
+    for _ in range(2):  # a second time changes nothing more
+        subprocess.run(command, check=True, capture_output=True, env=environment, timeout=60)
+        text = page.read_text(encoding="utf-8")
+        assert text.startswith("before\n<!-- straggler:begin -->\n\nMeasured at commit")
+        assert text.endswith("<!-- straggler:end -->\nafter\n")
+        assert "old" not in text
+        assert text.count("| dpwa_over_free | 4 nodes | **0.75** (0.75 to 0.75) | 1 |") == 1
+    assert (tmp_path / "page-straggler.png").stat().st_size > 1000
+
+
+def test_the_page_has_a_place_for_every_benchmark(module):
+    report = module("report")
+    for name in report._PICTURES:
+        page = report.page_of(name).read_text(encoding="utf-8")
+        assert report.between_markers(page, name, "new").count("\n\nnew\n\n") == 1
+        assert (BENCHMARKS / f"{name}.py").exists()

@@ -1,0 +1,192 @@
+"""What went wrong in the dpwa of 2017 and cannot go wrong here.
+
+Many of its defects have their tests elsewhere: shutdown, slow readers, cut-off peers and late answers in test_rx_tx.py;
+lost progress in test_closed_forms.py; zero sums, NaN and lying peers in test_interpolation.py; peers that come back in
+test_conformance.py and test_faults.py; BatchNorm, dtypes and writing in place in test_pytorch_models.py; the
+config's schema in test_config.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpwa.config.cluster import ClusterConfig
+from dpwa.launch.ports import free_ports
+from support import ROOT, VectorModel, step_until, wait_until
+
+SOURCES = sorted(path for folder in ("dpwa", "adapters", "examples") for path in (ROOT / folder).rglob("*.py"))
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def _trees() -> list[tuple[Path, ast.Module]]:
+    assert len(SOURCES) > 40
+    return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES]
+
+
+def test_nothing_is_ever_unpickled_or_evaluated():
+    forbidden_modules = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    forbidden_calls = {"eval", "exec", "yaml.load", "torch.load"}
+    forbidden_methods = {"recv_pyobj", "send_pyobj", "unsafe_load", "full_load"}
+    found = []
+    for path, tree in _trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found += [(path, alias.name) for alias in node.names if alias.name.split(".")[0] in forbidden_modules]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in forbidden_modules:
+                found.append((path, node.module))
+            elif isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called in forbidden_calls or called.split(".")[-1] in forbidden_methods:
+                    found.append((path, called))
+    assert found == []
+
+
+def test_broad_excepts_stand_only_at_the_top_of_threads_around_the_users_code_and_where_they_raise_again():
+    broad, raised_again = [], []
+    for path, tree in _trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler):
+                caught = "" if node.type is None else ast.unparse(node.type)
+                if caught in ("", "Exception", "BaseException"):
+                    is_raised = isinstance(node.body[-1], ast.Raise)
+                    (raised_again if is_raised else broad).append(path.name)
+    assert broad == [
+        "journal.py",  # the thread
+        "journal.py",  # a method's statistics
+        "plain_values.py",  # what a script has logged
+        "copy_waiter.py",
+        "rx.py",
+        "tx.py",
+    ]
+    assert raised_again == ["node.py", "publishing.py", "door.py"]
+
+
+def test_a_statement_of_assert_is_never_validation():
+    assert [path for path, tree in _trees() for node in ast.walk(tree) if isinstance(node, ast.Assert)] == []
+
+
+def test_the_core_never_imports_a_framework_or_the_adapters():
+    lab = ROOT / "dpwa" / "lab"
+    core = [
+        (path, tree)
+        for path, tree in _trees()
+        if path.is_relative_to(ROOT / "dpwa") and not path.is_relative_to(lab) and path.name != "demo.py"
+    ]
+    imported = {
+        (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
+        for _, tree in core
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert not {name for name in imported if name.split(".")[0] == "torch" or name.startswith("dpwa.adapters")}
+
+
+def test_nothing_but_the_command_line_knows_the_lab_and_half_of_the_lab_knows_no_framework():
+    lab = ROOT / "dpwa" / "lab"
+    with_torch = {"data", "evaluation", "models", "recording", "snapshots", "training", "worker"}
+    imports = {
+        path: {
+            (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names
+        }
+        for path, tree in _trees()
+    }
+    knowing = {path for path, names in imports.items() if any(name.startswith("dpwa.lab") for name in names)}
+    assert {path for path in knowing if not path.is_relative_to(lab)} == {ROOT / "dpwa" / "cli.py"}
+    plain = [path for path in imports if path.parent in (lab, lab / "report") and path.stem not in with_torch]
+    assert len(plain) > 20
+    assert not [path.name for path in plain if any(name.split(".")[0] == "torch" for name in imports[path])]
+
+
+def test_milliseconds_of_the_file_are_seconds_inside():
+    config = ClusterConfig.for_localhost(
+        2, timeout_ms=2500, connect_timeout_ms=250, wait_ms=40, metrics_interval_ms=500
+    )
+    seconds = (config.timeout_s, config.connect_timeout_s, config.wait_s, config.metrics_interval_s)
+    assert seconds == (2.5, 0.25, 0.04, 0.5)
+
+
+def test_a_model_that_nobody_wants_is_not_copied(zeromq):
+    """A step without a pull and without an ask costs no copy."""
+    nodes = zeromq.start([VectorModel([0.0]), VectorModel([1.0])], pull_probability=0.0)
+    zeromq.step_all(10)
+    before = nodes[0].statistics().published
+    zeromq.step_all(100)
+    assert nodes[0].statistics().published == before
+
+
+def test_a_peer_with_nothing_to_give_is_asked_once_a_step_and_is_no_better_for_it(zeromq):
+    first, _ = zeromq.start([VectorModel([0.0]), VectorModel([1.0])])
+    zeromq.step_all(5)
+    empty = first.statistics().exchanges.get("not_modified", 0)
+    # The first of two may answer an ask from before the peer's last step.
+    step_until(first, lambda: first.statistics().exchanges.get("not_modified", 0) >= empty + 2, "empty answers")
+    score, asked = first.statistics().scores["w2"], sum(first.statistics().exchanges.values())
+    for _ in range(20):
+        first.step(1.0)
+    assert first.statistics().scores["w2"] == score
+    assert sum(first.statistics().exchanges.values()) <= asked + 20
+
+
+def test_a_peer_that_times_out_stays_in_the_cluster(zeromq):
+    settings = {"connect_timeout_ms": 20, "flow_control": {"probe_s": 0.01, "probe_max_s": 0.02}}
+    zeromq.config = ClusterConfig.for_localhost(2, ports=free_ports(2), **settings)
+    node = zeromq.add("w1", VectorModel([0.0]))
+    step_until(node, lambda: node.statistics().exchanges.get("unreachable", 0) >= 8, "many failures")
+    assert node.statistics().scores == {"w2": 10}
+    zeromq.add("w2", VectorModel([1.0]))
+
+    def met() -> bool:
+        zeromq.step_all(1)
+        return node.statistics().blended > 0
+
+    wait_until(met, "it is asked again")
+
+
+def test_a_script_that_ends_leaves_nothing_running(tmp_path):
+    """The process of 2017 never ended: its threads were no daemons and one could not be stopped."""
+    script = f"""
+import torch
+from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+from dpwa.config.cluster import ClusterConfig
+node = DpwaPyTorchAdapter(torch.nn.Linear(2, 2), "w1", ClusterConfig.for_localhost(2, ports={free_ports(2)}))
+node.step(1.0)
+print("done", flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=tmp_path) as process:
+        assert process.stdout.read(4) == b"done"
+        printed_s = time.monotonic()
+        assert process.wait(20) == 0
+        assert time.monotonic() - printed_s < 5.0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_and_file_that_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if not link.startswith("http")]
+    named = re.findall(r"(?:samples|examples|tests|docs)/[\w/-]+\.(?:yaml|py|md)", text)
+    missing = [link for link in links if not (page.parent / link).exists()]
+    missing += [name for name in named if not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_the_map_of_the_code_names_every_file():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = [path for folder in ("dpwa", "adapters") for path in (ROOT / folder).rglob("*.py")]
+    unnamed = [path.name for path in files if not path.name.startswith("_") and path.name not in text]
+    assert unnamed == []
+
+
+def test_the_readmes_loop_is_python():
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert "node.step(loss)" in ast.unparse(ast.parse(block))

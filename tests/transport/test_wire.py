@@ -1,0 +1,215 @@
+"""The wire format: whatever comes in, a legal message or a RemoteProtocolError goes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tracemalloc
+from typing import get_args
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpwa.errors import RemoteProtocolError
+from dpwa.exchange import messages
+from dpwa.transport import wire
+
+_NAMES = st.text(st.characters(categories=["L", "N"]), max_size=64)
+_COUNTERS = st.integers(0, messages.MAX_COUNTER)
+_FIELDS = {
+    "nonce": _COUNTERS,
+    "run": _NAMES,
+    "node": _NAMES,
+    "incarnation": st.binary(min_size=8, max_size=8),
+    "lineage": st.binary(min_size=8, max_size=8),
+    "fingerprint": st.binary(min_size=16, max_size=16),
+    "have_incarnation": st.binary(min_size=8, max_size=8),
+    "have_version": _COUNTERS,
+    "version": st.integers(1, messages.MAX_COUNTER),
+    "codec": st.integers(0, 255),
+    "finished": st.booleans(),
+    "first": st.integers(0, messages.MAX_CHUNKS),
+    "count": st.integers(1, messages.MAX_WINDOW),
+    "index": st.integers(0, messages.MAX_CHUNKS),
+    "clock": st.floats(0, messages.MAX_COUNTER),
+    "loss": st.none() | st.floats(),
+    "total_bytes": st.integers(1, 2**40),
+    "chunk_bytes": st.integers(1, messages.MAX_CHUNK_BYTES // 64).map(lambda lines: 64 * lines),
+    "shared": st.booleans(),
+    "slot": st.integers(-1, messages.MAX_SLOTS - 1),
+    "token": st.binary(min_size=16, max_size=16),
+    "reason": _NAMES,
+    "exchange": st.binary(min_size=16, max_size=16),
+    "previous": st.binary(min_size=16, max_size=16),
+    "round": st.integers(-1, messages.MAX_COUNTER),
+    "mass": st.floats(0, messages.MAX_MASS),
+    "is_pair": st.booleans(),
+    "gives_up": st.booleans(),
+    "piece": st.integers(0, messages.MAX_CHUNKS),
+    "pieces": st.integers(0, messages.MAX_CHUNKS),
+    "verdict": st.sampled_from([int(verdict) for verdict in messages.Verdict]),
+}
+_MESSAGES = st.one_of(
+    st.builds(cls, **{field.name: _FIELDS[field.name] for field in dataclasses.fields(cls)})
+    for cls in get_args(messages.Message)
+)
+
+
+@given(_MESSAGES)
+def test_every_legal_message_survives_the_round_trip(message):
+    header = wire.encode(message)
+    decoded = wire.decode(header, "w2")
+    assert len(header) <= messages.MAX_HEADER_BYTES
+    assert type(decoded) is type(message)
+    for field in dataclasses.fields(message):
+        sent, got = getattr(message, field.name), getattr(decoded, field.name)
+        assert got == sent or (math.isnan(got) and math.isnan(sent))
+
+
+@given(st.binary(max_size=5000))
+def test_any_bytes_give_a_message_or_a_protocol_error(header):
+    try:
+        wire.decode(header, "w2")
+    except RemoteProtocolError as error:
+        said = str(error)
+    else:
+        said = "peer w2"
+    assert said.startswith("peer w2")
+
+
+_ATOMS = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=300) | st.binary()
+)
+
+
+@given(st.integers(0, 10), st.lists(_ATOMS | st.lists(_ATOMS), max_size=12))
+def test_lists_of_wrong_values_are_refused_or_legal(kind, values):
+    header = msgpack.packb([messages.PROTOCOL_VERSION, kind, *values])
+    try:
+        message = wire.decode(header, "w2")
+    except RemoteProtocolError:
+        return
+    assert wire.decode(wire.encode(message), "w2").nonce == message.nonce
+
+
+_PULL = messages.Pull(1, "run", "w1", b"i" * 8, b"f" * 16, b"h" * 8, 0, 0, 4096, 0, 8, False, False)
+_OFFER = messages.Offer(1, b"i" * 8, 1, 1.0, 0.5, 100, -1, bytes(16), False)
+_CHUNK = messages.Chunk(1, 0, 0)
+_PROPOSE = messages.Propose(1, "run", "w1", b"i" * 8, b"f" * 16, b"e" * 16, False, 0.5, 1.0, None, 3, 0, 0)
+_ACCEPTED = messages.Accepted(1, b"i" * 8, 1.0, b"l" * 8)
+_SETTLED = messages.Settled(1, b"i" * 8, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "value"),
+    [
+        (_PULL, "nonce", -1),
+        (_PULL, "nonce", True),
+        (_PULL, "nonce", 1.0),
+        (_PULL, "nonce", 2**63),
+        (_PULL, "node", "x" * 65),
+        (_PULL, "node", "w1\x1b[31m"),
+        (_PULL, "incarnation", b"short"),
+        (_PULL, "first", -1),
+        (_PULL, "first", messages.MAX_CHUNKS + 1),
+        (_PULL, "count", 0),
+        (_PULL, "count", messages.MAX_WINDOW + 1),
+        (_PULL, "chunk_bytes", 0),
+        (_PULL, "chunk_bytes", 65),
+        (_PULL, "chunk_bytes", 2**30),
+        (_PULL, "chunk_bytes", "4096"),
+        (_PULL, "codec", 256),
+        (_PULL, "shared", 1),
+        (_PULL, "finished", 1),
+        (_OFFER, "version", 0),
+        (_OFFER, "clock", -1.0),
+        (_OFFER, "clock", float("nan")),
+        (_OFFER, "clock", float("inf")),
+        (_OFFER, "clock", 2.0**63),
+        (_OFFER, "loss", "0.5"),
+        (_OFFER, "total_bytes", 0),
+        (_OFFER, "total_bytes", 2**60),
+        (_OFFER, "slot", -2),
+        (_OFFER, "slot", messages.MAX_SLOTS),
+        (_OFFER, "slot", False),
+        (_OFFER, "token", b"short"),
+        (_OFFER, "token", "x" * 16),
+        (_OFFER, "lineage", b"short"),
+        (_OFFER, "lineage", "x" * 8),
+        (_PROPOSE, "lineage", b"nine byte"),
+        (_ACCEPTED, "lineage", None),
+        (_ACCEPTED, "clock", -1.0),
+        (_PULL, "exchange", b"short"),
+        (_PULL, "round", -2),
+        (_OFFER, "mass", -1.0),
+        (_OFFER, "mass", float("nan")),
+        (_OFFER, "mass", 2.0 * messages.MAX_MASS),
+        (_PROPOSE, "is_pair", 1),
+        (_PROPOSE, "mass", float("inf")),
+        (_PROPOSE, "piece", -1),
+        (_PROPOSE, "pieces", messages.MAX_CHUNKS + 1),
+        (_SETTLED, "verdict", 3),
+        (_CHUNK, "index", -1),
+        (_CHUNK, "codec", -1),
+    ],
+)
+def test_a_field_outside_its_limit_is_named(message, field, value):
+    header = wire.encode(dataclasses.replace(message, **{field: value}))
+    with pytest.raises(RemoteProtocolError, match=f"illegal {field}"):
+        wire.decode(header, "w2")
+
+
+def test_another_protocol_version_is_named():
+    header = msgpack.packb([2, 1, "whatever a later version has"])
+    with pytest.raises(RemoteProtocolError, match="protocol version 2; this node speaks version 1"):
+        wire.decode(header, "w2")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param(b"\xdd\xff\xff\xff\xff", id="list that claims four billion items"),
+        pytest.param(b"\xc6\xff\xff\xff\xff", id="bytes that claim four gigabytes"),
+        pytest.param(b"\x91" * 4000, id="four thousand lists in each other"),
+        pytest.param(msgpack.packb([[]] * 2000), id="two thousand empty lists"),
+        pytest.param(msgpack.packb({"a": {"b": 1}}), id="maps"),
+        pytest.param(msgpack.packb(msgpack.ExtType(5, b"x")), id="extension type"),
+        pytest.param(b"\x00" * 4097, id="longer than a header may be"),
+        pytest.param(b"", id="nothing"),
+    ],
+)
+def test_a_bomb_is_refused_before_it_takes_memory(header):
+    tracemalloc.start()
+    with pytest.raises(RemoteProtocolError):
+        wire.decode(header, "w2")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 1_000_000
+
+
+def test_numbers_of_messages_are_never_reused():
+    assert [(kind.name, kind.value) for kind in messages.Kind] == [
+        ("PULL", 1),
+        ("MORE", 2),
+        ("OFFER", 3),
+        ("CHUNK", 4),
+        ("NOT_MODIFIED", 5),
+        ("NOT_READY", 6),
+        ("BUSY", 7),
+        ("MISMATCH", 8),
+        ("REFUSED", 9),
+        ("DONE", 10),
+        ("PROPOSE", 11),
+        ("ACCEPTED", 12),
+        ("SETTLE", 13),
+        ("SETTLED", 14),
+        ("PAST", 15),
+    ]
+    assert [(codec.name, codec.value) for codec in messages.Codec] == [
+        ("RAW", 0),
+        ("FP16", 1),
+        ("BF16", 2),
+        ("INT8", 3),
+    ]
