@@ -17,7 +17,7 @@ help:
 	@echo "make test-slow    the tests that take more than a few seconds each"
 	@echo "make flake        the tests of faults, of strangers and of life and death, 20 times in a row (TIMES=20; about an hour)"
 	@echo "make test-tensorflow  compares TensorFlow's trainings with torch's (needs tensorflow-cpu)"
-	@echo "make lint         ruff and mypy"
+	@echo "make lint         ruff, mypy, and which folder may import which (import-linter)"
 	@echo "make bench        all benchmarks, and docs/benchmarks.md made anew (leave the machine alone meanwhile)"
 	@echo "make bench-methods  six nodes learn Fashion-MNIST by each averaging method, for docs/results.md"
 	@echo "make studies      all studies of the lab, for docs/results.md (hours; can be stopped and goes on later)"
@@ -59,6 +59,10 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check
 	@echo "mypy"
 	@$(BIN)/mypy
+	@echo "import-linter (on the package as it is installed, with the adapters and examples inside)"
+	@rm -rf build/installed && mkdir -p build/installed && cp -r dpwa build/installed/
+	@cp -r adapters examples build/installed/dpwa/
+	@cd build/installed && ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache --no-logo
 
 BENCHMARKS := exchange overhead straggler scale method_overhead
 

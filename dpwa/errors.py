@@ -13,11 +13,14 @@
 Whose fault an error is decides its type, because the right reaction differs: mend the file, stop, lower a
 peer's score, refuse a peer, report a bug.
 
+`number_problems` gives the words for a number that a program handed over and that is out of its limits.
+
 Must not know: anything else of dpwa. Runs in: any thread.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "PeerUnreachable",
     "RemoteProtocolError",
     "TransportError",
+    "number_problems",
 ]
 
 
@@ -95,3 +99,37 @@ class ModelMismatch(TransportError):
 
 class InternalError(DpwaError):
     """A rule of dpwa itself was broken: this is a bug in dpwa, please report it with its cause."""
+
+
+def number_problems(
+    name: str,
+    value: object,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> list[str]:
+    """What is wrong with a number: nothing, or one line with its name, what was expected and what came.
+
+    Args:
+        name: what the line calls it.
+        value: anything; only a finite int or float can be right.
+        least: smallest value allowed.
+        above: lower limit that is not allowed itself.
+        most: largest value allowed.
+        below: upper limit that is not allowed itself.
+    """
+    if (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max  # False for NaN and infinity, and for an int that no float can hold
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    ):
+        return []
+    limits = [(least, "of at least"), (above, "above"), (most, "up to"), (below, "below")]
+    words = " and ".join(f"{word} {limit:g}" for limit, word in limits if limit is not None)
+    return [f"{name}: expected a finite number {words}".rstrip() + f", got {value!r}"]

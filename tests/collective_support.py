@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from collective_trainer import Observer, drift, network, samples, values
-from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.training.loop import Recipe, Task, train
+from dpwa.lab.training.strategy import Strategy
 
 TRAINER = str(Path(__file__).with_name("collective_trainer.py"))
 DEADLINE_S = 90.0

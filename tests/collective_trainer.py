@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from dpwa.examples.samples import Samples
-from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.torch_distributed import Ddp
 from dpwa.lab.study.cell import Cell, CellFolder
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.training.loop import Recipe, Task, train
+from dpwa.lab.training.strategy import Strategy
 
 FEATURES, CLASSES = 6, 3
 FILES = {"ddp": "torch_distributed", "allreduce_every_h": "torch_distributed", "custom_data_parallel": "data_parallel"}

@@ -7,9 +7,9 @@ import zmq
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.exchange import messages
+from dpwa.exchange.parts import CHUNK_BYTES
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
-from dpwa.snapshot.parts import CHUNK_BYTES
 from support import DEADLINE_S, VectorModel, step_until
 
 

@@ -17,10 +17,11 @@ import numpy as np
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import NodeClosed, PeerTimeout, PeerUnreachable
 from dpwa.exchange.client import Pulled, Target
-from dpwa.exchange.messages import NO_EXCHANGE, Codec, Message, Offer, Propose, Pull, Settle
+from dpwa.exchange.messages import NO_EXCHANGE, Message, Offer, Propose, Pull, Settle
 from dpwa.exchange.result import Ask, Exchange, Outcome
 from dpwa.methods.base import Kind
 from dpwa.node.node import Node
+from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Snapshot
 from dpwa.transport.interface import Wiring
 from dpwa.transport.rx import RxCounters

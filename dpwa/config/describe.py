@@ -67,7 +67,7 @@ def _sentences(config: ClusterConfig) -> str:
 
 
 def _topology(config: ClusterConfig) -> str:
-    from dpwa.topology.spectrum import describe_topology  # noqa: PLC0415 - imports numpy, which few files need
+    from dpwa.config.describe_topology import describe_topology  # noqa: PLC0415 - imports numpy, which few files need
 
     names = [node.name for node in config.nodes]
     return "\n".join(describe_topology(config.topology, config.topology_of_nodes, names))

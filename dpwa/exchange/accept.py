@@ -13,13 +13,13 @@ from dpwa.exchange.client import Client
 from dpwa.exchange.fetch import Fetched, Fetcher, state_of
 from dpwa.exchange.lineage import Relation, Standing, reason_apart
 from dpwa.exchange.messages import Offer, Past, Propose, Verdict
+from dpwa.exchange.parts import Rotation
 from dpwa.exchange.proposals import Notice, Proposals
 from dpwa.exchange.result import Exchange, Outcome
 from dpwa.exchange.results import Results
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Kind
-from dpwa.snapshot.parts import Rotation
 from dpwa.snapshot.staging import Staging
+from dpwa.snapshot.state import State
 
 __all__ = ["Accepter"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dpwa.exchange.messages import Message, Propose, Pull, Settle
-from dpwa.snapshot.parts import Part
+from dpwa.exchange.parts import Part
 from dpwa.snapshot.staging import Staging
 
 __all__ = ["Client", "Pulled", "Target"]

@@ -20,15 +20,15 @@ from dpwa.exchange.lineage import JOIN_LEAD, Relation, Standing, reason_apart
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.messages import Busy, NotModified, Offer, Refused
 from dpwa.exchange.pair import Pairer
+from dpwa.exchange.parts import Part, Rotation
 from dpwa.exchange.propose import Proposer
 from dpwa.exchange.push import Pusher
 from dpwa.exchange.result import Ask, Exchange, Outcome
 from dpwa.exchange.results import Results
-from dpwa.interpolation.interpolator import Interpolator, State
+from dpwa.interpolation.interpolator import Interpolator
 from dpwa.methods.base import Kind
-from dpwa.snapshot.parts import Part, Rotation
 from dpwa.snapshot.staging import Staging
-from dpwa.transport.faulty import FaultyWay
+from dpwa.snapshot.state import State
 
 __all__ = ["Exchanger"]
 
@@ -64,7 +64,7 @@ class Exchanger:
         gatherer: fetches the snapshots of a round.
         results: where ended exchanges go.
         monotonic_s: the clock; a simulation passes its own.
-        faulty_way: puts faults between this node and its transport, for experiments.
+        through: puts faults between this node and its transport, for experiments.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class Exchanger:
         gatherer: Gatherer,
         results: Results,
         monotonic_s: Callable[[], float],
-        faulty_way: FaultyWay | None = None,
+        through: Callable[[Client], Client] | None = None,
     ) -> None:
-        self._faulty_way = faulty_way
+        self._through = through
         self._fetcher = fetcher
         self._stagings = stagings
         self._interpolator = interpolator
@@ -113,8 +113,8 @@ class Exchanger:
         Raises:
             NodeClosed: the node was closed meanwhile.
         """
-        if self._faulty_way is not None:
-            client = self._faulty_way.through(client)
+        if self._through is not None:
+            client = self._through(client)
         for peer in self._membership.take_hints():
             self.flow_control.hinted(peer)
         if ask.kind is Kind.GATHER and not ask.joining:
@@ -147,8 +147,8 @@ class Exchanger:
         Raises:
             NodeClosed: the node was closed meanwhile.
         """
-        if self._faulty_way is not None:
-            client = self._faulty_way.through(client)
+        if self._through is not None:
+            client = self._through(client)
         for ended in (self._pusher.conclude(client), self._pairer.repay(client)):
             if ended is not None and ended.peer is not None:
                 self._score(ended.peer, ended)

@@ -22,7 +22,6 @@ from dpwa.exchange.messages import (
     NEWEST_ROUND,
     NO_EXCHANGE,
     Accepted,
-    Codec,
     Message,
     Mismatch,
     NotModified,
@@ -31,11 +30,12 @@ from dpwa.exchange.messages import (
     Pull,
     Settled,
 )
+from dpwa.exchange.parts import Part
 from dpwa.exchange.result import Outcome
-from dpwa.interpolation.interpolator import State
+from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Layout, Snapshot
-from dpwa.snapshot.parts import Part
 from dpwa.snapshot.staging import Staging, first_not_finite
+from dpwa.snapshot.state import State
 
 __all__ = ["NOTHING_YET", "Fetched", "Fetcher", "Identity", "state_of"]
 

@@ -17,11 +17,11 @@ from dpwa.exchange.flow_control import FlowControl
 from dpwa.exchange.lineage import Relation, Standing
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.messages import Busy, NotReady, Offer, Past
+from dpwa.exchange.parts import Rotation
 from dpwa.exchange.result import Ask, Exchange, Outcome
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Kind
-from dpwa.snapshot.parts import Rotation
 from dpwa.snapshot.staging import Staging
+from dpwa.snapshot.state import State
 
 __all__ = ["Gatherer"]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from dpwa.interpolation.interpolator import State
+from dpwa.snapshot.state import State
 
 __all__ = ["JOIN_LEAD", "Relation", "Standing", "reason_apart"]
 

@@ -19,10 +19,8 @@ __all__ = [
     "LINEAGE_BYTES",
     "MAX_CHUNKS",
     "MAX_CHUNK_BYTES",
-    "MAX_COUNTER",
     "MAX_FRAME_BYTES",
     "MAX_HEADER_BYTES",
-    "MAX_MASS",
     "MAX_NAME_CHARS",
     "MAX_SLOTS",
     "MAX_TEXT_CHARS",
@@ -34,7 +32,6 @@ __all__ = [
     "Accepted",
     "Busy",
     "Chunk",
-    "Codec",
     "Done",
     "Kind",
     "Message",
@@ -74,17 +71,11 @@ MAX_NAME_CHARS: Final = 64
 MAX_TEXT_CHARS: Final = 256
 """A reason for a refusal is one line."""
 
-MAX_COUNTER: Final = 2**53
-"""Versions, steps, nonces: every integer up to here is exact in a float, too; 1,000 a second last 285,000 years."""
-
 MAX_CHUNKS: Final = 1 << 24
 """16 TiB in chunks of 1 MiB."""
 
 MAX_SLOTS: Final = 32
 """Snapshot buffers of one node; the default is 3."""
-
-MAX_MASS: Final = 2.0**20
-"""The masses of a cluster sum up to 1 (GoSGD) or to the number of nodes (SGP)."""
 
 INCARNATION_BYTES: Final = 8
 EXCHANGE_BYTES: Final = 16
@@ -116,19 +107,6 @@ class Kind(IntEnum):
     SETTLE = 13
     SETTLED = 14
     PAST = 15
-
-
-class Codec(IntEnum):
-    """How a snapshot's bytes are encoded. Append only."""
-
-    RAW = 0
-    """Each tensor in its own dtype, little-endian, in the order of the layout."""
-    FP16 = 1
-    """Float16: half the bytes of float32."""
-    BF16 = 2
-    """Bfloat16: half the bytes, the range of float32, fewer digits."""
-    INT8 = 3
-    """8-bit integers with a scale per block: a quarter of the bytes."""
 
 
 class Verdict(IntEnum):

@@ -18,11 +18,11 @@ from dpwa.exchange.client import Client
 from dpwa.exchange.fetch import Fetched, Fetcher, state_of
 from dpwa.exchange.lineage import Relation, Standing, reason_apart
 from dpwa.exchange.messages import Accepted, Offer, Settled, Verdict
+from dpwa.exchange.parts import Part
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.propose import Proposer
 from dpwa.exchange.result import Ask, Exchange, Outcome
 from dpwa.methods.base import Kind
-from dpwa.snapshot.parts import Part
 from dpwa.snapshot.staging import Staging
 
 __all__ = ["Pairer"]

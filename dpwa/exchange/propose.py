@@ -18,9 +18,9 @@ from dpwa.exchange.messages import (
     Settle,
     Settled,
 )
+from dpwa.exchange.parts import Part
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.result import Ask, Exchange, Outcome
-from dpwa.snapshot.parts import Part
 
 __all__ = ["Proposer"]
 

@@ -18,8 +18,8 @@ from dpwa.exchange.messages import Accepted, Settled, Verdict
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.propose import Proposer
 from dpwa.exchange.result import Ask, Exchange, Outcome
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Kind
+from dpwa.snapshot.state import State
 
 __all__ = ["Pusher"]
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 from dpwa.exchange.lineage import Relation
-from dpwa.exchange.messages import NO_EXCHANGE, Codec
-from dpwa.interpolation.interpolator import State
+from dpwa.exchange.messages import NO_EXCHANGE
 from dpwa.methods.base import Kind
+from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.staging import Staging
+from dpwa.snapshot.state import State
 
 __all__ = ["Ask", "Exchange", "Outcome"]
 

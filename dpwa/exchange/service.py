@@ -34,9 +34,9 @@ from dpwa.exchange.messages import (
     Verdict,
 )
 from dpwa.exchange.proposals import Answer, Proposals
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Kind
 from dpwa.snapshot.layout import Layout, Snapshot
+from dpwa.snapshot.state import State
 
 __all__ = ["Request", "Service"]
 

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import math
 
-from dpwa.errors import ConfigError
-from dpwa.limits import number_problems
+from dpwa.errors import ConfigError, number_problems
 
 __all__ = ["ConsensusControl"]
 

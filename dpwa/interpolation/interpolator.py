@@ -20,16 +20,8 @@ from typing import TypeVar, cast
 
 from dpwa.custom_code import blamed
 from dpwa.errors import ConfigError
-from dpwa.interpolation.rules import (
-    Clock,
-    Consensus,
-    Constant,
-    DistanceInterpolation,
-    Interpolation,
-    Loss,
-    Staleness,
-    State,
-)
+from dpwa.interpolation.rules import Clock, Consensus, Constant, DistanceInterpolation, Interpolation, Loss, Staleness
+from dpwa.snapshot.state import State
 
 __all__ = [
     "Clock",
@@ -41,7 +33,6 @@ __all__ = [
     "Loss",
     "LossSmoother",
     "Staleness",
-    "State",
     "find_rule",
     "make_rule",
     "register",

@@ -10,39 +10,13 @@ state between calls: it belongs to one node and is called by one thread at a tim
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Protocol
 
-from dpwa.errors import ConfigError
+from dpwa.errors import ConfigError, number_problems
 from dpwa.interpolation.consensus import ConsensusControl
-from dpwa.limits import number_problems
+from dpwa.snapshot.state import State
 
-__all__ = ["Clock", "Consensus", "Constant", "DistanceInterpolation", "Interpolation", "Loss", "Staleness", "State"]
-
-
-@dataclass(frozen=True)
-class State:
-    """What travels with a snapshot and a rule may look at.
-
-    Attributes:
-        loss: training loss of the model; None while the node has not computed one yet. NaN or infinity means that the
-            model has diverged.
-        clock: age of the model: the number of training updates that went into it.
-        mass: weight of the model in the sum that push methods conserve; 0 with other methods.
-        round: how many rounds of exchanges the node has been through.
-        lineage: id of the models that this one has been averaged with; see `dpwa.exchange.lineage`.
-    """
-
-    loss: float | None
-    clock: float
-    mass: float = 0.0
-    round: int = 0
-    lineage: bytes = field(default=bytes(8), repr=False)  # no number that a rule could use
-
-    @property
-    def has_diverged(self) -> bool:
-        """Whether the loss is NaN or infinite."""
-        return self.loss is not None and not math.isfinite(self.loss)
+__all__ = ["Clock", "Consensus", "Constant", "DistanceInterpolation", "Interpolation", "Loss", "Staleness"]
 
 
 class Interpolation(Protocol):

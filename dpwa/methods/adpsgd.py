@@ -15,8 +15,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.snapshot.state import State
 from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["ADPSGD", "Symmetric"]

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
-from dpwa.exchange.messages import MAX_COUNTER
-from dpwa.interpolation.interpolator import State
 from dpwa.snapshot.layout import Buffer, Layout, Section, Snapshot
 from dpwa.snapshot.staging import Values
+from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["Arrival", "Blend", "Conservation", "Kind", "Method", "Plan"]

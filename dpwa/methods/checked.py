@@ -13,9 +13,8 @@ from typing import TypeVar
 
 from dpwa.custom_code import blamed
 from dpwa.errors import ConfigError
-from dpwa.exchange.messages import MAX_COUNTER, MAX_MASS
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Kind, Method, Plan
+from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, State
 
 __all__ = ["factor_of", "mass_and_round", "plan_of"]
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from dpwa.methods.outer import OuterOptimizer
-from dpwa.node.extended_model import Model
 from dpwa.snapshot.layout import Role
+from dpwa.snapshot.model import Model
 from dpwa.snapshot.staging import Values, parameter_arrays
 
 __all__ = ["OuterMomentum"]

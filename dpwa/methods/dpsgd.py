@@ -14,9 +14,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from dpwa.exchange.messages import MAX_COUNTER
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["DPSGD"]

@@ -18,9 +18,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpwa.errors import ConfigError
-from dpwa.exchange.messages import MAX_MASS
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.snapshot.state import MAX_MASS, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["GoSGD"]

@@ -22,12 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dpwa.errors import InternalError
-from dpwa.exchange.messages import MAX_COUNTER
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
 from dpwa.methods.outer import OuterOptimizer
 from dpwa.snapshot.layout import Buffer, Layout, Role, Section, TensorSpec
 from dpwa.snapshot.staging import Values, parameter_arrays, section_values
+from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["NoLoCo"]

@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpwa.errors import ConfigError
-from dpwa.limits import number_problems
+from dpwa.errors import ConfigError, number_problems
 
 __all__ = ["OuterOptimizer"]
 

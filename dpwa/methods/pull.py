@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import random
 
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.snapshot.state import State
 
 __all__ = ["Pull"]
 

@@ -19,16 +19,16 @@ from dpwa.exchange.gather import Gatherer
 from dpwa.exchange.lineage import Standing
 from dpwa.exchange.link_codecs import LinkCodecs
 from dpwa.exchange.membership import Membership
-from dpwa.exchange.messages import Codec
 from dpwa.exchange.pair import Pairer
+from dpwa.exchange.parts import Rotation
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.propose import Proposer
 from dpwa.exchange.push import Pusher
 from dpwa.exchange.results import Results
 from dpwa.exchange.service import Service
 from dpwa.methods.base import Kind, Method
+from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Layout
-from dpwa.snapshot.parts import Rotation
 from dpwa.snapshot.staging import Staging, encoded_chunk_bytes
 from dpwa.transport.faults import Faults
 from dpwa.transport.faulty import FaultyWay, LossyProposals
@@ -177,7 +177,7 @@ def wire(
         ),
         results=results,
         monotonic_s=monotonic_s,
-        faulty_way=None if faults is None else FaultyWay(faults, layout=layout, monotonic_s=monotonic_s),
+        through=None if faults is None else FaultyWay(faults, layout=layout, monotonic_s=monotonic_s).through,
     )
     service = Service(
         run=run,

@@ -15,11 +15,11 @@ from functools import partial
 from dpwa.config.cluster import ClusterConfig
 from dpwa.exchange.budget import Budget
 from dpwa.exchange.lineage import Standing
-from dpwa.exchange.messages import MAX_COUNTER, NO_EXCHANGE
+from dpwa.exchange.messages import NO_EXCHANGE
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.result import Ask, Exchange, Outcome
 from dpwa.exchange.service import Service
-from dpwa.interpolation.interpolator import LossSmoother, State
+from dpwa.interpolation.interpolator import LossSmoother
 from dpwa.methods.base import Arrival, Kind, Method, Plan
 from dpwa.methods.checked import factor_of, mass_and_round, plan_of
 from dpwa.methods.diloco import OuterMomentum
@@ -29,6 +29,7 @@ from dpwa.node.pressure import Pressure
 from dpwa.node.publishing import Publisher, Taken
 from dpwa.node.record import Record, exchange_fields
 from dpwa.snapshot.layout import Snapshot
+from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.transport.faults import NodeFaults
 from dpwa.transport.interface import Transport
 

@@ -20,17 +20,18 @@ from typing import Any
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, DpwaError, InternalError, NodeClosed
-from dpwa.exchange.messages import INCARNATION_BYTES, LINEAGE_BYTES, MAX_COUNTER
-from dpwa.interpolation.interpolator import State
+from dpwa.exchange.messages import INCARNATION_BYTES, LINEAGE_BYTES
 from dpwa.methods.base import Kind
 from dpwa.methods.diloco import OuterMomentum
 from dpwa.node.assembly import wire
 from dpwa.node.boundary import Boundary
-from dpwa.node.extended_model import ExtendedModel, Model
+from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.publishing import Publisher
 from dpwa.node.record import NodeStatistics, Record
 from dpwa.node.run_token import run_in_requests
 from dpwa.observe.journal import Journal, node_folder
+from dpwa.snapshot.model import Model
+from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.transport.faults import Faults, NodeFaults
 from dpwa.transport.interface import MakeTransport, Transport
 from dpwa.transport.zeromq import ZmqTransport

@@ -17,8 +17,8 @@ import numpy as np
 
 from dpwa.errors import InternalError
 from dpwa.exchange.service import Service
-from dpwa.interpolation.interpolator import State
 from dpwa.snapshot.layout import Buffer, BufferPool, Layout, Lease, Snapshot
+from dpwa.snapshot.state import State
 from dpwa.transport.leftovers import remove_unowned
 from dpwa.transport.shared_memory import Segment, SegmentUnusable
 

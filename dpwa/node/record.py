@@ -13,10 +13,10 @@ from itertools import islice
 
 from dpwa.exchange.messages import NO_EXCHANGE
 from dpwa.exchange.result import Exchange, Outcome
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Kind
-from dpwa.node.extended_model import Inventory
 from dpwa.observe.plain_values import plain
+from dpwa.snapshot.model import Inventory
+from dpwa.snapshot.state import State
 
 __all__ = ["NodeStatistics", "Record", "exchange_fields"]
 

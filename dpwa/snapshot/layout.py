@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpwa.errors import ConfigError, InternalError
-from dpwa.interpolation.interpolator import State
+from dpwa.snapshot.state import State
 
 __all__ = ["Buffer", "BufferPool", "Layout", "Lease", "Role", "Section", "Snapshot", "TensorSpec"]
 

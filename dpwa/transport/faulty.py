@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from dpwa.errors import PeerTimeout, PeerUnreachable, TransportError
 from dpwa.exchange.client import Client, Pulled, Target
-from dpwa.exchange.messages import Codec, Message, Offer, Propose, Pull, Settle
+from dpwa.exchange.messages import Message, Offer, Propose, Pull, Settle
 from dpwa.exchange.proposals import Proposals
+from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Layout
 from dpwa.snapshot.staging import Staging
 from dpwa.transport.faults import Fate, Faults, Lost

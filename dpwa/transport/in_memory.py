@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 from dpwa.errors import InternalError, ModelMismatch, PeerUnreachable
 from dpwa.exchange.client import Pulled, Target
-from dpwa.exchange.messages import NO_EXCHANGE, Codec, Message, Mismatch, Offer, Propose, Pull, Settle
+from dpwa.exchange.messages import NO_EXCHANGE, Message, Mismatch, Offer, Propose, Pull, Settle
 from dpwa.exchange.result import Ask, Exchange
 from dpwa.exchange.service import Request, Service
 from dpwa.methods.base import Kind
+from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.staging import encode_chunk
 from dpwa.transport.interface import Wiring

@@ -10,20 +10,8 @@ from collections import deque
 
 from dpwa.errors import PeerTimeout
 from dpwa.exchange.client import Pulled, Target
-from dpwa.exchange.messages import (
-    Busy,
-    Chunk,
-    Codec,
-    Done,
-    Mismatch,
-    More,
-    NotModified,
-    NotReady,
-    Offer,
-    Past,
-    Pull,
-    Refused,
-)
+from dpwa.exchange.messages import Busy, Chunk, Done, Mismatch, More, NotModified, NotReady, Offer, Past, Pull, Refused
+from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.staging import encoded_chunk_bytes
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.segments import Segments

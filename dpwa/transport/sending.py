@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import zmq
 
-from dpwa.exchange.messages import Chunk, Codec, Message, Mismatch
+from dpwa.exchange.messages import Chunk, Message, Mismatch
 from dpwa.exchange.service import Service
+from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.staging import encode_chunk
 from dpwa.transport.connection_rules import Cause, framed_bytes
 from dpwa.transport.door import Door

@@ -23,9 +23,7 @@ from dpwa.exchange.messages import (
     LINEAGE_BYTES,
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
-    MAX_COUNTER,
     MAX_HEADER_BYTES,
-    MAX_MASS,
     MAX_NAME_CHARS,
     MAX_SLOTS,
     MAX_TEXT_CHARS,
@@ -36,6 +34,7 @@ from dpwa.exchange.messages import (
     Message,
     Verdict,
 )
+from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS
 
 __all__ = ["decode", "encode"]
 

@@ -9,8 +9,8 @@ import math
 import random
 from collections.abc import Mapping
 
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.snapshot.state import State
 from dpwa.topology.neighbourhood import Neighbourhood
 
 

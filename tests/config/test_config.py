@@ -16,7 +16,8 @@ from dpwa.config.cluster import FIRST_PORT, MAX_NODES, ClusterConfig, json_schem
 from dpwa.config.describe import describe
 from dpwa.config.sections import NodeConfig
 from dpwa.errors import ConfigError
-from dpwa.interpolation.interpolator import Constant, Loss, State
+from dpwa.interpolation.interpolator import Constant, Loss
+from dpwa.snapshot.state import State
 
 EXPECTED_RATE = (
     'expected a rate above 0 with its unit, such as "20 MB/s" '

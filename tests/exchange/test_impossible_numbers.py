@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from dpwa.errors import ConfigError
-from dpwa.exchange.messages import MAX_COUNTER, MAX_MASS
 from dpwa.exchange.result import Exchange, Outcome
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Arrival, Kind
 from dpwa.methods.gosgd import GoSGD
 from dpwa.methods.noloco import NoLoCo
+from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, State
 from support import Cluster, VectorModel, step_until, wait_until
 
 MOST = float(MAX_COUNTER)

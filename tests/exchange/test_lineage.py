@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dpwa.exchange.history import History
 from dpwa.exchange.lineage import Relation, Standing
-from dpwa.interpolation.interpolator import State
+from dpwa.snapshot.state import State
 
 
 def test_far_apart_means_of_two_lineages_and_fifty_updates():

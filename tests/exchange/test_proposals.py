@@ -12,8 +12,8 @@ from scheduled_network import PATIENCE_S, Fate, Life, ScheduledCluster
 
 from dpwa.exchange.messages import NO_EXCHANGE, Propose, Verdict
 from dpwa.exchange.proposals import Answer, Proposals
-from dpwa.interpolation.interpolator import State
 from dpwa.snapshot.layout import Snapshot
+from dpwa.snapshot.state import State
 
 START = np.array([[1.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 100.0]])
 

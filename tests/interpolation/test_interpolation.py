@@ -13,11 +13,11 @@ from dpwa.interpolation.interpolator import (
     Interpolator,
     Loss,
     LossSmoother,
-    State,
     find_rule,
     register,
     resolve,
 )
+from dpwa.snapshot.state import State
 
 any_float = st.floats()
 any_state = st.builds(State, loss=st.none() | any_float, clock=any_float)

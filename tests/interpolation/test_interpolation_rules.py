@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.config.describe import describe
-from dpwa.errors import ConfigError
+from dpwa.errors import ConfigError, number_problems
 from dpwa.interpolation.consensus import ConsensusControl
-from dpwa.interpolation.interpolator import Consensus, Constant, Interpolator, Staleness, State, find_rule, resolve
-from dpwa.limits import number_problems
+from dpwa.interpolation.interpolator import Consensus, Constant, Interpolator, Staleness, find_rule, resolve
+from dpwa.snapshot.state import State
 
 NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}]\n"
 HERE = State(1.0, 100.0)

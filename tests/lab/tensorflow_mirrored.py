@@ -13,15 +13,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.tensorflow.environment import PYTHON_VARIABLE
 from dpwa.lab.strategies.tensorflow.mirrored import run_cell
 from dpwa.lab.study.cell import Cell, CellFolder, write_json
 from dpwa.lab.study.settings import Settings
+from dpwa.lab.training.assignment import order_seed, recipe_of, samples_of_node
 from dpwa.lab.training.data import load
 from dpwa.lab.training.loop import Task, train
 from dpwa.lab.training.models import build
-from dpwa.lab.worker import order_seed, recipe_of, samples_of_node
+from dpwa.lab.training.strategy import Strategy
 
 NAMED = os.environ.get(PYTHON_VARIABLE, "")
 

@@ -19,19 +19,20 @@ from torch import nn
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, PeerUnreachable
 from dpwa.examples.samples import Samples
-from dpwa.interpolation.interpolator import State
-from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.federated.client import FederatedClient
 from dpwa.lab.strategies.federated.cluster import cluster_settings
 from dpwa.lab.strategies.federated.node import FederatedNode
-from dpwa.lab.strategies.federated.rounds import FederatedRounds, Schedule, samples_of
+from dpwa.lab.strategies.federated.rounds import FederatedRounds, samples_of
 from dpwa.lab.strategies.federated.server import Client, FederatedServer
 from dpwa.lab.study.settings import Settings
+from dpwa.lab.training.client_schedule import Schedule
 from dpwa.lab.training.data import load
 from dpwa.lab.training.loop import Recipe, Task, train
 from dpwa.lab.training.models import build
+from dpwa.lab.training.strategy import Strategy
 from dpwa.launch.ports import free_ports
 from dpwa.methods.base import Arrival, Kind
+from dpwa.snapshot.state import State
 from support import wait_until
 
 SERVER = "server"

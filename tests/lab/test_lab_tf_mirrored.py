@@ -17,7 +17,6 @@ from torch import nn
 
 from dpwa.errors import ConfigError
 from dpwa.examples.samples import Samples, normaliser, unchanged
-from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.tensorflow import environment, mirrored
 from dpwa.lab.strategies.tensorflow.environment import PYTHON_VARIABLE, tensorflow_python, why_no_tensorflow
 from dpwa.lab.strategies.tensorflow.export import layers_of, order_of_batches, shift_and_scale
@@ -27,6 +26,7 @@ from dpwa.lab.study.settings import Settings
 from dpwa.lab.training.loop import Recipe, Task, train
 from dpwa.lab.training.models import build
 from dpwa.lab.training.recording import Recorder
+from dpwa.lab.training.strategy import Strategy
 
 
 def _arrays(model: nn.Module) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from method_support import (
     weighted_sum,
 )
 
-from dpwa.interpolation.interpolator import State
+from dpwa.snapshot.state import State
 from support import Cluster, VectorModel, wait_until
 
 SETTINGS = {"timeout_ms": 200, "connect_timeout_ms": 50, "flow_control": {"probe_s": 0.02, "probe_max_s": 0.05}}

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from dpwa.interpolation.interpolator import State
 from dpwa.node.publishing import Publisher
 from dpwa.snapshot.layout import Layout, TensorSpec
+from dpwa.snapshot.state import State
 
 
 class _TwoGroups:

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpwa.interpolation.interpolator import State
-from dpwa.node.extended_model import Inventory
 from dpwa.node.record import NodeStatistics, Record
 from dpwa.observe import bounded_file, repeats, steady_file
 from dpwa.observe.bounded_file import read_records
 from dpwa.observe.journal import Journal
+from dpwa.snapshot.model import Inventory
+from dpwa.snapshot.state import State
 from support import TESTS, VectorModel, wait_until
 
 

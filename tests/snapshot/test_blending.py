@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwa.exchange.messages import Codec
+from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Layout, Role, TensorSpec
 from dpwa.snapshot.staging import Staging, encode_chunk, encoded_chunk_bytes
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 
 from dpwa.config.cluster import ClusterConfig
+from dpwa.config.describe_topology import describe_topology, sentences
 from dpwa.topology.connectivity import can_average, cut_off, one_way
 from dpwa.topology.graphs import GraphOptions, sorted_edges
 from dpwa.topology.mixing import SparseMixing
 from dpwa.topology.schedule import Plan, Topology, make_topology
-from dpwa.topology.spectrum import Report, describe_topology, largest_singular_value, report, sentences
+from dpwa.topology.spectrum import Report, largest_singular_value, report
 from topology_support import plans
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from dpwa.errors import RemoteProtocolError
 from dpwa.exchange.messages import More, Pull
-from dpwa.interpolation.interpolator import State
 from dpwa.snapshot.layout import Snapshot
+from dpwa.snapshot.state import State
 from dpwa.transport.connection_rules import Cause, Connection, ConnectionRules
 from dpwa.transport.door import most_connections
 from dpwa.transport.transfers import Transfer, TransferRules

@@ -14,9 +14,9 @@ from dpwa.exchange.lineage import Standing
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.service import Service
-from dpwa.interpolation.interpolator import State
 from dpwa.methods.base import Kind
 from dpwa.node.publishing import Publisher
+from dpwa.snapshot.state import State
 from dpwa.transport import wire
 from dpwa.transport.connections import Connections
 from support import VectorModel

@@ -18,9 +18,9 @@ from strangers import Stranger
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, InternalError
 from dpwa.exchange import messages
+from dpwa.exchange.parts import CHUNK_BYTES
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
-from dpwa.snapshot.parts import CHUNK_BYTES
 from dpwa.transport import wire
 from support import DEADLINE_S, VectorModel, step_until, wait_until
 

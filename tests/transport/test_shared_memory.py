@@ -22,10 +22,10 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
 from dpwa.exchange import messages
 from dpwa.exchange.client import Target
+from dpwa.exchange.parts import Part
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
 from dpwa.snapshot.layout import ITEM_BYTES, Layout, Role, TensorSpec
-from dpwa.snapshot.parts import Part
 from dpwa.snapshot.staging import Staging, Values
 from dpwa.transport import shared_memory
 from dpwa.transport.conversation import Conversation

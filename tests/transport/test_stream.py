@@ -15,9 +15,9 @@ from fake_peers import Peers, node_with_absent_peer, pull_of
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.exchange import messages
+from dpwa.exchange.parts import CHUNK_BYTES, RUN, chunk_count
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
-from dpwa.snapshot.parts import CHUNK_BYTES, RUN, chunk_count
 from dpwa.transport import client, wire
 from dpwa.transport.sockets import CurveKeys, Links
 from dpwa.transport.zeromq import ZmqTransport

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dpwa.errors import InternalError
-from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.collective import backward_of_part
 from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["CustomDataParallel", "make"]
 

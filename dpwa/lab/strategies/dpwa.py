@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
-from dpwa.lab.strategies.base import Strategy
+from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["Peers"]
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from dpwa.errors import ConfigError
-from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.collective import (
     FlatTensors,
     allreduce_bytes,
@@ -26,6 +25,7 @@ from dpwa.lab.strategies.collective import (
     part_of_batch,
 )
 from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.training.strategy import Strategy
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dpwa.errors import ConfigError
-from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.collective import (
     FlatTensors,
     allreduce_bytes,
@@ -27,6 +26,7 @@ from dpwa.lab.strategies.collective import (
     part_of_batch,
 )
 from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["AllreduceEveryH", "Ddp", "make"]
 

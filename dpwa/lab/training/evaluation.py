@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from dpwa.examples.devices import device_of
 from dpwa.examples.evaluation import accuracy_and_loss_of, accuracy_of
 from dpwa.lab.study.cell import Cell, CellFolder, write_json
+from dpwa.lab.training.assignment import data_of, parts_of_nodes
 from dpwa.lab.training.data import DataSet
 from dpwa.lab.training.machine import commit, machine
 from dpwa.lab.training.models import build, initial_weights_hash
 from dpwa.lab.training.partition import class_counts
 from dpwa.lab.training.snapshots import Snapshot, read_snapshot, read_steps
-from dpwa.lab.worker import data_of, parts_of_nodes
 
 __all__ = ["evaluate", "main"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dpwa.examples.samples import Samples, Transform, unchanged
-from dpwa.lab.strategies.base import Strategy
+from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["Recipe", "Task", "Watch", "train"]
 

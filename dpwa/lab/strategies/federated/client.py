@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dpwa.errors import PeerUnreachable
-from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.federated.node import FederatedNode
-from dpwa.lab.strategies.federated.rounds import Schedule, round_of_model, round_of_work
+from dpwa.lab.strategies.federated.rounds import round_of_model, round_of_work
+from dpwa.lab.training.client_schedule import Schedule
+from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["FederatedClient"]
 

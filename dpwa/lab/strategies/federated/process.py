@@ -12,13 +12,13 @@ from pathlib import Path
 from torch import nn
 
 from dpwa.config.cluster import ClusterConfig
-from dpwa.lab.strategies.base import Strategy
 from dpwa.lab.strategies.federated.client import FederatedClient
 from dpwa.lab.strategies.federated.node import FederatedNode
-from dpwa.lab.strategies.federated.rounds import Schedule
 from dpwa.lab.strategies.federated.server import Client, FederatedServer
 from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.training.client_schedule import Schedule
 from dpwa.lab.training.recording import Recorder
+from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["make", "serve"]
 

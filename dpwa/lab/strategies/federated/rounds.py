@@ -1,4 +1,4 @@
-"""The rounds of fedavg and fedprox: which clients train in each, and the averaging method that carries models.
+"""The rounds of fedavg and fedprox: their numbers, and the averaging method that carries models.
 
 McMahan et al., "Communication-efficient learning of deep networks from decentralized data", arXiv 1602.05629,
 algorithm 1. All processes compute the same rounds from the same seed, so that nobody need be told.
@@ -10,59 +10,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from dpwa.interpolation.interpolator import State
-from dpwa.lab.study.settings import Settings
 from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.snapshot.state import State
 from dpwa.topology.neighbourhood import Neighbourhood
 
-__all__ = ["DEADLINE_S", "FederatedRounds", "Schedule", "round_of_model", "round_of_work", "samples_of"]
+__all__ = ["DEADLINE_S", "FederatedRounds", "round_of_model", "round_of_work", "samples_of"]
 
 DEADLINE_S = 3600.0
 """What a client may take for a round. One that dies is noticed at once: this is for those that never end."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Which clients train in which round.
-
-    Attributes:
-        clients: how many there are.
-        per_round: how many of them train in each round.
-        rounds: how many there are; they count from 1.
-        local_epochs: epochs of a client in a round.
-        seed: of the choice.
-    """
-
-    clients: int
-    per_round: int
-    rounds: int
-    local_epochs: int
-    seed: int
-
-    @classmethod
-    def of(cls, settings: Settings, seed: int) -> Schedule:
-        """The rounds of a training in which all clients together see as many samples as in `n_epochs` of all data.
-
-        That holds to half a round, and for shards of equal size; there is one round at least.
-        """
-        per_round = max(1, _nearest(settings.client_fraction * settings.nodes))
-        rounds = max(1, _nearest(settings.n_epochs * settings.nodes / (per_round * settings.local_epochs)))
-        return cls(settings.nodes, per_round, rounds, settings.local_epochs, seed)
-
-    def chosen(self, round_: int) -> tuple[int, ...]:
-        """The clients that train in a round, as numbers from 0 upwards."""
-        rng = random.Random(f"{self.seed}/clients/{round_}")  # noqa: S311  (no secret)
-        return tuple(sorted(rng.sample(range(self.clients), self.per_round)))
-
-    def rounds_of(self, client: int) -> tuple[int, ...]:
-        """The rounds in which a client trains, possibly none."""
-        return tuple(round_ for round_ in range(1, self.rounds + 1) if client in self.chosen(round_))
-
-    def epochs_of(self, client: int) -> int:
-        """How many epochs a client trains in all its rounds."""
-        return self.local_epochs * len(self.rounds_of(client))
 
 
 def round_of_model(round_: int) -> int:
@@ -78,10 +34,6 @@ def round_of_work(round_: int) -> int:
 def samples_of(shard_size: int, batch_size: int, epochs: int) -> int:
     """Samples that the training function draws from a shard: an incomplete last batch is left out."""
     return epochs * max(1, shard_size // batch_size) * min(shard_size, batch_size)
-
-
-def _nearest(number: float) -> int:
-    return int(number + 0.5)  # `round` would take 2.5 for 2
 
 
 class FederatedRounds(Method):

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from dpwa.errors import PeerUnreachable
 from dpwa.lab.strategies.federated.node import FederatedNode
-from dpwa.lab.strategies.federated.rounds import Schedule, round_of_model, round_of_work, samples_of
+from dpwa.lab.strategies.federated.rounds import round_of_model, round_of_work, samples_of
+from dpwa.lab.training.client_schedule import Schedule
 
 __all__ = ["Client", "FederatedServer", "ServerWatch"]
 

@@ -29,10 +29,10 @@ from dpwa.lab.strategies.tensorflow.environment import tensorflow_python, why_no
 from dpwa.lab.strategies.tensorflow.export import layers_of, order_of_batches, shift_and_scale
 from dpwa.lab.strategies.tensorflow.layout import Layer, Shape, from_keras, to_keras
 from dpwa.lab.study.cell import Cell, CellFolder, step_at, write_json
+from dpwa.lab.training.assignment import data_of, order_seed, recipe_of, samples_of_node
 from dpwa.lab.training.loop import Recipe
 from dpwa.lab.training.models import build
 from dpwa.lab.training.snapshots import write_snapshot, write_steps
-from dpwa.lab.worker import data_of, order_seed, recipe_of, samples_of_node
 
 __all__ = ["TensorFlowFailed", "run_cell"]
 

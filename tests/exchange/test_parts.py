@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.exchange.messages import MAX_WINDOW
+from dpwa.exchange.parts import CHUNK_BYTES, RUN, Part, Rotation, chunk_count
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
 from dpwa.snapshot.layout import Layout, Role, TensorSpec
-from dpwa.snapshot.parts import CHUNK_BYTES, RUN, Part, Rotation, chunk_count
 from dpwa.transport.in_memory import InMemoryTransport
 from support import VectorModel, wait_until
 

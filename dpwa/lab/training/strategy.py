@@ -1,6 +1,6 @@
 """What a strategy is: one process's part in a training, as hooks of the one training function.
 
-That function is `dpwa.lab.training.train`. A strategy whose hooks are left as they are trains alone.
+That function is `dpwa.lab.training.loop.train`. A strategy whose hooks are left as they are trains alone.
 
 Must not know: data sets, networks, folders. Runs in: the training thread.
 """

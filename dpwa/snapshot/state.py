@@ -1,0 +1,43 @@
+"""What travels with a snapshot, and the range of its numbers.
+
+Must not know: methods, rules, the wire. Runs in: any thread; everything here is frozen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+__all__ = ["MAX_COUNTER", "MAX_MASS", "State"]
+
+MAX_COUNTER: Final = 2**53
+"""Versions, steps, nonces: every integer up to here is exact in a float, too; 1,000 a second last 285,000 years."""
+
+MAX_MASS: Final = 2.0**20
+"""The masses of a cluster sum up to 1 (GoSGD) or to the number of nodes (SGP)."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What travels with a snapshot and a rule may look at.
+
+    Attributes:
+        loss: training loss of the model; None while the node has not computed one yet. NaN or infinity means that the
+            model has diverged.
+        clock: age of the model: the number of training updates that went into it.
+        mass: weight of the model in the sum that push methods conserve; 0 with other methods.
+        round: how many rounds of exchanges the node has been through.
+        lineage: id of the models that this one has been averaged with; see `dpwa.exchange.lineage`.
+    """
+
+    loss: float | None
+    clock: float
+    mass: float = 0.0
+    round: int = 0
+    lineage: bytes = field(default=bytes(8), repr=False)  # no number that a rule could use
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether the loss is NaN or infinite."""
+        return self.loss is not None and not math.isfinite(self.loss)
