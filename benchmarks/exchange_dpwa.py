@@ -30,7 +30,7 @@ from dpwa.node.node import Node
 from dpwa.snapshot.layout import Buffer, Layout, TensorSpec
 from dpwa.snapshot.staging import Values
 from dpwa.transport.client import ZmqClient
-from dpwa.transport.interface import Wiring
+from dpwa.transport.interface import Ends
 from dpwa.transport.sockets import CurveKeys, Links
 from dpwa.transport.zeromq import ZmqTransport
 
@@ -155,7 +155,7 @@ def _node(job: Job, name: str, model: FlatModel, *, pull_probability: float) -> 
     )
     made: list[_Watched] = []
 
-    def make(wiring: Wiring) -> _Watched:
+    def make(wiring: Ends) -> _Watched:
         made.append(_Watched(config, name, wiring, links=_links(job, name)))
         return made[0]
 

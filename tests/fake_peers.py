@@ -7,7 +7,7 @@ import zmq
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.exchange import messages
-from dpwa.exchange.parts import CHUNK_BYTES
+from dpwa.exchange.slices import CHUNK_BYTES
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
 from support import DEADLINE_S, VectorModel, step_until
@@ -57,7 +57,7 @@ def node_with_absent_peer(zeromq, size=10, **settings) -> tuple[Node, int]:
     return node, zeromq.config.nodes[1].port
 
 
-def pull_of(node: Node, **changed) -> messages.Pull:
+def pull_of(node: Node, **changed) -> messages.PullRequest:
     fields = {
         "nonce": 1,
         "run": node.config.run_id,
@@ -73,4 +73,4 @@ def pull_of(node: Node, **changed) -> messages.Pull:
         "shared": False,
         "finished": False,
     }
-    return messages.Pull(**{**fields, **changed})
+    return messages.PullRequest(**{**fields, **changed})

@@ -17,13 +17,13 @@ import numpy as np
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import NodeClosed, PeerTimeout, PeerUnreachable
 from dpwa.exchange.client import Pulled, Target
-from dpwa.exchange.messages import NO_EXCHANGE, Message, Offer, Propose, Pull, Settle
+from dpwa.exchange.messages import NO_EXCHANGE, Message, Offer, Propose, PullRequest, Settle
 from dpwa.exchange.result import Ask, Exchange, Outcome
-from dpwa.methods.base import Kind
+from dpwa.methods.base import ExchangeKind
 from dpwa.node.node import Node
 from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Snapshot
-from dpwa.transport.interface import Wiring
+from dpwa.transport.interface import Ends
 from dpwa.transport.rx import RxCounters
 from support import VectorModel
 
@@ -65,7 +65,7 @@ class ScheduledTransport:
 
     patience_s = PATIENCE_S
 
-    def __init__(self, network: ScheduledNetwork, name: str, wiring: Wiring) -> None:
+    def __init__(self, network: ScheduledNetwork, name: str, wiring: Ends) -> None:
         self.counters = RxCounters()
         self.shares_memory = False
         self.pairs: list[bytes] = []
@@ -103,7 +103,9 @@ class ScheduledTransport:
         self._go.release()
         assert self._stopped.acquire(timeout=DEADLINE_S), f"the exchanges of {self._name} hang"
 
-    def serve(self, request: Propose | Settle | Pull, *, may_wait: bool) -> tuple[Message, Snapshot | None] | None:
+    def serve(
+        self, request: Propose | Settle | PullRequest, *, may_wait: bool
+    ) -> tuple[Message, Snapshot | None] | None:
         """What the serving side answers."""
         return self.service.answer(request, now_s=self._network.now_s, may_wait=may_wait)
 
@@ -126,7 +128,7 @@ class ScheduledTransport:
 
     def take(self, wait_s: float) -> Exchange | None:  # noqa: ARG002 - time does not pass by itself
         exchange = self._exchanger.results.take(0.0)
-        if exchange is not None and exchange.kind is Kind.PAIR and exchange.outcome is Outcome.BLENDED:
+        if exchange is not None and exchange.kind is ExchangeKind.PAIR and exchange.outcome is Outcome.BLENDED:
             self.pairs.append(exchange.exchange)
         return exchange
 
@@ -188,7 +190,7 @@ class ScheduledTransport:
         self._lose_if(self._stop(), peer)
         return answered[0]
 
-    def pull(self, peer: str, pull: Pull, target: Target, within_s: float | None = None) -> Pulled:  # noqa: ARG002
+    def pull(self, peer: str, pull: PullRequest, target: Target, within_s: float | None = None) -> Pulled:  # noqa: ARG002
         self._lose_if(self._stop(), peer)
         answered = self._network.find(peer).serve(pull, may_wait=False)
         assert answered is not None
@@ -264,7 +266,7 @@ class ScheduledCluster:
         name, model = f"w{number + 1}", VectorModel(self.start[number])
         transports: list[ScheduledTransport] = []
 
-        def make(wiring: Wiring) -> ScheduledTransport:
+        def make(wiring: Ends) -> ScheduledTransport:
             transports.append(ScheduledTransport(self.network, name, wiring))
             return transports[0]
 

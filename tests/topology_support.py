@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from dpwa.topology.graphs import SYMMETRIC, GraphOptions
-from dpwa.topology.schedule import OWN_ROUNDS, RANDOM_WEIGHTS, Plan
+from dpwa.topology.schedule import OWN_ROUNDS, RANDOM_WEIGHTS, TopologySpec
 
 FIXED = [*sorted(SYMMETRIC - {"random_regular", "erdos_renyi", "small_world"}), "directed_ring", "exponential"]
 ALL_WEIGHTS = ["uniform", "uniform_column", *sorted(RANDOM_WEIGHTS)]
@@ -20,7 +20,7 @@ SUMS = {
 
 
 @st.composite
-def plans(draw: st.DrawFn, *, most: int = 24) -> tuple[Plan, int]:
+def plans(draw: st.DrawFn, *, most: int = 24) -> tuple[TopologySpec, int]:
     """A plan and a number of nodes for which it exists."""
     count = draw(st.integers(1, most))
     kinds = [*FIXED, *sorted(OWN_ROUNDS), "erdos_renyi"]
@@ -35,4 +35,4 @@ def plans(draw: st.DrawFn, *, most: int = 24) -> tuple[Plan, int]:
     options = GraphOptions(degree=2, probability=draw(st.floats(0.3, 1)), rewiring=draw(st.floats(0, 1)))
     seed = draw(st.integers(0, 2**32 - 1))
     partners = draw(st.integers(1, 4))
-    return Plan(graph, weights, is_random, options, partners, seed=seed), count
+    return TopologySpec(graph, weights, is_random, options, partners, seed=seed), count

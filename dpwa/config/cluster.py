@@ -42,7 +42,7 @@ from dpwa.config.sections import (
     Name,
     NodeConfig,
     NoOptions,
-    Section,
+    Options,
     StalenessOptions,
 )
 from dpwa.config.topology import TopologyOptions, with_folder
@@ -70,7 +70,7 @@ FIRST_PORT = 21000
 between two starts of the node."""
 
 
-class ClusterConfig(Section):
+class ClusterConfig(Options):
     """All settings of a cluster. The same file goes to every node.
 
     Make one with `load`, `from_text`, `for_localhost` or `alone`, which raise ConfigError; the plain constructor

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from dpwa.config.data_rate import bytes_per_s
 from dpwa.config.problems import OWN_TEXT, Problem, shown
-from dpwa.config.sections import DataRate, Section
+from dpwa.config.sections import DataRate, Options
 
 __all__ = ["FaultOptions", "KillOptions", "NoiseOptions", "PartitionOptions", "fault_problems", "faults_in_words"]
 
@@ -58,7 +58,7 @@ _Slow = Annotated[
 _Group = Annotated[tuple[str, ...], Field(strict=False)]
 
 
-class NoiseOptions(Section):
+class NoiseOptions(Options):
     """Gaussian noise on what is received."""
 
     scale: float = Field(0.0, ge=0, le=1000, description="Standard deviation of the noise; 0 is none.")
@@ -68,14 +68,14 @@ class NoiseOptions(Section):
     )
 
 
-class KillOptions(Section):
+class KillOptions(Options):
     """A node that kills itself."""
 
     node: str = Field(description="Name of the node.")
     step: int = Field(ge=1, description="Its own step in which it does so, once per run.")
 
 
-class PartitionOptions(Section):
+class PartitionOptions(Options):
     """Groups of nodes that cannot reach each other for a while."""
 
     groups: Annotated[tuple[_Group, ...], Field(strict=False)] = Field(
@@ -98,7 +98,7 @@ class PartitionOptions(Section):
         return bool(own) and peer not in own and any(peer in group for group in self.groups)
 
 
-class FaultOptions(Section):
+class FaultOptions(Options):
     """Faults to inject, for experiments; without any, nothing is done and nothing is slower."""
 
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the faults; each node has own random numbers.")

@@ -9,12 +9,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from dpwa.config.sections import Section
+from dpwa.config.sections import Options
 
 __all__ = ["DPSGDOptions", "ElasticOptions", "NoLoCoOptions", "OuterOptions", "SGPOptions", "SpartaOptions"]
 
 
-class SGPOptions(Section):
+class SGPOptions(Options):
     """What the method sgp can be told."""
 
     debias: bool = Field(
@@ -26,13 +26,13 @@ class SGPOptions(Section):
     )
 
 
-class ElasticOptions(Section):
+class ElasticOptions(Options):
     """What the method elastic can be told."""
 
     alpha: float = Field(0.25, gt=0, le=0.5, description="Share of the difference that each side goes; 0.5 meets.")
 
 
-class DPSGDOptions(Section):
+class DPSGDOptions(Options):
     """What the method dpsgd can be told."""
 
     every: int = Field(1, ge=1, le=1_000_000, description="Training steps in a round.")
@@ -41,7 +41,7 @@ class DPSGDOptions(Section):
     )
 
 
-class NoLoCoOptions(Section):
+class NoLoCoOptions(Options):
     """What the method noloco can be told."""
 
     every: int = Field(50, ge=1, le=1_000_000, description="H: local steps between two outer steps.")
@@ -51,14 +51,14 @@ class NoLoCoOptions(Section):
     window: int = Field(2, ge=0, le=1_000_000, description="Outer steps that a partner may be ahead or behind.")
 
 
-class SpartaOptions(Section):
+class SpartaOptions(Options):
     """What the method sparta can be told."""
 
     base: Literal["pull", "adpsgd"] = Field("pull", description="The method that exchanges the slices.")
     fraction: float = Field(0.005, gt=0, le=1, description="Share of the parameters in an exchange.")
 
 
-class OuterOptions(Section):
+class OuterOptions(Options):
     """Outer momentum on top of the method, in the way of DiLoCo."""
 
     every: int | None = Field(

@@ -27,7 +27,7 @@ __all__ = [
     "Name",
     "NoOptions",
     "NodeConfig",
-    "Section",
+    "Options",
     "StalenessOptions",
 ]
 
@@ -63,13 +63,13 @@ DataRate = Annotated[
 ]
 
 
-class Section(BaseModel):
+class Options(BaseModel):
     """What the mappings of cluster and study files share: nothing unknown, nothing converted, nothing changed later."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class NodeConfig(Section):
+class NodeConfig(Options):
     """One node: its name and where its peers reach it."""
 
     name: Name = Field(description="Name of the node, unique in the cluster; also the name of its folder in a run.")
@@ -82,20 +82,20 @@ class NodeConfig(Section):
         return f"{self.host}:{self.port}"
 
 
-class ConstantOptions(Section):
+class ConstantOptions(Options):
     """What the rule constant can be told."""
 
     value: float = Field(0.5, ge=0, le=1, description="The factor of every exchange.")
 
 
-class StalenessOptions(Section):
+class StalenessOptions(Options):
     """What the rule staleness can be told."""
 
     value: float = Field(0.5, ge=0, le=1, description="The factor for a peer that is not behind.")
     half_life: float = Field(10.0, gt=0, description="Updates that a peer must be behind to weigh half as much.")
 
 
-class ConsensusOptions(Section):
+class ConsensusOptions(Options):
     """What the rule consensus can be told."""
 
     target: float = Field(0.05, gt=0, description="Distance to keep between models, relative to the own model's norm.")
@@ -109,11 +109,11 @@ class ConsensusOptions(Section):
     value: float = Field(0.5, gt=0, le=1, description="The largest factor, and the first.")
 
 
-class NoOptions(Section):
+class NoOptions(Options):
     """Options of a rule that has none."""
 
 
-class FlowControlOptions(Section):
+class FlowControlOptions(Options):
     """How the answers of a peer decide how often it is asked."""
 
     score_min: int = Field(10, ge=1, description="Lowest score; above 0, so that no peer is ever forgotten.")

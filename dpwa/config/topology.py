@@ -15,7 +15,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from dpwa.config.problems import OWN_TEXT
-from dpwa.config.sections import Section
+from dpwa.config.sections import Options
 
 __all__ = ["GivenMatrix", "TopologyOptions", "as_mapping", "with_folder"]
 
@@ -63,7 +63,7 @@ def as_mapping(value: object) -> object:
     return value
 
 
-class TopologyOptions(Section):
+class TopologyOptions(Options):
     """The topology: who exchanges with whom, and with which weights."""
 
     graph: Literal[

@@ -24,8 +24,8 @@ from dpwa.topology.mixing import Matrix, SparseMixing, conservation_of
 from dpwa.topology.schedule import (
     OWN_ROUNDS,
     RANDOM_WEIGHTS,
-    Plan,
     Topology,
+    TopologySpec,
     default_weights,
     make_topology,
     union_of,
@@ -257,9 +257,9 @@ def _read_one(given: GivenMatrix, names: Sequence[str]) -> tuple[Matrix | None, 
     return (None if texts else matrix), texts
 
 
-def _plan(options: TopologyOptions, names: Sequence[str], seed: int, matrices: tuple[Matrix, ...]) -> Plan:
+def _plan(options: TopologyOptions, names: Sequence[str], seed: int, matrices: tuple[Matrix, ...]) -> TopologySpec:
     number = {name: index for index, name in enumerate(names)}
-    return Plan(
+    return TopologySpec(
         graph=options.graph,
         weights=options.weights or default_weights(options.graph, directed=bool(options.directed)),
         is_random=options.schedule == "random",
@@ -276,7 +276,7 @@ def _plan(options: TopologyOptions, names: Sequence[str], seed: int, matrices: t
     )
 
 
-def _problems_of_plan(plan: Plan, options: TopologyOptions, names: Sequence[str]) -> list[Problem]:
+def _problems_of_plan(plan: TopologySpec, options: TopologyOptions, names: Sequence[str]) -> list[Problem]:
     """Nodes that are cut off, and weights that do not exist. Graphs that cannot have such are not even made."""
     problems: dict[str, Callable[[], Iterator[str]]] = {
         "edges": lambda: _edges_problems(plan, options, names),
@@ -291,7 +291,7 @@ def _problems_of_plan(plan: Plan, options: TopologyOptions, names: Sequence[str]
     return [Problem(("topology", key), text) for text in find()]
 
 
-def _edges_problems(plan: Plan, options: TopologyOptions, names: Sequence[str]) -> Iterator[str]:
+def _edges_problems(plan: TopologySpec, options: TopologyOptions, names: Sequence[str]) -> Iterator[str]:
     edges = edges_of("edges", len(names), plan.options)
     if not options.allow_disconnected:
         yield from (f"{text}; add edges, {_REMEDY}" for text in cut_off(edges, names))
@@ -303,7 +303,7 @@ def _edges_problems(plan: Plan, options: TopologyOptions, names: Sequence[str]) 
         )
 
 
-def _matrices_problems(plan: Plan, options: TopologyOptions, names: Sequence[str]) -> Iterator[str]:
+def _matrices_problems(plan: TopologySpec, options: TopologyOptions, names: Sequence[str]) -> Iterator[str]:
     rounds = [SparseMixing.of(matrix) for matrix in plan.matrices]
     if options.allow_disconnected:
         return
@@ -313,7 +313,7 @@ def _matrices_problems(plan: Plan, options: TopologyOptions, names: Sequence[str
         yield f"models are only passed on and never come together; put weights above 0 on the diagonal, {_REMEDY}"
 
 
-def _draw_problems(plan: Plan, count: int) -> Iterator[str]:
+def _draw_problems(plan: TopologySpec, count: int) -> Iterator[str]:
     if not is_strongly_connected(edges_of(plan.graph, count, plan.options, (plan.seed, 0)), count):
         key = "probability" if plan.graph == "erdos_renyi" else "degree"
         yield (

@@ -13,11 +13,11 @@ from dpwa.exchange.client import Client
 from dpwa.exchange.fetch import Fetched, Fetcher, state_of
 from dpwa.exchange.lineage import Relation, Standing, reason_apart
 from dpwa.exchange.messages import Offer, Past, Propose, Verdict
-from dpwa.exchange.parts import Rotation
 from dpwa.exchange.proposals import Notice, Proposals
 from dpwa.exchange.result import Exchange, Outcome
 from dpwa.exchange.results import Results
-from dpwa.methods.base import Kind
+from dpwa.exchange.slices import Rotation
+from dpwa.methods.base import ExchangeKind
 from dpwa.snapshot.staging import Staging
 from dpwa.snapshot.state import State
 
@@ -201,8 +201,8 @@ class Accepter:
             self._proposals.disengage(propose.exchange)
 
 
-def _kind_of(propose: Propose) -> Kind:
-    return Kind.PAIR if propose.is_pair else Kind.PUSH
+def _kind_of(propose: Propose) -> ExchangeKind:
+    return ExchangeKind.PAIR if propose.is_pair else ExchangeKind.PUSH
 
 
 def _ended(

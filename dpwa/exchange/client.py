@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from dpwa.exchange.messages import Message, Propose, Pull, Settle
-from dpwa.exchange.parts import Part
+from dpwa.exchange.messages import Message, Propose, PullRequest, Settle
+from dpwa.exchange.slices import Slice
 from dpwa.snapshot.staging import Staging
 
 __all__ = ["Client", "Pulled", "Target"]
@@ -27,7 +27,7 @@ class Target:
 
     staging: Staging
     reference: memoryview | None
-    part: Part
+    part: Slice
 
     def begin(self) -> None:
         """Start from nothing; again, after a way that failed."""
@@ -65,7 +65,7 @@ class Client(Protocol):
         """Whether it is worth asking a peer for its shared memory."""
         ...
 
-    def pull(self, peer: str, pull: Pull, target: Target, within_s: float | None = None) -> Pulled:
+    def pull(self, peer: str, pull: PullRequest, target: Target, within_s: float | None = None) -> Pulled:
         """Ask a peer for its snapshot, or part of it, and receive it.
 
         Args:

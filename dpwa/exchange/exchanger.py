@@ -20,13 +20,13 @@ from dpwa.exchange.lineage import JOIN_LEAD, Relation, Standing, reason_apart
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.messages import Busy, NotModified, Offer, Refused
 from dpwa.exchange.pair import Pairer
-from dpwa.exchange.parts import Part, Rotation
 from dpwa.exchange.propose import Proposer
 from dpwa.exchange.push import Pusher
 from dpwa.exchange.result import Ask, Exchange, Outcome
 from dpwa.exchange.results import Results
+from dpwa.exchange.slices import Rotation, Slice
 from dpwa.interpolation.interpolator import Interpolator
-from dpwa.methods.base import Kind
+from dpwa.methods.base import ExchangeKind
 from dpwa.snapshot.staging import Staging
 from dpwa.snapshot.state import State
 
@@ -117,12 +117,12 @@ class Exchanger:
             client = self._through(client)
         for peer in self._membership.take_hints():
             self.flow_control.hinted(peer)
-        if ask.kind is Kind.GATHER and not ask.joining:
+        if ask.kind is ExchangeKind.GATHER and not ask.joining:
             self.results.put(self._gatherer.gather(ask, client))
             return
         ended: Exchange | None = None
         refused: list[str] = []
-        without = [self._pairer.creditor] if ask.kind is Kind.PAIR and self._pairer.creditor else []
+        without = [self._pairer.creditor] if ask.kind is ExchangeKind.PAIR and self._pairer.creditor else []
         while ended is None or (ended.outcome is Outcome.BUSY and len(refused) < _PAIR_TRIES):
             start_s = self._monotonic_s()
             chosen = self.flow_control.choose(start_s, ask.peers, without=[*refused, *without])
@@ -135,7 +135,7 @@ class Exchanger:
             if ended is None:
                 return  # a push that was accepted ends when it has been taken
             ended = replace(ended, duration_s=self._monotonic_s() - start_s)
-            if ask.kind is not Kind.PAIR:
+            if ask.kind is not ExchangeKind.PAIR:
                 break
             refused.append(chosen)
         self._proposer.end(ask, ended.outcome)
@@ -172,9 +172,9 @@ class Exchanger:
         try:
             if ask.kind is None:
                 exchange: Exchange | None = self._proposer.tell(peer, ask, client)
-            elif ask.joining or ask.kind is Kind.PULL:
+            elif ask.joining or ask.kind is ExchangeKind.PULL:
                 exchange = self._pull(peer, ask, client)
-            elif ask.kind is Kind.PUSH:
+            elif ask.kind is ExchangeKind.PUSH:
                 exchange = self._pusher.push(peer, ask, client)
             else:
                 exchange = self._pairer.pair(peer, ask, client, self._part(ask), self._stagings[0])
@@ -212,7 +212,7 @@ class Exchanger:
 
     # --- Pulls ----------------------------------------------------------------------------------------------------
 
-    def _part(self, ask: Ask) -> Part:
+    def _part(self, ask: Ask) -> Slice:
         return self._rotation.whole() if ask.joining else self._rotation.next(ask.fraction)
 
     def _pull(self, peer: str, ask: Ask, client: Client) -> Exchange:

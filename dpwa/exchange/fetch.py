@@ -27,11 +27,11 @@ from dpwa.exchange.messages import (
     NotModified,
     Offer,
     Past,
-    Pull,
+    PullRequest,
     Settled,
 )
-from dpwa.exchange.parts import Part
 from dpwa.exchange.result import Outcome
+from dpwa.exchange.slices import Slice
 from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Layout, Snapshot
 from dpwa.snapshot.staging import Staging, first_not_finite
@@ -78,7 +78,7 @@ class Fetched:
 
     answer: Message
     pulled: Pulled
-    part: Part
+    part: Slice
     codec: Codec
     is_finite: bool
 
@@ -134,7 +134,7 @@ class Fetcher:
         client: Client,
         staging: Staging,
         reference: Snapshot | None,
-        part: Part,
+        part: Slice,
         *,
         have: tuple[bytes, int] = NOTHING_YET,
         exchange: bytes = NO_EXCHANGE,
@@ -167,7 +167,7 @@ class Fetcher:
         is_plain = exchange != NO_EXCHANGE or round_ != NEWEST_ROUND
         codec = self._link_codecs.choose(peer, part.share, exact=is_plain)
         first, count = next(iter(part.requests()))
-        request = Pull(
+        request = PullRequest(
             nonce=self.next_nonce(),
             run=self.identity.run,
             node=self.identity.node,
@@ -202,7 +202,7 @@ class Fetcher:
         self.refuse_impossible(peer, pulled.answer)
         return Fetched(pulled.answer, pulled, part, Codec.RAW if pulled.is_shared else codec, is_finite)
 
-    def _broken_off(self, error: PeerTimeout, codec: Codec, part: Part, *, exact: bool, shrinks: bool) -> PeerTimeout:
+    def _broken_off(self, error: PeerTimeout, codec: Codec, part: Slice, *, exact: bool, shrinks: bool) -> PeerTimeout:
         """Learn from a transfer that the timeout has ended; the same error with numbers in it.
 
         The warning is given here and not with the exchange's end: the ends of pushes and rounds are no failures.

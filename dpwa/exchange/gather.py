@@ -17,9 +17,9 @@ from dpwa.exchange.flow_control import FlowControl
 from dpwa.exchange.lineage import Relation, Standing
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.messages import Busy, NotReady, Offer, Past
-from dpwa.exchange.parts import Rotation
 from dpwa.exchange.result import Ask, Exchange, Outcome
-from dpwa.methods.base import Kind
+from dpwa.exchange.slices import Rotation
+from dpwa.methods.base import ExchangeKind
 from dpwa.snapshot.staging import Staging
 from dpwa.snapshot.state import State
 
@@ -127,7 +127,7 @@ class Gatherer:
         return Exchange(
             outcome,
             ask,
-            Kind.GATHER,
+            ExchangeKind.GATHER,
             peer=total.peer,
             reference=ask.reference,
             peer_state=total.peer_state,

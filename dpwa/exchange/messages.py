@@ -33,8 +33,8 @@ __all__ = [
     "Busy",
     "Chunk",
     "Done",
-    "Kind",
     "Message",
+    "MessageKind",
     "Mismatch",
     "More",
     "NotModified",
@@ -42,7 +42,7 @@ __all__ = [
     "Offer",
     "Past",
     "Propose",
-    "Pull",
+    "PullRequest",
     "Refused",
     "Settle",
     "Settled",
@@ -89,7 +89,7 @@ TOKEN_BYTES: Final = 16
 FINGERPRINT_BYTES: Final = 16
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     """The number of each message on the wire. Append only: a number is never given a new meaning."""
 
     PULL = 1
@@ -124,10 +124,10 @@ class Verdict(IntEnum):
 
 
 @dataclass(frozen=True)
-class Pull:
+class PullRequest:
     """Asks a peer for its newest snapshot. Tx to Rx."""
 
-    KIND: ClassVar = Kind.PULL
+    KIND: ClassVar = MessageKind.PULL
     nonce: int
     """Chosen by the asker; every answer repeats it, so that late answers are recognised and dropped."""
     run: str
@@ -156,9 +156,9 @@ class Pull:
 
 @dataclass(frozen=True)
 class More:
-    """Asks for further chunks of the transfer that `Pull` began. Tx to Rx."""
+    """Asks for further chunks of the transfer that `PullRequest` began. Tx to Rx."""
 
-    KIND: ClassVar = Kind.MORE
+    KIND: ClassVar = MessageKind.MORE
     nonce: int
     first: int
     count: int
@@ -168,7 +168,7 @@ class More:
 class Offer:
     """Describes the snapshot whose chunks follow. Rx to Tx."""
 
-    KIND: ClassVar = Kind.OFFER
+    KIND: ClassVar = MessageKind.OFFER
     nonce: int
     incarnation: bytes
     version: int
@@ -191,7 +191,7 @@ class Offer:
 class Chunk:
     """One piece of a snapshot; its bytes are the frame after this header. Rx to Tx."""
 
-    KIND: ClassVar = Kind.CHUNK
+    KIND: ClassVar = MessageKind.CHUNK
     nonce: int
     index: int
     codec: int
@@ -202,7 +202,7 @@ class Chunk:
 class Done:
     """The asker needs no more of the transfer: the server may reuse the snapshot's buffer. Tx to Rx."""
 
-    KIND: ClassVar = Kind.DONE
+    KIND: ClassVar = MessageKind.DONE
     nonce: int
 
 
@@ -210,7 +210,7 @@ class Done:
 class NotModified:
     """The asker already has the newest snapshot. Rx to Tx."""
 
-    KIND: ClassVar = Kind.NOT_MODIFIED
+    KIND: ClassVar = MessageKind.NOT_MODIFIED
     nonce: int
     incarnation: bytes
     finished: bool
@@ -220,7 +220,7 @@ class NotModified:
 class NotReady:
     """Nothing has been published yet. Rx to Tx."""
 
-    KIND: ClassVar = Kind.NOT_READY
+    KIND: ClassVar = MessageKind.NOT_READY
     nonce: int
 
 
@@ -228,7 +228,7 @@ class NotReady:
 class Busy:
     """Too many transfers are under way. Rx to Tx."""
 
-    KIND: ClassVar = Kind.BUSY
+    KIND: ClassVar = MessageKind.BUSY
     nonce: int
 
 
@@ -236,7 +236,7 @@ class Busy:
 class Mismatch:
     """The layouts differ; the frame after this header is the server's `Layout.text`, cut to one chunk. Rx to Tx."""
 
-    KIND: ClassVar = Kind.MISMATCH
+    KIND: ClassVar = MessageKind.MISMATCH
     nonce: int
 
 
@@ -244,7 +244,7 @@ class Mismatch:
 class Refused:
     """The server will not answer this asker. Rx to Tx."""
 
-    KIND: ClassVar = Kind.REFUSED
+    KIND: ClassVar = MessageKind.REFUSED
     nonce: int
     reason: str
 
@@ -253,7 +253,7 @@ class Refused:
 class Propose:
     """Proposes an exchange that the asker begins: its snapshot waits to be fetched by the id. Tx to Rx."""
 
-    KIND: ClassVar = Kind.PROPOSE
+    KIND: ClassVar = MessageKind.PROPOSE
     nonce: int
     run: str
     node: str
@@ -281,7 +281,7 @@ class Propose:
 class Accepted:
     """The proposal stands; its values will be fetched. Rx to Tx."""
 
-    KIND: ClassVar = Kind.ACCEPTED
+    KIND: ClassVar = MessageKind.ACCEPTED
     nonce: int
     incarnation: bytes
     clock: float = 0.0
@@ -294,7 +294,7 @@ class Accepted:
 class Settle:
     """Asks what became of a proposal, or tells that its side of it is complete. Tx to Rx."""
 
-    KIND: ClassVar = Kind.SETTLE
+    KIND: ClassVar = MessageKind.SETTLE
     nonce: int
     run: str
     node: str
@@ -310,7 +310,7 @@ class Settle:
 class Settled:
     """The answer to `Settle`. Rx to Tx."""
 
-    KIND: ClassVar = Kind.SETTLED
+    KIND: ClassVar = MessageKind.SETTLED
     nonce: int
     incarnation: bytes
     verdict: int
@@ -321,14 +321,14 @@ class Settled:
 class Past:
     """The round that was asked for is gone: the server has trained on. Rx to Tx."""
 
-    KIND: ClassVar = Kind.PAST
+    KIND: ClassVar = MessageKind.PAST
     nonce: int
     incarnation: bytes
     finished: bool
 
 
 Message = Union[  # noqa: UP007 (used at run time on 3.10)
-    Pull,
+    PullRequest,
     More,
     Done,
     Offer,

@@ -18,11 +18,11 @@ from dpwa.exchange.client import Client
 from dpwa.exchange.fetch import Fetched, Fetcher, state_of
 from dpwa.exchange.lineage import Relation, Standing, reason_apart
 from dpwa.exchange.messages import Accepted, Offer, Settled, Verdict
-from dpwa.exchange.parts import Part
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.propose import Proposer
 from dpwa.exchange.result import Ask, Exchange, Outcome
-from dpwa.methods.base import Kind
+from dpwa.exchange.slices import Slice
+from dpwa.methods.base import ExchangeKind
 from dpwa.snapshot.staging import Staging
 
 __all__ = ["Pairer"]
@@ -86,20 +86,20 @@ class Pairer:
         """Let go of a half that is owed. The thread has ended."""
         self._owed = None
 
-    def pair(self, peer: str, ask: Ask, client: Client, part: Part, staging: Staging) -> Exchange:
+    def pair(self, peer: str, ask: Ask, client: Client, part: Slice, staging: Staging) -> Exchange:
         """Propose a pair and see it through: fetch the peer's half, and wait for its word.
 
         Raises:
             TransportError: it came to nothing.
         """
         if not self._proposals.address(ask.exchange, peer, is_pair=True):
-            return Exchange(Outcome.BUSY, ask, Kind.PAIR, peer, ask.exchange)
+            return Exchange(Outcome.BUSY, ask, ExchangeKind.PAIR, peer, ask.exchange)
         answer = self._proposer.propose(peer, ask, client, part)
         if not isinstance(answer, Accepted):
             return self._proposer.declined(answer, peer, ask)
         if not self._proposals.bind():
             self._give_up(peer, ask, client)
-            return Exchange(Outcome.ABORTED, ask, Kind.PAIR, peer, ask.exchange)
+            return Exchange(Outcome.ABORTED, ask, ExchangeKind.PAIR, peer, ask.exchange)
         try:
             fetched = self._fetcher.fetch(
                 peer, client, staging, ask.reference, part, exchange=ask.exchange, finished=ask.finished
@@ -110,7 +110,7 @@ class Pairer:
         offer = fetched.answer
         if not isinstance(offer, Offer):
             self._give_up(peer, ask, client)
-            return Exchange(Outcome.ABORTED, ask, Kind.PAIR, peer, ask.exchange)
+            return Exchange(Outcome.ABORTED, ask, ExchangeKind.PAIR, peer, ask.exchange)
         relation = self._standing.relation(state_of(offer), ask.reference.state)
         if not fetched.is_finite or not relation.mixes:
             self._give_up(peer, ask, client)
@@ -118,7 +118,7 @@ class Pairer:
         ended = Exchange(
             Outcome.BLENDED,
             ask,
-            Kind.PAIR,
+            ExchangeKind.PAIR,
             peer,
             ask.exchange,
             version=offer.version,
@@ -147,10 +147,10 @@ class Pairer:
         """The end of a pair whose other half has come and cannot be used."""
         if not fetched.is_finite:
             outcome, reason = self._fetcher.not_finite(peer, staging, ask.reference)
-            return Exchange(outcome, ask, Kind.PAIR, peer, ask.exchange, offer.version, reason=reason)
+            return Exchange(outcome, ask, ExchangeKind.PAIR, peer, ask.exchange, offer.version, reason=reason)
         reason = reason_apart(peer, relation, ask.reference.state, state_of(offer))
         elder = peer if relation is Relation.ELDER else None
-        return Exchange(Outcome.ABORTED, ask, Kind.PAIR, peer, ask.exchange, reason=reason, elder=elder)
+        return Exchange(Outcome.ABORTED, ask, ExchangeKind.PAIR, peer, ask.exchange, reason=reason, elder=elder)
 
     # --- A half that is owed --------------------------------------------------------------------------------------
 

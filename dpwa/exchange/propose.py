@@ -18,9 +18,9 @@ from dpwa.exchange.messages import (
     Settle,
     Settled,
 )
-from dpwa.exchange.parts import Part
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.result import Ask, Exchange, Outcome
+from dpwa.exchange.slices import Slice
 
 __all__ = ["Proposer"]
 
@@ -55,7 +55,7 @@ class Proposer:
             if outcome is not Outcome.BLENDED:
                 self._proposals.disengage(ask.exchange)
 
-    def propose(self, peer: str, ask: Ask, client: Client, part: Part | None) -> Message:
+    def propose(self, peer: str, ask: Ask, client: Client, part: Slice | None) -> Message:
         """Propose an ask's exchange to a peer; the answer.
 
         Args:
@@ -72,7 +72,7 @@ class Proposer:
         self._fetcher.refuse_impossible(peer, answer)
         return answer
 
-    def _proposal(self, peer: str, ask: Ask, part: Part | None) -> Propose:
+    def _proposal(self, peer: str, ask: Ask, part: Slice | None) -> Propose:
         identity, state = self._fetcher.identity, ask.reference.state
         return Propose(
             nonce=self._fetcher.next_nonce(),

@@ -18,7 +18,7 @@ from dpwa.exchange.messages import Accepted, Settled, Verdict
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.propose import Proposer
 from dpwa.exchange.result import Ask, Exchange, Outcome
-from dpwa.methods.base import Kind
+from dpwa.methods.base import ExchangeKind
 from dpwa.snapshot.state import State
 
 __all__ = ["Pusher"]
@@ -162,7 +162,7 @@ class Pusher:
         return Exchange(
             outcome,
             pushed.ask,
-            Kind.PUSH,
+            ExchangeKind.PUSH,
             pushed.peer,
             pushed.ask.exchange,
             weight=pushed.ask.mass,

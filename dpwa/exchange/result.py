@@ -11,7 +11,7 @@ from enum import Enum
 
 from dpwa.exchange.lineage import Relation
 from dpwa.exchange.messages import NO_EXCHANGE
-from dpwa.methods.base import Kind
+from dpwa.methods.base import ExchangeKind
 from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.staging import Staging
@@ -96,7 +96,7 @@ class Ask:
     """
 
     reference: Snapshot
-    kind: Kind | None = Kind.PULL
+    kind: ExchangeKind | None = ExchangeKind.PULL
     peers: Mapping[str, float] | None = None
     fraction: float = 1.0
     mass: float = 0.0
@@ -140,7 +140,7 @@ class Exchange:
 
     outcome: Outcome
     ask: Ask | None
-    kind: Kind | None = Kind.PULL
+    kind: ExchangeKind | None = ExchangeKind.PULL
     peer: str | None = None
     exchange: bytes = NO_EXCHANGE
     version: int = 0

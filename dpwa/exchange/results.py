@@ -10,7 +10,7 @@ import threading
 from collections import deque
 
 from dpwa.exchange.result import Exchange, Outcome
-from dpwa.methods.base import Kind
+from dpwa.methods.base import ExchangeKind
 
 __all__ = ["Results"]
 
@@ -51,7 +51,7 @@ class Results:
         """Take back values that peers have pushed and the trainer has not taken; None if there are none."""
         with self._change:
             for exchange in self._ended:
-                if exchange.kind is Kind.PUSH and exchange.outcome is Outcome.BLENDED:
+                if exchange.kind is ExchangeKind.PUSH and exchange.outcome is Outcome.BLENDED:
                     self._ended.remove(exchange)
                     return exchange
             return None

@@ -27,14 +27,14 @@ from dpwa.exchange.messages import (
     Offer,
     Past,
     Propose,
-    Pull,
+    PullRequest,
     Refused,
     Settle,
     Settled,
     Verdict,
 )
 from dpwa.exchange.proposals import Answer, Proposals
-from dpwa.methods.base import Kind
+from dpwa.methods.base import ExchangeKind
 from dpwa.snapshot.layout import Layout, Snapshot
 from dpwa.snapshot.state import State
 
@@ -47,7 +47,7 @@ _OTHER_RUN: Final = (
     "started, DPWA_RUN_DIR must name their run folder"
 )
 
-Request = Pull | Propose | Settle
+Request = PullRequest | Propose | Settle
 
 Answered = tuple[Message, Snapshot | None]
 
@@ -73,7 +73,7 @@ class Service:
         layout: Layout,
         membership: Membership,
         proposals: Proposals,
-        kind: Kind,
+        kind: ExchangeKind,
         standing: Standing,
     ) -> None:
         self.layout = layout
@@ -83,7 +83,7 @@ class Service:
         self._membership = membership
         self._kind = kind
         self._standing = standing
-        self.keeps_rounds = kind is Kind.GATHER
+        self.keeps_rounds = kind is ExchangeKind.GATHER
         """Whether the snapshot of the last round is kept beside the newest."""
         # Each set by the trainer in one assignment and read once per answer.
         self.token: bytes | None = None
@@ -151,7 +151,7 @@ class Service:
 
     # --- Pulls ----------------------------------------------------------------------------------------------------
 
-    def _answer_newest(self, pull: Pull, *, now_s: float, may_wait: bool) -> Answered | None:
+    def _answer_newest(self, pull: PullRequest, *, now_s: float, may_wait: bool) -> Answered | None:
         self.wanted = True
         snapshot = self.snapshot
         if snapshot is None:
@@ -176,13 +176,13 @@ class Service:
             return self.step > snapshot.step
         return now_s - snapshot.taken_s > self.step_interval_s / 2
 
-    def _answer_for_exchange(self, pull: Pull) -> Answered:
+    def _answer_for_exchange(self, pull: PullRequest) -> Answered:
         snapshot = self.proposals.snapshot_for(pull.exchange, pull.node)
         if snapshot is None:
             return Past(pull.nonce, self._incarnation, self.finished), None
         return self._offer(pull, snapshot)
 
-    def _answer_for_round(self, pull: Pull, *, may_wait: bool) -> Answered | None:
+    def _answer_for_round(self, pull: PullRequest, *, may_wait: bool) -> Answered | None:
         newest, last, first_round = self.snapshot, self.last_round, self.first_round
         if newest is None or first_round is None:
             return NotReady(pull.nonce), None
@@ -193,7 +193,7 @@ class Service:
             return Past(pull.nonce, self._incarnation, self.finished), None
         return None if may_wait else (NotReady(pull.nonce), None)
 
-    def _offer(self, pull: Pull, snapshot: Snapshot) -> Answered:
+    def _offer(self, pull: PullRequest, snapshot: Snapshot) -> Answered:
         token, slot = self.token, snapshot.slot
         is_shared = pull.shared and token is not None and slot is not None
         offer = Offer(
@@ -215,7 +215,7 @@ class Service:
     # --- Proposals ------------------------------------------------------------------------------------------------
 
     def _consider(self, propose: Propose) -> Message:
-        if self._kind is not (Kind.PAIR if propose.is_pair else Kind.PUSH):
+        if self._kind is not (ExchangeKind.PAIR if propose.is_pair else ExchangeKind.PUSH):
             return Refused(propose.nonce, "this node averages by another method; all nodes need the same cluster file")
         if not self.joined:
             return NotReady(propose.nonce)
@@ -250,7 +250,7 @@ class Service:
             request: it.
             idle_s: how long the asker waits for an answer, or less.
         """
-        if isinstance(request, Pull) and request.round == NEWEST_ROUND:
+        if isinstance(request, PullRequest) and request.round == NEWEST_ROUND:
             return min(idle_s / 2, 2 * self.step_interval_s)
         return idle_s / 2
 

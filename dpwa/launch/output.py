@@ -28,7 +28,7 @@ from pathlib import Path
 
 from dpwa.observe.bounded_file import BoundedFile
 from dpwa.observe.journal import DEFAULT_MAX_BYTES, output_max_bytes
-from dpwa.observe.steady_file import Loss, SteadyFile
+from dpwa.observe.steady_file import LostBytes, SteadyFile
 
 __all__ = ["LINE_LIMIT", "STUCK_S", "LinePrinter", "LineSplitter", "NodeOutput", "OutputPipe", "printable"]
 
@@ -151,11 +151,11 @@ class NodeOutput:
     def _tell_lost(self, error: OSError) -> None:
         self.show(f"[dpwa] the output of this node is no longer kept, until that works again: {error}")
 
-    def _tell_resumed(self, loss: Loss) -> None:
+    def _tell_resumed(self, loss: LostBytes) -> None:
         self.show(f"[dpwa] the output of this node is kept again; {loss.count} bytes are missing")
 
 
-def _missing(loss: Loss) -> bytes:
+def _missing(loss: LostBytes) -> bytes:
     return f"[dpwa] {loss.count} bytes of output are missing here: {loss.error.strerror or loss.error}\n".encode()
 
 

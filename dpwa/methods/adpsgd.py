@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
 from dpwa.snapshot.state import State
 from dpwa.topology.neighbourhood import Neighbourhood
 
@@ -30,7 +30,7 @@ class Symmetric(Method):
         share: of the difference, for each side; below 1/2 they do not meet in the middle.
     """
 
-    kind = Kind.PAIR
+    kind = ExchangeKind.PAIR
     conservation = Conservation.DOUBLY
 
     def __init__(self, links: Neighbourhood, count: int, probability: float, *, share: float) -> None:
@@ -47,7 +47,7 @@ class Symmetric(Method):
         """See `Method.plan`: any neighbour, in or out, because a pair has no direction."""
         if rng.random() >= self.probability:
             return None
-        return Plan(Kind.PAIR, peers=self.links.meets(self.round), fraction=self.fraction)
+        return Plan(ExchangeKind.PAIR, peers=self.links.meets(self.round), fraction=self.fraction)
 
     def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
         """See `Method.blend`."""

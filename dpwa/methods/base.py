@@ -21,10 +21,10 @@ from dpwa.snapshot.staging import Values
 from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
-__all__ = ["Arrival", "Blend", "Conservation", "Kind", "Method", "Plan"]
+__all__ = ["Arrival", "Blend", "Conservation", "ExchangeKind", "Method", "Plan"]
 
 
-class Kind(str, Enum):
+class ExchangeKind(str, Enum):
     """The ways to exchange; each is a protocol between two nodes."""
 
     PULL = "pull"
@@ -62,7 +62,7 @@ class Plan:
         wait_s: how long the next step may wait for the exchange to end.
     """
 
-    kind: Kind | None
+    kind: ExchangeKind | None
     peers: Mapping[str, float] | None = None
     fraction: float = 1.0
     mass: float = 0.0
@@ -84,7 +84,7 @@ class Arrival:
         missed: neighbours that a GATHER did not reach in time.
     """
 
-    kind: Kind
+    kind: ExchangeKind
     peer_state: State
     reference: Snapshot | None
     values: Sequence[Values]
@@ -112,7 +112,7 @@ class Method(ABC):
     `probability` (the config's `pull_probability`: of an exchange in a step), and the method's own options by keyword.
     """
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[ExchangeKind]
     conservation: ClassVar[Conservation]
     repays: ClassVar[bool] = True
     """Whether this node's half of a PAIR may be applied much later than it was made, if the peer had vanished."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from dpwa.custom_code import blamed
 from dpwa.errors import ConfigError
-from dpwa.methods.base import Arrival, Kind, Method, Plan
+from dpwa.methods.base import Arrival, ExchangeKind, Method, Plan
 from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, State
 
 __all__ = ["factor_of", "mass_and_round", "plan_of"]
@@ -80,8 +80,8 @@ def _asked(method: Method, what: str, ask: Callable[[], _Answer]) -> _Answer:
 
 
 def _problem_of(plan: Plan, peers: Collection[str]) -> str | None:
-    if not (plan.kind is None or isinstance(plan.kind, Kind)):
-        return "expected a Kind or None as its kind"
+    if not (plan.kind is None or isinstance(plan.kind, ExchangeKind)):
+        return "expected an ExchangeKind or None as its kind"
     if not 0.0 < plan.fraction <= 1.0:
         return "expected a fraction above 0 up to 1"
     if not 0.0 <= plan.mass <= MAX_MASS:

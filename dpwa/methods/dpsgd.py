@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
 from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
@@ -30,7 +30,7 @@ class DPSGD(Method):
         deadline_s: how long a step may wait for its round.
     """
 
-    kind = Kind.GATHER
+    kind = ExchangeKind.GATHER
     conservation = Conservation.DOUBLY
 
     def __init__(
@@ -60,7 +60,7 @@ class DPSGD(Method):
         if self._steps % self._every:
             return None
         neighbours = self.links.row(self.round)
-        return Plan(Kind.GATHER, peers=neighbours, wait_s=self._deadline_s)
+        return Plan(ExchangeKind.GATHER, peers=neighbours, wait_s=self._deadline_s)
 
     def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
         """See `Method.blend`: what came is the weighted mean of differences, so its factor is the sum of weights."""

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpwa.errors import ConfigError
-from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
 from dpwa.snapshot.state import MAX_MASS, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
@@ -31,7 +31,7 @@ _LEAST_SHARE = 2.0**-40
 class GoSGD(Method):
     """See the module; it has no options of its own: p is the config's `pull_probability`."""
 
-    kind = Kind.PUSH
+    kind = ExchangeKind.PUSH
     conservation = Conservation.COLUMN
     own_share = 0.5
     """Share of the mass that a push leaves at home."""
@@ -55,7 +55,7 @@ class GoSGD(Method):
         """See `Method.plan`."""
         if rng.random() >= self.probability or self._mass < self._first_mass * _LEAST_SHARE:
             return None
-        return Plan(Kind.PUSH, peers=self.links.heard_by(self.round), mass=self._mass * (1.0 - self.own_share))
+        return Plan(ExchangeKind.PUSH, peers=self.links.heard_by(self.round), mass=self._mass * (1.0 - self.own_share))
 
     def gave(self, mass: float) -> None:
         """See `Method.gave`."""

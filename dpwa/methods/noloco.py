@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpwa.errors import InternalError
-from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
 from dpwa.methods.outer import OuterOptimizer
 from dpwa.snapshot.layout import Buffer, Layout, Role, Section, TensorSpec
 from dpwa.snapshot.staging import Values, parameter_arrays, section_values
@@ -47,7 +47,7 @@ class NoLoCo(Method):
         window: outer steps that a partner may be ahead or behind.
     """
 
-    kind = Kind.PAIR
+    kind = ExchangeKind.PAIR
     conservation = Conservation.DOUBLY
     repays = False  # an outer step belongs to the anchor of its moment
 
@@ -92,7 +92,7 @@ class NoLoCo(Method):
 
     def plan(self, rng: random.Random) -> Plan | None:  # noqa: ARG002
         """See `Method.plan`."""
-        return Plan(Kind.PAIR, peers=self.links.meets(self.round)) if self._since >= self._every else None
+        return Plan(ExchangeKind.PAIR, peers=self.links.meets(self.round)) if self._since >= self._every else None
 
     def extend(self, layout: Layout) -> Layout:
         """See `Method.extend`: an anchor for each section of parameters."""

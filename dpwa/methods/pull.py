@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 
-from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
 from dpwa.snapshot.state import State
 
 __all__ = ["Pull"]
@@ -20,14 +20,14 @@ __all__ = ["Pull"]
 class Pull(Method):
     """See the module; it has no options of its own: the config's `interpolation` rules the factor."""
 
-    kind = Kind.PULL
+    kind = ExchangeKind.PULL
     conservation = Conservation.ROW
 
     def plan(self, rng: random.Random) -> Plan | None:
         """See `Method.plan`."""
         if rng.random() >= self.probability:
             return None
-        return Plan(Kind.PULL, peers=self.links.hears(self.round), fraction=self.fraction)
+        return Plan(ExchangeKind.PULL, peers=self.links.hears(self.round), fraction=self.fraction)
 
     def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
         """See `Method.blend`: the factor is ready, because the rule was asked where the states were at hand."""

@@ -20,25 +20,25 @@ from dpwa.exchange.lineage import Standing
 from dpwa.exchange.link_codecs import LinkCodecs
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.pair import Pairer
-from dpwa.exchange.parts import Rotation
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.propose import Proposer
 from dpwa.exchange.push import Pusher
 from dpwa.exchange.results import Results
 from dpwa.exchange.service import Service
-from dpwa.methods.base import Kind, Method
+from dpwa.exchange.slices import Rotation
+from dpwa.methods.base import ExchangeKind, Method
 from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Layout
 from dpwa.snapshot.staging import Staging, encoded_chunk_bytes
 from dpwa.transport.faults import Faults
 from dpwa.transport.faulty import FaultyWay, LossyProposals
-from dpwa.transport.interface import Wiring
+from dpwa.transport.interface import Ends
 
-__all__ = ["Parts", "wire"]
+__all__ = ["Assembly", "assemble"]
 
 
 @dataclass(frozen=True)
-class Parts:
+class Assembly:
     """What a node holds of its parts.
 
     Attributes:
@@ -50,7 +50,7 @@ class Parts:
         faults: to inject; None without.
     """
 
-    wiring: Wiring
+    wiring: Ends
     membership: Membership
     proposals: Proposals
     standing: Standing
@@ -65,7 +65,7 @@ class Parts:
         self.proposals.close_all()
 
 
-def wire(
+def assemble(
     config: ClusterConfig,
     name: str,
     *,
@@ -75,7 +75,7 @@ def wire(
     method: Method,
     monotonic_s: Callable[[], float] = time.monotonic,
     faults: Faults | None = None,
-) -> Parts:
+) -> Assembly:
     """Make the parts of a node.
 
     Args:
@@ -103,11 +103,11 @@ def wire(
     interpolator = config.interpolator()
     standing = Standing(incarnation, heeds_age=method.heeds_age)
     kind = method.kind
-    is_merging = kind in (Kind.PUSH, Kind.GATHER)
+    is_merging = kind in (ExchangeKind.PUSH, ExchangeKind.GATHER)
     stagings = tuple(
         Staging(
             layout,
-            absolute=kind is Kind.PUSH or config.blend == "absolute",
+            absolute=kind is ExchangeKind.PUSH or config.blend == "absolute",
             measures_distance=interpolator.uses_distance,
         )
         for _ in range(2 if is_merging else 1)
@@ -136,7 +136,7 @@ def wire(
         stagings=stagings,
         interpolator=interpolator,
         standing=standing,
-        blends_when_joining=kind is Kind.PULL,
+        blends_when_joining=kind is ExchangeKind.PULL,
         flow_control=flow_control,
         membership=membership,
         rotation=rotation,
@@ -188,4 +188,4 @@ def wire(
         kind=kind,
         standing=standing,
     )
-    return Parts(Wiring(service, exchanger), membership, proposals, standing, stagings, faults)
+    return Assembly(Ends(service, exchanger), membership, proposals, standing, stagings, faults)

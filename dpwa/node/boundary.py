@@ -1,6 +1,6 @@
 """What happens at a step boundary: a training step is counted, what has come is applied, the next exchange begins.
 
-Must not know: sockets, files, the life of a node. Runs in: the trainer's thread; `_hand_out` in the publish thread for
+Must not know: sockets, files, the life of a node. Runs in: the trainer's thread; `_hand_out` in the copy waiter for
 copies that a GPU makes.
 """
 
@@ -20,13 +20,13 @@ from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.result import Ask, Exchange, Outcome
 from dpwa.exchange.service import Service
 from dpwa.interpolation.interpolator import LossSmoother
-from dpwa.methods.base import Arrival, Kind, Method, Plan
+from dpwa.methods.base import Arrival, ExchangeKind, Method, Plan
 from dpwa.methods.checked import factor_of, mass_and_round, plan_of
 from dpwa.methods.diloco import OuterMomentum
 from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.joining import Joining
 from dpwa.node.pressure import Pressure
-from dpwa.node.publishing import Publisher, Taken
+from dpwa.node.publishing import SnapshotPublisher, Taken
 from dpwa.node.record import Record, exchange_fields
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.state import MAX_COUNTER, State
@@ -78,7 +78,7 @@ class Boundary:
         service: Service,
         proposals: Proposals,
         standing: Standing,
-        publisher: Publisher,
+        publisher: SnapshotPublisher,
         transport: Transport,
         record: Record,
         event: Callable[..., None],
@@ -193,7 +193,7 @@ class Boundary:
 
     def _end(self, exchange: Exchange) -> None:
         factor = self._apply(exchange) if exchange.outcome is Outcome.BLENDED else 0.0
-        if exchange.kind is Kind.PUSH and exchange.ask is not None:
+        if exchange.kind is ExchangeKind.PUSH and exchange.ask is not None:
             self._end_push(exchange.outcome, exchange.ask.mass)
         self._end_engagement(exchange, factor)
         if exchange.staging is not None:
@@ -224,8 +224,8 @@ class Boundary:
 
     def _end_engagement(self, exchange: Exchange, factor: float) -> None:
         """Let peers' pairs in again; after a change of the model as soon as a snapshot with it is served."""
-        is_joining = exchange.ask is not None and exchange.ask.joining and self._method.kind is Kind.PAIR
-        if not is_joining and (exchange.kind is not Kind.PAIR or exchange.exchange == NO_EXCHANGE):
+        is_joining = exchange.ask is not None and exchange.ask.joining and self._method.kind is ExchangeKind.PAIR
+        if not is_joining and (exchange.kind is not ExchangeKind.PAIR or exchange.exchange == NO_EXCHANGE):
             return
         if factor > 0.0:
             self._applied_pairs.append(exchange.exchange)
@@ -253,7 +253,7 @@ class Boundary:
         factor, values = exchange.factor, staging.values
         if exchange.relation.mixes and not exchange.takes_over and (exchange.ask is None or not exchange.ask.joining):
             arrival = Arrival(
-                kind=exchange.kind or Kind.PULL,
+                kind=exchange.kind or ExchangeKind.PULL,
                 peer_state=peer,
                 reference=reference,
                 values=values,
@@ -283,11 +283,11 @@ class Boundary:
         taken, is_aside = self._take(for_exchange=plan is not None)
         if taken is None:
             self._last = None  # an older one is no measure of the next step
-            if plan is not None and plan.kind is Kind.PAIR:
+            if plan is not None and plan.kind is ExchangeKind.PAIR:
                 self._applied_pairs.append(NO_EXCHANGE)  # what the last pair brought is in no snapshot yet
             return
         self._last = taken if self._method.corrects_steps else None
-        if plan is not None and plan.kind is Kind.PUSH:
+        if plan is not None and plan.kind is ExchangeKind.PUSH:
             self._given = taken
         ask = self._ask(plan, taken.snapshot) if plan is not None else None
         serving = not is_aside
@@ -329,16 +329,16 @@ class Boundary:
             return None
         if self._joining.is_on:
             # What a pair has come to must not be in the staging that the pull fills, nor the pull in a pair's snapshot.
-            return self._joining.plan() if self._method.kind is not Kind.PAIR or self._engage() else None
+            return self._joining.plan() if self._method.kind is not ExchangeKind.PAIR or self._engage() else None
         if self._service.finished:
             peers = dict.fromkeys(self._service.to_finish_with, 1.0) or None
-            if self._method.kind is Kind.PULL:
-                return self._within_budget(Plan(Kind.PULL, peers=peers))
+            if self._method.kind is ExchangeKind.PULL:
+                return self._within_budget(Plan(ExchangeKind.PULL, peers=peers))
             return Plan(None, peers=peers)
         plan = plan_of(self._method, self._rng, self._peers)
-        if plan is None or (plan.kind is Kind.PAIR and not self._engage()):
+        if plan is None or (plan.kind is ExchangeKind.PAIR and not self._engage()):
             return None
-        return self._within_budget(plan) if plan.kind is Kind.PULL else plan
+        return self._within_budget(plan) if plan.kind is ExchangeKind.PULL else plan
 
     def _engage(self) -> bool:
         """Keep peers' pairs out until this node's exchange has ended; False while it takes part in one."""
@@ -354,9 +354,9 @@ class Boundary:
     def _ask(self, plan: Plan, snapshot: Snapshot) -> Ask:
         self.in_flight = True
         exchange = NO_EXCHANGE
-        if plan.kind in (Kind.PUSH, Kind.PAIR):
+        if plan.kind in (ExchangeKind.PUSH, ExchangeKind.PAIR):
             exchange = self._proposals.open(snapshot)
-        if plan.kind is Kind.PUSH:
+        if plan.kind is ExchangeKind.PUSH:
             self._method.gave(plan.mass)
         self.wait_s = max(self._config.wait_s, plan.wait_s + _HAND_OVER_S if plan.wait_s > 0 else 0.0)
         return Ask(

@@ -15,7 +15,7 @@ from dataclasses import replace
 from dpwa.exchange.lineage import Relation, Standing
 from dpwa.exchange.result import Exchange, Outcome
 from dpwa.exchange.service import Service
-from dpwa.methods.base import Kind, Method, Plan
+from dpwa.methods.base import ExchangeKind, Method, Plan
 
 __all__ = ["Joining"]
 
@@ -40,7 +40,7 @@ class Joining:
 
     def plan(self) -> Plan:
         """The pull to begin: of the peer whose model is to replace the own one, or of any."""
-        return Plan(Kind.PULL, peers=None if self._elder is None else {self._elder: 1.0})
+        return Plan(ExchangeKind.PULL, peers=None if self._elder is None else {self._elder: 1.0})
 
     def is_outdated(self, exchange: Exchange) -> bool:
         """Whether an exchange was made with a model that has been replaced since."""

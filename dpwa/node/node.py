@@ -21,12 +21,12 @@ from typing import Any
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, DpwaError, InternalError, NodeClosed
 from dpwa.exchange.messages import INCARNATION_BYTES, LINEAGE_BYTES
-from dpwa.methods.base import Kind
+from dpwa.methods.base import ExchangeKind
 from dpwa.methods.diloco import OuterMomentum
-from dpwa.node.assembly import wire
+from dpwa.node.assembly import assemble
 from dpwa.node.boundary import Boundary
 from dpwa.node.extended_model import ExtendedModel
-from dpwa.node.publishing import Publisher
+from dpwa.node.publishing import SnapshotPublisher
 from dpwa.node.record import NodeStatistics, Record
 from dpwa.node.run_token import run_in_requests
 from dpwa.observe.journal import Journal, node_folder
@@ -95,7 +95,7 @@ class Node:
         self._model = ExtendedModel(model, self.method)
         self._incarnation = secrets.token_bytes(INCARNATION_BYTES)
         self._faults = self._make_faults()
-        self._parts = wire(
+        self._parts = assemble(
             config,
             name,
             run=run_in_requests(config.run_id, run_dir),
@@ -106,7 +106,7 @@ class Node:
             faults=None if self._faults is None else self._faults.faults,
         )
         self._service = self._parts.wiring.service
-        self._publisher = Publisher(self._model, self._service, self._snapshot_slots())
+        self._publisher = SnapshotPublisher(self._model, self._service, self._snapshot_slots())
         self._transport: Transport = (
             make_transport(self._parts.wiring) if make_transport else ZmqTransport(config, name, self._parts.wiring)
         )
@@ -131,7 +131,7 @@ class Node:
 
     def _snapshot_slots(self) -> int:
         # A round more is kept for neighbours that are a step behind.
-        return self.config.snapshot_slots + (self.method.kind is Kind.GATHER)
+        return self.config.snapshot_slots + (self.method.kind is ExchangeKind.GATHER)
 
     def _make_journal(self) -> Journal | None:
         if self.run_dir is None:
@@ -361,7 +361,7 @@ class Node:
         """
         self._check_running()
         deadline_s = time.monotonic() + timeout_s
-        while self.method.kind is Kind.PUSH and self._boundary.in_flight and time.monotonic() < deadline_s:
+        while self.method.kind is ExchangeKind.PUSH and self._boundary.in_flight and time.monotonic() < deadline_s:
             with self._training():
                 self._boundary.collect(_SETTLE_PAUSE_S)
         return {

@@ -1,6 +1,6 @@
 """Snapshots of the own model: the buffers they live in, and how they become visible to peers.
 
-Must not know: exchanges, methods, sockets. Runs in: the trainer's thread; `hand_out` in the publish thread for copies
+Must not know: exchanges, methods, sockets. Runs in: the trainer's thread; `hand_out` in the copy waiter for copies
 that a GPU makes, one at a time.
 """
 
@@ -22,7 +22,7 @@ from dpwa.snapshot.state import State
 from dpwa.transport.leftovers import remove_unowned
 from dpwa.transport.shared_memory import Segment, SegmentUnusable
 
-__all__ = ["Publisher", "Taken"]
+__all__ = ["SnapshotPublisher", "Taken"]
 
 _logger = logging.getLogger("dpwa")
 
@@ -123,7 +123,7 @@ class _Aside:
         return np.frombuffer(self._map, np.uint8)
 
 
-class Publisher:
+class SnapshotPublisher:
     """Takes snapshots and has them served.
 
     Args:

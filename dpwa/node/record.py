@@ -13,7 +13,7 @@ from itertools import islice
 
 from dpwa.exchange.messages import NO_EXCHANGE
 from dpwa.exchange.result import Exchange, Outcome
-from dpwa.methods.base import Kind
+from dpwa.methods.base import ExchangeKind
 from dpwa.observe.plain_values import plain
 from dpwa.snapshot.model import Inventory
 from dpwa.snapshot.state import State
@@ -197,7 +197,7 @@ def exchange_fields(exchange: Exchange, step: int, factor: float) -> dict[str, o
         "peer": exchange.peer,
         "duration_s": round(exchange.duration_s, 6),
     }
-    if exchange.kind not in (None, Kind.PULL):
+    if exchange.kind not in (None, ExchangeKind.PULL):
         fields |= {"kind": exchange.kind.value, "own": exchange.ask is not None}
     if exchange.exchange != NO_EXCHANGE:
         fields["exchange"] = exchange.exchange.hex()
@@ -235,6 +235,6 @@ def _blend_fields(exchange: Exchange, peer: State, step: int, factor: float) -> 
         fields["takes_over"] = True
     if exchange.distance is not None:
         fields["distance"] = exchange.distance
-    if exchange.kind in (Kind.PUSH, Kind.GATHER):
+    if exchange.kind in (ExchangeKind.PUSH, ExchangeKind.GATHER):
         fields |= {"weight": exchange.weight, "merged": exchange.merged}
     return fields

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from dpwa.observe.bounded_file import BoundedFile, older_generation
 from dpwa.observe.journal_lines import line
 from dpwa.observe.repeats import Event, Repeats
-from dpwa.observe.steady_file import Loss, SteadyFile
+from dpwa.observe.steady_file import LostBytes, SteadyFile
 
 __all__ = [
     "DEFAULT_MAX_BYTES",
@@ -224,11 +224,11 @@ class Journal:
             self._overflow, self._overflow_from_s = 0, 0.0
         self._events_file.lose(OSError(errno.EBUSY, "the disk was too slow"), count, from_s)
 
-    def _events_note(self, loss: Loss) -> bytes:
+    def _events_note(self, loss: LostBytes) -> bytes:
         start_line = self._start_line if self._is_start_lost else b""
         return start_line + self._metrics_lost_line + self._lost_line(EVENTS_FILE, loss)
 
-    def _lost_line(self, file_name: str, loss: Loss) -> bytes:
+    def _lost_line(self, file_name: str, loss: LostBytes) -> bytes:
         return self._line_of(Event(time.time(), "journal_lost", _loss_fields(file_name, loss)))
 
     def _tell_lost(self, file_name: str, error: OSError) -> None:
@@ -241,7 +241,7 @@ class Journal:
             )
         self._failing.add(file_name)
 
-    def _tell_resumed(self, file_name: str, loss: Loss) -> None:
+    def _tell_resumed(self, file_name: str, loss: LostBytes) -> None:
         self._failing.discard(file_name)
         if file_name == METRICS_FILE:
             if EVENTS_FILE in self._failing:  # where it would be lost; it goes with what is lost there
@@ -263,7 +263,7 @@ class Journal:
             _logger.warning("the journal in %s: %s (told once; training goes on)", self._folder, problem[:300])
 
 
-def _loss_fields(file_name: str, loss: Loss) -> dict[str, object]:
+def _loss_fields(file_name: str, loss: LostBytes) -> dict[str, object]:
     return {
         "file": file_name,
         "count": loss.count,

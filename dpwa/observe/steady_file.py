@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dpwa.observe.bounded_file import BoundedFile, UnwrittenError
 
-__all__ = ["Loss", "SteadyFile"]
+__all__ = ["LostBytes", "SteadyFile"]
 
 _RETRY_S = 1.0
 _RETRY_MAX_S = 32.0
@@ -21,7 +21,7 @@ _CALM_S = 60.0
 
 
 @dataclass
-class Loss:
+class LostBytes:
     """What could not be written since the file failed.
 
     Attributes:
@@ -51,15 +51,15 @@ class SteadyFile:
         self,
         file: BoundedFile,
         *,
-        note: Callable[[Loss], bytes],
+        note: Callable[[LostBytes], bytes],
         on_lost: Callable[[OSError], None],
-        on_resumed: Callable[[Loss], None],
+        on_resumed: Callable[[LostBytes], None],
     ) -> None:
         self._file = file
         self._note = note
         self._on_lost = on_lost
         self._on_resumed = on_resumed
-        self._loss: Loss | None = None
+        self._loss: LostBytes | None = None
         self._retry_at_s = 0.0
         self._retry_s = _RETRY_S
         self._resumed_at_s = float("-inf")
@@ -114,7 +114,7 @@ class SteadyFile:
         if loss is None:
             again = now_s - self._resumed_at_s < _CALM_S
             self._retry_s = min(2 * self._retry_s, _RETRY_MAX_S) if again else _RETRY_S
-            self._loss = loss = Loss(error, 0, from_s or time.time(), time.time())
+            self._loss = loss = LostBytes(error, 0, from_s or time.time(), time.time())
             self._on_lost(error)
         self._count(loss, count)
 
@@ -122,12 +122,12 @@ class SteadyFile:
         """Let go of the file."""
         self._file.close()
 
-    def _count(self, loss: Loss, count: int) -> None:
+    def _count(self, loss: LostBytes, count: int) -> None:
         if count:
             loss.count += count
             loss.to_s = time.time()
 
-    def _resume(self, loss: Loss) -> None:
+    def _resume(self, loss: LostBytes) -> None:
         self._loss = None
         self._resumed_at_s = time.monotonic()
         self._on_resumed(loss)

@@ -35,7 +35,7 @@ from dpwa.topology.mixing import (
 )
 from dpwa.topology.weights import weighted
 
-__all__ = ["OWN_ROUNDS", "RANDOM_WEIGHTS", "Plan", "Topology", "default_weights", "make_topology", "union_of"]
+__all__ = ["OWN_ROUNDS", "RANDOM_WEIGHTS", "Topology", "TopologySpec", "default_weights", "make_topology", "union_of"]
 
 OWN_ROUNDS = frozenset({"one_peer_exponential", "base_graph"})
 """Graphs that are another one in each round, and bring their weights."""
@@ -50,7 +50,7 @@ _EQUAL_WEIGHTS = ("uniform", "uniform_column", "metropolis")
 
 
 @dataclass(frozen=True)
-class Plan:
+class TopologySpec:
     """What a topology is made from; checked before.
 
     Attributes:
@@ -174,7 +174,7 @@ class Topology:
         return self.mixing(round_).own(node)
 
 
-def make_topology(plan: Plan, count: int) -> Topology:
+def make_topology(plan: TopologySpec, count: int) -> Topology:
     """The topology of `count` nodes.
 
     Raises:
@@ -194,7 +194,7 @@ def make_topology(plan: Plan, count: int) -> Topology:
     return Topology(rounds, conservation=conservation, support=support, count=count, fingerprint=fingerprint)
 
 
-def _rounds(plan: Plan, count: int) -> list[Mixing]:
+def _rounds(plan: TopologySpec, count: int) -> list[Mixing]:
     """The matrices of a period."""
     if plan.graph == "matrix":
         return [SparseMixing.of(matrix) for matrix in plan.matrices]
@@ -208,7 +208,7 @@ def _rounds(plan: Plan, count: int) -> list[Mixing]:
     return [weighted(edges_of(plan.graph, count, plan.options, seed), count, plan.weights, seed)]
 
 
-def _random(plan: Plan, count: int, fingerprint: str) -> Topology:
+def _random(plan: TopologySpec, count: int, fingerprint: str) -> Topology:
     """A topology whose rounds are drawn."""
     if plan.graph in OWN_ROUNDS or plan.graph == "matrix":
         choices = _rounds(plan, count)
@@ -245,7 +245,7 @@ def _random(plan: Plan, count: int, fingerprint: str) -> Topology:
     )
 
 
-def _promised(plan: Plan) -> Conservation:
+def _promised(plan: TopologySpec) -> Conservation:
     """What every matrix will keep that such a plan draws."""
     if plan.weights in ("metropolis", "random_doubly"):
         return "doubly"
@@ -278,7 +278,7 @@ def union_of(rounds: Sequence[Mixing]) -> Edges:
     return np.unique(np.concatenate([mixing.edges for mixing in rounds]), axis=0)
 
 
-def _fingerprint(plan: Plan, count: int) -> str:
+def _fingerprint(plan: TopologySpec, count: int) -> str:
     """A hash of all that the matrices follow from; cheap, unlike a hash of the matrices."""
     hashed = hashlib.sha256(repr((count, plan.graph, plan.weights, plan.is_random, plan.options)).encode())
     hashed.update(repr((plan.most_partners, plan.seed, len(plan.matrices))).encode())

@@ -18,7 +18,7 @@ import zmq
 
 from dpwa.errors import ConfigError, NodeClosed, PeerTimeout, PeerUnreachable, RemoteProtocolError
 from dpwa.exchange.client import Pulled, Target
-from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Message, More, Propose, Pull, Settle
+from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Message, More, Propose, PullRequest, Settle
 from dpwa.exchange.patience import Patience
 from dpwa.transport.connection import Connection
 from dpwa.transport.conversation import Conversation
@@ -85,7 +85,7 @@ class ZmqClient:
         """See `Client.can_share`."""
         return self._segments.can_share(peer)
 
-    def pull(self, peer: str, pull: Pull, target: Target, within_s: float | None = None) -> Pulled:
+    def pull(self, peer: str, pull: PullRequest, target: Target, within_s: float | None = None) -> Pulled:
         """See `Client.pull`."""
         return self._ask(peer, pull, lambda talk: Reception(talk, self._segments, pull, target).run(), within_s)
 
@@ -103,7 +103,7 @@ class ZmqClient:
     def _ask(
         self,
         peer: str,
-        message: Pull | Propose | Settle,
+        message: PullRequest | Propose | Settle,
         receive: Callable[[Conversation], _Received],
         within_s: float | None = None,
     ) -> _Received:
@@ -137,7 +137,7 @@ class ZmqClient:
         connection.end()
         return received
 
-    def _first_word_s(self, peer: str, message: Pull | Propose | Settle) -> float:
+    def _first_word_s(self, peer: str, message: PullRequest | Propose | Settle) -> float:
         # A question what became of a proposal is never cut short: not to hear the answer costs what is conserved.
         return self._timeout_s if isinstance(message, Settle) else self._patience.first_word_s(peer)
 
@@ -292,7 +292,7 @@ class _Asking:
     def __init__(
         self,
         connection: Connection,
-        message: Pull | Propose | Settle,
+        message: PullRequest | Propose | Settle,
         start_s: float,
         timeout_s: float,
         first_word_s: float,
@@ -300,13 +300,13 @@ class _Asking:
         self._connection = connection
         self._start_s = start_s
         self._timeout_s = timeout_s
-        self._message_bytes = MAX_HEADER_BYTES + (message.chunk_bytes if isinstance(message, Pull) else 0)
+        self._message_bytes = MAX_HEADER_BYTES + (message.chunk_bytes if isinstance(message, PullRequest) else 0)
         self._answered_s = 0.0
         self._bytes_before: int | None = None
         self.is_answered = False
         self.deadline_s = start_s + min(timeout_s, first_word_s)
         connection.begin()
-        if isinstance(message, Pull):
+        if isinstance(message, PullRequest):
             # In place of the chunks there may be a layout as text, which fills one frame at most.
             connection.allow(max(message.count * self._message_bytes, MAX_FRAME_BYTES))
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum
 
-__all__ = ["Cause", "Connection", "ConnectionRules", "framed_bytes"]
+__all__ = ["Cause", "ConnectionRules", "PeerConnection", "framed_bytes"]
 
 # A client connects when it has something to ask, and asks at once. One that says nothing is in nobody's way while there
 # is room; a honest client whose idle connection was closed reconnects by itself, and has nothing to ask at that moment.
@@ -68,7 +68,7 @@ class Cause(str, Enum):
 
 
 @dataclass(eq=False)
-class Connection:
+class PeerConnection:
     """What is known of one connection.
 
     Attributes:
@@ -152,8 +152,8 @@ class ConnectionRules:
         self._transfer_s = transfer_s
 
     def crowd(
-        self, connections: Collection[Connection], is_engaged: Callable[[Connection], bool]
-    ) -> list[tuple[Connection, Cause]]:
+        self, connections: Collection[PeerConnection], is_engaged: Callable[[PeerConnection], bool]
+    ) -> list[tuple[PeerConnection, Cause]]:
         """Those that are too many: first what never asked for anything, oldest first, then the least recently useful.
 
         Args:
@@ -170,12 +170,12 @@ class ConnectionRules:
         return [(one, Cause.CROWD) for one in ordered[:too_many]]
 
     def overdue(
-        self, connections: Collection[Connection], now_s: float, is_engaged: Callable[[Connection], bool]
-    ) -> list[tuple[Connection, Cause]]:
+        self, connections: Collection[PeerConnection], now_s: float, is_engaged: Callable[[PeerConnection], bool]
+    ) -> list[tuple[PeerConnection, Cause]]:
         """Those that have used up what one connection, or all of them, may cost."""
         # Most connections at most times are beyond all doubt, and this is called many times a second.
         silent_s = _SILENT_WHEN_CROWDED_S if 2 * len(connections) > self.most else _SILENT_S
-        causes: dict[Connection, Cause] = {}
+        causes: dict[PeerConnection, Cause] = {}
         unexplained_bytes, copies_bytes = 0.0, 0
         for one in connections:
             if (one.sent_bytes != one.acked_bytes or one.unexplained_bytes or one.replaced) or (
@@ -198,7 +198,7 @@ class ConnectionRules:
         return list(causes.items())
 
     def _cause(
-        self, one: Connection, silent_s: float, now_s: float, is_engaged: Callable[[Connection], bool]
+        self, one: PeerConnection, silent_s: float, now_s: float, is_engaged: Callable[[PeerConnection], bool]
     ) -> Cause | None:
         if one.unexplained_bytes > _MAX_UNEXPLAINED_BYTES:
             return Cause.INCOMPLETE
@@ -212,7 +212,9 @@ class ConnectionRules:
         return None
 
 
-def _worst(connections: Collection[Connection], cost: Callable[[Connection], float], most: float) -> list[Connection]:
+def _worst(
+    connections: Collection[PeerConnection], cost: Callable[[PeerConnection], float], most: float
+) -> list[PeerConnection]:
     """Those that cost most, so that the rest together cost no more than `most`."""
     costs = sorted(((cost(one), number, one) for number, one in enumerate(connections)), reverse=True)
     total, worst = sum(each for each, _, _ in costs), []

@@ -27,7 +27,7 @@ from collections.abc import Collection
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from dpwa.transport.connection_rules import Connection
+from dpwa.transport.connection_rules import PeerConnection
 from dpwa.transport.sockets import second_handle
 
 __all__ = ["Connections"]
@@ -51,7 +51,7 @@ _DOUBTFUL_S = 5.0
 # Identities of connections that have gone. No two connections get the same, so the oldest are of no use.
 _MAX_GONE = 4096
 
-_GONE = Connection(0.0, is_ended=True)
+_GONE = PeerConnection(0.0, is_ended=True)
 
 
 class Connections:
@@ -74,17 +74,17 @@ class Connections:
         self.monitor.connect(address)
         self.is_short = False
         """Somebody could not come in for lack of descriptors; for the reader to clear."""
-        self._by_descriptor: dict[int, Connection] = {}
-        self._by_identity: dict[bytes, Connection] = {}
+        self._by_descriptor: dict[int, PeerConnection] = {}
+        self._by_identity: dict[bytes, PeerConnection] = {}
         self._gone_identities: OrderedDict[bytes, None] = OrderedDict()
         # Numbers of connections that have gone before a message of theirs was seen: one may still come.
         self._doubtful_until_s: dict[int, float] = {}
-        self._sockets: dict[Connection, socket.socket] = {}
+        self._sockets: dict[PeerConnection, socket.socket] = {}
         # With it even a process that has no descriptor left can refuse a connection.
         self._spare: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     @property
-    def standing(self) -> Collection[Connection]:
+    def standing(self) -> Collection[PeerConnection]:
         """All that were not closed here."""
         return self._sockets.keys()
 
@@ -105,7 +105,7 @@ class Connections:
                 self.is_short = True
                 return  # it fails again and again until nobody listens any more
 
-    def find(self, identity: bytes, frame: zmq.Frame, read_bytes: int, now_s: float) -> Connection | None:
+    def find(self, identity: bytes, frame: zmq.Frame, read_bytes: int, now_s: float) -> PeerConnection | None:
         """The connection that a message of so many bytes came through; None if it is not known.
 
         Messages may wait longer than their connection stands, and its number may be another's by then: what a stranger
@@ -132,7 +132,7 @@ class Connections:
         self._by_identity[identity] = found
         return found
 
-    def by_identity(self, identity: bytes) -> Connection | None:
+    def by_identity(self, identity: bytes) -> PeerConnection | None:
         """The connection that ZeroMQ names so, if it is known."""
         return self._by_identity.get(identity)
 
@@ -141,12 +141,12 @@ class Connections:
         for connection, own in self._sockets.items():
             _measure(connection, own, now_s)
 
-    def measure_one(self, connection: Connection, now_s: float) -> None:
+    def measure_one(self, connection: PeerConnection, now_s: float) -> None:
         """Read what TCP has counted on one."""
         if connection in self._sockets:
             _measure(connection, self._sockets[connection], now_s)
 
-    def end(self, connection: Connection, now_s: float) -> bool:
+    def end(self, connection: PeerConnection, now_s: float) -> bool:
         """Close one connection, with all that ZeroMQ holds of it; False if it had gone already."""
         self.note_events(now_s)
         if self.is_short:
@@ -184,7 +184,7 @@ class Connections:
                 return False
             return True  # it has gone already
         if own is not None:
-            connection = Connection(now_s)
+            connection = PeerConnection(now_s)
             self._by_descriptor[descriptor] = connection
             self._sockets[connection] = own
         return True
@@ -235,7 +235,7 @@ class Connections:
             own.close()
 
 
-def _measure(connection: Connection, own: socket.socket, now_s: float) -> None:
+def _measure(connection: PeerConnection, own: socket.socket, now_s: float) -> None:
     if sys.platform == "linux":
         try:
             counts = own.getsockopt(_TCP, _TCP_INFO, _TCP_INFO_BYTES)

@@ -1,4 +1,4 @@
-"""The publish thread: hands out snapshots whose bytes are still on their way from a GPU.
+"""The copy waiter: hands out snapshots whose bytes are still on their way from a GPU.
 
 A copy from a GPU ends when the GPU has done the work that was queued before it: a step later, perhaps. The trainer does
 not wait for it, and no other thread can. The Rx thread serves other peers meanwhile. The Tx thread may be in a pull
@@ -16,12 +16,12 @@ import queue
 import threading
 from collections.abc import Callable
 
-__all__ = ["PublishThread"]
+__all__ = ["CopyWaiter"]
 
 Job = tuple[Callable[[], None], Callable[[], None]]
 
 
-class PublishThread:
+class CopyWaiter:
     """Waits for one thing after the other, and does what is to follow each.
 
     Args:
@@ -54,7 +54,7 @@ class PublishThread:
         self._jobs = queue.SimpleQueue()  # each job that was not begun holds a snapshot
         return True
 
-    # --- Publish thread -------------------------------------------------------------------------------------------
+    # --- Copy waiter -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while self._did_next():

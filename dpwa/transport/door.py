@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import zmq
 
-from dpwa.transport.connection_rules import Cause, Connection, ConnectionRules
+from dpwa.transport.connection_rules import Cause, ConnectionRules, PeerConnection
 from dpwa.transport.connections import Connections
 from dpwa.transport.listening import Listener
 from dpwa.transport.sockets import Links, descriptor_limit
@@ -91,7 +91,7 @@ class Door:
         most: int,
         transfer_s: float,
         counts: dict[Cause, int],
-        is_engaged: Callable[[Connection], bool],
+        is_engaged: Callable[[PeerConnection], bool],
     ) -> None:
         self._name = name
         self._port = port
@@ -139,7 +139,7 @@ class Door:
         self._next_look_s = now_s + (_LOOK_WHEN_ALARMED_S if is_alarmed else _LOOK_S)
         return True
 
-    def end(self, connection: Connection, cause: Cause) -> None:
+    def end(self, connection: PeerConnection, cause: Cause) -> None:
         """Close a connection."""
         if self.connections.end(connection, time.monotonic()):
             self.happened(cause)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from dpwa.errors import PeerTimeout, PeerUnreachable, TransportError
 from dpwa.exchange.client import Client, Pulled, Target
-from dpwa.exchange.messages import Message, Offer, Propose, Pull, Settle
+from dpwa.exchange.messages import Message, Offer, Propose, PullRequest, Settle
 from dpwa.exchange.proposals import Proposals
 from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Layout
@@ -84,7 +84,7 @@ class _FaultyClient:
         """See `Client.pause`."""
         self._inner.pause(pause_s)
 
-    def pull(self, peer: str, pull: Pull, target: Target, within_s: float | None = None) -> Pulled:
+    def pull(self, peer: str, pull: PullRequest, target: Target, within_s: float | None = None) -> Pulled:
         """See `Client.pull`."""
         ask, fate = self._set_out(peer, "pull", within_s)
         is_watched = fate.lost is Lost.ANSWER or self._faults.options.bandwidth is not None

@@ -16,14 +16,14 @@ from collections.abc import Callable
 
 from dpwa.errors import InternalError, ModelMismatch, PeerUnreachable
 from dpwa.exchange.client import Pulled, Target
-from dpwa.exchange.messages import NO_EXCHANGE, Message, Mismatch, Offer, Propose, Pull, Settle
+from dpwa.exchange.messages import NO_EXCHANGE, Message, Mismatch, Offer, Propose, PullRequest, Settle
 from dpwa.exchange.result import Ask, Exchange
 from dpwa.exchange.service import Request, Service
-from dpwa.methods.base import Kind
+from dpwa.methods.base import ExchangeKind
 from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.staging import encode_chunk
-from dpwa.transport.interface import Wiring
+from dpwa.transport.interface import Ends
 from dpwa.transport.rx import RxCounters
 
 __all__ = ["InMemoryNetwork", "InMemoryTransport"]
@@ -48,7 +48,7 @@ class InMemoryNetwork:
         """See `Client.can_share`: all memory is one here."""
         return False
 
-    def pull(self, peer: str, pull: Pull, target: Target, within_s: float | None = None) -> Pulled:  # noqa: ARG002
+    def pull(self, peer: str, pull: PullRequest, target: Target, within_s: float | None = None) -> Pulled:  # noqa: ARG002
         """See `Client.pull`; the network is every node's client."""
         return self._find(peer).serve(pull, target)
 
@@ -78,7 +78,7 @@ class InMemoryTransport:
         wiring: what to serve and how to exchange.
     """
 
-    def __init__(self, network: InMemoryNetwork, name: str, wiring: Wiring) -> None:
+    def __init__(self, network: InMemoryNetwork, name: str, wiring: Ends) -> None:
         self.counters = RxCounters()
         self.shares_memory = False
         self._network = network
@@ -103,7 +103,7 @@ class InMemoryTransport:
 
     def ask(self, ask: Ask) -> None:
         """See `Transport.ask`. A pull is made when it is taken: it lasts exactly from the ask to there."""
-        if ask.kind in (Kind.PUSH, Kind.PAIR) and not ask.joining:
+        if ask.kind in (ExchangeKind.PUSH, ExchangeKind.PAIR) and not ask.joining:
             self._exchanger.perform(ask, self._network)
         else:
             self._ask = ask
@@ -130,7 +130,7 @@ class InMemoryTransport:
         self._exchanger.work(self._network)
         return answer
 
-    def serve(self, pull: Pull, target: Target) -> Pulled:
+    def serve(self, pull: PullRequest, target: Target) -> Pulled:
         """Answer a peer's pull."""
         answer, snapshot = self._answered(pull)
         if isinstance(answer, Mismatch):

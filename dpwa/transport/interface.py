@@ -15,11 +15,11 @@ from dpwa.exchange.result import Ask, Exchange
 from dpwa.exchange.service import Service
 from dpwa.transport.rx import RxCounters
 
-__all__ = ["MakeTransport", "Transport", "Wiring"]
+__all__ = ["Ends", "MakeTransport", "Transport"]
 
 
 @dataclass(frozen=True)
-class Wiring:
+class Ends:
     """The two ends that a node plugs into its transport.
 
     Attributes:
@@ -75,4 +75,4 @@ class Transport(Protocol):
         """
 
 
-MakeTransport = Callable[[Wiring], Transport]
+MakeTransport = Callable[[Ends], Transport]

@@ -10,7 +10,19 @@ from collections import deque
 
 from dpwa.errors import PeerTimeout
 from dpwa.exchange.client import Pulled, Target
-from dpwa.exchange.messages import Busy, Chunk, Done, Mismatch, More, NotModified, NotReady, Offer, Past, Pull, Refused
+from dpwa.exchange.messages import (
+    Busy,
+    Chunk,
+    Done,
+    Mismatch,
+    More,
+    NotModified,
+    NotReady,
+    Offer,
+    Past,
+    PullRequest,
+    Refused,
+)
 from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.staging import encoded_chunk_bytes
 from dpwa.transport.conversation import Conversation
@@ -39,7 +51,7 @@ class Reception:
         self,
         conversation: Conversation,
         segments: Segments,
-        pull: Pull,
+        pull: PullRequest,
         target: Target,
     ) -> None:
         self._conversation = conversation

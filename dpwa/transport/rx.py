@@ -26,12 +26,12 @@ from dpwa.exchange.messages import (
     More,
     Offer,
     Propose,
-    Pull,
+    PullRequest,
     Refused,
     Settle,
 )
 from dpwa.exchange.service import Request, Service
-from dpwa.transport.connection_rules import Cause, Connection, framed_bytes
+from dpwa.transport.connection_rules import Cause, PeerConnection, framed_bytes
 from dpwa.transport.door import Door, most_connections
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.sending import RxCounters, Sender
@@ -72,7 +72,7 @@ class _Peers:
         for under_way in (self.transfers, self.waiting, self.cut_off):
             under_way.clear()
 
-    def has(self, connection: Connection) -> bool:
+    def has(self, connection: PeerConnection) -> bool:
         return connection.identity in self.transfers or connection.identity in self.waiting
 
 
@@ -232,7 +232,7 @@ class RxThread:
             if frame.more:
                 raise RemoteProtocolError("?", "request of several frames, expected 1")
             message = decode(frame.bytes, "?")
-            if isinstance(message, Pull | Propose | Settle):
+            if isinstance(message, PullRequest | Propose | Settle):
                 self._request(identity, message, now_s)
             elif isinstance(message, More):
                 self._more(identity, message, now_s)
@@ -298,10 +298,10 @@ class RxThread:
             return
         self._peers.waiting.pop(identity, None)
         answer, snapshot = answered
-        is_pull = isinstance(request, Pull)
+        is_pull = isinstance(request, PullRequest)
         self.counters.refused += is_pull and not isinstance(answer, Offer)
         sent_before = 0 if connection is None else connection.sent_bytes
-        if self._sender.answer(identity, answer) and snapshot is not None and isinstance(request, Pull):
+        if self._sender.answer(identity, answer) and snapshot is not None and isinstance(request, PullRequest):
             is_shared = isinstance(answer, Offer) and answer.slot >= 0
             transfer = Transfer(request, snapshot, is_shared, connection, now_s, now_s, sent_before)
             self._peers.transfers[identity] = transfer

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dpwa.errors import RemoteProtocolError
-from dpwa.exchange.messages import More, Pull
+from dpwa.exchange.messages import More, PullRequest
 from dpwa.exchange.service import Request
 from dpwa.snapshot.layout import Snapshot
-from dpwa.transport.connection_rules import Connection
+from dpwa.transport.connection_rules import PeerConnection
 
 __all__ = ["Transfer", "TransferRules", "Waiting"]
 
@@ -52,10 +52,10 @@ class Transfer:
         asked_bytes: of the snapshot, in chunks.
     """
 
-    pull: Pull
+    pull: PullRequest
     snapshot: Snapshot
     is_shared: bool
-    connection: Connection | None
+    connection: PeerConnection | None
     began_s: float
     last_request_s: float
     sent_before: int = 0
@@ -106,7 +106,7 @@ class TransferRules:
         """When a transfer has ended, whatever comes."""
         return min(transfer.began_s + self.longest_s, transfer.last_request_s + self.timeout_s)
 
-    def grace_s(self, connection: Connection | None) -> float:
+    def grace_s(self, connection: PeerConnection | None) -> float:
         """For how long a connection may stand in the way without showing that it reads."""
         return _GRACE_S if connection is not None and connection.has_completed else _GRACE_OF_STRANGERS_S
 

@@ -30,8 +30,8 @@ from dpwa.exchange.messages import (
     MAX_WINDOW,
     PROTOCOL_VERSION,
     TOKEN_BYTES,
-    Kind,
     Message,
+    MessageKind,
     Verdict,
 )
 from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS
@@ -143,8 +143,8 @@ def decode(header: bytes | memoryview, sender: str) -> Message:
         raise RemoteProtocolError(sender, f"message of unknown kind {kind}")
     names = _FIELDS[kind]
     if len(values) != len(names):
-        raise RemoteProtocolError(sender, f"{Kind(kind).name} has {len(values)} fields, expected {len(names)}")
+        raise RemoteProtocolError(sender, f"{MessageKind(kind).name} has {len(values)} fields, expected {len(names)}")
     for name, value in zip(names, values, strict=True):
         if not _RULES[name](value):
-            raise RemoteProtocolError(sender, f"{Kind(kind).name} has an illegal {name}: {str(value)[:40]!r}")
+            raise RemoteProtocolError(sender, f"{MessageKind(kind).name} has an illegal {name}: {str(value)[:40]!r}")
     return _CLASSES[kind](*values)

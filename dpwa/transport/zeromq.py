@@ -18,9 +18,9 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import InternalError
 from dpwa.exchange.result import Ask, Exchange
 from dpwa.transport.client import ZmqClient
-from dpwa.transport.copy_waiter import PublishThread
+from dpwa.transport.copy_waiter import CopyWaiter
 from dpwa.transport.doorbell import Doorbell
-from dpwa.transport.interface import Wiring
+from dpwa.transport.interface import Ends
 from dpwa.transport.rx import RxThread
 from dpwa.transport.segments import Segments
 from dpwa.transport.sockets import Links, close_inherited, keep_freed_memory, raise_descriptor_limit, require_libzmq
@@ -42,7 +42,7 @@ class ZmqTransport:
         links: other ways to the peers than plain TCP.
     """
 
-    def __init__(self, config: ClusterConfig, name: str, wiring: Wiring, links: Links | None = None) -> None:
+    def __init__(self, config: ClusterConfig, name: str, wiring: Ends, links: Links | None = None) -> None:
         require_libzmq()
         raise_descriptor_limit()
         links = links or Links()
@@ -92,7 +92,7 @@ class ZmqTransport:
         self._proposals.wake = self._tx.wake
         self._proposals.decided = self._rx.published
         self._proposals.guard(time.monotonic)
-        self._publisher = PublishThread(name)
+        self._publisher = CopyWaiter(name)
         self.counters = self._rx.counters
         self._is_closed = False
 
@@ -137,14 +137,14 @@ class ZmqTransport:
             return max(0.0, deadline_s - time.monotonic())
 
         # All are told before one is waited for, so that each has the whole time.
-        parts: dict[str, TxThread | RxThread | PublishThread] = {
+        parts: dict[str, TxThread | RxThread | CopyWaiter] = {
             "Tx": self._tx,
             "Rx": self._rx,
             "publish": self._publisher,
         }
         for part in parts.values():
             part.stop(0.0)
-        # The publish thread comes last: it may wait for a GPU, and what it would hand out finds nobody any more.
+        # The copy waiter comes last: it may wait for a GPU, and what it would hand out finds nobody any more.
         stuck = [thread for thread, part in parts.items() if not part.stop(left_s())]
         if "Tx" in stuck or "Rx" in stuck:
             # A daemon, so that it does not hold up the interpreter's end.

@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Mapping
 
-from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
 from dpwa.snapshot.state import State
 from dpwa.topology.neighbourhood import Neighbourhood
 
@@ -22,7 +22,7 @@ class BestPeer(Method):
         explore: how often any neighbour is asked instead of the best one, above 0 to 1.
     """
 
-    kind = Kind.PULL
+    kind = ExchangeKind.PULL
     conservation = Conservation.ROW
 
     def __init__(self, links: Neighbourhood, count: int, probability: float, *, explore: float = 0.2) -> None:
@@ -45,7 +45,7 @@ class BestPeer(Method):
             self._asked = rng.choice(neighbours)
         # Nobody tells a method that an exchange has failed. Whoever does not answer is so no longer the best.
         self._losses.pop(self._asked, None)
-        return Plan(Kind.PULL, peers={self._asked: 1.0}, fraction=self.fraction)
+        return Plan(ExchangeKind.PULL, peers={self._asked: 1.0}, fraction=self.fraction)
 
     def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
         """How to apply what came: by the factor of the config's interpolation, with all of its guards."""

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from scheduled_network import PATIENCE_S, Fate, ScheduledCluster
 
 from dpwa.exchange.result import Outcome
-from dpwa.methods.base import Kind
+from dpwa.methods.base import ExchangeKind
 
 COUNT = 3
 START = np.array([[1.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 100.0]])
@@ -110,7 +110,7 @@ class Ledger(Exchanges):
         life = self.cluster.present[number]
         numbers = life.node.statistics().method
         self.gone += numbers["mass"]
-        waiting = [ended for ended in life.transport.waiting if ended.kind is Kind.PUSH and ended.ask is None]
+        waiting = [ended for ended in life.transport.waiting if ended.kind is ExchangeKind.PUSH and ended.ask is None]
         self.gone_perhaps += numbers["mass_under_way"] + sum(ended.weight for ended in waiting)
 
     @property
@@ -138,7 +138,7 @@ class Pairs(Exchanges):
 
     def check(self) -> None:
         for life in self.cluster.living:
-            pairs = [ended for ended in life.transport.waiting if ended.kind is Kind.PAIR]
+            pairs = [ended for ended in life.transport.waiting if ended.kind is ExchangeKind.PAIR]
             assert sum(ended.outcome is Outcome.BLENDED for ended in pairs) <= 1
 
     def check_settled(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from dpwa.errors import ConfigError
 from dpwa.exchange.result import Exchange, Outcome
-from dpwa.methods.base import Arrival, Kind
+from dpwa.methods.base import Arrival, ExchangeKind
 from dpwa.methods.gosgd import GoSGD
 from dpwa.methods.noloco import NoLoCo
 from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, State
@@ -80,7 +80,7 @@ def test_masses_and_rounds_stop_at_what_may_be_sent(in_memory):
     method = node.method
     assert isinstance(method, GoSGD)
     for _ in range(3):
-        arrival = Arrival(Kind.PUSH, State(None, 1.0), None, (), weight=MAX_MASS)
+        arrival = Arrival(ExchangeKind.PUSH, State(None, 1.0), None, (), weight=MAX_MASS)
         assert 0.0 <= method.blend(arrival, State(None, 1.0)).factor <= 1.0
     assert method.mass == MAX_MASS
     method.round = MAX_COUNTER
@@ -170,7 +170,7 @@ def test_a_rejected_snapshot_names_the_first_tensor_that_is_not_finite(cluster, 
 
 OWN = """
 import numpy as np
-from dpwa.methods.base import Plan, Kind
+from dpwa.methods.base import Plan, ExchangeKind
 from dpwa.methods.pull import Pull
 
 
@@ -191,7 +191,7 @@ class RaisesInBlend(Pull):
 
 class AsksAStranger(Pull):
     def plan(self, rng):
-        return Plan(Kind.PULL, peers={"w9": 1.0})
+        return Plan(ExchangeKind.PULL, peers={"w9": 1.0})
 
 
 class WholeNumbers(Pull):

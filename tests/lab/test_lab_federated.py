@@ -23,7 +23,7 @@ from dpwa.lab.strategies.federated.client import FederatedClient
 from dpwa.lab.strategies.federated.cluster import cluster_settings
 from dpwa.lab.strategies.federated.node import FederatedNode
 from dpwa.lab.strategies.federated.rounds import FederatedRounds, samples_of
-from dpwa.lab.strategies.federated.server import Client, FederatedServer
+from dpwa.lab.strategies.federated.server import FederatedServer, Participant
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.training.client_schedule import Schedule
 from dpwa.lab.training.data import load
@@ -31,7 +31,7 @@ from dpwa.lab.training.loop import Recipe, Task, train
 from dpwa.lab.training.models import build
 from dpwa.lab.training.strategy import Strategy
 from dpwa.launch.ports import free_ports
-from dpwa.methods.base import Arrival, Kind
+from dpwa.methods.base import Arrival, ExchangeKind
 from dpwa.snapshot.state import State
 from support import wait_until
 
@@ -137,7 +137,7 @@ class Federation:
     def serve(self) -> None:
         node = self.node(SERVER, self.server_model)
         try:
-            clients = [Client(name, size) for name, size in zip(self.names, self.sizes, strict=True)]
+            clients = [Participant(name, size) for name, size in zip(self.names, self.sizes, strict=True)]
             self.server = FederatedServer(node, self.schedule, clients, batch_size=self.settings.batch_size)
             self.server.run(self.watch)
         finally:
@@ -267,7 +267,7 @@ def test_the_method_takes_the_mean_of_those_that_came_whatever_their_weights_sum
     method = FederatedRounds(None, 3, 1.0)
     method.gather({"w1": 0.2, "w2": 0.8}, 5.0)
     assert (method.missed, method.plan(None).wait_s) == (2, 5.0)
-    arrival = Arrival(Kind.GATHER, State(None, 0.0), None, (), weight=0.2, missed=1)
+    arrival = Arrival(ExchangeKind.GATHER, State(None, 0.0), None, (), weight=0.2, missed=1)
     assert method.blend(arrival, State(None, 0.0)).factor == 1.0
     assert method.statistics() == {"gathered": 1.0, "missed": 1.0}
 

@@ -9,7 +9,7 @@ import pytest
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
-from dpwa.methods.base import Conservation, Kind
+from dpwa.methods.base import Conservation, ExchangeKind
 from support import ROOT, VectorModel
 
 FOLDER = ROOT / "examples" / "custom_method"
@@ -38,7 +38,7 @@ def test_the_cluster_file_of_the_example_finds_its_method_beside_it(monkeypatch)
     config = ClusterConfig.load(FOLDER / "cluster.yaml")
     method = config.method_for("w2")
     assert type(method).__name__ == "BestPeer"
-    assert (method.kind, method.conservation) == (Kind.PULL, Conservation.ROW)
+    assert (method.kind, method.conservation) == (ExchangeKind.PULL, Conservation.ROW)
 
 
 def test_the_best_peer_is_asked_most(in_memory):

@@ -194,7 +194,7 @@ def test_data_that_are_ready_do_not_hide_the_deadline_and_the_end():
         looked.append(1)
         raise NodeClosed("the node was closed")
 
-    pull = messages.Pull(1, "run", "w2", bytes(8), bytes(8), bytes(8), 0, 0, 1 << 20, 0, 1, True, False)
+    pull = messages.PullRequest(1, "run", "w2", bytes(8), bytes(8), bytes(8), 0, 0, 1 << 20, 0, 1, True, False)
     talk = Conversation("w1", Ready(), lambda: True, pull, look)
     with pytest.raises(NodeClosed):
         talk.next()

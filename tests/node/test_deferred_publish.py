@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dpwa.errors import InternalError
-from dpwa.transport.copy_waiter import PublishThread
+from dpwa.transport.copy_waiter import CopyWaiter
 from support import DEADLINE_S, VectorModel, step_until, wait_until
 
 
@@ -78,7 +78,7 @@ def test_nodes_with_late_copies_come_to_consensus_and_never_show_a_copy_too_earl
 
 
 def test_an_idle_publish_thread_holds_no_snapshot():
-    thread = PublishThread("w1")
+    thread = CopyWaiter("w1")
     done: list[int] = []
     snapshot = np.zeros(1)
     gone = weakref.ref(snapshot)
@@ -158,7 +158,7 @@ def test_an_exchange_begins_only_when_the_snapshot_that_it_refers_to_is_complete
 def test_closing_while_a_copy_does_not_end_takes_less_than_two_seconds_and_says_what_hangs(zeromq):
     first, _, model = held_node(zeromq)
     start_s = time.monotonic()
-    with pytest.raises(InternalError, match=r"node w1: the publish thread did not end within 1\.5 s"):
+    with pytest.raises(InternalError, match=r"node w1: the copy waiter did not end within 1\.5 s"):
         first.close()
     assert time.monotonic() - start_s < 2.0
     first.close()
@@ -202,7 +202,7 @@ def test_a_trainer_that_waits_for_a_copy_that_fails_gets_the_error(zeromq, metho
 
 
 def test_of_two_copies_of_which_the_first_fails_the_second_is_waited_for_too():
-    thread, waited = PublishThread("w1"), threading.Event()
+    thread, waited = CopyWaiter("w1"), threading.Event()
     leave, followed = threading.Event(), []
 
     def fail() -> None:

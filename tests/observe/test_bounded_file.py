@@ -17,7 +17,7 @@ import pytest
 from dpwa.observe import bounded_file, steady_file
 from dpwa.observe.bounded_file import BoundedFile, UnwrittenError, generations, older_generation, read_records
 from dpwa.observe.live import MetricsTail
-from dpwa.observe.steady_file import Loss, SteadyFile
+from dpwa.observe.steady_file import LostBytes, SteadyFile
 from support import wait_until
 
 
@@ -172,7 +172,7 @@ class Watch:
     def __init__(self, path: Path) -> None:
         self.now_s = 0.0
         self.errors: list[OSError] = []
-        self.resumed: list[Loss] = []
+        self.resumed: list[LostBytes] = []
         self.file = SteadyFile(
             BoundedFile(path, 10**6),
             note=lambda loss: b'{"n":-%d}\n' % loss.count,

@@ -16,7 +16,7 @@ from dpwa.errors import ConfigError
 from dpwa.topology.base_graph import base_graph
 from dpwa.topology.graphs import GraphOptions, edges_of, is_strongly_connected, most_square, sorted_edges
 from dpwa.topology.mixing import SparseMixing, conservation_of, is_column_stochastic, is_row_stochastic
-from dpwa.topology.schedule import Plan, Topology, make_topology
+from dpwa.topology.schedule import Topology, TopologySpec, make_topology
 from dpwa.topology.weights import weighted
 from topology_support import ALL_WEIGHTS, SUMS, plans
 
@@ -34,14 +34,14 @@ def product_of_period(topology: Topology) -> np.ndarray:
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6, 9, 32])
 def test_a_ring_with_metropolis_weights_has_the_eigenvalues_of_the_circle(count):
-    matrix = make_topology(Plan("ring"), count).matrix(0)
+    matrix = make_topology(TopologySpec("ring"), count).matrix(0)
     expected = np.sort([1 / 3 + 2 / 3 * math.cos(2 * math.pi * k / count) for k in range(count)])
     assert eigenvalues(matrix) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("dimension", range(6))
 def test_a_hypercube_has_one_eigenvalue_per_number_of_bits(dimension):
-    matrix = make_topology(Plan("hypercube"), 1 << dimension).matrix(0)
+    matrix = make_topology(TopologySpec("hypercube"), 1 << dimension).matrix(0)
     expected = [
         1 - 2 * bits / (dimension + 1) for bits in range(dimension + 1) for _ in range(math.comb(dimension, bits))
     ]
@@ -49,7 +49,7 @@ def test_a_hypercube_has_one_eigenvalue_per_number_of_bits(dimension):
 
 
 def test_a_complete_graph_averages_at_once_and_builds_nothing():
-    topology = make_topology(Plan(), 4096)
+    topology = make_topology(TopologySpec(), 4096)
     assert topology.is_complete
     assert topology.period == 1
     row = topology.row(7, 3)
@@ -57,7 +57,7 @@ def test_a_complete_graph_averages_at_once_and_builds_nothing():
     assert 7 not in row
     assert row[0] == row[4095] == topology.own(7, 3) == 1 / 4096
     assert 4096 not in topology.column(0, 0)
-    assert (make_topology(Plan(), 5).matrix(0) == 0.2).all()
+    assert (make_topology(TopologySpec(), 5).matrix(0) == 0.2).all()
 
 
 def test_the_default_topology_of_a_config_is_complete():
@@ -67,28 +67,28 @@ def test_the_default_topology_of_a_config_is_complete():
 
 @pytest.mark.parametrize("count", [2, 4, 8, 16, 32])
 def test_one_peer_exponential_is_exact_after_log2_n_rounds_for_powers_of_two(count):
-    topology = make_topology(Plan("one_peer_exponential"), count)
+    topology = make_topology(TopologySpec("one_peer_exponential"), count)
     assert topology.period == count.bit_length() - 1
     assert np.abs(product_of_period(topology) - 1 / count).max() < 1e-15
     assert all(set(topology.row(node, round_).values()) == {0.5} for node in range(count) for round_ in range(3))
 
 
 def test_one_peer_exponential_listens_2_to_the_t_places_back():
-    topology = make_topology(Plan("one_peer_exponential"), 6)
+    topology = make_topology(TopologySpec("one_peer_exponential"), 6)
     assert topology.period == 3
     assert [list(topology.row(0, round_)) for round_ in range(4)] == [[5], [4], [2], [5]]
 
 
 @pytest.mark.parametrize(("count", "rounds"), [(5, 5), (6, 4), (7, 5), (8, 3), (12, 5), (24, 6), (96, 8)])
 def test_the_base_2_graph_is_exact_after_as_many_rounds_as_the_paper_says(count, rounds):
-    topology = make_topology(Plan("base_graph"), count)
+    topology = make_topology(TopologySpec("base_graph"), count)
     assert topology.period == rounds
     assert np.abs(product_of_period(topology) - 1 / count).max() < 1e-12
 
 
 @given(st.integers(1, 130), st.integers(1, 6))
 def test_a_base_graph_is_exact_symmetric_and_has_at_most_k_partners(count, partners):
-    topology = make_topology(Plan("base_graph", most_partners=partners), count)
+    topology = make_topology(TopologySpec("base_graph", most_partners=partners), count)
     assert np.abs(product_of_period(topology) - 1 / count).max() < 1e-12
     assert len(base_graph(count, partners)) <= 2 * math.log(count) / math.log(partners + 1) + 2
     for round_ in range(topology.period):
@@ -99,7 +99,7 @@ def test_a_base_graph_is_exact_symmetric_and_has_at_most_k_partners(count, partn
 
 
 def test_a_star_gives_everyone_the_weight_1_over_n_of_the_hub():
-    matrix = make_topology(Plan("star"), 5).matrix(0)
+    matrix = make_topology(TopologySpec("star"), 5).matrix(0)
     assert matrix[0] == pytest.approx([0.2] * 5)
     assert matrix[3] == pytest.approx([0.2, 0, 0, 0.8, 0])
 
@@ -108,35 +108,35 @@ def test_a_star_gives_everyone_the_weight_1_over_n_of_the_hub():
 def test_a_lattice_is_as_square_as_it_can_be(graph, heard):
     assert most_square(12) == (3, 4)
     assert most_square(7) == (1, 7)
-    topology = make_topology(Plan(graph), 12)
+    topology = make_topology(TopologySpec(graph), 12)
     assert set(topology.row(2, 0)) == heard - {5, 2} | ({10} if graph == "torus" else set())
 
 
 def test_an_exponential_graph_hears_powers_of_two_places_back():
-    topology = make_topology(Plan("exponential", "uniform"), 16)
+    topology = make_topology(TopologySpec("exponential", "uniform"), 16)
     assert set(topology.row(0, 0)) == {15, 14, 12, 8}
     assert topology.conservation == "doubly"
 
 
 def test_a_directed_ring_hears_the_one_before():
-    topology = make_topology(Plan("directed_ring", "uniform"), 4)
+    topology = make_topology(TopologySpec("directed_ring", "uniform"), 4)
     assert dict(topology.row(0, 0)) == {3: 0.5}
     assert dict(topology.column(0, 0)) == {1: 0.5}
 
 
 def test_of_a_directed_edge_the_second_hears_the_first():
     options = GraphOptions(edges=((0, 1), (1, 2), (2, 0)), directed=True)
-    topology = make_topology(Plan("edges", "uniform", options=options), 3)
+    topology = make_topology(TopologySpec("edges", "uniform", options=options), 3)
     assert [list(topology.row(node, 0)) for node in range(3)] == [[2], [0], [1]]
 
 
 def test_an_undirected_edge_goes_both_ways():
-    topology = make_topology(Plan("edges", options=GraphOptions(edges=((0, 1), (1, 0), (1, 2)))), 3)
+    topology = make_topology(TopologySpec("edges", options=GraphOptions(edges=((0, 1), (1, 0), (1, 2)))), 3)
     assert dict(topology.row(1, 0)) == pytest.approx({0: 1 / 3, 2: 1 / 3})
 
 
 def test_a_row_cannot_be_changed():
-    row = make_topology(Plan("ring"), 4).row(0, 0)
+    row = make_topology(TopologySpec("ring"), 4).row(0, 0)
     with pytest.raises(TypeError):
         row[1] = 0.9
 
@@ -217,7 +217,7 @@ def test_one_way_edges_have_no_doubly_stochastic_weights():
 
 
 def test_each_round_of_a_random_schedule_is_another_one():
-    topology = make_topology(Plan("random_regular", is_random=True, options=GraphOptions(degree=3), seed=5), 10)
+    topology = make_topology(TopologySpec("random_regular", is_random=True, options=GraphOptions(degree=3), seed=5), 10)
     assert topology.period is None
     drawn = {topology.matrix(round_).tobytes() for round_ in range(20)}
     assert len(drawn) == 20
@@ -225,13 +225,13 @@ def test_each_round_of_a_random_schedule_is_another_one():
 
 def test_a_random_schedule_of_given_matrices_uses_all_of_them():
     matrices = (np.eye(2), np.full((2, 2), 0.5), np.array([[0.9, 0.1], [0.1, 0.9]]))
-    topology = make_topology(Plan("matrix", is_random=True, matrices=matrices, seed=1), 2)
+    topology = make_topology(TopologySpec("matrix", is_random=True, matrices=matrices, seed=1), 2)
     drawn = [topology.matrix(round_).tobytes() for round_ in range(300)]
     assert min(drawn.count(matrix.tobytes()) for matrix in matrices) > 70
 
 
 def test_a_random_schedule_does_not_depend_on_which_rounds_were_looked_at():
-    plan = Plan("erdos_renyi", "random_row", is_random=True, options=GraphOptions(probability=0.4), seed=9)
+    plan = TopologySpec("erdos_renyi", "random_row", is_random=True, options=GraphOptions(probability=0.4), seed=9)
     first, second = make_topology(plan, 8), make_topology(plan, 8)
     backwards = [second.matrix(round_) for round_ in range(40, -1, -1)][::-1]
     assert all((first.matrix(round_) == backwards[round_]).all() for round_ in range(41))
@@ -240,12 +240,12 @@ def test_a_random_schedule_does_not_depend_on_which_rounds_were_looked_at():
 def test_drawn_weights_are_the_same_in_another_process():
     plan = 'Plan("small_world", "random_doubly", options=GraphOptions(degree=4, rewiring=0.3), seed=11)'
     code = (
-        "from dpwa.topology.schedule import Plan, make_topology\n"
+        "from dpwa.topology.schedule import TopologySpec, make_topology\n"
         "from dpwa.topology.graphs import GraphOptions\n"
         f"print(make_topology({plan}, 12).matrix(0).round(9).tolist())"
     )
     own = make_topology(
-        Plan("small_world", "random_doubly", options=GraphOptions(degree=4, rewiring=0.3), seed=11), 12
+        TopologySpec("small_world", "random_doubly", options=GraphOptions(degree=4, rewiring=0.3), seed=11), 12
     ).matrix(0)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == str(own.round(9).tolist())
@@ -253,7 +253,7 @@ def test_drawn_weights_are_the_same_in_another_process():
 
 def test_the_numbers_of_a_drawn_matrix_never_change():
     """They must be the same on hosts with other platforms and versions, so they may not change unnoticed."""
-    matrix = make_topology(Plan("ring", "random_row", seed=1), 3).matrix(0)
+    matrix = make_topology(TopologySpec("ring", "random_row", seed=1), 3).matrix(0)
     assert matrix.round(6).tolist() == [
         [0.357872, 0.23746, 0.404668],
         [0.139086, 0.283495, 0.577419],

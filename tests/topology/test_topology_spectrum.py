@@ -13,7 +13,7 @@ from dpwa.config.describe_topology import describe_topology, sentences
 from dpwa.topology.connectivity import can_average, cut_off, one_way
 from dpwa.topology.graphs import GraphOptions, sorted_edges
 from dpwa.topology.mixing import SparseMixing
-from dpwa.topology.schedule import Plan, Topology, make_topology
+from dpwa.topology.schedule import Topology, TopologySpec, make_topology
 from dpwa.topology.spectrum import Report, largest_singular_value, report
 from topology_support import plans
 
@@ -22,7 +22,7 @@ def names(count: int) -> list[str]:
     return [f"w{number}" for number in range(1, count + 1)]
 
 
-def look(plan: Plan, count: int) -> tuple[Topology, Report]:
+def look(plan: TopologySpec, count: int) -> tuple[Topology, Report]:
     topology = make_topology(plan, count)
     return topology, report(topology, names(count))
 
@@ -37,7 +37,7 @@ def matrices(*given: list[list[float]]) -> tuple[np.ndarray, ...]:
 
 @pytest.mark.parametrize("count", [4, 5, 6, 12, 33])
 def test_the_contraction_of_a_ring_is_its_second_eigenvalue(count):
-    _, found = look(Plan("ring"), count)
+    _, found = look(TopologySpec("ring"), count)
     expected = max(abs(1 / 3 + 2 / 3 * math.cos(2 * math.pi * k / count)) for k in range(1, count))
     assert found.contraction == pytest.approx(expected)
     assert found.spectral_gap == pytest.approx(1 - expected)
@@ -46,7 +46,7 @@ def test_the_contraction_of_a_ring_is_its_second_eigenvalue(count):
 
 @pytest.mark.parametrize("dimension", [2, 3, 5])
 def test_the_contraction_of_a_hypercube_is_d_minus_1_over_d_plus_1(dimension):
-    _, found = look(Plan("hypercube"), 1 << dimension)
+    _, found = look(TopologySpec("hypercube"), 1 << dimension)
     assert found.contraction == pytest.approx((dimension - 1) / (dimension + 1))
 
 
@@ -54,7 +54,7 @@ def test_the_contraction_of_a_hypercube_is_d_minus_1_over_d_plus_1(dimension):
 @pytest.mark.parametrize("count", [4, 16])
 def test_the_distance_shrinks_as_the_contraction_says(graph, count):
     weights = "uniform" if graph in ("exponential", "directed_ring") else "metropolis"
-    topology, found = look(Plan(graph, weights), count)
+    topology, found = look(TopologySpec(graph, weights), count)
     matrix = topology.matrix(0)
     slowest = np.linalg.svd(matrix - 1 / count)[2][0]
     for models in (np.random.default_rng(3).normal(size=count), slowest):
@@ -99,18 +99,18 @@ def test_models_end_at_the_stationary_weights(made):
 
 
 def test_a_complete_cluster_of_any_size_is_exact_at_once():
-    _, found = look(Plan(), 4096)
+    _, found = look(TopologySpec(), 4096)
     assert (found.exact_after, found.contraction, found.rounds_to_consensus) == (1, 0.0, 1)
 
 
 @pytest.mark.parametrize(
     ("plan", "count", "rounds"),
     [
-        (Plan("one_peer_exponential"), 16, 4),
-        (Plan("base_graph"), 7, 5),
-        (Plan("base_graph", most_partners=2), 7, 4),
-        (Plan("complete", "uniform"), 9, 1),
-        (Plan("ring"), 3, 1),
+        (TopologySpec("one_peer_exponential"), 16, 4),
+        (TopologySpec("base_graph"), 7, 5),
+        (TopologySpec("base_graph", most_partners=2), 7, 4),
+        (TopologySpec("complete", "uniform"), 9, 1),
+        (TopologySpec("ring"), 3, 1),
     ],
 )
 def test_a_topology_that_is_exact_in_the_end_says_after_how_many_rounds(plan, count, rounds):
@@ -123,18 +123,18 @@ def test_a_matrix_whose_power_is_exact_says_so_although_it_is_not_itself():
     shuffled = np.zeros((4, 4))
     for node in range(4):
         shuffled[node, [(2 * node) % 4, (2 * node + 1) % 4]] = 0.5
-    _, found = look(Plan("matrix", matrices=(shuffled,)), 4)
+    _, found = look(TopologySpec("matrix", matrices=(shuffled,)), 4)
     assert found.exact_after == 2
 
 
 def test_one_peer_exponential_of_six_nodes_is_not_exact():
-    _, found = look(Plan("one_peer_exponential"), 6)
+    _, found = look(TopologySpec("one_peer_exponential"), 6)
     assert found.exact_after is None
     assert 0 < found.contraction < 1
 
 
 def test_the_limit_of_a_row_stochastic_star_weighs_by_degree():
-    _, found = look(Plan("star", "uniform"), 5)
+    _, found = look(TopologySpec("star", "uniform"), 5)
     assert found.conservation == "row"
     # Reversible: the limit is proportional to the number of nodes that a node hears, itself included.
     assert found.stationary == pytest.approx(np.array([5, 2, 2, 2, 2]) / 13)
@@ -142,7 +142,7 @@ def test_the_limit_of_a_row_stochastic_star_weighs_by_degree():
 
 
 def test_the_limit_of_many_nodes_names_the_heaviest_and_the_lightest():
-    _, found = look(Plan("star", "uniform"), 30)
+    _, found = look(TopologySpec("star", "uniform"), 30)
     assert "In the limit w1 weighs most" in "\n".join(sentences(found, names(30)))
 
 
@@ -153,7 +153,7 @@ def test_five_matrices_whose_union_is_a_ring_bring_all_together():
         ends = [first, (first + 1) % 5]
         matrix[np.ix_(ends, ends)] = 0.5
         pairs.append(matrix)
-    topology, found = look(Plan("matrix", matrices=tuple(pairs)), 5)
+    topology, found = look(TopologySpec("matrix", matrices=tuple(pairs)), 5)
     assert (found.rounds, found.connected_rounds, found.is_connected) == (5, 0, True)
     product = np.eye(5)
     for round_ in range(5):
@@ -162,18 +162,18 @@ def test_five_matrices_whose_union_is_a_ring_bring_all_together():
 
 
 def test_a_random_schedule_is_averaged_over_twenty_rounds_and_says_so():
-    plan = Plan("random_regular", is_random=True, options=GraphOptions(degree=3), seed=2)
+    plan = TopologySpec("random_regular", is_random=True, options=GraphOptions(degree=3), seed=2)
     _, found = look(plan, 12)
     assert (found.is_drawn, found.rounds, found.exact_after) == (True, 20, None)
     assert 0.2 < found.contraction < 0.8
     assert "averaged over the first 20 drawn rounds" in "\n".join(sentences(found, names(12)))
     # So fast a schedule that twenty rounds end in rounding is not called exact.
-    _, fast = look(Plan("complete", "random_doubly", is_random=True, seed=2), 12)
+    _, fast = look(TopologySpec("complete", "random_doubly", is_random=True, seed=2), 12)
     assert 0 < fast.contraction < 0.2
 
 
 def test_more_than_600_nodes_are_looked_at_without_rates():
-    _, found = look(Plan("ring"), 1000)
+    _, found = look(TopologySpec("ring"), 1000)
     assert (found.contraction, found.rounds_to_consensus, found.is_connected) == (None, None, True)
     assert "Rates are computed for up to 600 nodes; this cluster has 1000." in sentences(found, names(1000))
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwa.errors import RemoteProtocolError
-from dpwa.exchange.messages import More, Pull
+from dpwa.exchange.messages import More, PullRequest
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.state import State
-from dpwa.transport.connection_rules import Cause, Connection, ConnectionRules
+from dpwa.transport.connection_rules import Cause, ConnectionRules, PeerConnection
 from dpwa.transport.door import most_connections
 from dpwa.transport.transfers import Transfer, TransferRules
 
@@ -18,12 +18,12 @@ RULES = ConnectionRules(most=8, transfer_s=3.75)
 MIB = 1 << 20
 
 
-def _nobody(_connection: Connection) -> bool:
+def _nobody(_connection: PeerConnection) -> bool:
     return False
 
 
-def connection(accepted_s: float = 0.0, **fields) -> Connection:
-    made = Connection(accepted_s)
+def connection(accepted_s: float = 0.0, **fields) -> PeerConnection:
+    made = PeerConnection(accepted_s)
     for name, value in fields.items():
         setattr(made, name, value)
     return made
@@ -158,7 +158,7 @@ TRANSFERS = TransferRules(2.5)
 
 
 def transfer(version: int = 1, began_s: float = 0.0, total_bytes: int = 45_000_000, **fields) -> Transfer:
-    pull = Pull(1, "run", "w2", bytes(8), bytes(16), bytes(8), 0, 0, MIB, 0, 2, False, False)
+    pull = PullRequest(1, "run", "w2", bytes(8), bytes(16), bytes(8), 0, 0, MIB, 0, 2, False, False)
     snapshot = Snapshot(version, 1, 0.0, State(None, 0.0), None, memoryview(bytes(total_bytes)))
     made = Transfer(pull, snapshot, False, connection(), began_s, began_s)
     for name, value in fields.items():

@@ -14,8 +14,8 @@ from dpwa.exchange.lineage import Standing
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.service import Service
-from dpwa.methods.base import Kind
-from dpwa.node.publishing import Publisher
+from dpwa.methods.base import ExchangeKind
+from dpwa.node.publishing import SnapshotPublisher
 from dpwa.snapshot.state import State
 from dpwa.transport import wire
 from dpwa.transport.connections import Connections
@@ -49,7 +49,7 @@ def test_a_number_that_was_given_to_something_else_is_never_touched(tmp_path):
 def test_the_copy_aside_gives_its_memory_back_when_it_is_not_needed_any_more():
     source = VectorModel(np.ones(100_000))
     service = node_service(source)
-    publisher = Publisher(source, service, 1)
+    publisher = SnapshotPublisher(source, service, 1)
     served = publisher.take(step=1, taken_s=0.0, state=State(None, 0.0))
     assert publisher.take(step=2, taken_s=1.0, state=State(None, 0.0)) is None
     assert service.is_short
@@ -76,7 +76,7 @@ def node_service(source: VectorModel) -> Service:
         membership=Membership(()),
         proposals=Proposals("w1", bytes(8)),
         standing=Standing(bytes(8)),
-        kind=Kind.PULL,
+        kind=ExchangeKind.PULL,
     )
 
 

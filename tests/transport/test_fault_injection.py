@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_faults import Launch
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.config.describe import describe
@@ -27,6 +26,7 @@ from dpwa.snapshot.layout import Layout, Role, TensorSpec
 from dpwa.snapshot.staging import Staging
 from dpwa.transport.faults import Faults, Lost
 from dpwa.transport.faulty import FaultyWay
+from fault_launch import Launch
 from support import ROOT, Cluster, VectorModel, step_until, wait_until
 
 SAMPLES = sorted((ROOT / "samples" / "faults").glob("*.yaml"))

@@ -18,7 +18,7 @@ from strangers import Stranger
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, InternalError
 from dpwa.exchange import messages
-from dpwa.exchange.parts import CHUNK_BYTES
+from dpwa.exchange.slices import CHUNK_BYTES
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
 from dpwa.transport import wire
@@ -149,7 +149,7 @@ def test_a_late_answer_is_dropped_and_the_next_pull_is_right(zeromq, peers):
     settings = {"timeout_ms": 100, "flow_control": {"probe_s": 0.01, "probe_max_s": 0.05}}
     node, port = node_with_absent_peer(zeromq, constant={"value": 1.0}, **settings)
     slow = peers.router(port)
-    pulls: list[tuple[bytes, messages.Pull]] = []
+    pulls: list[tuple[bytes, messages.PullRequest]] = []
 
     def timed_out() -> bool:
         while slow.poll(0):

@@ -22,7 +22,7 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
 from dpwa.exchange import messages
 from dpwa.exchange.client import Target
-from dpwa.exchange.parts import Part
+from dpwa.exchange.slices import Slice
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
 from dpwa.snapshot.layout import ITEM_BYTES, Layout, Role, TensorSpec
@@ -517,8 +517,8 @@ def test_no_read_of_a_slot_that_is_written_at_full_speed_is_torn(run, children):
     segments = Segments(run_id=run, neighbours=["w1"], size_bytes=layout.total_bytes)
     staging = Staging(layout, absolute=True)
     own = np.zeros(layout.total_bytes, np.uint8)
-    target = Target(staging, own.data, Part(messages.MAX_CHUNK_BYTES, ((0, 1),), 1.0))
-    pull = messages.Pull(1, run, "w2", bytes(8), layout.fingerprint, bytes(8), 0, 0, 1 << 20, 0, 1, True, False)
+    target = Target(staging, own.data, Slice(messages.MAX_CHUNK_BYTES, ((0, 1),), 1.0))
+    pull = messages.PullRequest(1, run, "w2", bytes(8), layout.fingerprint, bytes(8), 0, 0, 1 << 20, 0, 1, True, False)
     reception = Reception(Conversation("w1", None, lambda: False, pull, lambda: None), segments, pull, target)
     slot = segments.reader("w1", INCARNATION, token)
     read, versions, reasons = 0, set(), Counter()

@@ -21,7 +21,7 @@ from fake_peers import node_with_absent_peer, pull_of
 from strangers import Stranger
 
 from dpwa.exchange import messages
-from dpwa.exchange.parts import CHUNK_BYTES
+from dpwa.exchange.slices import CHUNK_BYTES
 from dpwa.transport import wire
 from support import DEADLINE_S, TESTS, VectorModel, wait_until
 

@@ -15,9 +15,10 @@ from fake_peers import Peers, node_with_absent_peer, pull_of
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.exchange import messages
-from dpwa.exchange.parts import CHUNK_BYTES, RUN, chunk_count
+from dpwa.exchange.slices import CHUNK_BYTES, RUN, chunk_count
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
+from dpwa.snapshot.codecs import Codec
 from dpwa.transport import client, wire
 from dpwa.transport.sockets import CurveKeys, Links
 from dpwa.transport.zeromq import ZmqTransport
@@ -161,7 +162,7 @@ def test_nodes_that_do_not_wait_for_their_exchanges_never_run_out_of_buffers(zer
     assert sum(node.statistics().failures for node in nodes) == 0
 
 
-@pytest.mark.parametrize("codec", [messages.Codec.RAW, messages.Codec.FP16, messages.Codec.INT8])
+@pytest.mark.parametrize("codec", [Codec.RAW, Codec.FP16, Codec.INT8])
 def test_pullers_that_do_not_read_cost_a_bounded_amount_of_memory(zeromq, peers, codec):
     node, _ = node_with_absent_peer(zeromq, size=BIG)
     for _ in range(10):
@@ -181,8 +182,8 @@ def test_pullers_that_do_not_read_cost_a_bounded_amount_of_memory(zeromq, peers,
     assert process.memory_info().rss - before < 64 << 20
 
 
-def _chunks_sent(node: Node, codec: messages.Codec) -> float:
-    bytes_per_value = {messages.Codec.RAW: 8, messages.Codec.FP16: 2, messages.Codec.INT8: 1 + 4 / 256}[codec]
+def _chunks_sent(node: Node, codec: Codec) -> float:
+    bytes_per_value = {Codec.RAW: 8, Codec.FP16: 2, Codec.INT8: 1 + 4 / 256}[codec]
     return node._transport.counters.bytes_out / (CHUNK_BYTES / 8 * bytes_per_value)
 
 
@@ -218,7 +219,7 @@ def test_a_codec_that_the_server_does_not_know_gets_plain_chunks(zeromq, peers):
     reader.send(wire.encode(pull_of(node, codec=77)))
     assert isinstance(wire.decode(reader.recv(), "w1"), messages.Offer)
     header, body = reader.recv_multipart()
-    assert wire.decode(header, "w1") == messages.Chunk(1, 0, messages.Codec.RAW)
+    assert wire.decode(header, "w1") == messages.Chunk(1, 0, Codec.RAW)
     assert body == np.arange(10.0).tobytes()
     assert node.statistics().protocol_errors == 0
 

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from dpwa.errors import RemoteProtocolError
 from dpwa.exchange import messages
+from dpwa.snapshot.codecs import Codec
+from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS
 from dpwa.transport import wire
 
 _NAMES = st.text(st.characters(categories=["L", "N"]), max_size=64)
-_COUNTERS = st.integers(0, messages.MAX_COUNTER)
+_COUNTERS = st.integers(0, MAX_COUNTER)
 _FIELDS = {
     "nonce": _COUNTERS,
     "run": _NAMES,
@@ -27,13 +29,13 @@ _FIELDS = {
     "fingerprint": st.binary(min_size=16, max_size=16),
     "have_incarnation": st.binary(min_size=8, max_size=8),
     "have_version": _COUNTERS,
-    "version": st.integers(1, messages.MAX_COUNTER),
+    "version": st.integers(1, MAX_COUNTER),
     "codec": st.integers(0, 255),
     "finished": st.booleans(),
     "first": st.integers(0, messages.MAX_CHUNKS),
     "count": st.integers(1, messages.MAX_WINDOW),
     "index": st.integers(0, messages.MAX_CHUNKS),
-    "clock": st.floats(0, messages.MAX_COUNTER),
+    "clock": st.floats(0, MAX_COUNTER),
     "loss": st.none() | st.floats(),
     "total_bytes": st.integers(1, 2**40),
     "chunk_bytes": st.integers(1, messages.MAX_CHUNK_BYTES // 64).map(lambda lines: 64 * lines),
@@ -43,8 +45,8 @@ _FIELDS = {
     "reason": _NAMES,
     "exchange": st.binary(min_size=16, max_size=16),
     "previous": st.binary(min_size=16, max_size=16),
-    "round": st.integers(-1, messages.MAX_COUNTER),
-    "mass": st.floats(0, messages.MAX_MASS),
+    "round": st.integers(-1, MAX_COUNTER),
+    "mass": st.floats(0, MAX_MASS),
     "is_pair": st.booleans(),
     "gives_up": st.booleans(),
     "piece": st.integers(0, messages.MAX_CHUNKS),
@@ -94,7 +96,7 @@ def test_lists_of_wrong_values_are_refused_or_legal(kind, values):
     assert wire.decode(wire.encode(message), "w2").nonce == message.nonce
 
 
-_PULL = messages.Pull(1, "run", "w1", b"i" * 8, b"f" * 16, b"h" * 8, 0, 0, 4096, 0, 8, False, False)
+_PULL = messages.PullRequest(1, "run", "w1", b"i" * 8, b"f" * 16, b"h" * 8, 0, 0, 4096, 0, 8, False, False)
 _OFFER = messages.Offer(1, b"i" * 8, 1, 1.0, 0.5, 100, -1, bytes(16), False)
 _CHUNK = messages.Chunk(1, 0, 0)
 _PROPOSE = messages.Propose(1, "run", "w1", b"i" * 8, b"f" * 16, b"e" * 16, False, 0.5, 1.0, None, 3, 0, 0)
@@ -145,7 +147,7 @@ _SETTLED = messages.Settled(1, b"i" * 8, 1, False)
         (_PULL, "round", -2),
         (_OFFER, "mass", -1.0),
         (_OFFER, "mass", float("nan")),
-        (_OFFER, "mass", 2.0 * messages.MAX_MASS),
+        (_OFFER, "mass", 2.0 * MAX_MASS),
         (_PROPOSE, "is_pair", 1),
         (_PROPOSE, "mass", float("inf")),
         (_PROPOSE, "piece", -1),
@@ -190,7 +192,7 @@ def test_a_bomb_is_refused_before_it_takes_memory(header):
 
 
 def test_numbers_of_messages_are_never_reused():
-    assert [(kind.name, kind.value) for kind in messages.Kind] == [
+    assert [(kind.name, kind.value) for kind in messages.MessageKind] == [
         ("PULL", 1),
         ("MORE", 2),
         ("OFFER", 3),
@@ -207,7 +209,7 @@ def test_numbers_of_messages_are_never_reused():
         ("SETTLED", 14),
         ("PAST", 15),
     ]
-    assert [(codec.name, codec.value) for codec in messages.Codec] == [
+    assert [(codec.name, codec.value) for codec in Codec] == [
         ("RAW", 0),
         ("FP16", 1),
         ("BF16", 2),

@@ -63,7 +63,7 @@ _CAUSE = "The above exception was the direct cause of the following exception:"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellOutcome:
     """What came of a training.
 
     Attributes:
@@ -81,7 +81,7 @@ class Outcome:
     is_expected: bool = True
 
     @classmethod
-    def of_result(cls, cell: Cell, result: dict[str, Any]) -> Outcome:
+    def of_result(cls, cell: Cell, result: dict[str, Any]) -> CellOutcome:
         """What result.json says."""
         reason, accuracy = str(result.get("reason", "")), result.get("final_accuracy")
         return cls(cell, str(result.get("status")), reason, accuracy, is_expected=is_result(cell, result))
@@ -169,15 +169,15 @@ class Runner:
                 return False
         return True
 
-    def _outcome(self, cell: Cell, progress: RunProgress) -> Outcome:
+    def _outcome(self, cell: Cell, progress: RunProgress) -> CellOutcome:
         result = self.folder.result(cell)
         if result is not None:
-            return Outcome.of_result(cell, result)
+            return CellOutcome.of_result(cell, result)
         missing = self._missing[cell.kind.name]
         if missing is not None:
             self._write_down(cell, self.folder.empty(cell), "skipped", missing)
             progress.end(_name(cell), f"skipped: {missing}")
-            return Outcome(cell, "skipped", missing)
+            return CellOutcome(cell, "skipped", missing)
         progress.begin(_name(cell), self.estimate_s())
         if why := self.folder.why_again(cell):
             progress.say(f"{_name(cell)}: made again, {why}")
@@ -197,7 +197,7 @@ class Runner:
                 progress.say(f"  | {line}")
         return outcome
 
-    def _make(self, cell: Cell, progress: RunProgress) -> tuple[Outcome, Ended]:
+    def _make(self, cell: Cell, progress: RunProgress) -> tuple[CellOutcome, Ended]:
         """One training with its evaluation, from an empty folder."""
         folder = self.folder.empty(cell)
         prepare(cell, folder, self._study.path.parent)
@@ -232,24 +232,24 @@ class Runner:
             self._pace.learn(estimated_s, ended.wall_s + measured.wall_s)
         return outcome, ended
 
-    def _measured(self, cell: Cell, folder: CellFolder, reason: str, measured: Ended) -> Outcome:
+    def _measured(self, cell: Cell, folder: CellFolder, reason: str, measured: Ended) -> CellOutcome:
         """What result.json says, if the evaluation has written one."""
         result = read_json(folder.result_json)
         if measured.exit_code != 0 or result is None:
             reason = reason or f"its evaluation failed: {_error_in(folder) or f'exit code {measured.exit_code}'}"
             self._write_down(cell, folder, "failed", reason)
-            return Outcome(cell, "failed", reason, is_expected=False)
+            return CellOutcome(cell, "failed", reason, is_expected=False)
         remove_snapshots(folder)
-        return Outcome.of_result(cell, result)
+        return CellOutcome.of_result(cell, result)
 
     @staticmethod
     def _write_down(cell: Cell, folder: CellFolder, status: str, reason: str) -> None:
         """The result of a training that could not be measured, for the report."""
         write_json(folder.result_json, {"cell": cell.to_json(), "status": status, "reason": reason})
 
-    def _summarise(self, outcomes: Sequence[Outcome], console: Console) -> None:
+    def _summarise(self, outcomes: Sequence[CellOutcome], console: Console) -> None:
         """One line per row, and what to do next."""
-        rows: dict[str, list[Outcome]] = {}
+        rows: dict[str, list[CellOutcome]] = {}
         for outcome in outcomes:
             rows.setdefault(outcome.cell.row, []).append(outcome)
         width = max(map(len, rows))
@@ -274,7 +274,7 @@ def _name(cell: Cell) -> str:
     return f"{cell.row} (seed {cell.seed})"
 
 
-def _shown(outcome: Outcome) -> str:
+def _shown(outcome: CellOutcome) -> str:
     if outcome.status == "done" and outcome.accuracy is not None:
         return f"done, {outcome.accuracy:.2%}"
     return f"{outcome.status}: {outcome.reason}"

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from dpwa.config.sections import Section
+from dpwa.config.sections import Options
 
 __all__ = ["CommonSettings", "KillOptions", "LabelOptions", "PartitionOptions", "Settings", "SlowOptions"]
 
 
-class PartitionOptions(Section):
+class PartitionOptions(Options):
     """Which samples each node holds; a word alone is the kind."""
 
     kind: Literal["iid", "classes", "dirichlet", "quantity"] = Field("iid", description="How samples are dealt out.")
@@ -33,28 +33,28 @@ class PartitionOptions(Section):
         return {"kind": value} if isinstance(value, str) else value
 
 
-class SlowOptions(Section):
+class SlowOptions(Options):
     """A node that is slower than the others."""
 
     node: int = Field(ge=1, description="Number of the node, from 1.")
     factor: float = Field(gt=1, le=1000, description="How many times as long its steps take.")
 
 
-class KillOptions(Section):
+class KillOptions(Options):
     """A node that is killed."""
 
     node: int = Field(ge=1, description="Number of the node, from 1.")
     at: float = Field(gt=0, lt=1, description="After which share of its own steps.")
 
 
-class LabelOptions(Section):
+class LabelOptions(Options):
     """A node some of whose labels are wrong."""
 
     node: int = Field(ge=1, description="Number of the node, from 1.")
     share: float = Field(gt=0, le=1, description="Share of its labels that are replaced by another class.")
 
 
-class CommonSettings(Section):
+class CommonSettings(Options):
     """What a study file may set for all of its rows, or for one."""
 
     model_config = ConfigDict(populate_by_name=True)  # `lambda` is no name for Python

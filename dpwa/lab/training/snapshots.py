@@ -19,13 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["Snapshot", "read_snapshot", "read_steps", "write_snapshot", "write_steps"]
+__all__ = ["SavedModel", "read_snapshot", "read_steps", "write_snapshot", "write_steps"]
 
 _STEP_KINDS = {"loss": "float32", "right": "int32", "count": "int32", "end_s": "float64"}
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class SavedModel:
     """One model that a process has put down.
 
     Attributes:
@@ -67,13 +67,13 @@ def write_snapshot(
     draft.replace(path)
 
 
-def read_snapshot(path: Path) -> Snapshot | None:
+def read_snapshot(path: Path) -> SavedModel | None:
     """The model in a file; None if there is no such file."""
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
         header = {key: float(value) for key, value in (file.metadata() or {}).items()}
-        return Snapshot({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118
+        return SavedModel({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118
 
 
 def write_steps(path: Path, columns: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from dpwa.config.cluster import ClusterConfig
 from dpwa.lab.strategies.federated.client import FederatedClient
 from dpwa.lab.strategies.federated.node import FederatedNode
-from dpwa.lab.strategies.federated.server import Client, FederatedServer
+from dpwa.lab.strategies.federated.server import FederatedServer, Participant
 from dpwa.lab.study.cell import Cell, CellFolder
 from dpwa.lab.training.client_schedule import Schedule
 from dpwa.lab.training.recording import Recorder
@@ -54,7 +54,9 @@ def serve(cell: Cell, folder: CellFolder, shard_sizes: Sequence[int], model: nn.
     names = cell.process_names
     node = _make_node(folder, names[-1], model)
     try:
-        clients = [Client(name, size) for name, size in zip(names, shard_sizes, strict=False)]  # the server has none
+        clients = [
+            Participant(name, size) for name, size in zip(names, shard_sizes, strict=False)
+        ]  # the server has none
         schedule = Schedule.of(cell.settings, cell.seed)
         server = FederatedServer(node, schedule, clients, batch_size=cell.settings.batch_size)
         server.run(Recorder(folder, names, names[-1], model, rounds=cell.rounds, bytes_sent=lambda: server.bytes_sent))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from dpwa.methods.base import Arrival, Blend, Conservation, Kind, Method, Plan
+from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
 from dpwa.snapshot.state import State
 from dpwa.topology.neighbourhood import Neighbourhood
 
@@ -54,7 +54,7 @@ class FederatedRounds(Method):
         missed: whose model of the last gathering did not come, as a number.
     """
 
-    kind = Kind.GATHER
+    kind = ExchangeKind.GATHER
     conservation = Conservation.ROW
     heeds_age = False  # clients train in some rounds and the server in none: the rounds say who gets whose model
 
@@ -76,7 +76,7 @@ class FederatedRounds(Method):
             weights: whose models, and how much each counts; they need not sum up to 1.
             wait_s: until then they must have come.
         """
-        self.planned = Plan(Kind.GATHER, peers=weights, wait_s=wait_s)
+        self.planned = Plan(ExchangeKind.GATHER, peers=weights, wait_s=wait_s)
         self.missed = len(weights)
 
     @property

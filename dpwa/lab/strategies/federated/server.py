@@ -15,7 +15,7 @@ from dpwa.lab.strategies.federated.node import FederatedNode
 from dpwa.lab.strategies.federated.rounds import round_of_model, round_of_work, samples_of
 from dpwa.lab.training.client_schedule import Schedule
 
-__all__ = ["Client", "FederatedServer", "ServerWatch"]
+__all__ = ["FederatedServer", "Participant", "ServerWatch"]
 
 _logger = logging.getLogger("dpwa")
 
@@ -31,7 +31,7 @@ class ServerWatch(Protocol):
 
 
 @dataclass(frozen=True)
-class Client:
+class Participant:
     """What the server knows of a client.
 
     Attributes:
@@ -56,7 +56,9 @@ class FederatedServer:
         gone: clients that died, or were slower than the deadline of a round, with the round. They are not asked again.
     """
 
-    def __init__(self, node: FederatedNode, schedule: Schedule, clients: Sequence[Client], *, batch_size: int) -> None:
+    def __init__(
+        self, node: FederatedNode, schedule: Schedule, clients: Sequence[Participant], *, batch_size: int
+    ) -> None:
         self.gone: dict[str, int] = {}
         self._node = node
         self._schedule = schedule
@@ -91,7 +93,7 @@ class FederatedServer:
             watch.round_done(round_, samples=samples)
         self._node.finish()
 
-    def _average(self, round_: int, clients: Sequence[Client]) -> list[Client]:
+    def _average(self, round_: int, clients: Sequence[Participant]) -> list[Participant]:
         """Take the mean of what clients have learned, weighted by their samples; those that have answered."""
         total = sum(client.shard_size for client in clients)
         weights = {client.name: client.shard_size / total for client in clients}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.exchange.messages import MAX_WINDOW
-from dpwa.exchange.parts import CHUNK_BYTES, RUN, Part, Rotation, chunk_count
+from dpwa.exchange.slices import CHUNK_BYTES, RUN, Rotation, Slice, chunk_count
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
 from dpwa.snapshot.layout import Layout, Role, TensorSpec
@@ -120,7 +120,7 @@ def test_a_fraction_of_one_is_the_whole_snapshot_in_one_range():
     assert part == rotation.whole()
     assert part.is_whole
     assert part.ranges == ((0, chunk_count(layout.total_bytes, part.chunk_bytes)),)
-    assert not Part(64, ((0, 1),), 0.5).is_whole
+    assert not Slice(64, ((0, 1),), 0.5).is_whole
 
 
 def test_a_model_of_buffers_alone_is_always_pulled_whole():

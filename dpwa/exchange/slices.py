@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dpwa.exchange.messages import MAX_CHUNK_BYTES, MAX_WINDOW
 from dpwa.snapshot.layout import Layout, Role
 
-__all__ = ["RUN", "Part", "Rotation", "chunk_count"]
+__all__ = ["RUN", "Rotation", "Slice", "chunk_count"]
 
 # The largest frame allowed moves fastest: measured on 44.7 and 250 MB over loopback, 1 MiB 13 and 117 ms, 512 KiB 14
 # and 150 ms, 256 KiB 15 and 154 ms, 128 KiB 20 and 200 ms.
@@ -36,7 +36,7 @@ def chunk_count(total_bytes: int, chunk_bytes: int) -> int:
 
 
 @dataclass(frozen=True)
-class Part:
+class Slice:
     """What to pull.
 
     Attributes:
@@ -96,11 +96,11 @@ class Rotation:
         self._first_of_buffers = min(buffers) // self._chunk_bytes if buffers else None
         self._first = rng.randrange(max(1, self._pieces))
 
-    def whole(self) -> Part:
+    def whole(self) -> Slice:
         """The whole snapshot."""
-        return Part(CHUNK_BYTES, ((0, chunk_count(self._total_bytes, CHUNK_BYTES)),), 1.0)
+        return Slice(CHUNK_BYTES, ((0, chunk_count(self._total_bytes, CHUNK_BYTES)),), 1.0)
 
-    def next(self, fraction: float) -> Part:
+    def next(self, fraction: float) -> Slice:
         """The next part of about this share of the parameters; at least one chunk.
 
         Args:
@@ -113,7 +113,7 @@ class Rotation:
         self._first = (self._first + wanted) % self._pieces
         return part
 
-    def window(self, first: int, wanted: int) -> Part:
+    def window(self, first: int, wanted: int) -> Slice:
         """The part that begins with a piece and has so many, as another node of the same model names it.
 
         Args:
@@ -132,4 +132,4 @@ class Rotation:
             start = max(self._first_of_buffers, *(first + count for first, count in ranges))
             ranges.append((start, chunk_count(self._total_bytes, self._chunk_bytes) - start))
         found = tuple(item for item in ranges if item[1] > 0)
-        return Part(self._chunk_bytes, found, wanted / pieces, (first, wanted))
+        return Slice(self._chunk_bytes, found, wanted / pieces, (first, wanted))
