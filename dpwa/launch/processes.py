@@ -208,7 +208,8 @@ class Supervisor:
 
     def _end_groups(self, signal_number: int) -> None:
         self._stop_signal = signal_number  # a node that is being started at this moment gets it when it is known
-        for group in self._groups:
+        for group, output in self._groups.items():
+            output.folds_interrupts = True
             signal_group(group, signal_number)
 
     def _end_late(self, loop: asyncio.AbstractEventLoop, *, has_told: bool = False) -> None:

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwa.launch import output
-from dpwa.launch.output import LINE_LIMIT, LinePrinter, LineSplitter, NodeOutput, printable
+from dpwa.launch.folding import LINE_LIMIT, LineSplitter
+from dpwa.launch.output import LinePrinter, NodeOutput, printable
 from dpwa.observe.bounded_file import generations
 
 
