@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.launch.endings import ending_of, remarks
-from dpwa.launch.output import LinePrinter
+from dpwa.launch.output import LinePrinter, prefix_chars
 from dpwa.launch.ports import port_problem
 from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
+from dpwa.launch.terminal import size_variables
 from dpwa.launch.this_host import local_node_names
 from dpwa.node.run_token import make_token
 from dpwa.observe.journal import OUTPUT_FILE, node_folder, output_max_bytes
@@ -120,6 +121,7 @@ def node_commands(
     """
     common = dict(os.environ)
     common.update(_thread_limits(common, len(names)))
+    common.update(size_variables(prefix_chars(names), common))
     common.setdefault("PYTHONUNBUFFERED", "1")  # else a node's lines come in blocks, and the last ones never
     common["DPWA_CONFIG"] = str((config_path or run_dir / _CONFIG_NAME).absolute())
     common["DPWA_RUN_DIR"] = str(run_dir.absolute())

@@ -29,7 +29,7 @@ from dpwa.observe.bounded_file import BoundedFile
 from dpwa.observe.journal import DEFAULT_MAX_BYTES, output_max_bytes
 from dpwa.observe.steady_file import LostBytes, SteadyFile
 
-__all__ = ["STUCK_S", "LinePrinter", "NodeOutput", "OutputPipe", "printable"]
+__all__ = ["STUCK_S", "LinePrinter", "NodeOutput", "OutputPipe", "prefix_chars", "printable"]
 
 STUCK_S = 2.0
 """A reader that takes nothing for this long is taken to have stopped, in seconds."""
@@ -37,6 +37,7 @@ STUCK_S = 2.0
 OUTPUT_MAX_BYTES = output_max_bytes(DEFAULT_MAX_BYTES)
 """What is kept of a node's output unless the cluster file says otherwise."""
 
+_SEPARATOR = " | "
 _ROOM_POLL_S = 0.05
 _QUEUE_LIMIT_LINES = 2000
 _WRITE_BYTES = 4096  # small writes, so that a slow reader is seen to make progress
@@ -47,6 +48,11 @@ _CONTROL = re.compile(
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # window titles, links
     r"|[\x00-\x08\x0a-\x1f\x7f-\x9f]"  # the rest, except the tab
 )
+
+
+def prefix_chars(names: Sequence[str]) -> int:
+    """Characters before each line that is shown."""
+    return max((len(name) for name in names), default=0) + len(_SEPARATOR)
 
 
 def printable(line: str) -> str:
@@ -190,8 +196,8 @@ class LinePrinter:
         self, descriptor: int, names: Sequence[str], *, has_colours: bool, on_reader_gone: Callable[[], None]
     ) -> None:
         self._descriptor = descriptor
-        width = max((len(name) for name in names), default=0)
-        self._prefixes = {name: f"{name:<{width}} | " for name in names}
+        width = prefix_chars(names) - len(_SEPARATOR)
+        self._prefixes = {name: f"{name:<{width}}{_SEPARATOR}" for name in names}
         self._line_end = "\n"
         if has_colours:
             for index, name in enumerate(names):
