@@ -12,6 +12,7 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -47,6 +48,11 @@ __all__ = [
 
 _RUNS_DIR = Path("runs")
 _CONFIG_NAME = "config.yaml"
+
+_PYTHONS = ("python", "python3")
+_HAS_NONE = 3
+# Without the current folder: a script's own folder stands in its place.
+_HAS_DPWA = f"import sys; del sys.path[0]; from importlib.util import find_spec; sys.exit({_HAS_NONE} * (find_spec('dpwa') is None))"
 
 _END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PASSED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -88,6 +94,7 @@ def launch(
     problems = [*_command_problems(argv), *_port_problems(config, chosen, cluster_file)]
     if problems:
         raise ConfigError(problems)
+    argv = _with_a_python_that_has_dpwa(argv)
     run_dir = make_run_dir(config, run_dir)
     if len(chosen) == len(config.nodes):  # else nodes of other launches would have no way to know it
         make_token(run_dir)
@@ -246,6 +253,21 @@ def _command_problems(argv: Sequence[str]) -> list[str]:
         return [f"cannot start {argv[0]}: there is no such program, or it is not executable; correct the command"]
     hint = f"; the Python that runs dpwa is {sys.executable}" if argv[0].startswith("python") else ""
     return [f"cannot start {argv[0]}: there is no such program in PATH; correct the command{hint}"]
+
+
+def _with_a_python_that_has_dpwa(argv: Sequence[str]) -> Sequence[str]:
+    """The command; with this Python for one that has no dpwa, as when an environment was not activated."""
+    found = shutil.which(argv[0])
+    if argv[0] not in _PYTHONS or found in (None, sys.executable):
+        return argv
+    # Asked, and not compared by links: a virtual environment's python is a link to one that knows other packages.
+    asked = subprocess.run([found, "-c", _HAS_DPWA], check=False, capture_output=True, stdin=subprocess.DEVNULL)
+    if asked.returncode != _HAS_NONE:
+        return argv
+    _tell(
+        f"dpwa: {found} has no dpwa, so {sys.executable} runs the command; activate its environment, or name a Python"
+    )
+    return [sys.executable, *argv[1:]]
 
 
 def _port_problems(config: ClusterConfig, names: Sequence[str], cluster_file: Path) -> list[str]:

@@ -6,9 +6,11 @@ Must not know: the config, processes. Runs in: any thread.
 from __future__ import annotations
 
 import errno
+import os
 import random
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 from dpwa.errors import DpwaError
 
@@ -19,6 +21,9 @@ LAST_PORT = 29999
 """Ports are taken from below the range that the kernel gives to outgoing connections (Linux: from 32768 up). A port
 inside that range can be taken by any connection at any moment between our test and the node's start; a node that
 tries to reach a peer that is not up yet could even be given the peer's port and connect to itself."""
+
+
+_LISTENS = "0A"  # a state in /proc/net/tcp
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
@@ -82,9 +87,30 @@ def port_problem(host: str, port: int) -> str | None:
 
 def _explain(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use; stop the program that holds it or change the port"
+        holder = _holder_of(port)
+        who = "the program that holds it" if holder is None else holder
+        return f"port {port} on {host} is in use; stop {who} or change the port"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{host} is not an address of this machine; start this node on its own host or correct the host"
     if error.errno == errno.EACCES:
         return f"port {port} on {host} needs more rights than this user has; choose a port from 1024 up"
     return f"cannot listen on {host}:{port}: {error.strerror}; correct the host or the port"
+
+
+def _holder_of(port: int) -> str | None:
+    """The process that listens on a port, as "process 1234 (python)"; None where that cannot be seen."""
+    sockets = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening_inodes(table, port)}
+    for folder in Path("/proc").glob("[0-9]*") if sockets else ():
+        with suppress(OSError):  # it has ended, or belongs to somebody else
+            if any(os.readlink(entry) in sockets for entry in (folder / "fd").iterdir()):
+                return f"process {folder.name} ({(folder / 'comm').read_text().strip()})"
+    return None
+
+
+def _listening_inodes(table: str, port: int) -> list[str]:
+    try:
+        lines = Path("/proc/net", table).read_text().splitlines()[1:]
+    except OSError:  # not Linux
+        return []
+    columns = [line.split() for line in lines]
+    return [row[9] for row in columns if row[3] == _LISTENS and int(row[1].rpartition(":")[2], 16) == port]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from dpwa.launch import ports
 from dpwa.launch.ports import FIRST_PORT, LAST_PORT, free_ports, port_problem
 from dpwa.launch.this_host import is_local, local_node_names
 
+LINUX = sys.platform == "linux"
 ELSEWHERE = "203.0.113.77"  # TEST-NET-3: nobody's address
 
 
@@ -88,9 +92,13 @@ def test_a_port_just_left_by_a_server_with_a_client_is_no_problem() -> None:
 def test_a_port_in_use_is_named_with_its_host_and_a_way_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert port_problem("localhost", port) == (
-            f"port {port} on localhost is in use; stop the program that holds it or change the port"
-        )
+        problem = port_problem("localhost", port)
+    who = (
+        f"process {os.getpid()} ({Path('/proc/self/comm').read_text().strip()})"
+        if LINUX
+        else "the program that holds it"
+    )
+    assert problem == f"port {port} on localhost is in use; stop {who} or change the port"
 
 
 @pytest.mark.parametrize(
