@@ -52,7 +52,10 @@ _CONFIG_NAME = "config.yaml"
 _PYTHONS = ("python", "python3")
 _HAS_NONE = 3
 # Without the current folder: a script's own folder stands in its place.
-_HAS_DPWA = f"import sys; del sys.path[0]; from importlib.util import find_spec; sys.exit({_HAS_NONE} * (find_spec('dpwa') is None))"
+_HAS_DPWA = (
+    "import sys; from importlib.util import find_spec; del sys.path[0]; "
+    f"sys.exit({_HAS_NONE} * (find_spec('dpwa') is None))"
+)
 
 _END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PASSED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)

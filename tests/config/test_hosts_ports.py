@@ -16,7 +16,6 @@ from dpwa.launch import ports
 from dpwa.launch.ports import FIRST_PORT, LAST_PORT, free_ports, port_problem
 from dpwa.launch.this_host import is_local, local_node_names
 
-LINUX = sys.platform == "linux"
 ELSEWHERE = "203.0.113.77"  # TEST-NET-3: nobody's address
 
 
@@ -93,11 +92,9 @@ def test_a_port_in_use_is_named_with_its_host_and_a_way_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         problem = port_problem("localhost", port)
-    who = (
-        f"process {os.getpid()} ({Path('/proc/self/comm').read_text().strip()})"
-        if LINUX
-        else "the program that holds it"
-    )
+    who = "the program that holds it"
+    if sys.platform == "linux":
+        who = f"process {os.getpid()} ({Path('/proc/self/comm').read_text().strip()})"
     assert problem == f"port {port} on localhost is in use; stop {who} or change the port"
 
 
