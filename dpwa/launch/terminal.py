@@ -16,7 +16,7 @@ import struct
 import sys
 import termios
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 __all__ = ["QuietInput", "size_variables"]
 
@@ -74,8 +74,10 @@ def _is_terminal() -> bool:
 
 
 def _pseudo_terminal(prefix_chars: int) -> tuple[int, int]:
-    other_end, descriptor = os.openpty()
-    try:
+    with ExitStack() as undo:
+        other_end, descriptor = os.openpty()
+        for end in (other_end, descriptor):
+            undo.callback(os.close, end)
         attributes = termios.tcgetattr(descriptor)
         attributes[3] &= ~termios.ECHO
         termios.tcsetattr(descriptor, termios.TCSANOW, attributes)
@@ -83,8 +85,5 @@ def _pseudo_terminal(prefix_chars: int) -> tuple[int, int]:
         size = struct.pack("HHHH", lines, max(_LEAST_COLUMNS, columns - prefix_chars), 0, 0)
         fcntl.ioctl(descriptor, termios.TIOCSWINSZ, size)  # termios.tcsetwinsize needs Python 3.11
         os.write(other_end, _END_OF_INPUT * _ENDS)
-    except BaseException:
-        os.close(other_end)
-        os.close(descriptor)
-        raise
+        undo.pop_all()
     return other_end, descriptor
