@@ -162,7 +162,7 @@ def topology() -> None:
     help="The picture.",
 )
 def draw(cluster_file: Path, output: Path) -> None:
-    """Draw the graph of a cluster file beside its matrix."""
+    """Draw the graph of a cluster file and its matrix."""
     from dpwa.config.cluster import ClusterConfig  # noqa: PLC0415 - see the module docstring
 
     config = ClusterConfig.load(cluster_file)
@@ -187,7 +187,7 @@ _study = click.argument("study", metavar="STUDY.yaml", type=click.Path(path_type
 @click.option("--strategies", "is_of_strategies", is_flag=True, help="List the strategies that a study can name.")
 @click.argument("studies", metavar="[STUDY.yaml]...", nargs=-1, type=click.Path(path_type=Path))
 def list_(*, is_of_strategies: bool, studies: tuple[Path, ...]) -> None:
-    """List the studies that come along, and what each costs in time."""
+    """List the bundled studies and how long each takes."""
     from dpwa.lab import commands  # noqa: PLC0415 - see the module docstring
 
     if is_of_strategies:

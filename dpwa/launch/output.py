@@ -9,7 +9,7 @@ The rules, in the order of the data:
   pager that waits) does not: after `STUCK_S` lines are left out of what is shown, and counted.
 
 Must not know: nodes as processes, the config. All runs in the event loop's thread, except that `LinePrinter`
-is called from there and writes in a thread of its own, because a write to a terminal can block for ever
+is called from there and writes in a thread of its own, because a write to a terminal can block forever
 and the loop has signals to answer.
 """
 
@@ -103,7 +103,7 @@ class NodeOutput:
             self._log = None
 
     def _tell_lost(self, error: OSError) -> None:
-        self.show(f"[dpwa] the output of this node is no longer kept, until that works again: {error}")
+        self.show(f"[dpwa] the output of this node is not being kept until this is mended: {error}")
 
     def _tell_resumed(self, loss: LostBytes) -> None:
         self.show(f"[dpwa] the output of this node is kept again; {loss.count} bytes are missing")
@@ -157,7 +157,7 @@ class OutputPipe(asyncio.Protocol):
 
         Args:
             timeout_s: longest wait for the end of the stream. A process that left the node's group may hold the
-                pipe open for ever; what it prints later is nobody's.
+                pipe open forever; what it prints later is dropped.
         """
         if self._transport is None:
             return

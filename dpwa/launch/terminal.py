@@ -1,8 +1,8 @@
-"""The terminal that nodes see: its size, and a standard input at which nobody types.
+"""The terminal that nodes see: its size, and a standard input without a keyboard.
 
-Training scripts ask for the width of the terminal, by COLUMNS, or of their standard input as `stty size` does. When the
-launcher stands in a terminal its nodes get one, too: a pseudo-terminal of the size that is left beside the prefixes.
-Reading from it finds the end of the input at once, as from /dev/null: N nodes cannot share one keyboard.
+Training scripts ask for the width of the terminal, by COLUMNS, or of their standard input as `stty size` does. If the
+launcher runs in a terminal its nodes get one too: a pseudo-terminal as wide as the space beside the prefixes. Reading
+from it returns the end of the input at once, as from /dev/null, because N nodes cannot share one keyboard.
 
 Must not know: nodes, processes. Runs in: the launcher's main thread.
 """
@@ -28,7 +28,7 @@ _LEAST_COLUMNS = 20
 
 
 def size_variables(prefix_chars: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """COLUMNS and LINES for processes whose lines are shown with a prefix; none if nobody looks, or they are set.
+    """COLUMNS and LINES for processes whose lines are shown with a prefix; none if the output is no terminal, or if they are set already.
 
     Args:
         prefix_chars: characters before each line.

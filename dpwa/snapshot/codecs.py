@@ -123,7 +123,7 @@ def decode(codec: Codec, dtype: str, data: memoryview, out: _Array) -> None:
 
 
 def _travels_as(codec: Codec, dtype: str) -> str:
-    """The dtype on the wire, for every codec but INT8. What has two bytes already stays as it is."""
+    """The dtype on the wire, for every codec but INT8. Two-byte dtypes stay as they are."""
     if dtype in ("float64", "float32"):
         return _NARROWED_TO.get(codec, dtype)
     return dtype

@@ -1,7 +1,7 @@
 """The arithmetic of a blend, up to the last multiply-add that the trainer does itself.
 
 A `Staging` takes a peer's snapshot piece by piece, as it arrives, and makes of it what the trainer adds or
-interpolates in one pass: for parameters under delta blending the difference to the own snapshot of the exchange, else
+interpolates in one pass: for parameters under delta blending the difference to this node's snapshot of the exchange, else
 the peer's values. Working piece by piece keeps the numbers in the processor's cache and needs no buffer for the peer's
 own bytes. Half precision becomes float32 here, because `factor * (peer - own)` falls below the resolution of bfloat16
 near consensus.
@@ -95,7 +95,7 @@ class Staging:
 
     @property
     def distance(self) -> float | None:
-        """Distance of the peer's parameters from the own ones, relative to these; None if it was not measured."""
+        """Distance of the peer's parameters from this node's, relative to the latter; None if it was not measured."""
         difference, own = self._squares
         return math.sqrt(difference / own) if own > 0 else None
 
@@ -103,7 +103,7 @@ class Staging:
         """Forget the last exchange.
 
         Args:
-            reference: the own snapshot of this exchange; None where no differences are made.
+            reference: this node's snapshot of this exchange; None if no differences are made.
             whole: every byte will be accepted. Otherwise the differences that do not come are zero.
         """
         self._own = np.frombuffer(reference or b"", np.uint8)
@@ -177,7 +177,7 @@ class Staging:
         self._own = np.empty(0, np.uint8)
 
     def finish(self) -> bool:
-        """Whether everything that was accepted, and the own snapshot beside it, was finite: then it may be blended."""
+        """Whether all accepted values, and this node's snapshot beside them, were finite and so may be blended."""
         self._own = np.empty(0, np.uint8)  # lets go of the reference's buffer
         return self._is_finite
 
