@@ -14,7 +14,7 @@ __all__ = ["blamed"]
 
 
 class blamed:  # noqa: N801  (used as a statement; a generator would cost every step of the training twice as much)
-    """Whatever is raised inside becomes a `ConfigError` that names the culprit, so that it is not mistaken for a bug of dpwa.
+    """Whatever is raised inside becomes a `ConfigError` that names the class: it is no bug of dpwa.
 
     Args:
         owner: the class that is called. For one of dpwa's own, the error stays as it is: its traceback is what helps.

@@ -103,7 +103,7 @@ class NodeOutput:
             self._log = None
 
     def _tell_lost(self, error: OSError) -> None:
-        self.show(f"[dpwa] the output of this node is not being kept until this is mended: {error}")
+        self.show(f"[dpwa] the output of this node is not being kept until that works again: {error}")
 
     def _tell_resumed(self, loss: LostBytes) -> None:
         self.show(f"[dpwa] the output of this node is kept again; {loss.count} bytes are missing")

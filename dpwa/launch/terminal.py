@@ -28,7 +28,9 @@ _LEAST_COLUMNS = 20
 
 
 def size_variables(prefix_chars: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """COLUMNS and LINES for processes whose lines are shown with a prefix; none if the output is no terminal, or if they are set already.
+    """COLUMNS and LINES for processes whose lines are shown with a prefix.
+
+    None of them if the output is not a terminal, or if they are set already.
 
     Args:
         prefix_chars: characters before each line.
