@@ -3,8 +3,8 @@
 A `Staging` takes a peer's snapshot piece by piece as it arrives and turns it into what the trainer adds or
 interpolates in one pass: under delta blending, the difference between the peer's parameters and this node's snapshot of
 the exchange; otherwise the peer's values. Working piece by piece keeps the numbers in the processor's cache and needs
-no buffer for the peer's bytes. Half precision becomes float32 here, because `factor * (peer - own)` falls below the resolution of bfloat16
-near consensus.
+no buffer for the peer's bytes. Half precision becomes float32 here, because `factor * (peer - own)` falls below the
+resolution of bfloat16 near consensus.
 
 Must not know: sockets, threads, torch. Runs in: the thread that performs the exchange.
 """
