@@ -15,12 +15,15 @@ import traceback
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dpwa._version import __version__
 from dpwa.errors import ConfigError, DpwaError
+
+if TYPE_CHECKING:
+    from dpwa.observe.saved import Weighting
 
 __all__ = ["main"]
 
@@ -144,6 +147,32 @@ def check(cluster_file: Path) -> None:
 
     config = ClusterConfig.load(cluster_file)
     click.echo(describe(config, local_node_names(config)))
+
+
+@main.command()
+@click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The averaged model.  [default: average.safetensors in RUN_DIR]",
+)
+@click.option(
+    "--weights",
+    "weighting",
+    type=click.Choice(["equal", "clock", "mass"]),
+    default="equal",
+    show_default=True,
+    help="How much each node's model counts: the same, by its age, or by its mass (gosgd, sgp).",
+)
+@click.option("--evaluate", metavar="MODULE:FUNCTION", help="Call this with each state dict and show the result.")
+def average(*, run_dir: Path, output: Path | None, weighting: Weighting, evaluate: str | None) -> None:
+    """Average the models that the nodes of a run have saved."""
+    with _needing({"torch"}, "dpwa average", "torch"):
+        from dpwa.launch.average import average_run  # noqa: PLC0415 - see the module docstring
+
+        for line in average_run(run_dir, output or run_dir / "average.safetensors", weighting, evaluate):
+            click.echo(line)
 
 
 @main.group()
