@@ -112,7 +112,7 @@ def test_models_that_differ_or_hold_nan_are_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"0\.bias is of shape \[2\] in .*w1.* and missing in .*w2"):
         average_models(paths)
     save_model(_model(float("nan")), paths[1])
-    with pytest.raises(ConfigError, match=r"w2.*: 0\.weight holds NaN"):
+    with pytest.raises(ConfigError, match=r"w2.*: 0\.bias holds NaN"):
         average_models(paths)
     with pytest.raises(ConfigError, match="expected at least one file"):
         average_models([])
