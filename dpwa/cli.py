@@ -138,6 +138,19 @@ def launch(
 
 
 @main.command()
+@click.argument("count", metavar="COUNT", type=click.IntRange(1, 4096), default=4)
+def init(count: int) -> None:
+    """Print a cluster file for COUNT nodes on this machine (default: 4).
+
+    dpwa init 4 > cluster.yaml
+    """
+    from dpwa.config.cluster import FIRST_PORT  # noqa: PLC0415 - see the module docstring
+    from dpwa.config.starter import starter_file  # noqa: PLC0415
+
+    click.echo(starter_file(count, FIRST_PORT), nl=False)
+
+
+@main.command()
 @_cluster_file
 def check(cluster_file: Path) -> None:
     """Check a cluster file and say what it would do."""

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from dpwa.errors import DpwaError
 
-__all__ = ["FIRST_PORT", "LAST_PORT", "free_ports", "port_problem"]
+__all__ = ["HIGHEST_PORT", "LOWEST_PORT", "free_ports", "port_problem"]
 
-FIRST_PORT = 20000
-LAST_PORT = 29999
+LOWEST_PORT = 20000
+HIGHEST_PORT = 29999
 """Ports are taken from below the range that the kernel gives to outgoing connections (Linux: from 32768 up). A port
 inside that range can be taken by any connection at any moment between our test and the node's start; a node that
 tries to reach a peer that is not up yet could even be given the peer's port and connect to itself."""
@@ -39,7 +39,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     Raises:
         DpwaError: there are not that many.
     """
-    candidates = list(range(FIRST_PORT, LAST_PORT + 1))
+    candidates = list(range(LOWEST_PORT, HIGHEST_PORT + 1))
     # Random, so that two launches at the same moment rarely try the same; no result depends on it.
     random.shuffle(candidates)
     ports: list[int] = []
@@ -47,7 +47,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
         while len(ports) < count:
             if not candidates:
                 raise DpwaError(
-                    f"looking for {count} free ports on {host} from {FIRST_PORT} to {LAST_PORT}: found only "
+                    f"looking for {count} free ports on {host} from {LOWEST_PORT} to {HIGHEST_PORT}: found only "
                     f"{len(ports)}; end programs that hold ports, or name the ports in a cluster file"
                 )
             probe = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
