@@ -135,11 +135,13 @@ def node_commands(
     common.setdefault("PYTHONUNBUFFERED", "1")  # else a node's lines come in blocks, and the last ones never
     common["DPWA_CONFIG"] = str((config_path or run_dir / _CONFIG_NAME).absolute())
     common["DPWA_RUN_DIR"] = str(run_dir.absolute())
+    common["DPWA_WORLD_SIZE"] = str(len(config.nodes))
+    ranks = {node.name: rank for rank, node in enumerate(config.nodes)}
     return [
         NodeCommand(
             name=config.node(name).name,
             argv=tuple(argv),
-            environment={**common, "DPWA_NODE": name},
+            environment={**common, "DPWA_NODE": name, "DPWA_RANK": str(ranks[name])},
             output_path=_output_path(run_dir, name).absolute(),
             output_max_bytes=output_max_bytes(config.journal_max_bytes),
         )

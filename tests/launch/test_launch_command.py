@@ -216,6 +216,13 @@ def test_every_port_in_use_gives_a_line_and_nothing_is_started(folder: Path) -> 
     assert not (folder / "runs").exists()
 
 
+def test_each_node_finds_its_rank_and_the_size_of_the_whole_cluster(folder: Path) -> None:
+    with_nodes(folder, *(f"name: {name}, port: {port}" for name, port in zip("cab", free_ports(3), strict=True)))
+    code = "import os; print(os.environ['DPWA_NODE'], os.environ['DPWA_RANK'], os.environ['DPWA_WORLD_SIZE'])"
+    done = launch(folder, "cluster.yaml", "--node", "a", "--node", "b", "--", sys.executable, "-c", code)
+    assert sorted(done.stdout.splitlines()) == ["a | a 1 3", "b | b 2 3"]
+
+
 def _python_without_dpwa(folder: Path) -> Path:
     python = folder / "bin" / "python"
     python.parent.mkdir()
