@@ -11,12 +11,10 @@ from __future__ import annotations
 import hmac
 from typing import Final
 
-from dpwa.exchange.lineage import Standing
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.messages import (
     MAX_CHUNK_BYTES,
     NEWEST_ROUND,
-    NO_EXCHANGE,
     TOKEN_BYTES,
     Accepted,
     Busy,
@@ -35,7 +33,9 @@ from dpwa.exchange.messages import (
 )
 from dpwa.exchange.proposals import Answer, Proposals
 from dpwa.methods.base import ExchangeKind
+from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.snapshot.layout import Layout, Snapshot
+from dpwa.snapshot.lineage import Standing
 from dpwa.snapshot.state import State
 
 __all__ = ["Request", "Service"]
@@ -137,7 +137,7 @@ class Service:
             return Mismatch(nonce), None
         if isinstance(request, Propose):
             return self._consider(request), None
-        if request.exchange != NO_EXCHANGE:
+        if request.exchange_id != NO_EXCHANGE:
             return self._answer_for_exchange(request)
         if request.round != NEWEST_ROUND:
             return self._answer_for_round(request, may_wait=may_wait)
@@ -177,7 +177,7 @@ class Service:
         return now_s - snapshot.taken_s > self.step_interval_s / 2
 
     def _answer_for_exchange(self, pull: PullRequest) -> Answered:
-        snapshot = self.proposals.snapshot_for(pull.exchange, pull.node)
+        snapshot = self.proposals.snapshot_for(pull.exchange_id, pull.node)
         if snapshot is None:
             return Past(pull.nonce, self._incarnation, self.finished), None
         return self._offer(pull, snapshot)
@@ -234,8 +234,8 @@ class Service:
 
     def _settle(self, settle: Settle, *, may_wait: bool) -> Answered | None:
         verdict = Verdict.ABORTED
-        if settle.exchange != NO_EXCHANGE:
-            verdict = self.proposals.settle(settle.node, settle.exchange, gives_up=settle.gives_up)
+        if settle.exchange_id != NO_EXCHANGE:
+            verdict = self.proposals.settle(settle.node, settle.exchange_id, gives_up=settle.gives_up)
             if verdict is Verdict.PENDING and may_wait:
                 return None
         return Settled(settle.nonce, self._incarnation, int(verdict), self.finished), None

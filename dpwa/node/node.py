@@ -120,13 +120,11 @@ class Node:
             outer=_outer_momentum(config, model),
             faults=self._faults,
             service=self._service,
-            proposals=self._parts.proposals,
-            standing=self._parts.standing,
+            context=self._parts.context,
             publisher=self._publisher,
             transport=self._transport,
             record=self._record,
             event=self._event,
-            monotonic_s=monotonic_s,
         )
 
     def _snapshot_slots(self) -> int:
@@ -322,13 +320,13 @@ class Node:
 
     def _finish(self, deadline_s: float) -> bool:
         self._service.finished = True
-        flow_control = self._parts.wiring.exchanger.flow_control
+        flow_control = self._parts.context.flow_control
         farewell_s = math.inf
         while True:
             self._boundary.collect(min(_FINISH_PAUSE_S, max(0.0, deadline_s - time.monotonic())))
             present = [peer for peer in self._peers if not flow_control.is_failing(peer)]
             # Both by what peers have answered to this node: anybody could send requests in their names.
-            training = [peer for peer in present if not self._parts.membership[peer].finished]
+            training = [peer for peer in present if not self._parts.context.membership[peer].finished]
             now_s = time.monotonic()
             if not training and self._service.told_finished.issuperset(present):
                 farewell_s = min(farewell_s, now_s + _FAREWELL_S)
@@ -426,7 +424,7 @@ class Node:
             served=counters.served,
             bytes_out=counters.bytes_out + counters.shared_out * self._model.layout.total_bytes,
             protocol_errors=counters.protocol_errors,
-            scores=self._parts.wiring.exchanger.flow_control.scores(),
+            scores=self._parts.context.flow_control.scores(),
             method=self.method.statistics(),
             faults={} if self._faults is None else self._faults.faults.counts(),
             inventory=self._model.inventory,

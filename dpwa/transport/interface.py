@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dpwa.exchange.exchanger import Exchanger
-from dpwa.exchange.result import Ask, Exchange
 from dpwa.exchange.service import Service
+from dpwa.methods.exchange import ExchangeRequest, ExchangeResult
 from dpwa.transport.rx import RxCounters
 
 __all__ = ["Ends", "MakeTransport", "Transport"]
@@ -55,13 +55,13 @@ class Transport(Protocol):
         The trainer does not wait, and `then` may run in another thread. What either raises is a background error.
         """
 
-    def ask(self, ask: Ask) -> None:
+    def ask(self, request: ExchangeRequest) -> None:
         """Have one exchange made; never waits. At most one is under way.
 
         Of a push that the peer accepts the end comes when the peer has taken it.
         """
 
-    def take(self, wait_s: float) -> Exchange | None:
+    def take(self, wait_s: float) -> ExchangeResult | None:
         """An exchange that has ended, an own one or a peer's, waiting at most so long for it; None if there is none."""
 
     def error(self) -> BaseException | None:

@@ -19,7 +19,6 @@ import zmq
 
 from dpwa.errors import InternalError, RemoteProtocolError
 from dpwa.exchange.messages import (
-    NO_EXCHANGE,
     Busy,
     Done,
     Mismatch,
@@ -31,6 +30,7 @@ from dpwa.exchange.messages import (
     Settle,
 )
 from dpwa.exchange.service import Request, Service
+from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.transport.connection_rules import Cause, PeerConnection, framed_bytes
 from dpwa.transport.door import Door, most_connections
 from dpwa.transport.doorbell import Doorbell
@@ -331,8 +331,8 @@ class RxThread:
                 transfer.connection.has_completed = True
                 transfer.connection.last_request_s = now_s
             self._peers.forget(identity)
-            if transfer.pull.exchange != NO_EXCHANGE:
-                self._service.proposals.fetched(transfer.pull.exchange)
+            if transfer.pull.exchange_id != NO_EXCHANGE:
+                self._service.proposals.fetched(transfer.pull.exchange_id)
 
     # --- Transfers that have lasted too long ----------------------------------------------------------------------
 

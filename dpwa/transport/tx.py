@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from dpwa.errors import InternalError, NodeClosed
 from dpwa.exchange.exchanger import Exchanger
-from dpwa.exchange.result import Ask
+from dpwa.methods.exchange import ExchangeRequest
 from dpwa.transport.client import ZmqClient
 from dpwa.transport.doorbell import Doorbell
 
@@ -37,7 +37,7 @@ class TxThread:
         self.error: BaseException | None = None
         self._exchanger = exchanger
         self._make_client = make_client
-        self._jobs: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()  # at most one ask; None: look around
+        self._jobs: queue.SimpleQueue[ExchangeRequest | None] = queue.SimpleQueue()  # at most one request; None: look
         self._stopping = False
         self._bell = Doorbell()
         self._thread = threading.Thread(target=self._run, name=f"dpwa-tx-{name}", daemon=True)
@@ -46,9 +46,9 @@ class TxThread:
         """Start the thread."""
         self._thread.start()
 
-    def ask(self, ask: Ask) -> None:
+    def ask(self, request: ExchangeRequest) -> None:
         """Have an exchange made. The caller has taken the result of the former one."""
-        self._jobs.put(ask)
+        self._jobs.put(request)
 
     def wake(self) -> None:
         """Have the thread look at the proposals."""
@@ -63,7 +63,7 @@ class TxThread:
             self._thread.join(timeout_s)
         if self._thread.is_alive():
             return False
-        self._jobs = queue.SimpleQueue()  # an ask that was not begun holds a snapshot
+        self._jobs = queue.SimpleQueue()  # a request that was not begun holds a snapshot
         self._bell.close()
         return True
 
@@ -83,13 +83,13 @@ class TxThread:
 
     def _do_next(self, client: ZmqClient) -> None:
         """Do one job. A function, so that a thread that waits holds no snapshot's buffer."""
-        ask = self._next_job()
-        if ask is not None:
-            self._exchanger.perform(ask, client)
+        request = self._next_job()
+        if request is not None:
+            self._exchanger.perform(request, client)
         if not self._stopping:
             self._exchanger.work(client)
 
-    def _next_job(self) -> Ask | None:
+    def _next_job(self) -> ExchangeRequest | None:
         deadline_s = self._exchanger.next_deadline_s()
         if deadline_s is None:
             return self._jobs.get()

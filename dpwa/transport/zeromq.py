@@ -16,7 +16,7 @@ import zmq
 from dpwa.config import hosts
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import InternalError
-from dpwa.exchange.result import Ask, Exchange
+from dpwa.methods.exchange import ExchangeRequest, ExchangeResult
 from dpwa.transport.client import ZmqClient
 from dpwa.transport.copy_waiter import CopyWaiter
 from dpwa.transport.doorbell import Doorbell
@@ -87,7 +87,7 @@ class ZmqTransport:
             )
 
         self._tx = TxThread(name=name, exchanger=wiring.exchanger, make_client=make_client)
-        self._results = wiring.exchanger.results
+        self._results = wiring.exchanger.context.results
         self._proposals = wiring.service.proposals
         self._proposals.wake = self._tx.wake
         self._proposals.decided = self._rx.published
@@ -111,11 +111,11 @@ class ZmqTransport:
         """See `Transport.defer`."""
         self._publisher.defer(ready, then)
 
-    def ask(self, ask: Ask) -> None:
+    def ask(self, request: ExchangeRequest) -> None:
         """See `Transport.ask`."""
-        self._tx.ask(ask)
+        self._tx.ask(request)
 
-    def take(self, wait_s: float) -> Exchange | None:
+    def take(self, wait_s: float) -> ExchangeResult | None:
         """See `Transport.take`."""
         return self._results.take(wait_s)
 

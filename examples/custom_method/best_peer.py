@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Mapping
 
-from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
+from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
 from dpwa.snapshot.state import State
 from dpwa.topology.neighbourhood import Neighbourhood
 
@@ -47,12 +47,12 @@ class BestPeer(Method):
         self._losses.pop(self._asked, None)
         return Plan(ExchangeKind.PULL, peers={self._asked: 1.0}, fraction=self.fraction)
 
-    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+    def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """How to apply what came: by the factor of the config's interpolation, with all of its guards."""
-        loss = arrival.peer_state.loss
+        loss = result.peer_state.loss
         if self._asked is not None and loss is not None and math.isfinite(loss):
             self._losses[self._asked] = loss
-        return Blend(arrival.factor)
+        return result.factor
 
     def statistics(self) -> Mapping[str, float]:
         """Numbers for `statistics()` and the journal."""

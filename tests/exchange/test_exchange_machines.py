@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scheduled_network import PATIENCE_S, Fate, ScheduledCluster
 
-from dpwa.exchange.result import Outcome
 from dpwa.methods.base import ExchangeKind
+from dpwa.methods.exchange import Outcome
 
 COUNT = 3
 START = np.array([[1.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 100.0]])

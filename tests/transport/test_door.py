@@ -10,12 +10,12 @@ import zmq
 from fake_peers import node_with_absent_peer, pull_of
 from strangers import Stranger
 
-from dpwa.exchange.lineage import Standing
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.service import Service
 from dpwa.methods.base import ExchangeKind
 from dpwa.node.publishing import SnapshotPublisher
+from dpwa.snapshot.lineage import Standing
 from dpwa.snapshot.state import State
 from dpwa.transport import wire
 from dpwa.transport.connections import Connections
