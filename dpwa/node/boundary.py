@@ -22,6 +22,7 @@ from dpwa.methods.checked import factor_of, mass_and_round, plan_of
 from dpwa.methods.diloco import OuterMomentum
 from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeRequest, ExchangeResult, Outcome, Plan
 from dpwa.node.extended_model import ExtendedModel
+from dpwa.node.farewell import Farewell
 from dpwa.node.joining import Joining
 from dpwa.node.pressure import Pressure
 from dpwa.node.publishing import SnapshotPublisher, Taken
@@ -99,6 +100,7 @@ class Boundary:
             config.bandwidth_limit_bytes_per_s, model_bytes=model.layout.total_bytes, most_fraction=config.pull_fraction
         )
         self._standing = context.standing
+        self.farewell = Farewell(self._peers, context, service)
         self.step = 0
         self.in_flight = False
         """Whether an exchange that this node has begun is under way."""
@@ -147,9 +149,9 @@ class Boundary:
         self._correct()
         self.state = _aged(self.state, self.state.clock + 1.0)
         self.note_loss(loss)
-        self._service.step = self.step
-        interval_s = min(self._monotonic_s() - self._resumed_s, _LONGEST_STEP_S)
-        self._service.step_interval_s += _INTERVAL_WEIGHT * (interval_s - self._service.step_interval_s)
+        mean_s, interval_s = self._service.serving.step_interval_s, self._monotonic_s() - self._resumed_s
+        mean_s += _INTERVAL_WEIGHT * (min(interval_s, _LONGEST_STEP_S) - mean_s)
+        self._service.tell(step=self.step, step_interval_s=mean_s)
         self.collect(self.wait_s)
         outer = self.outer  # `close` may come in between, from a signal handler
         if outer is not None:
@@ -199,7 +201,7 @@ class Boundary:
             is_planned = request is not None and not request.joining and is_whole
             self._budget.spent(result.received_bytes, self._monotonic_s(), complete=is_planned)
         if request is not None and request.finished and result.peer is not None and not result.outcome.is_failure:
-            self._service.told_finished.add(result.peer)
+            self.farewell.told.add(result.peer)
         if result.outcome is Outcome.OWN_NOT_FINITE:
             self._warn_of_own_model(result.reason)
         self._record.note(result, factor)
@@ -310,14 +312,16 @@ class Boundary:
 
     def _plan(self) -> Plan | None:
         """The exchange to begin at this step boundary."""
-        self._service.pair_rounds = self._method.pair_rounds
+        pair_rounds = self._method.pair_rounds
+        if pair_rounds != self._service.serving.pair_rounds:
+            self._service.tell(pair_rounds=pair_rounds)
         if self.in_flight or not self._peers:
             return None
         if self._joining.is_on:
             # What a pair has come to must not be in the staging that the pull fills, nor the pull in a pair's snapshot.
             return self._joining.plan() if self._method.kind is not ExchangeKind.PAIR or self._engage() else None
-        if self._service.finished:
-            peers = dict.fromkeys(self._service.to_finish_with, 1.0) or None
+        if self._service.serving.finished:
+            peers = dict.fromkeys(self.farewell.to_tell, 1.0) or None
             if self._method.kind is ExchangeKind.PULL:
                 return self._within_budget(Plan(ExchangeKind.PULL, peers=peers))
             return Plan(None, peers=peers)
@@ -334,7 +338,7 @@ class Boundary:
         return is_engaged
 
     def _within_budget(self, plan: Plan) -> Plan | None:
-        fraction = self._budget.next_fraction(self._monotonic_s(), self._service.step_interval_s)
+        fraction = self._budget.next_fraction(self._monotonic_s(), self._service.serving.step_interval_s)
         return None if fraction is None else replace(plan, fraction=min(fraction, plan.fraction))
 
     def _request(self, plan: Plan, snapshot: Snapshot) -> ExchangeRequest:
@@ -346,7 +350,7 @@ class Boundary:
             self._method.gave(plan.mass)
         self.wait_s = max(self._config.wait_s, plan.wait_s + _HAND_OVER_S if plan.wait_s > 0 else 0.0)
         return ExchangeRequest(
-            plan, snapshot, exchange_id, joining=self._joining.is_on, finished=self._service.finished
+            plan, snapshot, exchange_id, joining=self._joining.is_on, finished=self._service.serving.finished
         )
 
     def _hand_out(

@@ -75,14 +75,12 @@ class Joining:
         if result.elder is not None and not self.is_on:
             self.is_on = True
             self._elder = result.elder
-            self._service.joined = False
-            self._service.first_round = None
+            self._service.tell(first_round=None)
         return False
 
     def _take_part(self) -> None:
         self.is_on = False
-        self._service.joined = True
-        self._service.first_round = self._method.round
+        self._service.tell(first_round=self._method.round)
 
     def _adopt(self, result: ExchangeResult, factor: float) -> None:
         """Be of the lineage that this node's model is of by now."""

@@ -101,12 +101,12 @@ def test_the_round_of_noloco_stops_at_what_may_be_sent(in_memory):
 def test_a_snapshot_that_was_blended_is_not_blended_again_by_a_peer_that_repeats_it(in_memory):
     first, liar = in_memory.start([VectorModel([0.0]), VectorModel([4.0])], constant={"value": 0.5}, **FLOW)
     in_memory.step_all(4)
-    old = liar._service.snapshot
+    old = liar._service.serving.snapshot
     in_memory.step_all(3)
     blended, before = first.statistics().blended, in_memory.models[0].vector.copy()
     in_memory.models[0].vector[:] = before = np.array([50.0])
     for _ in range(20):
-        liar._service.snapshot = old
+        liar._service.tell(snapshot=old)
         first.step(1.0)
     assert first.statistics().exchanges["protocol_error"] >= 1
     assert first.statistics().blended <= blended + 1, "but for the one that was under way"

@@ -118,9 +118,9 @@ def test_a_push_that_is_declined_and_accepted_when_it_comes_again_has_one_end(ma
     first, second = cluster.living
     before = weighted_sum(cluster)
     begins(first)
-    second.transport.service.joined = False
+    second.transport.service.tell(first_round=None)
     go_on(first, 2)  # the answer that declines is on its way
-    second.transport.service.joined = True
+    second.transport.service.tell(first_round=0)
     cluster.network.deliver_again(-1)
     go_on(second, 2)  # fetches it
     go_on(first, 1)
