@@ -40,17 +40,17 @@ class Puller:
             TransportError: it came to nothing.
         """
         fetcher, rotation = self._context.fetcher, self._context.rotation
-        wanted = request.plan.fraction
-        fraction = fetcher.fitting_fraction(peer, wanted)
+        fraction = fetcher.fitting_fraction(peer, request.plan.fraction)
         part = rotation.whole() if request.joining else rotation.next(fraction)
         # Another part of a snapshot that was blended in part is worth having; the whole of it a second time is not.
         have = (fetcher.history.have(peer) if part.is_whole else None) or NOTHING_YET
         staging = next(staging for staging in self._context.stagings if staging.is_free)
-        begun = request.ended(Outcome.NOT_READY, peer)
+        begun = ExchangeResult(
+            Outcome.NOT_READY, request.plan.kind, request, peer, is_shortened=fraction < request.plan.fraction
+        )
         result = fetcher.fetch(peer, begun, client, staging, part, have=have, shrinks=not request.joining)
         if not result.outcome.has_snapshot:
             return result
-        result = replace(result, is_shortened=fraction < wanted)
         history, version = fetcher.history, result.version
         if history.is_older(peer, version) or (part.is_whole and history.has_all(peer, version)):
             raise RemoteProtocolError(peer, f"sent version {version} of its snapshots after that or a newer")

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hmac
 import threading
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.messages import (
@@ -54,9 +53,8 @@ Request = PullRequest | Propose | Settle
 Answered = tuple[Message, Snapshot | None]
 
 
-@dataclass(frozen=True)
-class Serving:
-    """What the trainer has to say to the peers at this moment.
+class Serving(NamedTuple):
+    """What the trainer has to say to the peers at this moment. A tuple, because `replace` takes three times as long.
 
     Attributes:
         snapshot: the newest; None before the first.
@@ -134,9 +132,9 @@ class Service:
             changes: attributes of `Serving`.
         """
         with self._telling:
-            self.serving = replace(self.serving, **changes)
+            self.serving = self.serving._replace(**changes)
             if self._is_closed:  # perhaps within the line before
-                self.serving = replace(self.serving, snapshot=None, last_round=None)
+                self.serving = self.serving._replace(snapshot=None, last_round=None)
 
     def close(self) -> None:
         """Let go of the snapshots, for good."""

@@ -110,7 +110,8 @@ class Ledger(Exchanges):
         life = self.cluster.present[number]
         numbers = life.node.statistics().method
         self.gone += numbers["mass"]
-        waiting = [ended for ended in life.transport.waiting if ended.kind is ExchangeKind.PUSH and ended.ask is None]
+        pushes = [ended for ended in life.transport.waiting if ended.kind is ExchangeKind.PUSH]
+        waiting = [ended for ended in pushes if ended.request is None]
         self.gone_perhaps += numbers["mass_under_way"] + sum(ended.weight for ended in waiting)
 
     @property
