@@ -29,7 +29,7 @@ class ExchangeContext:
         stagings: receive the peers' bytes and hold the values to blend: one, or two for kinds that merge.
         rotation: chooses the part to exchange.
         results: takes the results to the trainer.
-        flow_control: chooses the peer, and is told how it answered.
+        flow_control: chooses the peer, and keeps its score.
         membership: what peers have said of themselves.
         standing: what this node's model is.
         monotonic_s: the clock; a simulation passes its own.

@@ -78,10 +78,10 @@ class Fetcher:
     Args:
         identity: of the node.
         layout: of what is exchanged.
-        membership: told what peers say of themselves.
+        membership: notes what peers say of themselves.
         link_codecs: chooses the codec, and how much a slow link bears.
         bears_parts: whether a part of a model can be blended.
-        flow_control: told in which life a peer has answered.
+        flow_control: notes in which life a peer has answered.
         standing: what this node's model is.
     """
 

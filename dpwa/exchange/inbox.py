@@ -4,7 +4,7 @@ Anybody who can connect can send a proposal in the name of a peer. Only fetching
 it is real. A peer that names its last proposal that was taken here is known at once, because only the two nodes have
 seen that id: such a proposal is *proven*. The others get few places and a bounded share of the fetching thread's time.
 
-Must not know: sockets, the model, what is decided. Runs in: Rx and Tx thread, under the lock of `Proposals`.
+Must not know: the model, what is decided. Runs in: Rx and Tx thread, under the lock of `Proposals`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Notice:
 
     Attributes:
         propose: the proposal.
-        reference: the own snapshot that was set aside for a pair; None for a push.
+        reference: this node's snapshot that was set aside for a pair; None for a push.
     """
 
     propose: Propose

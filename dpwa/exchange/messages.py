@@ -2,7 +2,7 @@
 
 `wire.py` turns them into bytes and back; docs/protocol.md tells who sends what and when.
 
-Must not know: bytes, sockets, threads, time, tensors. Runs in: any thread; everything here is frozen.
+Must not know: bytes, time. Runs in: any thread; everything here is frozen.
 """
 
 from __future__ import annotations

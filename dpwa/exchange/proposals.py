@@ -9,7 +9,7 @@ under the same id, and the peer takes its half only together with the word to th
 Anybody can claim to be a peer, so nothing is remembered of a life of a peer before that peer itself has given what was
 proposed. And an id has bits that cannot be guessed, so that only the two nodes that it concerns can speak of it.
 
-Must not know: sockets, the model, methods. Runs in: trainer, Rx and Tx thread; one lock guards everything, and is held
+Must not know: the model, methods. Runs in: trainer, Rx and Tx thread; one lock guards everything, and is held
 for a few assignments and never while data moves.
 """
 
@@ -33,7 +33,7 @@ __all__ = ["Answer", "Notice", "Proposals"]
 _MAX_LIVES = 4
 
 # Proposals in the name of one peer that are remembered because they could not be fetched completely: a copy of such a
-# message must not be taken up once its proposer was told that it is over. A real proposer asks for less than a minute,
+# message must not be taken up once its proposer has heard that it is over. A real proposer asks for less than a minute,
 # and each one in between costs a fetch that failed.
 _MAX_FAILED = 16
 
@@ -95,8 +95,8 @@ class Proposals:
     """The proposals of one node.
 
     Args:
-        node: own name, which breaks the tie of two nodes that propose a pair to each other.
-        incarnation: own id, the first half of the ids given out.
+        node: its name, which breaks the tie of two nodes that propose a pair to each other.
+        incarnation: random id of this life of it, which its ids begin with.
     """
 
     def __init__(self, node: str, incarnation: bytes) -> None:
@@ -108,9 +108,9 @@ class Proposals:
         self._own: _Own | None = None
         self._memories: dict[str, _Memory] = {}  # of peers of the cluster file: the service lets no other in
         self._inbox = Inbox()
-        self._proofs: dict[str, bytes] = {}  # the last own proposal that each peer has taken
+        self._proofs: dict[str, bytes] = {}  # the last proposal of this node that each peer has taken
         # A node takes part in one pair at a time: as the one who proposed it, or as the other.
-        self._proposing: bytes | None = None  # id of the own one; empty until it has one
+        self._proposing: bytes | None = None  # the id of that; empty until it has one
         self._pairing_with: str | None = None
         self._pair: Notice | None = None
         self.wake: Callable[[], None] = lambda: None
@@ -137,7 +137,7 @@ class Proposals:
     def engage(self, applied: Collection[bytes]) -> bool:
         """Reserve this node for a pair that it will propose; False while it takes part in one. Trainer.
 
-        Two pairs at a time would both move the same snapshot, and could make two nodes change places for ever.
+        Two pairs at a time would both move the same snapshot, and could make two nodes change places forever.
 
         Args:
             applied: pairs that are part of the model by now, and of the snapshot that the new one is made with.
@@ -154,7 +154,7 @@ class Proposals:
         """A pair has ended, and what it brought, if anything, is part of the newest snapshot: the node is free again.
 
         Args:
-            exchange_id: its id; `NO_EXCHANGE` for an own one that was never opened.
+            exchange_id: its id; `NO_EXCHANGE` for one of this node that was never opened.
         """
         with self._lock:
             if self._pair is not None and self._pair.propose.exchange_id == exchange_id:
@@ -162,7 +162,7 @@ class Proposals:
             elif self._proposing == exchange_id:
                 self._proposing = self._pairing_with = None
 
-    # --- Own proposals ------------------------------------------------------------------------------------------------
+    # --- Proposals of this node ---------------------------------------------------------------------------------------
 
     def open(self, snapshot: Snapshot) -> bytes:
         """Set a snapshot aside under a new id. Called before a peer is chosen; see `address`."""
@@ -186,7 +186,7 @@ class Proposals:
             return True
 
     def bind(self) -> bool:
-        """The peer has accepted the own pair, so that this node gives way no more; False if it has meanwhile."""
+        """The peer has accepted this node's pair, so that it gives way no more; False if it has meanwhile."""
         with self._lock:
             self._pairing_with = None
             return self._pair is None
@@ -249,8 +249,8 @@ class Proposals:
         """Receive a peer's proposal. Rx thread.
 
         Args:
-            propose: it.
-            reference: the own newest snapshot, for a pair.
+            propose: the proposal.
+            reference: this node's newest snapshot, for a pair.
         """
         exchange_id = propose.exchange_id
         if _life(exchange_id) != propose.incarnation or exchange_id == NO_EXCHANGE:
@@ -271,7 +271,7 @@ class Proposals:
     def _accept(self, propose: Propose, reference: Snapshot | None, *, is_proven: bool) -> Answer:
         notice = Notice(propose, reference if propose.is_pair else None)
         if propose.is_pair:
-            # Of two nodes that propose to each other, the one whose name comes first has its way.
+            # Of two nodes that propose to each other, the one whose name comes first wins the tie.
             gives_way = self._pairing_with == propose.node and propose.node < self._node
             is_free = self._pair is None and (self._proposing is None or gives_way)
             # A pair that waits keeps this node from all others, so that a stranger's must not wait.
@@ -303,7 +303,7 @@ class Proposals:
 
     @property
     def deadline_s(self) -> float | None:
-        """When a proposal may be fetched that must wait because strangers have cost too much; None for none."""
+        """When a proposal may be fetched that must wait because strangers have cost too much; None if there is none."""
         with self._lock:
             return self._inbox.deadline_s
 

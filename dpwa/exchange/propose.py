@@ -19,7 +19,7 @@ class Proposer:
     """Speaks for one node.
 
     Args:
-        fetcher: knows who the node is, and is told what peers say of themselves.
+        fetcher: knows who the node is, and notes what peers say of themselves.
         proposals: those under way.
     """
 

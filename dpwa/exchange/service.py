@@ -89,7 +89,7 @@ class Service:
         run: what requests must name as their run; others are refused.
         incarnation: random id of this life of the node.
         layout: of this node's model.
-        membership: who is there; told in whose name requests come.
+        membership: who is there; notes in whose name requests come.
         proposals: those of this node and of its peers.
         kind: the kind of exchange of this node's method.
         standing: what this node's model is.
@@ -257,14 +257,10 @@ class Service:
         return Settled(settle.nonce, self._incarnation, int(verdict), self.serving.finished), None
 
     def longest_wait_s(self, request: Request, idle_s: float) -> float:
-        """How long a request may wait for a better answer.
+        """How long a request may wait for a better answer, of an asker that itself waits `idle_s` or more.
 
         A pull of the newest snapshot: two steps, so that a trainer that pauses holds nobody up. What can only be
         answered later: as long as the asker waits at all, or nearly.
-
-        Args:
-            request: it.
-            idle_s: how long the asker waits for an answer, or less.
         """
         if isinstance(request, PullRequest) and request.round == NEWEST_ROUND:
             return min(idle_s / 2, 2 * self.serving.step_interval_s)

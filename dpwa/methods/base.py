@@ -3,7 +3,7 @@
 A method is one class. The node asks it at each step boundary, always in the trainer's thread; transport, threads and
 bookkeeping of messages are the node's. docs/methods.md has a worked example of a custom one.
 
-Must not know: sockets, threads, time, torch; random numbers are passed in. Runs in: the trainer's thread, but for
+Must not know: time; random numbers are passed in. Runs in: the trainer's thread, but for
 `statistics`, which any thread may call.
 """
 
@@ -63,12 +63,12 @@ class Method(ABC):
 
     @property
     def mass(self) -> float:
-        """Weight of the own model, published with each snapshot; 0 for methods without."""
+        """Weight of this node's model, published with each snapshot; 0 for methods without."""
         return 0.0
 
     @property
     def pair_rounds(self) -> tuple[int, int] | None:
-        """The lowest and highest round of peers whose proposal of a pair is welcome now; None for nobody's."""
+        """The lowest and highest round of peers whose proposal of a pair is welcome now; None: nobody's is."""
         return (0, MAX_COUNTER)
 
     @property
@@ -103,8 +103,8 @@ class Method(ABC):
         """A push has failed, or was never taken: the mass is the node's again.
 
         Returns:
-            The share of the way that the own model goes back to what was given away: what comes back is that model,
-            and not what has become of the own one since.
+            The share of the way that this node's model goes back to what was given away: what comes back is that
+            model, and not what this node's has become since.
         """
         return 0.0
 

@@ -1,6 +1,6 @@
 """What a method answers, checked: a method may be anybody's code, and the error for a mistake in it names the method.
 
-Must not know: sockets, threads. Runs in: the trainer's thread.
+Runs in: the trainer's thread.
 """
 
 from __future__ import annotations

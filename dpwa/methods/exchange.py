@@ -171,7 +171,7 @@ class ExchangeResult:
         missed: neighbours whose snapshot of the round did not come in time.
         takes_over: the peer's model replaces this node's.
         relation: of the peer's model to this node's.
-        elder: the peer whose model is to replace this node's, which takes a pull of all of it; None for nobody.
+        elder: the peer whose model is to replace this node's, which takes a pull of all of it; None: nobody's is.
         received_bytes: bytes of snapshots received, as they travelled or were read.
         is_shared: they were read from shared memory.
         codec: how they were encoded.

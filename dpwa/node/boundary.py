@@ -55,7 +55,7 @@ class Boundary:
         method: the averaging method.
         outer: outer momentum on top of it; None: disabled.
         faults: what is injected into the training; None: nothing.
-        service: what peers are told.
+        service: answers the peers.
         context: of the node's exchanges.
         publisher: takes the snapshots.
         transport: makes the exchanges.
@@ -242,7 +242,7 @@ class Boundary:
         self._given = None
 
     def _apply(self, result: ExchangeResult) -> float:
-        """Blend what has come; the factor by which, 0 if nothing."""
+        """Blend the values, if there are any; the factor by which, 0 if not at all."""
         peer, reference = result.peer_state, result.reference
         if result.staging is None or self._joining.is_outdated(result):
             return 0.0

@@ -1,11 +1,10 @@
 """The phase in which a node joins, and the lineage that it is of.
 
-A node joins with the first exchange that brings the snapshot of a healthy peer. Until then it pulls whole models, and
-begins and takes part in nothing else; it trains on all the same. That nobody can be reached ends nothing: the peer that
-comes back may be the one that has trained for hours. A node that finds out later that a peer's model is to replace its
-own joins once more.
+A node joins with the first exchange that brings the snapshot of a healthy peer. Until then it trains, pulls whole
+models, and takes part in nothing else, also while nobody can be reached: the peer that comes back may be the one that
+has trained for hours. A node that finds out later that a peer's model is to replace its own joins once more.
 
-Must not know: sockets, files, how an exchange is made. Runs in: the trainer's thread.
+Must not know: how an exchange is made. Runs in: the trainer's thread.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ class Joining:
     """Joins for one node.
 
     Args:
-        standing: what the own model is.
-        service: told whether the node takes part.
-        method: told when it has joined.
+        standing: what this node's model is.
+        service: answers peers by whether the node takes part.
+        method: hears when the node has joined.
         has_peers: whether there is anybody to join.
     """
 
@@ -39,7 +38,7 @@ class Joining:
         self._replaced_version = 0
 
     def plan(self) -> Plan:
-        """The pull to begin: of the peer whose model is to replace the own one, or of any."""
+        """The pull to begin: of the peer whose model is to replace this node's, or of any."""
         return Plan(ExchangeKind.PULL, peers=None if self._elder is None else {self._elder: 1.0})
 
     def is_outdated(self, result: ExchangeResult) -> bool:

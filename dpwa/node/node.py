@@ -1,6 +1,6 @@
 """The node: the one object that an adapter needs. It publishes, has exchanges made and applies them.
 
-Must not know: torch or any other framework (a `Model` gives it what it needs), sockets. Runs in: every method in the
+It imports no framework: a `Model` gives it what it needs. Runs in: every method in the
 trainer's thread; `statistics` in any.
 """
 
@@ -210,7 +210,7 @@ class Node:
             if self._journal is not None:
                 try:
                     self._event("close", **self.method.statistics())
-                finally:  # an own method's numbers may raise anything
+                finally:  # the numbers of a custom method may raise anything
                     self._journal.close(max(0.1, deadline_s - time.monotonic()))
         if was_running:
             self._raise_background_error()

@@ -44,7 +44,7 @@ class Taken:
     """A snapshot that was taken.
 
     Attributes:
-        snapshot: it; its memory is complete once `ready` has returned.
+        snapshot: its memory is complete once `ready` has returned.
         ready: blocks until the copy is there; None if it is.
         buffer: the same bytes, writable; does not keep them from being reused.
         is_complete: set when they are there, or never will be.
@@ -173,7 +173,7 @@ class SnapshotPublisher:
         return self._copy(lease, step, taken_s, state)
 
     def take_aside(self, *, step: int, taken_s: float, state: State) -> Taken | None:
-        """Copy the model to where peers cannot have it as the newest: for an own exchange when all buffers are held.
+        """Copy the model to where peers cannot have it as the newest: for an exchange while all buffers are held.
 
         Returns:
             None if even that copy is still in use.

@@ -40,7 +40,7 @@ class CopyWaiter(WorkerThread):
         self._jobs.put((ready, then))
 
     def _interrupt(self) -> None:
-        """See `WorkerThread`. It still waits for all copies: whoever else waits for one must not wait for ever."""
+        """See `WorkerThread`. It still waits for all copies: whoever else waits for one must not wait forever."""
         self._jobs.put(None)
 
     def _let_go(self) -> None:

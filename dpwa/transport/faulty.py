@@ -36,7 +36,7 @@ class _Tap(Staging):
         self._on_piece: Callable[[int], None] | None = None
 
     def aim(self, behind: Staging | None, on_piece: Callable[[int], None] | None = None) -> None:
-        """Stand before a staging; `on_piece` is told the size of each piece, and may raise."""
+        """Stand before a staging; `on_piece` gets the size of each piece, and may raise."""
         self._behind, self._on_piece = behind, on_piece
 
     def begin(self, *, whole: bool) -> None:

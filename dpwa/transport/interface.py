@@ -1,6 +1,6 @@
 """What a node needs of a transport. `zeromq.py` and `in_memory.py` have it; one conformance suite tests both.
 
-Must not know: how. Runs in: every method is called by the trainer's thread; `published` and `ask` also by what was
+Runs in: every method is called by the trainer's thread; `published` and `ask` also by what was
 deferred.
 """
 
@@ -24,7 +24,7 @@ class Ends:
 
     Attributes:
         service: answers the peers.
-        exchanger: makes this node's own exchanges.
+        exchanger: makes this node's exchanges.
     """
 
     service: Service
@@ -62,7 +62,11 @@ class Transport(Protocol):
         """
 
     def take(self, wait_s: float) -> ExchangeResult | None:
-        """An exchange that has ended, an own one or a peer's, waiting at most so long for it; None if there is none."""
+        """The result of an exchange that has ended, this node's or a peer's; None if none has.
+
+        Args:
+            wait_s: the longest wait for one.
+        """
 
     def error(self) -> BaseException | None:
         """What ended a background thread, if one has ended by itself."""

@@ -29,7 +29,7 @@ from dpwa.transport.worker_thread import WorkerThread
 
 __all__ = ["ZmqTransport"]
 
-# As long as a wait for a thread may be told to take; it ends with the thread.
+# The longest that one wait for a thread takes; it ends with the thread.
 _LONG_S = 3600.0
 
 
@@ -137,7 +137,7 @@ class ZmqTransport:
         def left_s() -> float:
             return max(0.0, deadline_s - time.monotonic())
 
-        # All are told before one is waited for, so that each has the whole time.
+        # All are stopped before one is waited for, so that each has the whole time.
         parts: dict[str, WorkerThread] = {
             "Tx thread": self._tx,
             "Rx thread": self._rx,
