@@ -75,9 +75,7 @@ class Accepter:
         """Fetch the values of a proposal and decide on it; None if they did not come, or are not taken."""
         context, propose, peer = self._context, notice.propose, notice.propose.node
         kind = ExchangeKind.PAIR if propose.is_pair else ExchangeKind.PUSH
-        begun = ExchangeResult(
-            Outcome.ABORTED, kind, None, peer, propose.exchange_id, reference=notice.reference, weight=propose.mass
-        )
+        begun = ExchangeResult(Outcome.ABORTED, kind, None, peer, propose.exchange_id, reference=notice.reference)
         part = context.rotation.window(propose.piece, propose.pieces)
         try:
             result = context.fetcher.fetch(peer, begun, client, staging, part)
@@ -98,9 +96,11 @@ class Accepter:
             # The trainer, and the journal, are to know why it was not taken.
             context.results.put(result if result.staging is None else kept_apart(peer, result, own))
             return None
+        if verdict is Verdict.ABORTED:
+            return None
         # The age is that of what has come, whatever the proposal said.
         peer_state = replace(result.peer_state, mass=propose.mass)
-        return None if verdict is Verdict.ABORTED else replace(result, peer_state=peer_state, merged=1)
+        return replace(result, peer_state=peer_state, weight=propose.mass, merged=1)
 
     # --- Push -----------------------------------------------------------------------------------------------------
 

@@ -23,15 +23,17 @@ from dpwa.exchange.results import Results
 from dpwa.exchange.service import Service
 from dpwa.exchange.slices import Rotation
 from dpwa.methods.base import ExchangeKind, Method
+from dpwa.methods.diloco import OuterMomentum
 from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Layout
 from dpwa.snapshot.lineage import Standing
+from dpwa.snapshot.model import Model
 from dpwa.snapshot.staging import Staging, encoded_chunk_bytes
 from dpwa.transport.faults import Faults
 from dpwa.transport.faulty import FaultyWay, LossyProposals
 from dpwa.transport.interface import Ends
 
-__all__ = ["Assembly", "assemble"]
+__all__ = ["Assembly", "assemble", "outer_momentum"]
 
 
 @dataclass(frozen=True)
@@ -149,3 +151,19 @@ def assemble(
         standing=standing,
     )
     return Assembly(Ends(service, exchanger), context, faults)
+
+
+def outer_momentum(config: ClusterConfig, model: Model) -> OuterMomentum | None:
+    """The outer momentum of a node, which begins with the model as it is; None: disabled."""
+    outer = config.outer
+    if outer.every is None:
+        return None
+    momentum = OuterMomentum(
+        model,
+        every=outer.every,
+        learning_rate=outer.learning_rate,
+        momentum=outer.momentum,
+        nesterov=outer.nesterov,
+    )
+    momentum.restart()
+    return momentum

@@ -21,8 +21,7 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, DpwaError, InternalError, NodeClosed
 from dpwa.exchange.messages import INCARNATION_BYTES
 from dpwa.methods.base import ExchangeKind
-from dpwa.methods.diloco import OuterMomentum
-from dpwa.node.assembly import assemble
+from dpwa.node.assembly import assemble, outer_momentum
 from dpwa.node.boundary import Boundary
 from dpwa.node.checkpoint import restore, to_keep
 from dpwa.node.extended_model import ExtendedModel
@@ -113,7 +112,7 @@ class Node:
             name,
             model=self._model,
             method=self.method,
-            outer=_outer_momentum(config, model),
+            outer=outer_momentum(config, model),
             faults=self._faults,
             service=self._service,
             context=self._parts.context,
@@ -384,18 +383,3 @@ class Node:
     def _event(self, event: str, /, **fields: object) -> None:
         if self._journal is not None:
             self._journal.record(event, **{**fields, "step": self._boundary.step})
-
-
-def _outer_momentum(config: ClusterConfig, model: Model) -> OuterMomentum | None:
-    outer = config.outer
-    if outer.every is None:
-        return None
-    momentum = OuterMomentum(
-        model,
-        every=outer.every,
-        learning_rate=outer.learning_rate,
-        momentum=outer.momentum,
-        nesterov=outer.nesterov,
-    )
-    momentum.restart()
-    return momentum
