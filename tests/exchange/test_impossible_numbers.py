@@ -188,6 +188,11 @@ class RaisesInBlend(Pull):
         raise KeyError("w9")
 
 
+class NoFactor(Pull):
+    def blend(self, result, own_state):
+        return None
+
+
 class AsksAStranger(Pull):
     def plan(self, rng):
         return Plan(ExchangeKind.PULL, peers={"w9": 1.0})
@@ -222,6 +227,7 @@ def own_code(tmp_path, monkeypatch):
         ({"interpolation": "own_code:Raises"}, r"interpolation Raises of module own_code: .*KeyError\('accuracy'\)"),
         ({"method": "own_code:RaisesInPlan"}, r"RaisesInPlan.* of module own_code: plan raised .*no such round"),
         ({"method": "own_code:RaisesInBlend"}, r"RaisesInBlend.* of module own_code: blend raised KeyError\('w9'\)"),
+        ({"method": "own_code:NoFactor"}, r"NoFactor.*blend\(\) answered None: expected a finite number"),
         (
             {"method": "own_code:AsksAStranger"},
             r"AsksAStranger.*there is no peer 'w9' in the cluster file.*peers are w[12]",
