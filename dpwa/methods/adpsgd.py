@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
+from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
 from dpwa.snapshot.state import State
 from dpwa.topology.neighbourhood import Neighbourhood
 
@@ -49,10 +49,10 @@ class Symmetric(Method):
             return None
         return Plan(ExchangeKind.PAIR, peers=self.links.meets(self.round), fraction=self.fraction)
 
-    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+    def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`."""
         self._pairs += 1
-        return Blend(self._share)
+        return self._share
 
     def statistics(self) -> Mapping[str, float]:
         """See `Method.statistics`."""

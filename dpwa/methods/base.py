@@ -3,7 +3,7 @@
 A method is one class. The node asks it at each step boundary, always in the trainer's thread; transport, threads and
 bookkeeping of messages are the node's. docs/methods.md has a worked example of a custom one.
 
-Must not know: sockets, threads, time, torch; random numbers are passed in. Runs in: the trainer's thread, but for
+Must not know: time; random numbers are passed in. Runs in: the trainer's thread, but for
 `statistics`, which any thread may call.
 """
 
@@ -11,30 +11,16 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, ClassVar
 
-from dpwa.snapshot.layout import Buffer, Layout, Section, Snapshot
-from dpwa.snapshot.staging import Values
+from dpwa.methods.exchange import ExchangeKind, ExchangeResult, Plan
+from dpwa.snapshot.layout import Buffer, Layout, Section
 from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
-__all__ = ["Arrival", "Blend", "Conservation", "ExchangeKind", "Method", "Plan"]
-
-
-class ExchangeKind(str, Enum):
-    """The ways to exchange; each is a protocol between two nodes."""
-
-    PULL = "pull"
-    """Fetch the newest snapshot of one peer. Nothing changes there."""
-    GATHER = "gather"
-    """Fetch the snapshots of one round from all in-neighbours."""
-    PUSH = "push"
-    """Give the own snapshot and a mass to one peer, exactly once or not at all."""
-    PAIR = "pair"
-    """Change places with one peer's snapshot: both sides move by the same two snapshots, or neither."""
+__all__ = ["Conservation", "ExchangeKind", "ExchangeResult", "Method", "Plan"]
 
 
 class Conservation(str, Enum):
@@ -47,62 +33,6 @@ class Conservation(str, Enum):
     or late."""
     DOUBLY = "doubly stochastic"
     """The mean of all models is conserved by every exchange."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """An exchange to begin.
-
-    Attributes:
-        kind: the way to exchange; None only tells a peer that this node has finished.
-        peers: whom to ask: names with weights, by which one is chosen (GATHER: all, and the weights are those of the
-            blend). None: any peer, all with equal weight.
-        fraction: share of the parameters to exchange, above 0 up to 1.
-        mass: what a push carries.
-        wait_s: how long the next step may wait for the exchange to end.
-    """
-
-    kind: ExchangeKind | None
-    peers: Mapping[str, float] | None = None
-    fraction: float = 1.0
-    mass: float = 0.0
-    wait_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """Values that came, ready to be blended into the own model.
-
-    Attributes:
-        kind: the way they came.
-        peer_state: state of the peer's snapshot; of the last one when several were merged.
-        reference: the own snapshot that differences were made against; None where values are absolute.
-        values: section by section: differences, or the peer's values.
-        factor: share of the peer by the interpolation (kind PULL), else 0.
-        share: share of the parameters that came.
-        weight: sum of the masses (PUSH) or weights (GATHER) that were merged.
-        missed: neighbours that a GATHER did not reach in time.
-    """
-
-    kind: ExchangeKind
-    peer_state: State
-    reference: Snapshot | None
-    values: Sequence[Values]
-    factor: float = 0.0
-    share: float = 1.0
-    weight: float = 0.0
-    missed: int = 0
-
-
-@dataclass(frozen=True)
-class Blend:
-    """How to apply an arrival: `model += factor * difference`, or the share `factor` of the way to a value.
-
-    Attributes:
-        factor: share of the arrival. Its values may have been changed in place before.
-    """
-
-    factor: float
 
 
 class Method(ABC):
@@ -133,12 +63,12 @@ class Method(ABC):
 
     @property
     def mass(self) -> float:
-        """Weight of the own model, published with each snapshot; 0 for methods without."""
+        """Weight of this node's model, published with each snapshot; 0 for methods without."""
         return 0.0
 
     @property
     def pair_rounds(self) -> tuple[int, int] | None:
-        """The lowest and highest round of peers whose proposal of a pair is welcome now; None for nobody's."""
+        """The lowest and highest round of peers whose proposal of a pair is welcome now; None: nobody's is."""
         return (0, MAX_COUNTER)
 
     @property
@@ -155,8 +85,16 @@ class Method(ABC):
         """The exchange to begin now, or None. Not asked while one is under way."""
 
     @abstractmethod
-    def blend(self, arrival: Arrival, own: State) -> Blend:
-        """How to apply values that came: those of an own plan, or of a peer's push or pair."""
+    def blend(self, result: ExchangeResult, own_state: State) -> float:
+        """The factor by which values that came are applied: those of this node's plan, or of a peer's push or pair.
+
+        `model += factor * difference`, or the share `factor` of the way to a value. The values may be changed in place
+        before.
+
+        Args:
+            result: what came; its outcome is `BLENDED`.
+            own_state: of this node's model now.
+        """
 
     def gave(self, mass: float) -> None:
         """A push with this mass is on its way: the node no longer has it."""
@@ -165,8 +103,8 @@ class Method(ABC):
         """A push has failed, or was never taken: the mass is the node's again.
 
         Returns:
-            The share of the way that the own model goes back to what was given away: what comes back is that model,
-            and not what has become of the own one since.
+            The share of the way that this node's model goes back to what was given away: what comes back is that
+            model, and not what this node's has become since.
         """
         return 0.0
 

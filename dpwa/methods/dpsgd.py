@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
+from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
 from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
@@ -62,11 +62,11 @@ class DPSGD(Method):
         neighbours = self.links.row(self.round)
         return Plan(ExchangeKind.GATHER, peers=neighbours, wait_s=self._deadline_s)
 
-    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+    def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`: what came is the weighted mean of differences, so its factor is the sum of weights."""
         self._rounds += 1
-        self._missed += arrival.missed
-        return Blend(arrival.weight)
+        self._missed += result.missed
+        return result.weight
 
     def statistics(self) -> Mapping[str, float]:
         """See `Method.statistics`."""

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpwa.errors import InternalError
-from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
+from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
 from dpwa.methods.outer import OuterOptimizer
 from dpwa.snapshot.layout import Buffer, Layout, Role, Section, TensorSpec
 from dpwa.snapshot.staging import Values, parameter_arrays, section_values
@@ -123,24 +123,24 @@ class NoLoCo(Method):
         self._restarts = True
         self._since = 0
 
-    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+    def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`."""
-        if arrival.reference is None or self._outer is None:
+        if result.reference is None or self._outer is None:
             raise InternalError("a pair without a reference")
-        memory = np.frombuffer(arrival.reference.memory, np.uint8)
+        memory = np.frombuffer(result.reference.memory, np.uint8)
         theta = self._parameters(memory)
-        differences = [values.array for values in arrival.values if values.section.role is Role.PARAMETER]
-        anchors = [values.array for values in arrival.values if values.section.role is Role.ANCHOR]
+        differences = [values.array for values in result.values if values.section.role is Role.PARAMETER]
+        anchors = [values.array for values in result.values if values.section.role is Role.ANCHOR]
         if not self._outer.pair_step(theta, differences, anchors, out=differences):
             self._refused += 1
-            return Blend(0.0)
-        for values in arrival.values:
+            return 0.0
+        for values in result.values:
             if values.section.role is Role.BUFFER:
                 _meet(values, memory)
         # Whoever was behind is back in the window.
-        self.round = min(max(self.round, arrival.peer_state.round) + 1, MAX_COUNTER)
+        self.round = min(max(self.round, result.peer_state.round) + 1, MAX_COUNTER)
         self._since = 0
-        return Blend(1.0)
+        return 1.0
 
     def statistics(self) -> Mapping[str, float]:
         """See `Method.statistics`."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 
-from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
+from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
 from dpwa.snapshot.state import State
 
 __all__ = ["Pull"]
@@ -29,6 +29,6 @@ class Pull(Method):
             return None
         return Plan(ExchangeKind.PULL, peers=self.links.hears(self.round), fraction=self.fraction)
 
-    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+    def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`: the factor is ready, because the rule was asked where the states were at hand."""
-        return Blend(arrival.factor)
+        return result.factor

@@ -88,6 +88,9 @@ class Staging:
             for section in layout.sections
         )
         """What the trainer blends when all pieces have been accepted, section by section."""
+        self.reference: memoryview | None = None
+        """This node's snapshot that differences are made against, from before `begin` to `finish`; None where values
+        are absolute."""
         self._own: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         self._is_finite = True
         self._measures_distance = measures_distance and not absolute
@@ -99,14 +102,13 @@ class Staging:
         difference, own = self._squares
         return math.sqrt(difference / own) if own > 0 else None
 
-    def begin(self, reference: memoryview | None, *, whole: bool) -> None:
-        """Forget the last exchange.
+    def begin(self, *, whole: bool) -> None:
+        """Start from nothing, also after a way that failed.
 
         Args:
-            reference: this node's snapshot of this exchange; None if no differences are made.
             whole: every byte will be accepted. Otherwise the differences that do not come are zero.
         """
-        self._own = np.frombuffer(reference or b"", np.uint8)
+        self._own = np.frombuffer(self.reference or b"", np.uint8)
         self._is_finite = True
         self._squares = [0.0, 0.0]
         if not whole:
@@ -174,11 +176,11 @@ class Staging:
     def close(self) -> None:
         """Let go of the buffers."""
         self.values = ()
-        self._own = np.empty(0, np.uint8)
+        self.finish()
 
     def finish(self) -> bool:
         """Whether all accepted values, and this node's snapshot beside them, were finite and so may be blended."""
-        self._own = np.empty(0, np.uint8)  # lets go of the reference's buffer
+        self.reference, self._own = None, np.empty(0, np.uint8)  # the snapshot's buffer can be used again
         return self._is_finite
 
     def first_not_finite(self) -> str | None:

@@ -28,7 +28,7 @@ class State:
         clock: age of the model: the number of training updates that went into it.
         mass: weight of the model in the sum that push methods conserve; 0 with other methods.
         round: how many rounds of exchanges the node has been through.
-        lineage: id of the models that this one has been averaged with; see `dpwa.exchange.lineage`.
+        lineage: id of the models that this one has been averaged with; see `dpwa.snapshot.lineage`.
     """
 
     loss: float | None

@@ -166,9 +166,9 @@ def test_without_faults_nothing_stands_between_a_node_and_its_transport(in_memor
     (node, _) = in_memory.start([VectorModel([0.0]), VectorModel([1.0])], faults={"seed": 7})
     parts = node._parts
     assert parts.faults is None
-    assert parts.wiring.exchanger._faulty_way is None
-    assert type(parts.proposals) is Proposals
-    assert [staging.disturb for staging in parts.stagings] == [None]
+    assert parts.wiring.exchanger._through is None
+    assert type(parts.context.proposals) is Proposals
+    assert [staging.disturb for staging in parts.context.stagings] == [None]
     assert node.statistics().faults == {}
 
 
@@ -386,7 +386,8 @@ def test_running_statistics_get_no_noise():
     staging = Staging(layout, absolute=True)
     staging.disturb = Faults(FaultOptions(noise={"scale": 1.0}), "w1", lambda **_: None).disturb
     memory = memoryview(bytearray(layout.total_bytes))
-    staging.begin(memory, whole=True)
+    staging.reference = memory
+    staging.begin(whole=True)
     staging.accept(0, layout.total_bytes, memory)
     by_name = {values.section.role.value: values.array for values in staging.values}
     assert by_name["parameter"].all()
@@ -484,9 +485,9 @@ def settle(cluster: Cluster) -> None:
         cluster.step_all()
         return all(
             not node._boundary.in_flight
-            and not node._parts.proposals.has_notice
-            and node._parts.proposals._pair is None
-            and not node._parts.wiring.exchanger.results._ended
+            and not node._parts.context.proposals.has_notice
+            and node._parts.context.proposals._pair is None
+            and not node._parts.wiring.exchanger.context.results._ended
             for node in cluster.nodes
         )
 
