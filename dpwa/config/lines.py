@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpwa.config import yaml_file
-from dpwa.config.problems import Problem
 from dpwa.config.yaml_file import ClusterFile
+from dpwa.options import Problem
 
 __all__ = ["lines_of"]
 

@@ -115,7 +115,7 @@ def assemble(
     if faults is not None and faults.options.noise.scale > 0:
         for staging in stagings:
             staging.disturb = faults.disturb
-    rotation = Rotation(layout, rng("part"), config.least_fraction)
+    rotation = Rotation(layout, rng("part"), method.fraction)
     flow_control = FlowControl(peers, config.flow_control, rng("peer"))
     fetcher = Fetcher(
         identity=identity,

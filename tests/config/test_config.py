@@ -16,7 +16,8 @@ from dpwa.config.cluster import FIRST_PORT, MAX_NODES, ClusterConfig, json_schem
 from dpwa.config.describe import describe
 from dpwa.config.sections import NodeConfig
 from dpwa.errors import ConfigError
-from dpwa.interpolation.interpolator import Constant, Loss
+from dpwa.interpolation import registry
+from dpwa.interpolation.rules import Constant, Loss
 from dpwa.snapshot.state import State
 
 EXPECTED_RATE = (
@@ -408,9 +409,7 @@ def write(folder, text):
 def clean_imports(monkeypatch):
     """Modules and rules that a test brings in are forgotten after it."""
     known = dict(sys.modules)
-    monkeypatch.setattr(
-        "dpwa.interpolation.interpolator._rules", dict(sys.modules["dpwa.interpolation.interpolator"]._rules)
-    )
+    monkeypatch.setattr("dpwa.interpolation.registry._known", dict(registry._known))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield
     for name in set(sys.modules) - set(known):
@@ -418,7 +417,7 @@ def clean_imports(monkeypatch):
 
 
 RULE = """
-from dpwa.interpolation.interpolator import register
+from dpwa.interpolation.registry import register
 
 @register("mine")
 class Mine:

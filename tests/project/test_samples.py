@@ -4,17 +4,17 @@ import re
 
 import pytest
 
-from dpwa.config import methods as options
 from dpwa.config.cluster import ClusterConfig
-from dpwa.config.sections import ConstantOptions, FlowControlOptions, NodeConfig
+from dpwa.config.sections import FlowControlOptions, NodeConfig, OuterOptions
 from dpwa.config.yaml_file import read
+from dpwa.interpolation.registry import RULES
 from dpwa.methods.registry import METHODS
 from support import ROOT
 
 SAMPLES = sorted((ROOT / "samples").glob("*.yaml"))
 METHOD_SAMPLES = sorted((ROOT / "samples" / "methods").glob("*.yaml"))
-METHOD_OPTIONS = [getattr(options, name) for name in options.__all__]
-SECTIONS = (ClusterConfig, NodeConfig, ConstantOptions, FlowControlOptions)
+METHOD_OPTIONS = {name: method.options for name, method in METHODS.items() if method.options is not None}
+SECTIONS = (ClusterConfig, NodeConfig, FlowControlOptions, *(rule.options for rule in RULES.values()))
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
@@ -40,7 +40,11 @@ def test_four_local_lists_every_key_with_its_default():
     assert config == ClusterConfig(nodes=config.nodes)
     written = read(path).values
     assert set(written) == set(ClusterConfig.model_fields)
-    assert set(written["constant"]) == set(ConstantOptions.model_fields)
+    for name, rule in RULES.items():
+        assert set(written[name]) == set(rule.options.model_fields)
+    for name, options in METHOD_OPTIONS.items():
+        assert set(written[name]) == set(options.model_fields)
+    assert set(written["outer"]) == set(OuterOptions.model_fields)
     assert set(written["flow_control"]) == set(FlowControlOptions.model_fields)
 
 
@@ -78,26 +82,25 @@ def test_every_sample_of_a_method_makes_its_method_for_each_of_six_nodes(path):
     assert [node.name for node in config.nodes] == ["f1", "f2", "f3", "f4", "f5", "f6"]
     assert all(21000 <= node.port < 32768 for node in config.nodes)
     assert config.run == path.stem
-    word = {"diloco": "pull", "sparta": config.sparta.base}.get(path.stem, path.stem)
+    word = "pull" if path.stem == "diloco" else path.stem
     assert {type(config.method_for(node.name)) for node in config.nodes} == {METHODS[word]}
     assert f"dpwa launch samples/methods/{path.name} --" in path.read_text(encoding="utf-8")
 
 
 def test_every_method_and_the_outer_momentum_have_a_sample():
-    assert {path.stem for path in METHOD_SAMPLES} == {*METHODS, "sparta", "diloco"}
+    assert {path.stem for path in METHOD_SAMPLES} == {*METHODS, "diloco"}
     assert ClusterConfig.load(ROOT / "samples" / "methods" / "diloco.yaml").outer.every == 20
 
 
 def test_the_page_about_methods_has_a_row_and_a_section_for_each_and_names_every_option():
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     sections = dict(zip(*[iter(re.split(r"^## (.+)$", page, flags=re.MULTILINE)[1:])] * 2, strict=True))
-    for word in (*METHODS, "sparta"):
+    for word in METHODS:
         assert f"\n| `{word}` |" in sections["Which one"]
         assert "http" in sections[word], f"the section about {word} has no source"
         assert "\n    " in sections[word], f"the section about {word} has no formula"
-    for section in METHOD_OPTIONS:
-        word = section.__name__.removesuffix("Options").lower()
-        text = sections["outer momentum" if word == "outer" else word]
+    for word, section in {**METHOD_OPTIONS, "outer momentum": OuterOptions}.items():
+        text = sections[word]
         told = text[text.index("\nOptions:") :]
         assert [key for key in section.model_fields if f"`{key}`" not in told] == []
 

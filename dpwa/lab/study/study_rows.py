@@ -22,11 +22,11 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from dpwa.config.cluster import FIRST_PORT, cluster_problems
-from dpwa.config.problems import Problem, problems_of
-from dpwa.config.yaml_file import Place
+from dpwa.config.problems import problems_of
 from dpwa.lab.study.kinds import STRATEGIES, StrategyKind
 from dpwa.lab.study.layers import Layers
 from dpwa.lab.study.settings import CommonSettings, Settings
+from dpwa.options import Place, Problem
 
 __all__ = ["Row", "is_used", "rows_of", "shown_setting", "slug"]
 
