@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dpwa.config.cluster import ClusterConfig
     from dpwa.config.sections import NodeConfig
 
-__all__ = ["import_plugins", "matrix_problems", "problems_between", "problems_of_the_world"]
+__all__ = ["import_plugins", "problems_between", "problems_of_the_world"]
 
 _RESOLVE_TIMEOUT_S = 5.0
 _REMEDY = "write blend: delta, or leave this key out"
@@ -124,7 +124,7 @@ def problems_of_the_world(config: ClusterConfig, folders: Sequence[Path], wrong:
     """
     problems = [*_host_problems(config.nodes)]
     if "nodes" not in wrong:
-        problems += matrix_problems(config)
+        problems += _matrix_problems(config)
     if not {"plugins", "custom_rule"}.intersection(wrong):
         problems += _module_problems(config, folders)
     return problems
@@ -144,7 +144,7 @@ def _host_problems(nodes: Sequence[NodeConfig]) -> Iterator[Problem]:
             yield Problem(("nodes", index, "host"), text)
 
 
-def matrix_problems(config: ClusterConfig) -> list[Problem]:
+def _matrix_problems(config: ClusterConfig) -> list[Problem]:
     """What is wrong with the files of matrices that the topology names, and with the topology that they make."""
     if not config.topology.given_matrices:
         return []

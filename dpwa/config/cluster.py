@@ -21,7 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from dpwa.config import hosts, yaml_file
-from dpwa.config.checks import import_plugins, matrix_problems, problems_between, problems_of_the_world
+from dpwa.config.checks import import_plugins, problems_between, problems_of_the_world
 from dpwa.config.data_rate import bytes_per_s
 from dpwa.config.keys import MAX_NODES, ClusterKeys
 from dpwa.config.lines import lines_of
@@ -254,16 +254,16 @@ class ClusterConfig(ClusterKeys):
 
 
 def cluster_problems(values: Mapping[str, Any], folder: Path | None) -> list[Problem]:
-    """What is wrong with values of a cluster file, for others that hold such values; no host is looked up.
+    """What is wrong with values of a cluster file, for others that hold such values.
 
     Args:
         values: keys and plain values of a cluster file.
-        folder: what the paths of matrices are relative to; None looks into no other file.
+        folder: what the paths of matrices are relative to; None: no host is looked up, no file or module looked into.
     """
-    found = _checked(values if folder is None else with_folder(values, folder))
-    if folder is None or "nodes" in found.wrong:
-        return found.problems
-    return found.problems + matrix_problems(found.config)
+    if folder is None:
+        return _checked(values).problems
+    found = _checked(with_folder(values, folder))
+    return found.problems + problems_of_the_world(found.config, (Path.cwd(),), found.wrong)
 
 
 def json_schema() -> dict[str, Any]:
