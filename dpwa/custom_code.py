@@ -57,7 +57,7 @@ class blamed:  # noqa: N801  (used as a statement; a generator would cost every 
     """Whatever is raised inside becomes a `ConfigError` in words, so that nobody takes it for a fault of dpwa.
 
     Args:
-        owner: the class that is called. For one of dpwa's own, the error stays as it is: its traceback is what helps.
+        owner: the class that is called. For dpwa's own classes the error stays as it is, for the sake of its traceback.
         problem: from the error to the words.
 
     Raises:

@@ -135,8 +135,8 @@ class ClusterConfig(ClusterKeys):
         Raises:
             ConfigError: there is no node of this name.
         """
-        own = self.node(name)
-        return tuple(node for node in self.nodes if node is not own)
+        found = self.node(name)
+        return tuple(node for node in self.nodes if node is not found)
 
     def interpolator(self) -> Interpolator:
         """The configured rule with its guards.
@@ -196,7 +196,7 @@ class ClusterConfig(ClusterKeys):
         Raises:
             ConfigError: a file of a matrix cannot be used. `load` has looked at it before.
         """
-        from dpwa.config.topology_checks import topology_for  # noqa: PLC0415 - imports numpy; launching needs none of it
+        from dpwa.config.topology_checks import topology_for  # noqa: PLC0415 - numpy, which launching does not need
 
         return topology_for(self)
 
@@ -235,7 +235,7 @@ class ClusterConfig(ClusterKeys):
 
     @property
     def bandwidth_limit_bytes_per_s(self) -> float | None:
-        """Most bytes per second that a node receives over the network, or None for no limit."""
+        """Most bytes per second that a node receives over the network; None: no limit."""
         return None if self.bandwidth_limit is None else bytes_per_s(self.bandwidth_limit)
 
     @property

@@ -2,7 +2,7 @@
 
 Faults are for experiments: what becomes of training when links and nodes are bad. docs/faults.md describes each.
 
-Must not know: nodes that run, numpy, how a fault is made. Runs in: any thread; options never change.
+Must not know: how a fault is made. Runs in: any thread; options never change.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class KillOptions(Options):
     """A node that kills itself."""
 
     node: str = Field(description="Name of the node.")
-    step: int = Field(ge=1, description="Its own step in which it does so, once per run.")
+    step: int = Field(ge=1, description="The step of the node in which it does so, once per run.")
 
 
 class PartitionOptions(Options):
@@ -77,17 +77,11 @@ class PartitionOptions(Options):
     groups: Annotated[tuple[_Group, ...], Field(strict=False)] = Field(
         description="Names of the nodes of each group; a node in none reaches all."
     )
-    from_step: int = Field(ge=0, description="The asking node's own step with which it begins.")
+    from_step: int = Field(ge=0, description="The step of the asking node with which it begins.")
     to_step: int = Field(ge=0, description="The last such step.")
 
     def separates(self, asker: str, peer: str, step: int) -> bool:
-        """Whether an ask fails.
-
-        Args:
-            asker: the node that asks.
-            peer: whom.
-            step: of the asker.
-        """
+        """Whether a request of `asker` to `peer` fails in this step of the asker."""
         if not self.from_step <= step <= self.to_step:
             return False
         own = {name for group in self.groups if asker in group for name in group}
@@ -97,7 +91,9 @@ class PartitionOptions(Options):
 class FaultOptions(Options):
     """Faults to inject, for experiments; without any, nothing is done and nothing is slower."""
 
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the faults; each node has own random numbers.")
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="Seed of the faults; each node draws random numbers of its own."
+    )
     drop: float = Field(0.0, ge=0, le=1, description="Probability that a message or its answer is lost.")
     duplicate: float = Field(0.0, ge=0, le=1, description="Probability that a message is delivered twice.")
     reorder: float = Field(
@@ -118,12 +114,12 @@ class FaultOptions(Options):
 
     @property
     def bandwidth_bytes_per_s(self) -> float | None:
-        """Bytes per second that a pull receives at most, or None."""
+        """Most bytes per second that a pull receives; None: no limit."""
         return None if self.bandwidth is None else bytes_per_s(self.bandwidth)
 
     @property
     def delay_s(self) -> tuple[float, float] | None:
-        """The shortest and longest delay in seconds, or None."""
+        """The shortest and longest delay in seconds; None: no delay."""
         return None if self.delay_ms is None else (self.delay_ms[0] / 1000, self.delay_ms[1] / 1000)
 
     @property

@@ -25,15 +25,15 @@ class Interpolator:
     In this order:
 
     1. A peer whose loss is NaN or infinite, or whose clock is negative or not finite, gets 0: it has diverged or lies.
-    2. With an own loss of NaN or infinity, a peer with a finite loss gets `factor_max`: the own model is lost. Any
+    2. If this node's loss is NaN or infinite, a peer with a finite loss gets `factor_max`: this model is lost. Any
        other peer gets 0, because nothing says that its model is better.
     3. The rule is asked. An answer that is no finite number becomes 0.
-    4. With an own loss below `divergence_threshold`, the factor shrinks by loss / divergence_threshold.
+    4. While this node's loss is below `divergence_threshold`, the factor shrinks by loss / divergence_threshold.
     5. The factor is kept within `factor_min` and `factor_max`.
 
     Attributes:
         rule: the rule inside.
-        divergence_threshold: own loss below which the factor shrinks; 0 switches this off.
+        divergence_threshold: loss of this node below which the factor shrinks; 0: never.
         factor_min: smallest factor for a healthy peer, 0 to 1.
         factor_max: largest factor, factor_min to 1.
     """
@@ -65,7 +65,7 @@ class Interpolator:
         Args:
             own: this node's state.
             peer: the peer's state.
-            distance: ||x_peer - x_own|| / ||x_own||; a rule that uses it is told None instead of a negative number,
+            distance: ||x_peer - x_own|| / ||x_own||; a rule that uses it gets None instead of a negative number,
                 NaN or infinity.
 
         Raises:

@@ -42,7 +42,7 @@ class Interpolation(Protocol):
 
 
 class DistanceInterpolation(Protocol):
-    """A rule that is also told how far the two models are apart; it has the class attribute `uses_distance = True`."""
+    """A rule that also gets the distance between the two models; it has the class attribute `uses_distance = True`."""
 
     uses_distance: bool
 
@@ -210,8 +210,8 @@ class Staleness(BuiltInRule):
 class Consensus(BuiltInRule):
     """Averages as much as it takes to keep the models at a target distance from each other: see `ConsensusControl`.
 
-    The rule has a memory, so every node needs its own. Of the states only this node's clock
-    matters, by which the target moves late in training.
+    The rule has a memory, so every node needs one of its own. Of the states only this node's clock matters: the target
+    moves by it late in training.
 
     Args: those of `ConsensusControl`.
 

@@ -28,7 +28,7 @@ class SpartaOptions(Options):
     fraction: float = Field(0.005, gt=0, le=1, description="Share of the parameters in an exchange.")
 
     def arguments(self) -> dict[str, Any]:
-        """See `Options.arguments`; the base has chosen the class."""
+        """See `Options.arguments`; `base` has chosen the class."""
         return {"fraction": self.fraction}
 
 

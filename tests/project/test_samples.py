@@ -1,14 +1,17 @@
 """The files under samples/ and the page about the configuration say what the code does."""
 
+import itertools
 import re
 
 import pytest
+import yaml
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.config.sections import FlowControlOptions, NodeConfig, OuterOptions
 from dpwa.config.yaml_file import read
 from dpwa.interpolation.registry import RULES
 from dpwa.methods.registry import METHODS
+from dpwa.methods.sparta import SpartaOptions
 from support import ROOT
 
 SAMPLES = sorted((ROOT / "samples").glob("*.yaml"))
@@ -69,6 +72,60 @@ def test_the_page_about_the_configuration_has_every_key_with_its_default():
             if isinstance(field.default, (str, int, float)):
                 shown = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
                 assert any(f"| `{shown}` |" in row for row in rows), f"{key}: the page has another default than {shown}"
+
+
+def _rows(page: str, heading: str) -> dict[str, list[str]]:
+    """The rows of the table with this heading: the words in the first cell, and the other cells of each."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    (start,) = [number for number, line in enumerate(lines) if line.startswith(f"| {heading} |")]
+    rows = {}
+    for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]):
+        first, *cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        rows |= dict.fromkeys(re.findall(r"`([^`]+)`", first), cells)
+    return rows
+
+
+def _row(page: str, word: str) -> list[str]:
+    """The cells beside the first cell with this word alone."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if line.startswith(f"| `{word}` |")]
+    return [cell.strip() for cell in line.strip("|").split(" | ")][1:]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_tables_of_methods_say_what_each_method_declares(name):
+    method = METHODS[name]
+    assert name in _rows("README.md", "method")
+    default, meaning = _row("docs/configuration.md", "method")
+    assert default == "`pull`"
+    assert f"`{name}`" in meaning
+    promise = _rows("docs/methods.md", "`method:`")[name][2]
+    has_variants = method.variant(SpartaOptions(base="adpsgd")) is not method.variant(None)
+    assert method.conservation.value in promise or (has_variants and promise == "that of its base")
+
+
+def test_no_table_of_methods_has_one_that_is_not_there():
+    assert set(_rows("README.md", "method")) == set(METHODS)
+    assert set(_rows("docs/methods.md", "`method:`")) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHOD_OPTIONS)
+def test_the_page_about_the_configuration_has_the_options_of_each_method(name):
+    default, _ = _row("docs/configuration.md", name)
+    assert yaml.safe_load(default.strip("`")) == METHOD_OPTIONS[name]().model_dump()
+
+
+def test_the_table_of_rules_says_what_each_rule_declares():
+    rows = _rows("docs/interpolation.md", "`interpolation:`")
+    assert list(rows) == list(RULES)
+    for name, rule in RULES.items():
+        factor, options = rows[name]
+        assert factor.replace("`", "").startswith(rule.summary)
+        defaults = rule.options().model_dump()
+        assert ({name: defaults} if defaults else "none") == yaml.safe_load(options.strip("`"))
+        (_, words), (default, _) = _row("docs/configuration.md", "interpolation"), _row("docs/configuration.md", name)
+        assert f"`{name}`" in words
+        assert yaml.safe_load(default.strip("`")) == defaults
 
 
 def test_the_example_of_a_custom_rule_loads():
