@@ -271,6 +271,41 @@ def test_all_problems_come_at_once_in_the_order_of_the_file():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("flow_control: {score_min: 600, score_start: x}", "flow_control.score_start"),
+        ("factor_min: 0.6\nfactor_max: x", "factor_max"),
+        ("consensus: {late_target: 0.1, late_clock: x}", "consensus.late_clock"),
+        ("method: gosgd\npull_fraction: x", "pull_fraction"),
+        ("blend: absolut\npull_fraction: 0.5", "blend"),
+        ("topology: {graph: random_regular, degree: x}", "topology.degree"),
+        ("faults: {kill: [{node: w3, step: x}]}", "faults.kill[0].step"),
+        ("plugins: x\ninterpolation: of-a-plugin", "plugins"),
+    ],
+)
+def test_a_wrong_value_is_not_compared_with_others(text, place, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        ClusterConfig.load(write(tmp_path, NODES + text))
+    assert [problem.split(": ")[1] for problem in caught.value.problems] == [place]
+
+
+@pytest.mark.parametrize("wrong", ["{name: w2}", "{port: 21001}", "3", "{name: 2, port: 21001}"])
+def test_a_wrong_node_is_not_missed_by_topology_and_faults(wrong, tmp_path):
+    others = "topology: {edges: [[w1, w2]]}\nfaults: {slow: {w2: 5}}\n"
+    with pytest.raises(ConfigError) as caught:
+        ClusterConfig.load(write(tmp_path, f"nodes: [{{name: w1, port: 21000}}, {wrong}]\n{others}"))
+    (problem,) = caught.value.problems
+    assert ": nodes[1]" in problem
+
+
+def test_what_is_right_of_a_wrong_node_is_compared_with_the_others():
+    problems = problems_of("nodes: [{name: a, port: 1}, {name: a, port: x}, {nmae: b, port: 1}]")
+    assert [problem.split(": ")[1] for problem in problems] == [
+        *("nodes[1].name", "nodes[1].port", "nodes[2].name", "nodes[2].nmae", "nodes[2].port")
+    ]
+
+
 def test_the_constructor_refuses_what_does_not_go_together():
     with pytest.raises(ValidationError, match="give each its own"):
         ClusterConfig(nodes=(NodeConfig(name="a", port=1), NodeConfig(name="b", port=1)))
