@@ -125,9 +125,7 @@ def problems_of_the_world(config: ClusterConfig, folders: Sequence[Path], wrong:
     problems = [*_host_problems(config.nodes)]
     if "nodes" not in wrong:
         problems += _matrix_problems(config)
-    if not {"plugins", "custom_rule"}.intersection(wrong):
-        problems += _module_problems(config, folders)
-    return problems
+    return problems + _module_problems(config, folders, wrong)
 
 
 def _host_problems(nodes: Sequence[NodeConfig]) -> Iterator[Problem]:
@@ -153,7 +151,7 @@ def _matrix_problems(config: ClusterConfig) -> list[Problem]:
     return file_problems(config)
 
 
-def _module_problems(config: ClusterConfig, folders: Sequence[Path]) -> list[Problem]:
+def _module_problems(config: ClusterConfig, folders: Sequence[Path], wrong: Collection[str]) -> list[Problem]:
     """What keeps plugins, a rule or a method from being used; the options of built-in ones have been checked."""
     place = "plugins"
     problems: list[Problem] = []
@@ -161,10 +159,11 @@ def _module_problems(config: ClusterConfig, folders: Sequence[Path]) -> list[Pro
         try:
             import_plugins(config.plugins)
             place = "interpolation"
-            rule = find_rule(config.interpolation)
-            place = "custom_rule"
-            if config.interpolation not in RULES:
-                make_rule(rule, config.custom_rule)
+            if "plugins" not in wrong:  # which may be where the rule is
+                rule = find_rule(config.interpolation)
+                place = "custom_rule"
+                if config.interpolation not in RULES and "custom_rule" not in wrong:
+                    make_rule(rule, config.custom_rule)
         except ConfigError as error:
             problems += [Problem((place,), text) for text in error.problems]
         try:

@@ -90,7 +90,7 @@ class _PlainKeys(Options):
         "delta", description="delta keeps the steps made during an exchange; absolute blends as the 2017 dpwa did."
     )
     buffers: Literal["blend", "keep"] = Field(
-        "blend", description="Whether buffers of floating point, such as BatchNorm statistics, are blended."
+        "blend", description="Whether floating-point buffers, such as BatchNorm statistics, are blended."
     )
     frozen_parameters: Literal["keep", "blend"] = Field(
         "keep", description="Whether parameters that need no gradient are blended."
@@ -102,7 +102,7 @@ class _PlainKeys(Options):
         "auto", description="Whether nodes of one host and user read each other's snapshots from shared memory."
     )
     pull_fraction: float = Field(
-        1.0, gt=0, le=1, description="Share of the parameters that an exchange pulls, another part each time."
+        1.0, gt=0, le=1, description="Share of the parameters that an exchange pulls, a different part each time."
     )
     bandwidth_limit: DataRate = Field(
         None,
