@@ -21,9 +21,9 @@ from dpwa.exchange.messages import Message, Offer, Propose, PullRequest, Settle
 from dpwa.exchange.slices import Slice
 from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeRequest, ExchangeResult, Outcome
 from dpwa.node.node import Node
-from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.staging import Staging
+from dpwa.snapshot.state import Codec
 from dpwa.transport.interface import Ends
 from dpwa.transport.rx import RxCounters
 from support import VectorModel

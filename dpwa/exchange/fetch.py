@@ -32,11 +32,10 @@ from dpwa.exchange.messages import (
 )
 from dpwa.exchange.slices import Slice
 from dpwa.methods.exchange import NO_EXCHANGE, ExchangeResult, Outcome
-from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Layout, Snapshot
 from dpwa.snapshot.lineage import Relation, Standing, reason_apart
 from dpwa.snapshot.staging import Staging, first_not_finite
-from dpwa.snapshot.state import State
+from dpwa.snapshot.state import Codec, State
 
 __all__ = ["NOTHING_YET", "Fetcher", "Identity", "kept_apart", "nothing_came"]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from dpwa.snapshot.codecs import Codec
+from dpwa.snapshot.state import Codec
 
 __all__ = ["LinkCodecs", "in_words"]
 

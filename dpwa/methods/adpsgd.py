@@ -30,6 +30,7 @@ class Symmetric(Method):
         share: of the difference, for each side; below 1/2 they do not meet in the middle.
     """
 
+    exchanges_slices = True
     kind = ExchangeKind.PAIR
     conservation = Conservation.DOUBLY
 
@@ -61,6 +62,13 @@ class Symmetric(Method):
 
 class ADPSGD(Symmetric):
     """See the module; it has no options of its own."""
+
+    name = "adpsgd"
+    summary = "random pairs meet in the middle"
+    description = (
+        "each step meets one random neighbour {often}, and both go to the middle. Doubly stochastic: the mean is "
+        "conserved"
+    )
 
     def __init__(self, links: Neighbourhood, count: int, probability: float) -> None:
         super().__init__(links, count, probability, share=0.5)

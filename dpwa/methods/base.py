@@ -13,12 +13,15 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpwa.methods.exchange import ExchangeKind, ExchangeResult, Plan
-from dpwa.snapshot.layout import Buffer, Layout, Section
+from dpwa.options import Options
 from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.topology.neighbourhood import Neighbourhood
+
+if TYPE_CHECKING:  # numpy: the cluster file's keys come from the methods, and a launcher that reads it does not need it
+    from dpwa.snapshot.layout import Buffer, Layout, Section
 
 __all__ = ["Conservation", "ExchangeKind", "ExchangeResult", "Method", "Plan"]
 
@@ -42,6 +45,27 @@ class Method(ABC):
     `probability` (the config's `pull_probability`: of an exchange in a step), and the method's own options by keyword.
     """
 
+    # --- What a method declares; the config, `dpwa check`, the lab and the tables of the docs read it --------------
+
+    name: ClassVar[str] = ""
+    """Its word in the cluster file; a custom method has none, it is written as "module:Class"."""
+    summary: ClassVar[str] = "a custom method"
+    """What it does, in one line."""
+    description: ClassVar[str] = "a custom one; a step begins an exchange {often}"
+    """What a step does and what that conserves, as `dpwa check` prints it: `{options.key}` is the value of an option,
+    `{often}` the probability of an exchange, `{wait}` how long a step waits for the answer."""
+    options: ClassVar[type[Options] | None] = None
+    """Its section in the cluster file, and the keyword arguments of its constructor; None: it has no options."""
+    uses_interpolation: ClassVar[bool] = False
+    """Whether the config's interpolation decides the factor."""
+    uses_probability: ClassVar[bool] = True
+    """Whether `pull_probability` decides when an exchange begins."""
+    exchanges_slices: ClassVar[bool] = False
+    """Whether an exchange may carry a share of the parameters: the config's `pull_fraction`."""
+
+    blends_by_rows: ClassVar[bool] = False
+    """Whether the rows of the topology's matrix are the weights of the blend, and so must sum to 1."""
+
     kind: ClassVar[ExchangeKind]
     conservation: ClassVar[Conservation]
     repays: ClassVar[bool] = True
@@ -51,6 +75,11 @@ class Method(ABC):
     trained one. False for a method that itself says who gets whose model."""
     fraction = 1.0
     """Share of the parameters in an exchange; for the kinds PULL and PAIR."""
+
+    @classmethod
+    def variant(cls, options: Options | None) -> type[Method]:  # noqa: ARG003
+        """The class that runs with these options: this one, unless its options choose between several."""
+        return cls
 
     def __init__(self, links: Neighbourhood, count: int, probability: float) -> None:
         self.links = links

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from dpwa.snapshot.codecs import Codec
-from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.lineage import Relation
-from dpwa.snapshot.staging import Staging, Values
-from dpwa.snapshot.state import State
+from dpwa.snapshot.state import Codec, State
+
+if TYPE_CHECKING:  # numpy, which a launcher does not need: it reads the cluster file's keys from the methods
+    from dpwa.snapshot.layout import Snapshot
+    from dpwa.snapshot.staging import Staging, Values
 
 __all__ = ["NO_EXCHANGE", "ExchangeKind", "ExchangeRequest", "ExchangeResult", "Outcome", "Plan"]
 

@@ -31,6 +31,12 @@ _LEAST_SHARE = 2.0**-40
 class GoSGD(Method):
     """See the module; it has no options of its own: p is the config's `pull_probability`."""
 
+    name = "gosgd"
+    summary = "push a copy and half of the mass to a random peer"
+    description = (
+        "each step gives model and half of the mass to one random neighbour {often}. Column-stochastic: the mean by "
+        "mass is conserved, whatever is lost or late"
+    )
     kind = ExchangeKind.PUSH
     conservation = Conservation.COLUMN
     own_share = 0.5

@@ -20,6 +20,14 @@ __all__ = ["Pull"]
 class Pull(Method):
     """See the module; it has no options of its own: the config's `interpolation` rules the factor."""
 
+    name = "pull"
+    summary = "pull a random peer's newest model, blend by a factor"
+    description = (
+        "each step asks one random neighbour {often}, and {wait}. Row-stochastic: models agree, at an average that is "
+        "not exactly the mean"
+    )
+    uses_interpolation = True
+    exchanges_slices = True
     kind = ExchangeKind.PULL
     conservation = Conservation.ROW
 

@@ -24,11 +24,11 @@ from dpwa.exchange.service import Service
 from dpwa.exchange.slices import Rotation
 from dpwa.methods.base import ExchangeKind, Method
 from dpwa.methods.diloco import OuterMomentum
-from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Layout
 from dpwa.snapshot.lineage import Standing
 from dpwa.snapshot.model import Model
 from dpwa.snapshot.staging import Staging, encoded_chunk_bytes
+from dpwa.snapshot.state import Codec
 from dpwa.transport.faults import Faults
 from dpwa.transport.faulty import FaultyWay, LossyProposals
 from dpwa.transport.interface import Ends
@@ -127,7 +127,7 @@ def assemble(
         proposer=Proposer(fetcher, proposals),
         proposals=proposals,
         stagings=stagings,
-        rotation=Rotation(layout, rng("part"), config.least_fraction),
+        rotation=Rotation(layout, rng("part"), method.fraction),
         results=Results(),
         flow_control=flow_control,
         membership=membership,

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpwa.snapshot.codecs import Codec, decode, encode, encoded_bytes
+from dpwa.snapshot.codecs import decode, encode, encoded_bytes
 from dpwa.snapshot.layout import Layout, Role, Section
+from dpwa.snapshot.state import Codec
 
 __all__ = [
     "Staging",

@@ -19,9 +19,9 @@ from dpwa.exchange.client import Client, Pulled
 from dpwa.exchange.messages import Message, Offer, Propose, PullRequest, Settle
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.slices import Slice
-from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Layout
 from dpwa.snapshot.staging import Staging
+from dpwa.snapshot.state import Codec
 from dpwa.transport.faults import Fate, Faults, Lost
 
 __all__ = ["FaultyWay", "LossyProposals"]

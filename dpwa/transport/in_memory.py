@@ -21,9 +21,9 @@ from dpwa.exchange.service import Request, Service
 from dpwa.exchange.slices import Slice
 from dpwa.methods.base import ExchangeKind
 from dpwa.methods.exchange import NO_EXCHANGE, ExchangeRequest, ExchangeResult
-from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.staging import Staging, encode_chunk
+from dpwa.snapshot.state import Codec
 from dpwa.transport.interface import Ends
 from dpwa.transport.rx import RxCounters
 

@@ -24,8 +24,8 @@ from dpwa.exchange.messages import (
     Refused,
 )
 from dpwa.exchange.slices import Slice
-from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.staging import Staging, encoded_chunk_bytes
+from dpwa.snapshot.state import Codec
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.segments import Segments
 from dpwa.transport.shared_memory import SegmentUnusable

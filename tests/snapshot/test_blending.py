@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Layout, Role, TensorSpec
 from dpwa.snapshot.staging import Staging, encode_chunk, encoded_chunk_bytes
+from dpwa.snapshot.state import Codec
 
 _DTYPES = ["float64", "float32", "bfloat16", "float16"]
 

@@ -78,19 +78,19 @@ def fault_events(run_dir: Path, node: str) -> list[dict]:
         ),
         ("{noise: {scale: -1}}", ["25: faults.noise.scale: expected a number from 0 to 1000, got -1"]),
         (
-            "{slow: {w9: 3, w1: -4, w2: soon}}",
+            "{slow: {w9: 3, w1: -4, w2: soon}, kill: [{node: w33, step: 0}]}",
             [
-                '17: faults.slow.w9: expected the name of a node, got "w9"; write the name of one under nodes',
                 "28: faults.slow.w1: expected milliseconds from 0 to 600000, got -4",
                 '36: faults.slow.w2: expected milliseconds from 0 to 600000, got "soon"',
+                "68: faults.kill[0].step: expected a whole number of at least 1, got 0",
             ],
         ),
         (
-            "{kill: [{node: w33, step: 0}, {node: w1, step: 3}, {node: w1, step: 3}]}",
+            "{slow: {w9: 3}, kill: [{node: w33, step: 1}, {node: w1, step: 3}, {node: w1, step: 3}]}",
             [
-                '24: faults.kill[0].node: expected the name of a node, got "w33"; did you mean "w3"?',
-                "35: faults.kill[0].step: expected a whole number of at least 1, got 0",
-                "60: faults.kill[2]: faults.kill[1] kills w1 in step 3 too; a node dies once in a step",
+                '17: faults.slow.w9: expected the name of a node, got "w9"; write the name of one under nodes',
+                '40: faults.kill[0].node: expected the name of a node, got "w33"; did you mean "w3"?',
+                "76: faults.kill[2]: faults.kill[1] kills w1 in step 3 too; a node dies once in a step",
             ],
         ),
         (

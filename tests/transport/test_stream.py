@@ -18,7 +18,7 @@ from dpwa.exchange import messages
 from dpwa.exchange.slices import CHUNK_BYTES, RUN, chunk_count
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
-from dpwa.snapshot.codecs import Codec
+from dpwa.snapshot.state import Codec
 from dpwa.transport import client, wire
 from dpwa.transport.sockets import CurveKeys, Links
 from dpwa.transport.zeromq import ZmqTransport

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from dpwa.errors import RemoteProtocolError
 from dpwa.exchange import messages
-from dpwa.snapshot.codecs import Codec
-from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS
+from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, Codec
 from dpwa.transport import wire
 
 _NAMES = st.text(st.characters(categories=["L", "N"]), max_size=64)

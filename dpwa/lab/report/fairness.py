@@ -14,7 +14,7 @@ from typing import Any
 
 from dpwa.lab.report.results import CellResult
 from dpwa.lab.report.summary import Summary
-from dpwa.lab.study.kinds import STRATEGIES
+from dpwa.lab.study.kinds import kind_of
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.study_rows import is_used
 
@@ -201,7 +201,7 @@ def differing_settings(settings: Sequence[Settings]) -> tuple[list[str], dict[st
 
 def used_settings(settings: Settings) -> dict[str, str]:
     """The settings that mean something to the strategy, by dotted keys."""
-    kind = STRATEGIES[settings.strategy]
+    kind = kind_of(settings.strategy)
     values = {key: value for key, value in settings.to_json().items() if is_used(kind, (key,))}
     # The strategy first, as a reader would.
     found = {"strategy": settings.strategy, **_flat(values)}

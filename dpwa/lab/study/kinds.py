@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["STRATEGIES", "Start", "StrategyKind", "process_names"]
+from dpwa.methods.base import Method
+from dpwa.methods.registry import METHODS
+
+__all__ = ["STRATEGIES", "Start", "StrategyKind", "is_strategy", "kind_of", "process_names"]
 
 
 class Start(str, Enum):
@@ -30,7 +33,7 @@ class StrategyKind:
         name: its word in a study file.
         text: what it does, in one line.
         start: what starts its processes.
-        is_method: one of dpwa's averaging methods: the word is that of `method:` in the cluster file.
+        is_method: an averaging method: the name is that of `method:` in the cluster file.
         is_one_process: all of the data are seen by a single process, whatever `nodes` says.
         splits_batch: each update is made from one batch of all data, of which each process computes its part: there is
             one model, and no partition.
@@ -51,22 +54,11 @@ class StrategyKind:
     extra: str = ""
 
 
-def _method(name: str, text: str, *, waits: bool = False) -> StrategyKind:
-    return StrategyKind(name, text, is_method=True, waits=waits)
-
-
 STRATEGIES: dict[str, StrategyKind] = {
     kind.name: kind
     for kind in (
         StrategyKind("single", "one process, all data", is_one_process=True),
-        _method("pull", "pull a random peer's newest model, blend by a factor"),
-        _method("gosgd", "push a copy and half of the mass to a random peer"),
-        _method("sgp", "stochastic gradient push"),
-        _method("adpsgd", "random pairs meet in the middle"),
-        _method("dpsgd", "rounds of a mixing matrix"),
-        _method("noloco", "outer steps in random pairs"),
-        _method("elastic", "random pairs on an elastic"),
-        _method("sparta", "pull a small share of the parameters each time"),
+        *(StrategyKind(method.name, method.summary, is_method=True) for method in METHODS.values()),
         StrategyKind("fedavg", "a server averages what some clients learned locally", waits=True, has_server=True),
         StrategyKind("fedprox", "fedavg with a pull towards the round's model", waits=True, has_server=True),
         StrategyKind("param_avg", "MPI: average parameters every avg_freq epochs", Start.MPI, waits=True, extra="mpi"),
@@ -97,7 +89,21 @@ STRATEGIES: dict[str, StrategyKind] = {
         ),
     )
 }
-"""All strategies, in the order in which they are listed."""
+"""All strategies with a word of their own, in the order in which they are listed."""
+
+
+def is_strategy(word: str) -> bool:
+    """Whether a study file may name a strategy so: by its word, or as "module:Class", a custom averaging method."""
+    return ":" in word or word in STRATEGIES
+
+
+def kind_of(word: str) -> StrategyKind:
+    """The strategy that a study file names.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return StrategyKind(word, Method.summary, is_method=True) if ":" in word else STRATEGIES[word]
 
 
 def process_names(kind: StrategyKind, nodes: int) -> tuple[str, ...]:

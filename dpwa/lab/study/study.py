@@ -13,13 +13,14 @@ from pydantic import ValidationError
 
 from dpwa.config import yaml_file
 from dpwa.config.lines import lines_of
-from dpwa.config.problems import Problem, problems_of
+from dpwa.config.problems import problems_of
 from dpwa.config.yaml_file import ClusterFile
 from dpwa.errors import ConfigError
 from dpwa.lab.study.cell import Cell
 from dpwa.lab.study.selection import chosen
 from dpwa.lab.study.study_file import StudyOptions
 from dpwa.lab.study.study_rows import Row, rows_of, slug
+from dpwa.options import Problem
 
 __all__ = ["Row", "Study", "cell_folder_name"]
 
