@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dpwa.snapshot.layout import Role
+from dpwa import Role
 
 from .selection import Selection, holder_of
 

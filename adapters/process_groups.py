@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from dpwa.errors import ConfigError
+from dpwa import ConfigError
 
 __all__ = ["refuse_groups", "refuse_shard", "unwrapped"]
 

@@ -1,6 +1,6 @@
 """dpwa for PyTorch: wrap any training loop.
 
-    from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+    from dpwa import DpwaPyTorchAdapter
 
     with DpwaPyTorchAdapter(model) as node:
         for inputs, targets in loader:
@@ -28,11 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpwa.config.cluster import ClusterConfig
-from dpwa.errors import ConfigError
-from dpwa.node.node import Node
-from dpwa.node.record import NodeStatistics
-from dpwa.observe.journal import node_folder
+from dpwa import ClusterConfig, ConfigError, Node, NodeStatistics, node_folder
 
 from .saving import save_model as _save
 from .streams import LateLosses

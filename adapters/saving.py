@@ -22,7 +22,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dpwa.observe.journal import older_generations
+from dpwa import older_generations
 
 from .selection import plain_name
 

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from dpwa.errors import ConfigError
-from dpwa.snapshot.layout import ITEM_BYTES, Layout, Role, TensorSpec
-from dpwa.snapshot.model import Inventory
+from dpwa import ITEM_BYTES, ConfigError, Inventory, Layout, Role, TensorSpec
 
 from .process_groups import refuse_shard
 

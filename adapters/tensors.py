@@ -19,10 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpwa.config.cluster import ClusterConfig
-from dpwa.errors import ConfigError
-from dpwa.snapshot.layout import Buffer, Role, Section
-from dpwa.snapshot.staging import Values
+from dpwa import Buffer, ClusterConfig, ConfigError, Role, Section, Values
 
 from .changes import Watch
 from .process_groups import refuse_groups, unwrapped

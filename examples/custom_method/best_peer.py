@@ -9,9 +9,7 @@ import math
 import random
 from collections.abc import Mapping
 
-from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
-from dpwa.snapshot.state import State
-from dpwa.topology.neighbourhood import Neighbourhood
+from dpwa import Arrival, Blend, Conservation, ExchangeKind, Method, Neighbourhood, Plan, State
 
 
 class BestPeer(Method):

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from dpwa.errors import ConfigError
 from dpwa.interpolation.interpolator import (
     Clock,
+    Consensus,
     Constant,
     Interpolator,
     Loss,
     LossSmoother,
+    Staleness,
     find_rule,
     register,
     resolve,
@@ -217,6 +219,7 @@ def test_the_three_rules_resolve_by_name():
         ("tests_rule_options:Needy", {"must": 0}, "Needy refused its options: must not be 0"),
     ],
 )
+@pytest.mark.usefixtures("custom_rules")
 def test_a_rule_that_cannot_be_made_is_refused_with_the_reason(name, options, message, tmp_path, monkeypatch):
     (tmp_path / "tests_rule_options.py").write_text(
         "class Needy:\n"
@@ -268,8 +271,9 @@ class Third:
 
 @pytest.fixture
 def custom_rules(monkeypatch):
-    """Rules registered in a test are forgotten after it."""
-    monkeypatch.setattr("dpwa.interpolation.interpolator._rules", {"constant": Constant, "clock": Clock, "loss": Loss})
+    """Rules registered elsewhere are unknown in a test, and those that it registers are forgotten after it."""
+    built_in = {"constant": Constant, "clock": Clock, "loss": Loss, "staleness": Staleness, "consensus": Consensus}
+    monkeypatch.setattr("dpwa.interpolation.interpolator._rules", built_in)
 
 
 def test_weight_zero_does_not_smooth():
