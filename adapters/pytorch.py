@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from dpwa import ClusterConfig, ConfigError, Node, NodeStatistics, node_folder
 
-from .saving import save_model as _save
+from .saving import save_model
 from .streams import LateLosses
-from .tensors import TorchModel as _TorchModel
+from .tensors import TorchModel
 from .termination import closing, raise_if_terminated, watch
 
 __all__ = ["DpwaPyTorchAdapter", "attach"]
@@ -79,7 +79,7 @@ class DpwaPyTorchAdapter:
         self.config = given or ClusterConfig.alone(name or "alone")
         self.name = _node_name(self.config, name)
         self.run_dir = _run_dir(self.config, given_cluster=given is not None)
-        self._tensors = _TorchModel(model, self.config)
+        self._tensors = TorchModel(model, self.config)
         self._hook: _OptimizerHook | None = None
         self._late_losses = LateLosses()
         self._node = Node(self.config, self.name, self._tensors, run_dir=self.run_dir)
@@ -218,7 +218,7 @@ class DpwaPyTorchAdapter:
                 self._tensors.close()
             finally:
                 if self.run_dir is not None and self._node.statistics().step > 0:
-                    _save(self._tensors.module, node_folder(self.run_dir, self.name) / MODEL_FILE)
+                    save_model(self._tensors.module, node_folder(self.run_dir, self.name) / MODEL_FILE)
 
     def _follow_model(self, *, everywhere: bool = False) -> None:
         """Notice that tensors of the model were replaced. A node alone exchanges nothing."""
