@@ -267,6 +267,7 @@ print(time.time())
 """
 
 
+@pytest.mark.heavy
 def test_a_script_that_never_closes_ends_at_once_and_its_model_is_saved(monkeypatch, run_dir, tmp_path):
     (tmp_path / "cluster.yaml").write_text(local_cluster(wait_ms=0).to_yaml(), encoding="utf-8")
     monkeypatch.setenv("DPWA_CONFIG", str(tmp_path / "cluster.yaml"))

@@ -20,6 +20,8 @@ from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 from dpwa.errors import NodeClosed
 from dpwa.transport.shared_memory import SEGMENT_FOLDER
 
+pytestmark = pytest.mark.heavy
+
 # A training that never ends by itself. With an argument it has so many workers that load data.
 TRAINING = """
 import sys, time

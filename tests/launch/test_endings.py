@@ -20,6 +20,8 @@ from dpwa.launch.processes import NodeCommand, Supervisor
 from dpwa.launch.this_host import is_local
 from support import TESTS
 
+pytestmark = pytest.mark.heavy
+
 # A node of w1 and w2; w2 does as it is told in the middle, w1 ends as it should.
 TRAINING = """
 import os, sys

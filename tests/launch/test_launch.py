@@ -20,6 +20,8 @@ from dpwa.launch.local import NodeCommand, NodeEnd, OnFailure, Supervisor
 from dpwa.launch.output import LINE_LIMIT
 from dpwa.launch.processes import restart_delay_s
 
+pytestmark = pytest.mark.heavy
+
 # A worker that ignores what it can, and the pids of it and of its parent, on one line. `os.read(r, 1)` waits for it.
 FORK_STUBBORN_WORKER = """
 import os, signal, sys, time

@@ -13,6 +13,8 @@ import pytest
 
 from support import ROOT
 
+pytestmark = pytest.mark.heavy
+
 BENCHMARKS = ROOT / "benchmarks"
 
 SPREAD = {"median", "p10", "p90", "repetitions"}
