@@ -1,10 +1,10 @@
 """The `dpwa` command: arguments in, exit codes and messages for people out.
 
-Each command imports what it needs when it runs, so that `dpwa --help` answers at once; torch, numpy, zmq, pydantic and
-rich must not be imported by this module. Exit codes: 0 done, 1 the run failed, 2 wrong usage or config, 128 + N ended
-by signal N.
+Each command imports what it needs when it runs, so that `dpwa --help` answers at once: this module must not import
+torch, numpy, zmq, pydantic or rich. Exit codes: 0 done, 1 the run failed, 2 wrong usage or config, 128 + N ended by
+signal N.
 
-Must not know: how anything is done. Runs in: the main thread.
+Runs in: the main thread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EXAMPLE_PACKAGES = {"matplotlib", "sklearn", "torch", "torchvision"}
 
 @contextmanager
 def _needing(packages: Container[str], command: str, extra: str) -> Iterator[None]:
-    """Tells what to install when one of these packages is missing."""
+    """Say what to install when one of these packages is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -47,7 +47,7 @@ _cluster_file = click.argument("cluster_file", metavar="CLUSTER.yaml", type=clic
 
 
 class _Commands(click.Group):
-    """Turns dpwa's errors into lines and exit codes; everything else is click's or a bug."""
+    """Turns dpwa's errors into lines and exit codes. Any other exception is click's, or a bug."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -82,7 +82,7 @@ def main(*, debug: bool) -> None:
 )
 @click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for this run.")
 def demo(json_path: Path | None, run_dir: Path | None) -> None:
-    """Watch four nodes learn together what none could alone (about two minutes)."""
+    """Watch four nodes learn together what none could alone (half a minute)."""
     with _needing(_EXAMPLE_PACKAGES, "dpwa demo", "examples"):
         from dpwa.launch.demo import run_demo  # noqa: PLC0415 - imports rich and more
 
@@ -98,7 +98,7 @@ def demo(json_path: Path | None, run_dir: Path | None) -> None:
     type=click.Choice(["continue", "stop", "restart"]),
     default="continue",
     show_default=True,
-    help="When a node fails: let the others go on, end them all, or start it again.",
+    help="When a node fails: let the others go on, end them all, or restart it.",
 )
 @click.option(
     "--max-restarts",
@@ -106,7 +106,7 @@ def demo(json_path: Path | None, run_dir: Path | None) -> None:
     type=click.IntRange(min=0),
     default=5,
     show_default=True,
-    help="With restart: how often in a row.",
+    help="With restart: how many times in a row.",
 )
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder for this run.  [default: a new one in runs/]")
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -153,7 +153,7 @@ def init(count: int) -> None:
 @main.command()
 @_cluster_file
 def check(cluster_file: Path) -> None:
-    """Check a cluster file and say what it would do."""
+    """Check a cluster file and say what it does."""
     from dpwa.config.cluster import ClusterConfig  # noqa: PLC0415
     from dpwa.config.describe import describe  # noqa: PLC0415 - see the module docstring
     from dpwa.launch.this_host import local_node_names  # noqa: PLC0415
@@ -241,12 +241,12 @@ def list_(*, is_of_strategies: bool, studies: tuple[Path, ...]) -> None:
 @lab.command()
 @_study
 @click.option("--seeds", metavar="N", type=click.IntRange(1, 100), help="Seeds 0 to N-1, instead of the study's.")
-@click.option("--only", metavar="KEY=VALUE", multiple=True, help="Only such trainings, as in method=gosgd; repeatable.")
+@click.option("--only", metavar="KEY=VALUE", multiple=True, help="Only these trainings: method=gosgd; repeatable.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder for this run.  [default: runs/STUDY]")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Folder with the data.  [default: DPWA_DATA_DIR, else ./data]"
 )
-@click.option("--yes", is_flag=True, help="Begin what takes more than an hour without asking.")
+@click.option("--yes", is_flag=True, help="Do not ask before a run of more than an hour.")
 @click.option(
     "--tensorflow",
     metavar="PYTHON",
@@ -263,7 +263,7 @@ def run(
     yes: bool,
     tensorflow: Path | None,
 ) -> None:
-    """Make the trainings of a study; finished ones are kept, so that it goes on where it stopped."""
+    """Run the trainings of a study. Finished ones are kept: run it again to continue where it stopped."""
     from dpwa.lab import commands  # noqa: PLC0415 - see the module docstring
 
     exit_code = commands.run_study(
@@ -287,7 +287,7 @@ def _confirm(question: str) -> bool:
 @lab.command()
 @click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
 def report(run_dir: Path) -> None:
-    """Make tables, pictures and a page of a run, also of one that is not complete."""
+    """Write tables, charts and a page about a run, even if it is unfinished."""
     with _needing({"jinja2", "matplotlib", "scipy"}, "dpwa lab report", "lab"):
         from dpwa.lab.report.make import make_report  # noqa: PLC0415 - see the module docstring
 

@@ -33,6 +33,8 @@ from dpwa.lab.study.study import Study
 from dpwa.lab.training.data import load
 from support import wait_until
 
+pytestmark = pytest.mark.heavy
+
 BASE = "study: try\ndata: digits\nmodel: mlp\nnodes: 2\nn_epochs: 1\n"
 
 

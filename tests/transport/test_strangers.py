@@ -25,6 +25,8 @@ from dpwa.exchange.slices import CHUNK_BYTES
 from dpwa.transport import wire
 from support import DEADLINE_S, TESTS, VectorModel, wait_until
 
+pytestmark = pytest.mark.heavy
+
 SIZE = 50_000  # float64: 400 KB
 PACE_S = 0.05
 STRANGERS = TESTS / "strangers.py"
