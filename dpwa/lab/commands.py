@@ -47,11 +47,11 @@ def list_studies(paths: Sequence[Path]) -> int:
         except ConfigError as error:
             problems += error.problems
             continue
-        cells = study.cells()
+        trials = study.trials()
         table.add_row(
             _shown(path),
             f"{len(study.rows)} x {len(study.seeds)}",
-            shown_duration(sum(estimate_s(cell, cores) for cell in cells)),
+            shown_duration(sum(estimate_s(trial, cores) for trial in trials)),
             study.title,
         )
     console = _console()
@@ -103,12 +103,12 @@ def run_study(
     if tensorflow is not None:
         os.environ[PYTHON_VARIABLE] = str(tensorflow)
     study = Study.load(study_path(path), for_running=True)
-    cells = study.cells(only, seeds)
-    runner = Runner(study, cells, run_dir or Path("runs") / study.name, data_dir)
+    trials = study.trials(only, seeds)
+    runner = Runner(study, trials, run_dir or Path("runs") / study.name, data_dir)
     waiting, needed_s = runner.waiting(), runner.estimate_s()
     console = _console()
     console.print(
-        f"{study.name}: {len(cells)} trainings, {len(waiting)} to make, about {shown_duration(needed_s)}; "
+        f"{study.name}: {len(trials)} trainings, {len(waiting)} to make, about {shown_duration(needed_s)}; "
         f"run folder {runner.folder.path}",
         highlight=False,
         markup=False,

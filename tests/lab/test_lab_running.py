@@ -27,9 +27,9 @@ from dpwa.lab.run.run_folder import RunFolder, last_lines
 from dpwa.lab.run.running import Runner
 from dpwa.lab.run.starting import command_of, environment_of, held_to, machine_cores, missing_for, prepare
 from dpwa.lab.run.supervision import run_to_end
-from dpwa.lab.study.cell import Cell, CellFolder
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.study import Study
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.data import load
 from support import wait_until
 
@@ -42,8 +42,8 @@ def written(text: str, name: str = "study.yaml") -> Path:
     return path
 
 
-def cell_of(strategy: str = "single", **settings: object) -> Cell:
-    return Cell("try", strategy, 0, Settings.model_validate({"strategy": strategy, "data": "digits", **settings}))
+def trial_of(strategy: str = "single", **settings: object) -> Trial:
+    return Trial("try", strategy, 0, Settings.model_validate({"strategy": strategy, "data": "digits", **settings}))
 
 
 def run_lab(*arguments: str) -> Result:
@@ -54,7 +54,7 @@ def run_shown(text: str, *, only: tuple[str, ...] = ()) -> tuple[int, str]:
     """Runs a study in the folder `run`; the exit code and what was printed."""
     study = Study.load(written(text), for_running=True)
     output = io.StringIO()
-    code = Runner(study, study.cells(only), Path("run")).run(Console(file=output, width=200))
+    code = Runner(study, study.trials(only), Path("run")).run(Console(file=output, width=200))
     return code, output.getvalue()
 
 
@@ -66,13 +66,13 @@ def small_trainings(monkeypatch):
     )
     measure = (
         "import json, pathlib, sys; folder = pathlib.Path(sys.argv[1]); code = int(sys.argv[2]); "
-        "cell = json.loads((folder / 'cell.json').read_text()); "
-        "result = dict(cell=cell, status='failed' if code else 'done', reason=sys.argv[3], samples_seen=5, "
+        "trial = json.loads((folder / 'trial.json').read_text()); "
+        "result = dict(trial=trial, status='failed' if code else 'done', reason=sys.argv[3], samples_seen=5, "
         "final_accuracy=None if code else 0.75); "
         "(folder / 'result.json').write_text(json.dumps(result))"
     )
     monkeypatch.setattr(running, "data_command", lambda _name, _cache: [sys.executable, "-c", ""])
-    monkeypatch.setattr(running, "command_of", lambda cell, _folder: [sys.executable, "-c", train, cell.row])
+    monkeypatch.setattr(running, "command_of", lambda trial, _folder: [sys.executable, "-c", train, trial.row])
     monkeypatch.setattr(
         running,
         "evaluation_command",
@@ -90,7 +90,7 @@ def test_a_study_is_run_by_real_processes_measured_and_kept() -> None:
     assert done.exit_code == 0, done.output
     results = {}
     for row in ("single", "pull"):
-        folder = CellFolder(Path("runs/try/cells") / f"{row}-s0")
+        folder = TrialFolder(Path("runs/try/trials") / f"{row}-s0")
         results[row] = json.loads(folder.result_json.read_text())
         assert results[row]["status"] == "done"
         assert results[row]["final_accuracy"] > 0.3
@@ -99,11 +99,11 @@ def test_a_study_is_run_by_real_processes_measured_and_kept() -> None:
     assert results["single"]["threads_per_process"] == machine_cores()
     assert results["pull"]["threads_per_process"] == max(1, machine_cores() // 2)
     assert "Report: dpwa lab report runs/try" in done.output
-    before = Path("runs/try/cells/pull-s0/result.json").stat().st_mtime_ns
+    before = Path("runs/try/trials/pull-s0/result.json").stat().st_mtime_ns
     again = run_lab("run", "study.yaml")
     assert again.exit_code == 0
     assert "2 of 2 trainings were finished before and are kept" in again.output
-    assert Path("runs/try/cells/pull-s0/result.json").stat().st_mtime_ns == before
+    assert Path("runs/try/trials/pull-s0/result.json").stat().st_mtime_ns == before
     assert Study.load(Path("runs/try/study.yaml")).name == "try"
 
 
@@ -113,7 +113,7 @@ def test_a_training_that_fails_is_told_with_its_log_and_the_rest_goes_on() -> No
     assert code == 1
     assert "[1/2] bad (seed 0): failed: ValueError: broken" in output
     assert "  | hello from bad" in output
-    assert "run/cells/bad-s0/output.log" in output
+    assert "run/trials/bad-s0/output.log" in output
     assert "[2/2] good (seed 0): done, 75.00%" in output
     assert "bad   1 failed: ValueError: broken" in output
     code, output = run_shown("strategies: [{strategy: single, name: bad}, {strategy: single, name: good}]\n")
@@ -124,7 +124,7 @@ def test_a_training_that_fails_is_told_with_its_log_and_the_rest_goes_on() -> No
 @pytest.mark.usefixtures("small_trainings")
 def test_an_error_with_a_cause_is_told_in_its_own_words(monkeypatch) -> None:
     train = "try: 1 / 0\nexcept ZeroDivisionError as error: raise ValueError('expected files in there') from error"
-    monkeypatch.setattr(running, "command_of", lambda _cell, _folder: [sys.executable, "-c", train])
+    monkeypatch.setattr(running, "command_of", lambda _trial, _folder: [sys.executable, "-c", train])
     code, shown = run_shown("strategies: [single]\n")
     assert code == 1
     assert "failed: ValueError: expected files in there" in shown
@@ -143,7 +143,7 @@ def test_without_its_data_nothing_is_begun_and_it_is_told_once(monkeypatch, capf
     assert told.count("loading cifar10: expected torchvision's files in") == 1
     assert "or train/CLASS/*.jpg" in told
     assert "cifar10 cannot be had, and no training was begun; to leave these trainings out: --only data=digits" in shown
-    assert not list(Path("run").rglob("cell.json"))
+    assert not list(Path("run").rglob("trial.json"))
 
     code, shown = run_shown(text, only=("data=digits",))
     assert code == 0, shown
@@ -151,8 +151,8 @@ def test_without_its_data_nothing_is_begun_and_it_is_told_once(monkeypatch, capf
 
 def test_data_are_read_once_and_shared(capfd) -> None:
     study = Study.load(written("strategies: [single]\nseeds: 2\n"), for_running=True)
-    cells = study.cells()
-    caches = {RunFolder(Path("run")).of(cell).data_cache("digits") for cell in cells}
+    trials = study.trials()
+    caches = {RunFolder(Path("run")).of(trial).data_cache("digits") for trial in trials}
     (cache,) = caches
     subprocess.run(starting.data_command("digits", cache), check=True)
     assert capfd.readouterr().err == ""
@@ -173,9 +173,9 @@ def test_a_training_whose_settings_have_changed_is_made_again() -> None:
 @pytest.mark.usefixtures("small_trainings")
 def test_a_training_from_before_a_new_setting_still_counts() -> None:
     run_shown("strategies: [single]\n")
-    path = Path("run/cells/single-s0/result.json")
+    path = Path("run/trials/single-s0/result.json")
     result = json.loads(path.read_text())
-    del result["cell"]["settings"]["every_steps"]
+    del result["trial"]["settings"]["every_steps"]
     path.write_text(json.dumps(result))
     assert "1 of 1 trainings were finished before" in run_shown("strategies: [single]\n")[1]
     path.write_text(json.dumps(result)[:100])
@@ -210,7 +210,7 @@ def test_a_row_whose_extra_is_missing_is_skipped_with_one_line(monkeypatch) -> N
     assert code == 0
     assert "[1/2] param_avg (seed 0): skipped: install dpwa[mpi]\n" in output
     assert "[2/2] single (seed 0): done" in output
-    result = json.loads(Path("run/cells/param_avg-s0/result.json").read_text())
+    result = json.loads(Path("run/trials/param_avg-s0/result.json").read_text())
     assert (result["status"], result["reason"]) == ("skipped", "install dpwa[mpi]")
     monkeypatch.undo()
 
@@ -232,15 +232,15 @@ def test_an_evaluation_that_fails_is_told(monkeypatch) -> None:
     code, output = run_shown("strategies: [single]\n")
     assert code == 1
     assert "failed: its evaluation failed: KeyError: what" in output
-    assert json.loads(Path("run/cells/single-s0/result.json").read_text())["status"] == "failed"
+    assert json.loads(Path("run/trials/single-s0/result.json").read_text())["status"] == "failed"
 
 
 @pytest.mark.usefixtures("small_trainings")
 def test_a_folder_of_something_else_is_not_emptied() -> None:
-    precious = Path("run/cells/single-s0/thesis.txt")
+    precious = Path("run/trials/single-s0/thesis.txt")
     precious.parent.mkdir(parents=True)
     precious.write_text("years of work")
-    with pytest.raises(ConfigError, match=r"got one without cell\.json"):
+    with pytest.raises(ConfigError, match=r"got one without trial\.json"):
         run_shown("strategies: [single]\n")
     assert precious.read_text() == "years of work"
 
@@ -264,7 +264,7 @@ def test_a_run_that_is_ended_leaves_nothing_and_goes_on_later(tmp_path: Path) ->
     process = subprocess.Popen(
         [sys.executable, "-m", "dpwa", "lab", "run", "study.yaml"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    nodes = tmp_path / "runs/try/cells/pull-s0/nodes"
+    nodes = tmp_path / "runs/try/trials/pull-s0/nodes"
     try:
         wait_until(lambda: all((nodes / name / "ready").exists() for name in ("w1", "w2")), "both train", 90)
         children = psutil.Process(process.pid).children(recursive=True)
@@ -278,7 +278,7 @@ def test_a_run_that_is_ended_leaves_nothing_and_goes_on_later(tmp_path: Path) ->
     assert len(children) >= 3
     wait_until(lambda: not any(child.is_running() for child in children), "all processes have ended")
     study = Study.load(Path("study.yaml"))
-    assert RunFolder(tmp_path / "runs/try").why_again(study.cells()[0]) == "it was ended before its result"
+    assert RunFolder(tmp_path / "runs/try").why_again(study.trials()[0]) == "it was ended before its result"
 
 
 def test_a_process_that_does_not_want_to_end_is_killed_with_its_children(monkeypatch, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_processes_are_held_to_the_cores_of_the_study(tmp_path: Path) -> None:
     ],
 )
 def test_cores_are_divided_equally_among_the_processes_that_compute(strategy, nodes, cores, threads) -> None:
-    assert cost.threads_of(cell_of(strategy, nodes=nodes, cores=cores), 8) == threads
+    assert cost.threads_of(trial_of(strategy, nodes=nodes, cores=cores), 8) == threads
 
 
 def test_the_environment_names_threads_and_data_and_no_other_node(monkeypatch) -> None:
@@ -338,15 +338,15 @@ def test_the_environment_names_threads_and_data_and_no_other_node(monkeypatch) -
 @pytest.mark.parametrize("strategy", ["pull", "sgp", "ddp", "single", "fedavg", "allreduce_every_h"])
 def test_the_cluster_file_of_a_row_is_one_that_dpwa_accepts(strategy: str, tmp_path: Path) -> None:
     options = {"pull_probability": 0.25} if strategy in ("pull", "sgp") else {}
-    cell = Cell("try", strategy, 7, Settings.model_validate({"strategy": strategy, "nodes": 3, "cluster": options}))
-    folder = CellFolder(tmp_path)
-    prepare(cell, folder, tmp_path)
+    trial = Trial("try", strategy, 7, Settings.model_validate({"strategy": strategy, "nodes": 3, "cluster": options}))
+    folder = TrialFolder(tmp_path)
+    prepare(trial, folder, tmp_path)
     config = ClusterConfig.load(folder.cluster_yaml)
-    assert tuple(node.name for node in config.nodes) == cell.process_names
+    assert tuple(node.name for node in config.nodes) == trial.process_names
     assert (config.run, config.seed) == ("try", 7)
     if options:
         assert (config.method, config.pull_probability) == (strategy, 0.25)
-    argv = command_of(cell, folder)
+    argv = command_of(trial, folder)
     assert argv[1:4] == ["-m", "dpwa", "launch"]
     assert argv[-3:] == ["-m", "dpwa.lab.worker", str(tmp_path)]
 
@@ -354,18 +354,18 @@ def test_the_cluster_file_of_a_row_is_one_that_dpwa_accepts(strategy: str, tmp_p
 def test_matrices_are_named_by_their_whole_path_in_the_cluster_file(tmp_path: Path) -> None:
     options = {"topology": {"graph": "matrix", "matrix": "m.csv"}}
     (tmp_path / "m.csv").write_text("0.5,0.5\n0.5,0.5\n")
-    folder = CellFolder(tmp_path / "cell")
+    folder = TrialFolder(tmp_path / "trial")
     folder.path.mkdir()
-    prepare(cell_of("dpsgd", nodes=2, cluster=options), folder, tmp_path)
+    prepare(trial_of("dpsgd", nodes=2, cluster=options), folder, tmp_path)
     assert ClusterConfig.load(folder.cluster_yaml).topology_of_nodes.count == 2
 
 
 def test_mpi_rows_are_started_by_mpiexec_and_tensorflow_by_its_own_script(tmp_path: Path) -> None:
-    argv = command_of(cell_of("param_avg", nodes=3), CellFolder(tmp_path))
+    argv = command_of(trial_of("param_avg", nodes=3), TrialFolder(tmp_path))
     assert Path(argv[0]).name == "mpiexec"
     assert argv[1:3] == ["-n", "3"]
-    assert missing_for(cell_of("single")) is None
-    assert command_of(cell_of("tf_mirrored"), CellFolder(tmp_path))[1:3] == [
+    assert missing_for(trial_of("single")) is None
+    assert command_of(trial_of("tf_mirrored"), TrialFolder(tmp_path))[1:3] == [
         "-m",
         "dpwa.lab.strategies.tensorflow.mirrored",
     ]
@@ -373,7 +373,7 @@ def test_mpi_rows_are_started_by_mpiexec_and_tensorflow_by_its_own_script(tmp_pa
 
 def test_estimates_grow_with_work_and_shrink_with_cores() -> None:
     def seconds(cores: int = 2, strategy: str = "single", **settings: object) -> float:
-        return cost.estimate_s(cell_of(strategy, **{"data": "fashion_mnist", **settings}), cores)
+        return cost.estimate_s(trial_of(strategy, **{"data": "fashion_mnist", **settings}), cores)
 
     assert seconds(n_epochs=2) > seconds(n_epochs=1)
     assert seconds(model="mcmahan_cnn") > seconds(model="light_cnn") > seconds(model="mlp")
@@ -389,8 +389,8 @@ def test_estimates_learn_from_what_has_finished() -> None:
     pace.learn(10, 20)
     pace.learn(30, 60)
     assert pace.ratio == 2.0
-    cells = [cell_of(), cell_of("pull")]
-    assert pace.seconds(cells, 2) == pytest.approx(2 * sum(cost.estimate_s(cell, 2) for cell in cells))
+    trials = [trial_of(), trial_of("pull")]
+    assert pace.seconds(trials, 2) == pytest.approx(2 * sum(cost.estimate_s(trial, 2) for trial in trials))
 
 
 @pytest.mark.parametrize(

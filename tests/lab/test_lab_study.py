@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwa.errors import ConfigError
-from dpwa.lab.study.cell import Cell
 from dpwa.lab.study.kinds import STRATEGIES
 from dpwa.lab.study.layers import Layers
-from dpwa.lab.study.study import Study, cell_folder_name
+from dpwa.lab.study.study import Study, trial_folder_name
 from dpwa.lab.study.study_rows import slug
+from dpwa.lab.study.trial import Trial
 
 BASE = "study: try\ndata: digits\nmodel: mlp\nnodes: 2\n"
 
@@ -125,17 +125,19 @@ def test_seeds_are_a_number_or_a_list() -> None:
     assert study_of("strategies: [single]\nseeds: [7, 5]\n").seeds == (7, 5)
 
 
-def test_cells_are_rows_times_seeds_with_folders_of_their_own() -> None:
+def test_trials_are_rows_times_seeds_with_folders_of_their_own() -> None:
     study = study_of("strategies: [single, pull]\nseeds: 2\n")
-    cells = study.cells()
-    assert [(cell.row, cell.seed) for cell in cells] == [("single", 0), ("single", 1), ("pull", 0), ("pull", 1)]
-    assert len({cell_folder_name(cell) for cell in cells}) == 4
-    assert [cell.seed for cell in study.cells(seeds=3)] == [0, 1, 2, 0, 1, 2]
+    trials = study.trials()
+    assert [(trial.row, trial.seed) for trial in trials] == [("single", 0), ("single", 1), ("pull", 0), ("pull", 1)]
+    assert len({trial_folder_name(trial) for trial in trials}) == 4
+    assert [trial.seed for trial in study.trials(seeds=3)] == [0, 1, 2, 0, 1, 2]
 
 
-def test_a_cell_survives_its_file() -> None:
-    for cell in study_of("strategies: [{strategy: pull, cluster: {topology: ring}}, w_param_avg]\nlambda: 2\n").cells():
-        assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
+def test_a_trial_survives_its_file() -> None:
+    for trial in study_of(
+        "strategies: [{strategy: pull, cluster: {topology: ring}}, w_param_avg]\nlambda: 2\n"
+    ).trials():
+        assert Trial.from_json(json.loads(json.dumps(trial.to_json()))) == trial
 
 
 def test_every_strategy_can_be_a_row() -> None:
@@ -159,7 +161,7 @@ def test_every_strategy_can_be_a_row() -> None:
 )
 def test_only_picks_trainings(only: list[str], count: int) -> None:
     study = study_of("strategies: [single, gosgd, ddp]\nseeds: 3\ngrid: {cluster.pull_probability: [1.0, 0.5]}\n")
-    assert len(study.cells(only)) == count
+    assert len(study.trials(only)) == count
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_only_picks_trainings(only: list[str], count: int) -> None:
 )
 def test_only_tells_what_there_is(only: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        study_of("strategies: [single, pull]\n").cells(only)
+        study_of("strategies: [single, pull]\n").trials(only)
     assert message in str(caught.value)
 
 
@@ -332,6 +334,6 @@ def test_any_content_is_a_study_or_a_list_of_problems(values: dict[str, object])
     except ConfigError as error:
         problems = error.problems
     else:
-        problems = ("study.yaml:",) if len(study.cells()) == len(study.rows) * len(study.seeds) else ("lost a cell",)
+        problems = ("study.yaml:",) if len(study.trials()) == len(study.rows) * len(study.seeds) else ("lost a trial",)
     assert problems
     assert [problem for problem in problems if not problem.startswith("study.yaml:")] == []

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from dpwa.lab.report.fairness import Finding, described_machine, differing_settings, findings, used_settings
-from dpwa.lab.report.results import CellResult
+from dpwa.lab.report.results import TrialResult
 from dpwa.lab.report.statistics import Estimate
 from dpwa.lab.report.summary import Band, Curves, Numbers, RowSummary, Summary
 from dpwa.lab.report.text import Column, caption, columns, failure_text, status_text
@@ -35,7 +35,7 @@ class Content:
         commits: that the results were made by.
         machines: on which they were made, one line each.
         when: they were made.
-        hours: that the cells took, one after the other, with start-up and evaluation.
+        hours: that the trials took, one after the other, with start-up and evaluation.
     """
 
     summary: Summary
@@ -63,7 +63,7 @@ class Content:
         return [
             ("command", self.command),
             ("seeds", seeds),
-            ("made", f"{self.when}; the cells took {self.hours:.2g} h one after the other" if self.when else "not yet"),
+            ("made", f"{self.when}; the trials took {self.hours:.2g} h in all" if self.when else "not yet"),
             ("commit", ", ".join(self.commits) or "unknown"),
             ("machine", "; ".join(self.machines) or "unknown"),
         ]
@@ -117,7 +117,7 @@ def content_of(summary: Summary, command: str) -> Content:
     )
 
 
-def _when(results: tuple[CellResult, ...]) -> str:
+def _when(results: tuple[TrialResult, ...]) -> str:
     """From the first to the last day, as the results' files tell."""
     if not results:
         return ""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpwa.lab.report.results import CellResult
+from dpwa.lab.report.results import TrialResult
 from dpwa.lab.report.summary import Summary
 from dpwa.lab.study.kinds import STRATEGIES
 from dpwa.lab.study.settings import Settings
@@ -69,10 +69,10 @@ def findings(summary: Summary) -> list[Finding]:
     ]
 
 
-def _initial_weights(results: Sequence[CellResult]) -> Finding:
+def _initial_weights(results: Sequence[TrialResult]) -> Finding:
     found: dict[tuple[int, str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
-        settings = result.cell.settings
+        settings = result.trial.settings
         key = (result.seed, str(settings.get("data", "")), str(settings.get("model", "")))
         found[key][result.initial_weights or "unknown"].append(result.row)
     models = len({key[1:] for key in found})
@@ -128,7 +128,7 @@ def _cores_text(count: int) -> str:
     return f"{count} core{'' if count == 1 else 's'}"
 
 
-def _commits(results: Sequence[CellResult]) -> Finding:
+def _commits(results: Sequence[TrialResult]) -> Finding:
     commits = sorted({result.commit or "unknown" for result in results})
     if len(commits) > 1:
         made_by: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -152,7 +152,7 @@ def _commits_text(seeds_of: Mapping[str, Sequence[int]]) -> str:
     return ", ".join(f"{commit} (seed {listed(seeds)})" for seeds, commit in ordered)
 
 
-def _machines(results: Sequence[CellResult]) -> Finding:
+def _machines(results: Sequence[TrialResult]) -> Finding:
     rows: dict[str, list[str]] = defaultdict(list)
     for result in results:
         rows[described_machine(result.machine)].append(result.row)

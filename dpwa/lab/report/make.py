@@ -20,8 +20,8 @@ from dpwa.lab.report.page import page
 from dpwa.lab.report.pictures import draw
 from dpwa.lab.report.results import read_results
 from dpwa.lab.report.summary import Summary, summarise
-from dpwa.lab.study.cell import write_json
 from dpwa.lab.study.study import Study
+from dpwa.lab.study.trial import write_json
 
 __all__ = ["make_report"]
 

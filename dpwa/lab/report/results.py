@@ -1,4 +1,4 @@
-"""Reads the results of a study's cells.
+"""Reads the results of a study's trials.
 
 Must not know: what becomes of them. Runs in: the thread that calls it.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["Batches", "CellName", "CellResult", "Round", "Worker", "number", "read_results"]
+__all__ = ["Batches", "Round", "TrialName", "TrialResult", "Worker", "number", "read_results"]
 
 
 class _Part(BaseModel):
@@ -21,8 +21,8 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class CellName(_Part):
-    """Which cell it is; see `dpwa.lab.study.cell.Cell.to_json`."""
+class TrialName(_Part):
+    """Which trial it is; see `dpwa.lab.study.trial.Trial.to_json`."""
 
     study: str
     row: str
@@ -61,10 +61,10 @@ class Batches(_Part):
     accuracy: list[float | None] = []
 
 
-class CellResult(_Part):
-    """The result of a cell, as `dpwa.lab.training.evaluation` writes it; of failed cells as much as there is."""
+class TrialResult(_Part):
+    """The result of a trial, as `dpwa.lab.training.evaluation` writes it; of failed trials as much as there is."""
 
-    cell: CellName
+    trial: TrialName
     status: str
     reason: str = ""
     commit: str = ""
@@ -90,12 +90,12 @@ class CellResult(_Part):
     @property
     def row(self) -> str:
         """The row of the study."""
-        return self.cell.row
+        return self.trial.row
 
     @property
     def seed(self) -> int:
         """The seed."""
-        return self.cell.seed
+        return self.trial.seed
 
 
 def number(value: float | None) -> float:
@@ -103,8 +103,8 @@ def number(value: float | None) -> float:
     return value if value is not None and math.isfinite(value) else math.nan
 
 
-def read_results(run_dir: Path) -> tuple[list[CellResult], list[str]]:
-    """The results of all cells that have one.
+def read_results(run_dir: Path) -> tuple[list[TrialResult], list[str]]:
+    """The results of all trials that have one.
 
     Args:
         run_dir: folder of the study's run.
@@ -113,9 +113,9 @@ def read_results(run_dir: Path) -> tuple[list[CellResult], list[str]]:
         The results, in the order of the folders' names, and one line for each file that cannot be used.
     """
     results, problems = [], []
-    for path in sorted(run_dir.glob("cells/*/result.json")):
+    for path in sorted(run_dir.glob("trials/*/result.json")):
         found = _read(path)
-        if isinstance(found, CellResult):
+        if isinstance(found, TrialResult):
             results.append(found)
         else:
             place = path.relative_to(run_dir).as_posix()
@@ -123,10 +123,10 @@ def read_results(run_dir: Path) -> tuple[list[CellResult], list[str]]:
     return results, problems
 
 
-def _read(path: Path) -> CellResult | str:
-    """The result of one cell, or why there is none."""
+def _read(path: Path) -> TrialResult | str:
+    """The result of one trial, or why there is none."""
     try:
-        result = CellResult.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        result = TrialResult.model_validate(json.loads(path.read_text(encoding="utf-8")))
         return result.model_copy(update={"written_s": path.stat().st_mtime})
     except (OSError, ValueError) as error:
         return _in_short(error)

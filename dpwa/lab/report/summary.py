@@ -1,4 +1,4 @@
-"""From the results of single cells to one line per row: means over seeds, curves, what failed, what is missing.
+"""From the results of single trials to one line per row: means over seeds, curves, what failed, what is missing.
 
 Must not know: files, pictures, pages. Runs in: any thread; all functions are pure.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpwa.lab.report.results import Batches, CellResult, Round, number
+from dpwa.lab.report.results import Batches, Round, TrialResult, number
 from dpwa.lab.report.statistics import Estimate, estimate
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.study import Row, Study
@@ -75,14 +75,14 @@ class TimeToTarget:
 
 @dataclass(frozen=True)
 class RowSummary:
-    """A row over its seeds. Estimates are of the cells that are done, None without any.
+    """A row over its seeds. Estimates are of the trials that are done, None without any.
 
     Attributes:
         name: its label.
         index: its place in the study.
         literature: what others reported, in the study's unit.
         settings: as the study file has them.
-        done: results of cells that are done, by seed.
+        done: results of trials that are done, by seed.
         failed: results of those that failed, by seed.
         skipped: results of those that could not be started, by seed.
         missing: seeds without a result.
@@ -91,7 +91,7 @@ class RowSummary:
         worst_worker: the lowest accuracy of a worker's own model at the end, per cent.
         training_s: of the slowest process.
         epoch_s: the same by the number of epochs.
-        to_target: when the target accuracy was reached; None without a target or a cell that is done.
+        to_target: when the target accuracy was reached; None without a target or a trial that is done.
         samples: seen by all processes together.
         bytes_sent: by all processes together.
         consensus: distance at the end.
@@ -102,9 +102,9 @@ class RowSummary:
     index: int
     literature: float | None
     settings: Settings
-    done: tuple[CellResult, ...]
-    failed: tuple[CellResult, ...]
-    skipped: tuple[CellResult, ...]
+    done: tuple[TrialResult, ...]
+    failed: tuple[TrialResult, ...]
+    skipped: tuple[TrialResult, ...]
     missing: tuple[int, ...]
     accuracy: Estimate | None
     loss: Estimate | None
@@ -118,8 +118,8 @@ class RowSummary:
     curves: Curves | None
 
     @property
-    def measured(self) -> tuple[CellResult, ...]:
-        """The cells of which something was measured, to the end or not."""
+    def measured(self) -> tuple[TrialResult, ...]:
+        """The trials of which something was measured, to the end or not."""
         return tuple(result for result in self.done + self.failed if result.processes > 0)
 
     @property
@@ -144,22 +144,22 @@ class Summary:
     notes: tuple[str, ...]
 
     @property
-    def results(self) -> tuple[CellResult, ...]:
-        """All cells of which something was measured."""
+    def results(self) -> tuple[TrialResult, ...]:
+        """All trials of which something was measured."""
         return tuple(result for row in self.rows for result in row.measured)
 
     @property
     def seeds(self) -> list[int]:
-        """Those of the cells of which something was measured."""
+        """Those of the trials of which something was measured."""
         return sorted({result.seed for result in self.results})
 
 
-def summarise(study: Study, results: Sequence[CellResult], problems: Sequence[str] = ()) -> Summary:
+def summarise(study: Study, results: Sequence[TrialResult], problems: Sequence[str] = ()) -> Summary:
     """One line per row of the study.
 
     Args:
         study: what was asked.
-        results: of its cells, in any order.
+        results: of its trials, in any order.
         problems: of the reading, one line each.
     """
     labels = [row.label for row in study.rows]
@@ -183,7 +183,7 @@ def _stale(row: RowSummary) -> str:
     keys = {
         key
         for result in row.measured
-        for key, value in result.cell.settings.items()
+        for key, value in result.trial.settings.items()
         if key in wanted and wanted[key] != value
     }
     if not keys:
@@ -193,13 +193,13 @@ def _stale(row: RowSummary) -> str:
     )
 
 
-def _row(study: Study, index: int, row: Row, results: Sequence[CellResult]) -> RowSummary:
+def _row(study: Study, index: int, row: Row, results: Sequence[TrialResult]) -> RowSummary:
     ordered = sorted(results, key=lambda result: result.seed)
     done = tuple(result for result in ordered if result.status == "done")
     skipped = tuple(result for result in ordered if result.status == "skipped")
     failed = tuple(result for result in ordered if result.status not in {"done", "skipped"})
 
-    def over_seeds(value: Callable[[CellResult], float | None]) -> Estimate | None:
+    def over_seeds(value: Callable[[TrialResult], float | None]) -> Estimate | None:
         return estimate([found for result in done if (found := value(result)) is not None])
 
     return RowSummary(
@@ -228,7 +228,7 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def _worst_worker(result: CellResult) -> float | None:
+def _worst_worker(result: TrialResult) -> float | None:
     return _percent(min((worker.accuracy for worker in result.workers if worker.accuracy is not None), default=None))
 
 
@@ -242,14 +242,14 @@ def time_to(rounds: Sequence[Round], accuracy: float) -> float | None:
     return next(reached, None)
 
 
-def _to_target(done: Sequence[CellResult], target: float | None) -> TimeToTarget | None:
+def _to_target(done: Sequence[TrialResult], target: float | None) -> TimeToTarget | None:
     if target is None or not done:
         return None
     times_s = [time_s for result in done if (time_s := time_to(result.rounds, target / 100)) is not None]
     return TimeToTarget(estimate(times_s), len(done))
 
 
-def _curves(results: Sequence[CellResult], *, is_whole: bool) -> Curves | None:
+def _curves(results: Sequence[TrialResult], *, is_whole: bool) -> Curves | None:
     """The mean over seeds of all rounds that each of them came to."""
     tables = [{round_.round: round_ for round_ in result.rounds} for result in results if result.rounds]
     if not tables:

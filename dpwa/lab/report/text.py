@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpwa.lab.report.results import CellResult
+from dpwa.lab.report.results import TrialResult
 from dpwa.lab.report.statistics import Estimate
 from dpwa.lab.report.summary import RowSummary, Summary
 
@@ -139,12 +139,12 @@ def status_text(row: RowSummary) -> str:
     return "; ".join(parts)
 
 
-def failure_text(result: CellResult, rounds: int) -> str:
-    """How far a cell came of all its rounds, and why it ended."""
+def failure_text(result: TrialResult, rounds: int) -> str:
+    """How far a trial came of all its rounds, and why it ended."""
     return f"failed {_how_far(result, rounds)}: {result.reason or _NO_REASON}"
 
 
-def _how_far(result: CellResult, rounds: int) -> str:
+def _how_far(result: TrialResult, rounds: int) -> str:
     if not result.rounds or result.rounds[-1].round == 0:
         return "in its first round"
     last = result.rounds[-1]
@@ -155,7 +155,7 @@ def _how_far(result: CellResult, rounds: int) -> str:
 
 def _failures(row: RowSummary) -> list[str]:
     """One line for each reason: of all seeds that ended by it, how far the first one came."""
-    reasons: dict[str, list[CellResult]] = {}
+    reasons: dict[str, list[TrialResult]] = {}
     for result in row.failed:
         reasons.setdefault(result.reason, []).append(result)
     is_only_one = len(row.done) + len(row.failed) + len(row.skipped) == 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dpwa.lab.study.cell import Cell
+from dpwa.lab.study.trial import Trial
 
 __all__ = ["ASK_ABOVE_S", "Pace", "cores_of", "estimate_s", "shown_duration", "threads_of", "training_estimate_s"]
 
@@ -36,45 +36,45 @@ _START_OF_PROCESS_S = 2.5
 """Core-seconds until a process has imported torch and loaded its data."""
 
 
-def cores_of(cell: Cell, machine_cores: int) -> int:
+def cores_of(trial: Trial, machine_cores: int) -> int:
     """How many cores the processes of a training together may use."""
-    return min(machine_cores, cell.settings.cores or machine_cores)
+    return min(machine_cores, trial.settings.cores or machine_cores)
 
 
-def threads_of(cell: Cell, machine_cores: int) -> int:
+def threads_of(trial: Trial, machine_cores: int) -> int:
     """Threads of each process: the cores divided equally among those that compute, at least one."""
-    computing = len(cell.process_names) - cell.kind.has_server
-    return max(1, cores_of(cell, machine_cores) // computing)
+    computing = len(trial.process_names) - trial.kind.has_server
+    return max(1, cores_of(trial, machine_cores) // computing)
 
 
-def training_estimate_s(cell: Cell, machine_cores: int) -> float:
+def training_estimate_s(trial: Trial, machine_cores: int) -> float:
     """Seconds from the start of a training's processes to their end.
 
     Args:
-        cell: the training.
+        trial: the training.
         machine_cores: cores that this program may use.
     """
-    settings, cores = cell.settings, cores_of(cell, machine_cores)
-    processes = len(cell.process_names)
-    in_use = min(cores, processes * threads_of(cell, machine_cores))
+    settings, cores = trial.settings, cores_of(trial, machine_cores)
+    processes = len(trial.process_names)
+    in_use = min(cores, processes * threads_of(trial, machine_cores))
     samples = settings.n_epochs * _SAMPLES[settings.data][0]
     # Those that wait for each other are as slow as the slowest of them.
-    factor = settings.slow.factor if settings.slow is not None and cell.kind.waits else 1.0
+    factor = settings.slow.factor if settings.slow is not None and trial.kind.waits else 1.0
     start_s = _START_S + _START_OF_PROCESS_S * processes / cores
     return start_s + factor * samples * _SAMPLE_S[settings.model] / in_use
 
 
-def estimate_s(cell: Cell, machine_cores: int) -> float:
+def estimate_s(trial: Trial, machine_cores: int) -> float:
     """Seconds that a training takes with its evaluation.
 
     Args:
-        cell: the training.
+        trial: the training.
         machine_cores: cores that this program may use.
     """
-    settings = cell.settings
-    models = (cell.rounds + 1 if settings.eval_acc else 1) + len(cell.process_names)
+    settings = trial.settings
+    models = (trial.rounds + 1 if settings.eval_acc else 1) + len(trial.process_names)
     each_s = _EVALUATION_SHARE * _SAMPLE_S[settings.model] * _SAMPLES[settings.data][1] / machine_cores
-    return training_estimate_s(cell, machine_cores) + _START_S + models * each_s
+    return training_estimate_s(trial, machine_cores) + _START_S + models * each_s
 
 
 @dataclass
@@ -99,9 +99,9 @@ class Pace:
         """Seconds taken per second estimated."""
         return self.taken_s / self.estimated_s if self.estimated_s > 0 else 1.0
 
-    def seconds(self, cells: Iterable[Cell], machine_cores: int) -> float:
+    def seconds(self, trials: Iterable[Trial], machine_cores: int) -> float:
         """How long these trainings will take."""
-        return self.ratio * sum(estimate_s(cell, machine_cores) for cell in cells)
+        return self.ratio * sum(estimate_s(trial, machine_cores) for trial in trials)
 
 
 def shown_duration(seconds: float) -> str:

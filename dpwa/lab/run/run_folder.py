@@ -1,7 +1,7 @@
 """The folder of a run of a study: the study's file, and a folder for each training.
 
     study.yaml          a copy of the study file
-    cells/ROW-sSEED/    see `dpwa.lab.study.cell`
+    trials/ROW-sSEED/    see `dpwa.lab.study.trial`
     .lock               held by the run that is at work
 
 Must not know: torch, processes. Runs in: any thread.
@@ -22,8 +22,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpwa.errors import ConfigError
-from dpwa.lab.study.cell import Cell, CellFolder, write_json
-from dpwa.lab.study.study import Study, cell_folder_name
+from dpwa.lab.study.study import Study, trial_folder_name
+from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 
 __all__ = ["RunFolder", "is_result", "last_lines", "newest_round", "read_json", "remove_snapshots", "shown_path"]
 
@@ -43,9 +43,9 @@ class RunFolder:
         """The copy of the study file."""
         return self.path / "study.yaml"
 
-    def of(self, cell: Cell) -> CellFolder:
+    def of(self, trial: Trial) -> TrialFolder:
         """The folder of a training."""
-        return CellFolder(self.path / "cells" / cell_folder_name(cell))
+        return TrialFolder(self.path / "trials" / trial_folder_name(trial))
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -88,64 +88,64 @@ class RunFolder:
                 )
         copy.write_bytes(study.path.read_bytes())
 
-    def result(self, cell: Cell) -> dict[str, Any] | None:
+    def result(self, trial: Trial) -> dict[str, Any] | None:
         """What came of a training, if this very training has been made; None if not."""
-        found = read_json(self.of(cell).result_json)
-        if found is None or _cell_of(found.get("cell")) != cell:
+        found = read_json(self.of(trial).result_json)
+        if found is None or _trial_of(found.get("trial")) != trial:
             return None
-        return found if is_result(cell, found) else None
+        return found if is_result(trial, found) else None
 
-    def why_again(self, cell: Cell) -> str:
+    def why_again(self, trial: Trial) -> str:
         """Why a training that was begun once is made again; empty if it never was."""
-        folder = self.of(cell)
+        folder = self.of(trial)
         if not folder.path.exists():
             return ""
-        old, result = read_json(folder.cell_json), read_json(folder.result_json)
-        before = _cell_of(old)
+        old, result = read_json(folder.trial_json), read_json(folder.result_json)
+        before = _trial_of(old)
         if before is None:
             return "its folder holds no training that can be read"
-        if before != cell:
-            return f"the study has changed: {', '.join(_differences(before, cell))}"
+        if before != trial:
+            return f"the study has changed: {', '.join(_differences(before, trial))}"
         if result is None:
             return "it was ended before its result"
         how = "was skipped" if result.get("status") == "skipped" else "failed"
         return f"it {how}: {result.get('reason') or 'nobody knows why'}"
 
-    def empty(self, cell: Cell) -> CellFolder:
-        """The folder of a training, with nothing in it but cell.json.
+    def empty(self, trial: Trial) -> TrialFolder:
+        """The folder of a training, with nothing in it but trial.json.
 
         Raises:
             ConfigError: something else than a training is there.
         """
-        folder = self.of(cell)
+        folder = self.of(trial)
         if folder.path.exists():
-            if any(folder.path.iterdir()) and not folder.cell_json.exists():
+            if any(folder.path.iterdir()) and not folder.trial_json.exists():
                 raise ConfigError(
-                    f"{folder.path}: expected the folder of a training or none, got one without cell.json; "
+                    f"{folder.path}: expected the folder of a training or none, got one without trial.json; "
                     f"move it away, or name another run folder with --run-dir"
                 )
             shutil.rmtree(folder.path)
         folder.path.mkdir(parents=True)
-        write_json(folder.cell_json, cell.to_json())
+        write_json(folder.trial_json, trial.to_json())
         return folder
 
 
-def is_result(cell: Cell, result: Mapping[str, Any]) -> bool:
+def is_result(trial: Trial, result: Mapping[str, Any]) -> bool:
     """Whether a training need not be made again. Where a node is killed, a failure of the others is what came out."""
     if result.get("status") == "done":
         return True
     is_from_training = bool(result.get("samples_seen"))
-    return result.get("status") == "failed" and cell.settings.kill is not None and is_from_training
+    return result.get("status") == "failed" and trial.settings.kill is not None and is_from_training
 
 
-def remove_snapshots(folder: CellFolder) -> None:
+def remove_snapshots(folder: TrialFolder) -> None:
     """Remove the models of a training but each process's last one; everything else is in the result."""
     for snapshots in (folder.path / "nodes").glob("*/snapshots"):
         for path in sorted(snapshots.glob("*.safetensors"))[:-1]:
             path.unlink()
 
 
-def newest_round(folder: CellFolder) -> int:
+def newest_round(folder: TrialFolder) -> int:
     """The round that processes of a training have come to, the mean over those that put models down."""
     found = [
         max((int(path.stem) for path in snapshots.glob("[0-9]*.safetensors")), default=0)
@@ -184,18 +184,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _cell_of(values: object) -> Cell | None:
-    """The training of cell.json or result.json; None if it is none of today's.
+def _trial_of(values: object) -> Trial | None:
+    """The training of trial.json or result.json; None if it is none of today's.
 
     Settings that came to dpwa after it was written have their defaults, so that it still counts.
     """
     try:
-        return Cell.from_json(values) if isinstance(values, Mapping) else None
+        return Trial.from_json(values) if isinstance(values, Mapping) else None
     except (KeyError, ValidationError):
         return None
 
 
-def _differences(before: Cell, after: Cell) -> list[str]:
+def _differences(before: Trial, after: Trial) -> list[str]:
     """Names of what is not the same."""
     old, new = before.to_json(), after.to_json()
     settings = [key for key in new["settings"] if old["settings"][key] != new["settings"][key]]

@@ -41,9 +41,9 @@ from dpwa.lab.run.starting import (
     prepare,
 )
 from dpwa.lab.run.supervision import Ended, EndedBySignal, run_to_end, signals_as_exceptions
-from dpwa.lab.study.cell import Cell, CellFolder, write_json
 from dpwa.lab.study.kinds import Start
 from dpwa.lab.study.study import Study
+from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 
 __all__ = ["Runner"]
 
@@ -63,28 +63,28 @@ _CAUSE = "The above exception was the direct cause of the following exception:"
 
 
 @dataclass(frozen=True)
-class CellOutcome:
+class TrialOutcome:
     """What came of a training.
 
     Attributes:
-        cell: the training.
+        trial: the training.
         status: done, failed or skipped.
         reason: why it is not done, in one line.
         accuracy: of the final model, 0..1; None if it has none.
         is_expected: nothing is wrong with the run: done, skipped, or failed because the study kills a node.
     """
 
-    cell: Cell
+    trial: Trial
     status: str
     reason: str = ""
     accuracy: float | None = None
     is_expected: bool = True
 
     @classmethod
-    def of_result(cls, cell: Cell, result: dict[str, Any]) -> CellOutcome:
+    def of_result(cls, trial: Trial, result: dict[str, Any]) -> TrialOutcome:
         """What result.json says."""
         reason, accuracy = str(result.get("reason", "")), result.get("final_accuracy")
-        return cls(cell, str(result.get("status")), reason, accuracy, is_expected=is_result(cell, result))
+        return cls(trial, str(result.get("status")), reason, accuracy, is_expected=is_result(trial, result))
 
 
 class Runner:
@@ -92,23 +92,25 @@ class Runner:
 
     Args:
         study: the study.
-        cells: the trainings to make.
+        trials: the trainings to make.
         folder: of the run.
         data_dir: folder of the data sets; None leaves DPWA_DATA_DIR as it is.
     """
 
-    def __init__(self, study: Study, cells: Sequence[Cell], folder: Path, data_dir: Path | None = None) -> None:
+    def __init__(self, study: Study, trials: Sequence[Trial], folder: Path, data_dir: Path | None = None) -> None:
         self.folder = RunFolder(folder.absolute())
         self._study = study
-        self._cells = tuple(cells)
+        self._trials = tuple(trials)
         self._data_dir = data_dir
         self._cores = machine_cores()
         self._pace = Pace()
-        self._missing = {cell.kind.name: missing_for(cell) for cell in self._cells}
+        self._missing = {trial.kind.name: missing_for(trial) for trial in self._trials}
 
-    def waiting(self) -> list[Cell]:
+    def waiting(self) -> list[Trial]:
         """The trainings that have not been made, and can be."""
-        return [cell for cell in self._cells if self.folder.result(cell) is None and not self._missing[cell.kind.name]]
+        return [
+            trial for trial in self._trials if self.folder.result(trial) is None and not self._missing[trial.kind.name]
+        ]
 
     def estimate_s(self) -> float:
         """How long they will take."""
@@ -129,17 +131,17 @@ class Runner:
         """
         with self.folder.taken():
             self.folder.keep(self._study)
-            kept = [cell for cell in self._cells if self.folder.result(cell) is not None]
+            kept = [trial for trial in self._trials if self.folder.result(trial) is not None]
             with signals_as_exceptions():
                 try:
                     if not self._has_data(console):
                         return 2
-                    with RunProgress(console, len(self._cells), len(kept)) as progress:
+                    with RunProgress(console, len(self._trials), len(kept)) as progress:
                         if kept:
                             progress.say(
-                                f"{len(kept)} of {len(self._cells)} trainings were finished before and are kept"
+                                f"{len(kept)} of {len(self._trials)} trainings were finished before and are kept"
                             )
-                        outcomes = [self._outcome(cell, progress) for cell in self._cells]
+                        outcomes = [self._outcome(trial, progress) for trial in self._trials]
                 except EndedBySignal as ended:
                     _print(console, f"ended by {ended}; the same command goes on from here")
                     return 128 + ended.number
@@ -148,7 +150,7 @@ class Runner:
 
     def _has_data(self, console: Console) -> bool:
         """Loads what the trainings need, once for all of them, unless an earlier run has; what is wrong it tells."""
-        needed = {cell.settings.data: self.folder.of(cell) for cell in self.waiting()}
+        needed = {trial.settings.data: self.folder.of(trial) for trial in self.waiting()}
         for name, folder in needed.items():
             cache = folder.data_cache(name)
             if cache.exists():
@@ -169,53 +171,53 @@ class Runner:
                 return False
         return True
 
-    def _outcome(self, cell: Cell, progress: RunProgress) -> CellOutcome:
-        result = self.folder.result(cell)
+    def _outcome(self, trial: Trial, progress: RunProgress) -> TrialOutcome:
+        result = self.folder.result(trial)
         if result is not None:
-            return CellOutcome.of_result(cell, result)
-        missing = self._missing[cell.kind.name]
+            return TrialOutcome.of_result(trial, result)
+        missing = self._missing[trial.kind.name]
         if missing is not None:
-            self._write_down(cell, self.folder.empty(cell), "skipped", missing)
-            progress.end(_name(cell), f"skipped: {missing}")
-            return CellOutcome(cell, "skipped", missing)
-        progress.begin(_name(cell), self.estimate_s())
-        if why := self.folder.why_again(cell):
-            progress.say(f"{_name(cell)}: made again, {why}")
+            self._write_down(trial, self.folder.empty(trial), "skipped", missing)
+            progress.end(_name(trial), f"skipped: {missing}")
+            return TrialOutcome(trial, "skipped", missing)
+        progress.begin(_name(trial), self.estimate_s())
+        if why := self.folder.why_again(trial):
+            progress.say(f"{_name(trial)}: made again, {why}")
         try:
-            outcome, ended = self._make(cell, progress)
+            outcome, ended = self._make(trial, progress)
         finally:
-            if cell.kind.start is Start.MPI:
+            if trial.kind.start is Start.MPI:
                 remove_mpi_segments()
         progress.end(
-            _name(cell),
+            _name(trial),
             f"{_shown(outcome)}, {shown_duration(ended.wall_s)}; {shown_duration(self.estimate_s())} left in all",
         )
         if not outcome.is_expected:
-            log = self.folder.of(cell).output_log
+            log = self.folder.of(trial).output_log
             progress.say(f"  what it printed last, of {log}:")
             for line in last_lines(log, _SHOWN_LINES):
                 progress.say(f"  | {line}")
         return outcome
 
-    def _make(self, cell: Cell, progress: RunProgress) -> tuple[CellOutcome, Ended]:
+    def _make(self, trial: Trial, progress: RunProgress) -> tuple[TrialOutcome, Ended]:
         """One training with its evaluation, from an empty folder."""
-        folder = self.folder.empty(cell)
-        prepare(cell, folder, self._study.path.parent)
-        estimated_s = estimate_s(cell, self._cores)
+        folder = self.folder.empty(trial)
+        prepare(trial, folder, self._study.path.parent)
+        estimated_s = estimate_s(trial, self._cores)
         deadline_s = max(_LEAST_DEADLINE_S, _DEADLINE_IN_ESTIMATES * estimated_s * self._pace.ratio)
-        later_s = self._pace.seconds([other for other in self.waiting() if other != cell], self._cores)
+        later_s = self._pace.seconds([other for other in self.waiting() if other != trial], self._cores)
 
         def on_wait(elapsed_s: float) -> None:
-            share = min(1.0, newest_round(folder) / cell.rounds)
+            share = min(1.0, newest_round(folder) / trial.rounds)
             left_s = max(0.0, self._pace.ratio * estimated_s - elapsed_s)
             if share >= _SHARE_TO_TRUST:
                 left_s = elapsed_s * (1 - share) / share
             progress.tell(share, left_s + later_s)
 
-        with held_to(cell.settings.cores):
+        with held_to(trial.settings.cores):
             ended = run_to_end(
-                command_of(cell, folder),
-                environment_of(threads_of(cell, self._cores), self._data_dir),
+                command_of(trial, folder),
+                environment_of(threads_of(trial, self._cores), self._data_dir),
                 folder.output_log,
                 deadline_s=deadline_s,
                 on_wait=on_wait,
@@ -227,31 +229,31 @@ class Runner:
             folder.output_log,
             deadline_s=deadline_s,
         )
-        outcome = self._measured(cell, folder, reason, measured)
+        outcome = self._measured(trial, folder, reason, measured)
         if outcome.status == "done":
             self._pace.learn(estimated_s, ended.wall_s + measured.wall_s)
         return outcome, ended
 
-    def _measured(self, cell: Cell, folder: CellFolder, reason: str, measured: Ended) -> CellOutcome:
+    def _measured(self, trial: Trial, folder: TrialFolder, reason: str, measured: Ended) -> TrialOutcome:
         """What result.json says, if the evaluation has written one."""
         result = read_json(folder.result_json)
         if measured.exit_code != 0 or result is None:
             reason = reason or f"its evaluation failed: {_error_in(folder) or f'exit code {measured.exit_code}'}"
-            self._write_down(cell, folder, "failed", reason)
-            return CellOutcome(cell, "failed", reason, is_expected=False)
+            self._write_down(trial, folder, "failed", reason)
+            return TrialOutcome(trial, "failed", reason, is_expected=False)
         remove_snapshots(folder)
-        return CellOutcome.of_result(cell, result)
+        return TrialOutcome.of_result(trial, result)
 
     @staticmethod
-    def _write_down(cell: Cell, folder: CellFolder, status: str, reason: str) -> None:
+    def _write_down(trial: Trial, folder: TrialFolder, status: str, reason: str) -> None:
         """The result of a training that could not be measured, for the report."""
-        write_json(folder.result_json, {"cell": cell.to_json(), "status": status, "reason": reason})
+        write_json(folder.result_json, {"trial": trial.to_json(), "status": status, "reason": reason})
 
-    def _summarise(self, outcomes: Sequence[CellOutcome], console: Console) -> None:
+    def _summarise(self, outcomes: Sequence[TrialOutcome], console: Console) -> None:
         """One line per row, and what to do next."""
-        rows: dict[str, list[CellOutcome]] = {}
+        rows: dict[str, list[TrialOutcome]] = {}
         for outcome in outcomes:
-            rows.setdefault(outcome.cell.row, []).append(outcome)
+            rows.setdefault(outcome.trial.row, []).append(outcome)
         width = max(map(len, rows))
         for label, found in rows.items():
             reached = [outcome.accuracy for outcome in found if outcome.accuracy is not None]
@@ -270,17 +272,17 @@ def _print(console: Console, line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _name(cell: Cell) -> str:
-    return f"{cell.row} (seed {cell.seed})"
+def _name(trial: Trial) -> str:
+    return f"{trial.row} (seed {trial.seed})"
 
 
-def _shown(outcome: CellOutcome) -> str:
+def _shown(outcome: TrialOutcome) -> str:
     if outcome.status == "done" and outcome.accuracy is not None:
         return f"done, {outcome.accuracy:.2%}"
     return f"{outcome.status}: {outcome.reason}"
 
 
-def _reason(ended: Ended, deadline_s: float, folder: CellFolder) -> str:
+def _reason(ended: Ended, deadline_s: float, folder: TrialFolder) -> str:
     """Why a training has failed, in one line; empty if it has not."""
     if ended.is_late:
         return f"not done within {shown_duration(deadline_s)}"
@@ -291,7 +293,7 @@ def _reason(ended: Ended, deadline_s: float, folder: CellFolder) -> str:
     return _error_in(folder) or f"exit code {ended.exit_code}"
 
 
-def _error_in(folder: CellFolder) -> str:
+def _error_in(folder: TrialFolder) -> str:
     """The line of the log that tells best what went wrong, shortened; empty if none does."""
     lines = last_lines(folder.output_log, _SEARCHED_LINES)
     for pattern in _ERROR_LINES:

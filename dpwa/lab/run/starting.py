@@ -18,8 +18,8 @@ import yaml
 
 from dpwa.config.topology import with_folder
 from dpwa.lab.strategies.tensorflow.environment import tensorflow_python, why_no_tensorflow
-from dpwa.lab.study.cell import Cell, CellFolder
 from dpwa.lab.study.kinds import Start
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.launch.ports import free_ports
 
 __all__ = [
@@ -42,60 +42,60 @@ def machine_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def missing_for(cell: Cell) -> str | None:
+def missing_for(trial: Trial) -> str | None:
     """What to install for a training, in words; None if everything is there."""
-    if cell.kind.start is Start.MPI and (importlib.util.find_spec("mpi4py") is None or _mpiexec() is None):
+    if trial.kind.start is Start.MPI and (importlib.util.find_spec("mpi4py") is None or _mpiexec() is None):
         return "install dpwa[mpi]"
-    if cell.kind.start is Start.TENSORFLOW and tensorflow_python() is None:
+    if trial.kind.start is Start.TENSORFLOW and tensorflow_python() is None:
         return why_no_tensorflow()
     return None
 
 
-def prepare(cell: Cell, folder: CellFolder, study_folder: Path) -> None:
+def prepare(trial: Trial, folder: TrialFolder, study_folder: Path) -> None:
     """Write what the processes read before they start.
 
     Args:
-        cell: the training.
+        trial: the training.
         folder: its folder, which exists.
         study_folder: what paths in the study file are relative to.
 
     Raises:
         DpwaError: there are not enough free ports.
     """
-    if cell.kind.start is not Start.LAUNCH:
+    if trial.kind.start is not Start.LAUNCH:
         return
-    values = _cluster_values(cell, study_folder)
+    values = _cluster_values(trial, study_folder)
     folder.cluster_yaml.write_text(yaml.safe_dump(values, sort_keys=False, width=120), encoding="utf-8")
 
 
-def _cluster_values(cell: Cell, study_folder: Path) -> dict[str, Any]:
-    names = cell.process_names
+def _cluster_values(trial: Trial, study_folder: Path) -> dict[str, Any]:
+    names = trial.process_names
     nodes = [{"name": name, "port": port} for name, port in zip(names, free_ports(len(names)), strict=True)]
-    values: dict[str, Any] = {"run": cell.study, "nodes": nodes, "seed": cell.seed}
-    if cell.kind.has_server:
+    values: dict[str, Any] = {"run": trial.study, "nodes": nodes, "seed": trial.seed}
+    if trial.kind.has_server:
         from dpwa.lab.strategies.federated.cluster import cluster_settings  # noqa: PLC0415 - only for these
 
-        values.update(cluster_settings(cell.settings, names, cell.seed))
-    if cell.kind.is_method:
-        values["method"] = cell.settings.strategy
-        values.update(with_folder(cell.settings.cluster, study_folder))
+        values.update(cluster_settings(trial.settings, names, trial.seed))
+    if trial.kind.is_method:
+        values["method"] = trial.settings.strategy
+        values.update(with_folder(trial.settings.cluster, study_folder))
     return values
 
 
-def command_of(cell: Cell, folder: CellFolder) -> list[str]:
+def command_of(trial: Trial, folder: TrialFolder) -> list[str]:
     """What starts the processes of a training; the worker's arguments are the folder."""
     path = str(folder.path)
     worker = [sys.executable, "-m", "dpwa.lab.worker", path]
-    if cell.kind.start is Start.MPI:
+    if trial.kind.start is Start.MPI:
         # mpi4py's own runner ends all processes when one fails; else the others would wait for it.
         python, *module = worker
-        return [str(_mpiexec()), "-n", str(len(cell.process_names)), python, "-m", "mpi4py", *module]
-    if cell.kind.start is Start.TENSORFLOW:
+        return [str(_mpiexec()), "-n", str(len(trial.process_names)), python, "-m", "mpi4py", *module]
+    if trial.kind.start is Start.TENSORFLOW:
         return [sys.executable, "-m", "dpwa.lab.strategies.tensorflow.mirrored", path]
     return [sys.executable, "-m", "dpwa", "launch", str(folder.cluster_yaml), "--run-dir", path, "--", *worker]
 
 
-def evaluation_command(folder: CellFolder, *, exit_code: int, reason: str, wall_s: float) -> list[str]:
+def evaluation_command(folder: TrialFolder, *, exit_code: int, reason: str, wall_s: float) -> list[str]:
     """What measures the snapshots of a training."""
     module = [sys.executable, "-m", "dpwa.lab.training.evaluation", str(folder.path)]
     return [*module, f"--exit-code={exit_code}", f"--reason={reason}", f"--wall-s={wall_s:.3f}"]

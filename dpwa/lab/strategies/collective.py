@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dpwa.lab.study.cell import step_at
+from dpwa.lab.study.trial import step_at
 
 __all__ = ["FlatTensors", "allreduce_bytes", "averaged_tensors", "backward_of_part", "meeting_steps", "part_of_batch"]
 

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 
 from dpwa.errors import InternalError
 from dpwa.lab.strategies.collective import backward_of_part
-from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["CustomDataParallel", "make"]
 
 
-def make(cell: Cell, rank: int, size: int, folder: CellFolder) -> Strategy:  # noqa: ARG001 - there is but one process
+def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:  # noqa: ARG001 - there is but one process
     """The strategy of the one process.
 
     Args:
-        cell: of the strategy custom_data_parallel.
+        trial: of the strategy custom_data_parallel.
         rank: 0.
         size: 1.
-        folder: of the cell.
+        folder: of the trial.
     """
     return CustomDataParallel()
 

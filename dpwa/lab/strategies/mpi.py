@@ -24,7 +24,7 @@ from dpwa.lab.strategies.collective import (
     meeting_steps,
     part_of_batch,
 )
-from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -36,19 +36,19 @@ __all__ = ["ParallelSgd", "ParamAvg", "WeightedParamAvg", "make", "weights_by_di
 _HOST = torch.device("cpu")
 
 
-def make(cell: Cell, rank: int, size: int, folder: CellFolder) -> Strategy:  # noqa: ARG001 - MPI needs no files
+def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:  # noqa: ARG001 - MPI needs no files
     """The strategy of one process.
 
     Args:
-        cell: names the strategy: param_avg, w_param_avg or parallel_sgd.
+        trial: names the strategy: param_avg, w_param_avg or parallel_sgd.
         rank: of this process, from 0.
         size: number of processes.
-        folder: of the cell.
+        folder: of the trial.
 
     Raises:
         ConfigError: MPI is not installed, or has another idea of this process's place.
     """
-    settings = cell.settings
+    settings = trial.settings
     comm = _world(rank, size)
     if settings.strategy == "parallel_sgd":
         return ParallelSgd(comm)

@@ -25,7 +25,7 @@ from dpwa.lab.strategies.collective import (
     meeting_steps,
     part_of_batch,
 )
-from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["AllreduceEveryH", "Ddp", "make"]
@@ -40,25 +40,25 @@ _BATCH_TIMEOUT_S = 60.0
 _AVERAGE_TIMEOUT_S = 600.0
 
 
-def make(cell: Cell, rank: int, size: int, folder: CellFolder) -> Strategy:
+def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:
     """The strategy of one process.
 
     Args:
-        cell: names the strategy: ddp or allreduce_every_h.
+        trial: names the strategy: ddp or allreduce_every_h.
         rank: of this process, from 0.
         size: number of processes.
-        folder: of the cell; the processes find each other through a file in it, which no earlier training may have
+        folder: of the trial; the processes find each other through a file in it, which no earlier training may have
             left there.
 
     Raises:
         ConfigError: the strategy is none of these.
     """
     rendezvous = folder.path / _RENDEZVOUS
-    if cell.settings.strategy == "ddp":
+    if trial.settings.strategy == "ddp":
         return Ddp(rank, size, rendezvous)
-    if cell.settings.strategy == "allreduce_every_h":
-        return AllreduceEveryH(rank, size, rendezvous, every_steps=cell.settings.every_steps)
-    raise ConfigError(f"strategy: expected ddp or allreduce_every_h, got {cell.settings.strategy}")
+    if trial.settings.strategy == "allreduce_every_h":
+        return AllreduceEveryH(rank, size, rendezvous, every_steps=trial.settings.every_steps)
+    raise ConfigError(f"strategy: expected ddp or allreduce_every_h, got {trial.settings.strategy}")
 
 
 class _TorchDistributed(Strategy):

@@ -10,18 +10,18 @@ from difflib import get_close_matches
 from typing import Any
 
 from dpwa.errors import ConfigError
-from dpwa.lab.study.cell import Cell
+from dpwa.lab.study.trial import Trial
 
 __all__ = ["chosen"]
 
 _MOST_LISTED = 12
 
 
-def chosen(cells: Sequence[Cell], only: Sequence[str], grid: Sequence[str] = ()) -> list[Cell]:
+def chosen(trials: Sequence[Trial], only: Sequence[str], grid: Sequence[str] = ()) -> list[Trial]:
     """The trainings that fit.
 
     Args:
-        cells: all of them.
+        trials: all of them.
         only: conditions KEY=VALUE. Keys are row, strategy (or method), seed, and settings, dotted inside of sections;
             the last part of a dotted key of the grid is enough. Of several conditions with one key one must hold, and
             all keys must.
@@ -30,7 +30,7 @@ def chosen(cells: Sequence[Cell], only: Sequence[str], grid: Sequence[str] = ())
     Raises:
         ConfigError: a condition has no such form, an unknown key, or a value that no training has.
     """
-    facts = [_facts(cell, grid) for cell in cells]
+    facts = [_facts(trial, grid) for trial in trials]
     wanted: dict[str, list[str]] = {}
     problems: list[str] = []
     for condition in only:
@@ -43,8 +43,8 @@ def chosen(cells: Sequence[Cell], only: Sequence[str], grid: Sequence[str] = ())
     if problems:
         raise ConfigError(problems)
     found = [
-        cell
-        for cell, fact in zip(cells, facts, strict=True)
+        trial
+        for trial, fact in zip(trials, facts, strict=True)
         if all(any(_is_same(fact.get(key), value) for value in values) for key, values in wanted.items())
     ]
     if not found:
@@ -65,10 +65,10 @@ def _problems(condition: str, key: str, value: str, facts: Sequence[Mapping[str,
     return [f"--only {condition}: no training has this value; there are: {'; '.join(there[:_MOST_LISTED])}{more}"]
 
 
-def _facts(cell: Cell, grid: Sequence[str]) -> dict[str, str]:
+def _facts(trial: Trial, grid: Sequence[str]) -> dict[str, str]:
     """Everything that a condition can be about, as text."""
-    flat = dict(_flat(cell.settings.to_json(), ""))
-    facts = {"row": cell.row, "method": cell.settings.strategy, "seed": str(cell.seed), **flat}
+    flat = dict(_flat(trial.settings.to_json(), ""))
+    facts = {"row": trial.row, "method": trial.settings.strategy, "seed": str(trial.seed), **flat}
     for key in grid:
         if key in flat:
             facts.setdefault(key.rpartition(".")[2], flat[key])

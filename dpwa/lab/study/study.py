@@ -16,12 +16,12 @@ from dpwa.config.lines import lines_of
 from dpwa.config.problems import Problem, problems_of
 from dpwa.config.yaml_file import ClusterFile
 from dpwa.errors import ConfigError
-from dpwa.lab.study.cell import Cell
 from dpwa.lab.study.selection import chosen
 from dpwa.lab.study.study_file import StudyOptions
 from dpwa.lab.study.study_rows import Row, rows_of, slug
+from dpwa.lab.study.trial import Trial
 
-__all__ = ["Row", "Study", "cell_folder_name"]
+__all__ = ["Row", "Study", "trial_folder_name"]
 
 _KIND = "study file"
 
@@ -102,7 +102,7 @@ class Study:
             path=path,
         )
 
-    def cells(self, only: Sequence[str] = (), seeds: int | None = None) -> list[Cell]:
+    def trials(self, only: Sequence[str] = (), seeds: int | None = None) -> list[Trial]:
         """The trainings, row by row.
 
         Args:
@@ -113,10 +113,10 @@ class Study:
             ConfigError: a condition has an unknown key, or fits no training.
         """
         numbers = self.seeds if seeds is None else tuple(range(seeds))
-        cells = [Cell(self.name, row.label, seed, row.settings) for row in self.rows for seed in numbers]
-        return chosen(cells, only, self.grid)
+        trials = [Trial(self.name, row.label, seed, row.settings) for row in self.rows for seed in numbers]
+        return chosen(trials, only, self.grid)
 
 
-def cell_folder_name(cell: Cell) -> str:
+def trial_folder_name(trial: Trial) -> str:
     """Name of the folder of a training, unique in its study."""
-    return f"{slug(cell.row)}-s{cell.seed}"
+    return f"{slug(trial.row)}-s{trial.seed}"

@@ -112,7 +112,7 @@ def _write(path: Path, train: Samples, held_out: Samples) -> None:
         for what in ("images", "labels")
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")  # all processes of a first cell come here at the same time
+    draft = path.with_suffix(f".{os.getpid()}")  # all processes of a first trial come here at the same time
     save_file(tensors, draft)
     draft.replace(path)
 

@@ -18,7 +18,7 @@ class Handicap:
     """What is wrong with one process; nothing for most.
 
     Args:
-        settings: of the cell.
+        settings: of the trial.
         number: of the node, from 1.
         crowding: how many processes share a core: with two, a step takes twice the time that it computes.
     """
@@ -51,7 +51,7 @@ def shares_of_work(settings: Settings, *, waits: bool) -> list[float]:
     proportion to their speed, and all together as much as equal nodes.
 
     Args:
-        settings: of the cell.
+        settings: of the trial.
         waits: whether the nodes wait for each other.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The one training loop of all strategies, in which each has its hooks: see `dpwa.lab.strategies.base`.
+"""The one training loop of all strategies, in which each has its hooks: see `dpwa.lab.training.strategy`.
 
 A comparison of several loops would compare the loops. A script of one's own needs nothing of this: see `examples/`.
 

@@ -1,4 +1,4 @@
-"""Writes down what one process of a cell does: a training clock, its steps, and its model after each round.
+"""Writes down what one process of a trial does: a training clock, its steps, and its model after each round.
 
 The clock stands still while something is written, and nothing is evaluated here: that comes after the training.
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dpwa.lab.study.cell import CellFolder, step_at
+from dpwa.lab.study.trial import TrialFolder, step_at
 from dpwa.lab.training.handicaps import Handicap
 from dpwa.lab.training.snapshots import write_snapshot, write_steps
 
@@ -25,15 +25,15 @@ _START_POLL_S = 0.02
 
 
 class StartTimeout(Exception):
-    """Not all processes of a cell became ready."""
+    """Not all processes of a trial became ready."""
 
 
 class Recorder:
-    """Looks on for one process: the `Watch` of `dpwa.lab.training.train`.
+    """Looks on for one process: the `Watch` of `dpwa.lab.training.loop.train`.
 
     Args:
-        folder: of the cell.
-        names: of all processes of the cell; they begin together.
+        folder: of the trial.
+        names: of all processes of the trial; they begin together.
         name: of this process.
         model: what is put down after each round.
         rounds: how many there are.
@@ -44,7 +44,7 @@ class Recorder:
 
     def __init__(
         self,
-        folder: CellFolder,
+        folder: TrialFolder,
         names: tuple[str, ...],
         name: str,
         model: nn.Module,

@@ -1,4 +1,4 @@
-"""Models and steps as files in a cell's folder: written by its processes, read by the evaluation.
+"""Models and steps as files in a trial's folder: written by its processes, read by the evaluation.
 
 A file is there as a whole or not at all, also when its process is killed.
 
@@ -30,7 +30,7 @@ class SavedModel:
 
     Attributes:
         tensors: by name.
-        header: see `dpwa.lab.study.cell`; numbers.
+        header: see `dpwa.lab.study.trial`; numbers.
     """
 
     tensors: dict[str, Tensor]
@@ -49,7 +49,7 @@ def write_snapshot(
     processes: int,
     threads: int,
 ) -> None:
-    """Put a model down; `dpwa.lab.study.cell` tells what the numbers are."""
+    """Put a model down; `dpwa.lab.study.trial` tells what the numbers are."""
     header = {
         "round": round_,
         "step": step,

@@ -1,6 +1,6 @@
 """What TensorFlow is told of a training: the layers of the network, the order of the batches, how pixels are prepared.
 
-Must not know: TensorFlow, files, cells. Runs in: the training thread.
+Must not know: TensorFlow, files, trials. Runs in: the training thread.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _max_pool(module: nn.MaxPool2d) -> dict[str, Any] | None:
 
 
 def order_of_batches(count: int, recipe: Recipe, *, seed: int) -> NDArray[np.int32]:
-    """The indices of each batch, as `dpwa.lab.training.train` draws them from the same seed.
+    """The indices of each batch, as `dpwa.lab.training.loop.train` draws them from the same seed.
 
     Args:
         count: how many samples there are.

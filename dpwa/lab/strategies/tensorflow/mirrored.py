@@ -1,4 +1,4 @@
-"""TensorFlow's MirroredStrategy as a row of the lab: `python -m dpwa.lab.strategies.tensorflow.mirrored CELL_DIR`.
+"""TensorFlow's MirroredStrategy as a row of the lab: `python -m dpwa.lab.strategies.tensorflow.mirrored TRIAL_DIR`.
 
 Network, initial weights, data, order of the data and recipe are those of strategy `single`. They go by files to a
 Python that has TensorFlow (`tf_environment`), which trains (`tf_mirrored_script`). Its weights come back after each
@@ -7,7 +7,7 @@ round, and are put down as every process of the lab puts its own down. bytes_sen
 The training clock is TensorFlow's. It begins when its training step has been traced, optimised and tried, because torch
 has nothing of the kind, and it stands still while weights are handed over.
 
-Must not know: TensorFlow, other cells. Runs in: the training thread.
+Must not know: TensorFlow, other trials. Runs in: the training thread.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from dpwa.errors import ConfigError, DpwaError, InternalError
 from dpwa.lab.strategies.tensorflow.environment import tensorflow_python, why_no_tensorflow
 from dpwa.lab.strategies.tensorflow.export import layers_of, order_of_batches, shift_and_scale
 from dpwa.lab.strategies.tensorflow.layout import Layer, Shape, from_keras, to_keras
-from dpwa.lab.study.cell import Cell, CellFolder, step_at, write_json
+from dpwa.lab.study.trial import Trial, TrialFolder, step_at, write_json
 from dpwa.lab.training.assignment import data_of, order_seed, recipe_of, samples_of_node
 from dpwa.lab.training.loop import Recipe
 from dpwa.lab.training.models import build
 from dpwa.lab.training.snapshots import write_snapshot, write_steps
 
-__all__ = ["TensorFlowFailed", "run_cell"]
+__all__ = ["TensorFlowFailed", "run_trial"]
 
 Array = NDArray[Any]
 
@@ -47,14 +47,14 @@ class TensorFlowFailed(DpwaError):
     """TensorFlow's process ended before the training did."""
 
 
-def run_cell(folder: CellFolder) -> None:
-    """Trains a cell of strategy tf_mirrored, and leaves in its folder what every cell leaves there.
+def run_trial(folder: TrialFolder) -> None:
+    """Trains a trial of strategy tf_mirrored, and leaves in its folder what every trial leaves there.
 
     Args:
-        folder: holds cell.json.
+        folder: holds trial.json.
 
     Raises:
-        ConfigError: there is no TensorFlow, or the cell asks for what this strategy does not have.
+        ConfigError: there is no TensorFlow, or the trial asks for what this strategy does not have.
         TensorFlowFailed: its process failed; what it has printed tells why.
     """
     python = tensorflow_python()
@@ -75,7 +75,7 @@ class _Book:
     """Puts down what comes back from TensorFlow.
 
     Attributes:
-        folder: of the cell.
+        folder: of the trial.
         layers: of the network.
         shape: of an image.
         names: of the tensors of the network.
@@ -84,7 +84,7 @@ class _Book:
         rounds_done: of all rounds.
     """
 
-    folder: CellFolder
+    folder: TrialFolder
     layers: list[Layer]
     shape: Shape
     names: list[str]
@@ -123,17 +123,17 @@ class _Book:
         )
 
 
-def _export(exchange: Path, folder: CellFolder) -> _Book:
+def _export(exchange: Path, folder: TrialFolder) -> _Book:
     """Write the files that `tf_mirrored_script` reads, and put the initial weights down."""
-    cell = folder.cell()
-    _refuse_handicaps(cell)
-    data = data_of(cell, folder)
-    model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed)
-    samples: Any = samples_of_node(cell, data, 0)
-    recipe = recipe_of(cell, len(samples), 0)
-    order = order_of_batches(len(samples), recipe, seed=order_seed(cell, 0))
+    trial = folder.trial()
+    _refuse_handicaps(trial)
+    data = data_of(trial, folder)
+    model = build(trial.settings.model, data.shape, data.classes, seed=trial.seed)
+    samples: Any = samples_of_node(trial, data, 0)
+    recipe = recipe_of(trial, len(samples), 0)
+    order = order_of_batches(len(samples), recipe, seed=order_seed(trial, 0))
     state = model.state_dict()
-    round_ends = [step_at(number, cell.rounds, len(order)) for number in range(1, cell.rounds + 1)]
+    round_ends = [step_at(number, trial.rounds, len(order)) for number in range(1, trial.rounds + 1)]
     book = _Book(folder, list(layers_of(model)), data.shape, list(state), round_ends, _cores())
     weights = [tensor.numpy() for tensor in state.values()]
     book.begin(weights)
@@ -166,8 +166,8 @@ def _recipe_json(
     }
 
 
-def _refuse_handicaps(cell: Cell) -> None:
-    settings = cell.settings
+def _refuse_handicaps(trial: Trial) -> None:
+    settings = trial.settings
     given = [key for key, value in (("slow", settings.slow), ("kill", settings.kill)) if value is not None]
     if given:
         raise ConfigError(
@@ -223,13 +223,13 @@ def _converse(said: IO[str] | None, answers: IO[str] | None, exchange: Path, boo
 
 
 def main(arguments: list[str]) -> None:
-    """Trains a cell.
+    """Trains a trial.
 
     Args:
-        arguments: the cell's folder.
+        arguments: the trial's folder.
     """
     try:
-        run_cell(CellFolder(Path(arguments[0])))
+        run_trial(TrialFolder(Path(arguments[0])))
     except DpwaError as error:
         sys.exit(str(error))
 

@@ -1,6 +1,6 @@
-"""A cell of a study: one row with one seed, and the folder in which it leaves everything.
+"""A trial of a study: one row with one seed, and the folder in which it leaves everything.
 
-    cell.json                           what it is: see `Cell.to_json`
+    trial.json                           what it is: see `Trial.to_json`
     cluster.yaml                        of strategies that `dpwa launch` starts
     output.log                          what its processes printed
     nodes/NAME/ready                    this process has loaded everything; training begins when all have
@@ -8,7 +8,7 @@
     nodes/NAME/snapshots/0003.safetensors   the model after the third of `rounds` equal parts of this process's steps;
                                         0000 is the initial one
     nodes/NAME/...                      what dpwa itself writes: metrics.jsonl, events.jsonl
-    result.json                         written last, by `evaluation`: the cell is finished
+    result.json                         written last, by `evaluation`: the trial is finished
 
 A snapshot's header (safetensors' metadata, all values are text) holds: round, step, samples (this process has trained
 on so far), training_s (on its own training clock), unix_s, bytes_sent (by this process so far, of models or
@@ -29,11 +29,11 @@ from typing import Any
 from dpwa.lab.study.kinds import STRATEGIES, StrategyKind, process_names
 from dpwa.lab.study.settings import Settings
 
-__all__ = ["Cell", "CellFolder", "step_at", "write_json"]
+__all__ = ["Trial", "TrialFolder", "step_at", "write_json"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One training of a study.
 
     Attributes:
@@ -69,18 +69,18 @@ class Cell:
         return self.settings.n_epochs * self.settings.rounds_per_epoch
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for cell.json and result.json."""
+        """Plain values for trial.json and result.json."""
         return {"study": self.study, "row": self.row, "seed": self.seed, "settings": self.settings.to_json()}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Cell:
-        """The cell of such values."""
+    def from_json(cls, values: Mapping[str, Any]) -> Trial:
+        """The trial of such values."""
         return cls(values["study"], values["row"], values["seed"], Settings.model_validate(values["settings"]))
 
 
 @dataclass(frozen=True)
-class CellFolder:
-    """Where the files of a cell are.
+class TrialFolder:
+    """Where the files of a trial are.
 
     Attributes:
         path: the folder.
@@ -89,9 +89,9 @@ class CellFolder:
     path: Path
 
     @property
-    def cell_json(self) -> Path:
-        """What the cell is."""
-        return self.path / "cell.json"
+    def trial_json(self) -> Path:
+        """What the trial is."""
+        return self.path / "trial.json"
 
     @property
     def cluster_yaml(self) -> Path:
@@ -109,7 +109,7 @@ class CellFolder:
         return self.path / "result.json"
 
     def data_cache(self, name: str) -> Path:
-        """The images of a data set, shared with the cells beside this one."""
+        """The images of a data set, shared with the trials beside this one."""
         return self.path.parent / ".data" / f"{name}.safetensors"
 
     def node(self, name: str) -> Path:
@@ -128,9 +128,9 @@ class CellFolder:
         """The model of a process after a round; 0 is the initial one."""
         return self.snapshots(name) / f"{round_:04d}.safetensors"
 
-    def cell(self) -> Cell:
-        """The cell of this folder."""
-        return Cell.from_json(json.loads(self.cell_json.read_text(encoding="utf-8")))
+    def trial(self) -> Trial:
+        """The trial of this folder."""
+        return Trial.from_json(json.loads(self.trial_json.read_text(encoding="utf-8")))
 
 
 def step_at(part: int, whole: int, steps: int) -> int:
