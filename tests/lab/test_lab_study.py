@@ -159,7 +159,7 @@ def test_every_strategy_can_be_a_row() -> None:
         (["mu=1.0", "slow=null"], 12),
     ],
 )
-def test_only_picks_trainings(only: list[str], count: int) -> None:
+def test_only_picks_trials(only: list[str], count: int) -> None:
     study = study_of("strategies: [single, gosgd, ddp]\nseeds: 3\ngrid: {cluster.pull_probability: [1.0, 0.5]}\n")
     assert len(study.trials(only)) == count
 
@@ -168,10 +168,10 @@ def test_only_picks_trainings(only: list[str], count: int) -> None:
     ("only", "message"),
     [
         (["methd=pull"], 'unknown key, did you mean "method"?'),
-        (["method=gosgd"], "no training has this value; there are: single; pull"),
+        (["method=gosgd"], "no trial has this value, expected one of: single; pull"),
         (["pull"], "expected KEY=VALUE"),
-        (["method=single", "seed=5"], "there are: 0"),
-        (["row=single", "method=pull"], "no training fits all of these"),
+        (["method=single", "seed=5"], "expected one of: 0"),
+        (["row=single", "method=pull"], "no trial meets all of these"),
     ],
 )
 def test_only_tells_what_there_is(only: list[str], message: str) -> None:

@@ -1,10 +1,10 @@
-"""The folder of a run of a study: the study's file, and a folder for each training.
+"""The run folder of a study: a copy of the study file, and a folder for each trial.
 
     study.yaml          a copy of the study file
-    trials/ROW-sSEED/    see `dpwa.lab.study.trial`
-    .lock               held by the run that is at work
+    trials/ROW-sSEED/   see `dpwa.lab.study.trial`
+    .lock               held by the run that uses the folder
 
-Must not know: torch, processes. Runs in: any thread.
+Runs in: any thread.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["RunFolder", "is_result", "last_lines", "newest_round", "read_json", 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where the files of a run are.
+    """A run folder.
 
     Attributes:
         path: the folder, absolute.
@@ -44,15 +44,15 @@ class RunFolder:
         return self.path / "study.yaml"
 
     def of(self, trial: Trial) -> TrialFolder:
-        """The folder of a training."""
+        """The folder of a trial."""
         return TrialFolder(self.path / "trials" / trial_folder_name(trial))
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Meanwhile no other run works in this folder. It is made if it is missing.
+        """Keeps other runs out of this folder meanwhile; makes it if it is missing.
 
         Raises:
-            ConfigError: it cannot be written, or another run is at work in it.
+            ConfigError: it cannot be written, or another run uses it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -66,16 +66,16 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ConfigError(
-                    f"run folder {self.path}: another dpwa lab run is at work in it; wait for its end, or name another "
+                    f"run folder {self.path}: another dpwa lab run is using it; wait for it to end, or name another "
                     f"folder with --run-dir"
                 ) from error
             yield
 
     def keep(self, study: Study) -> None:
-        """Copy the study file here, so that a report can be made from the folder alone.
+        """Copies the study file here, so that a report can be made from the folder alone.
 
         Raises:
-            ConfigError: the folder holds the run of a study with another name.
+            ConfigError: the folder belongs to a study with another name.
         """
         copy = self.study_yaml
         if copy.exists() and copy.resolve() == study.path.resolve():
@@ -84,45 +84,46 @@ class RunFolder:
             name = Study.load(copy).name
             if name != study.name:
                 raise ConfigError(
-                    f"run folder {self.path}: it holds the study {name}, not {study.name}; name another with --run-dir"
+                    f"run folder {self.path}: it belongs to the study {name}, not {study.name}; "
+                    f"name another with --run-dir"
                 )
         copy.write_bytes(study.path.read_bytes())
 
     def result(self, trial: Trial) -> dict[str, Any] | None:
-        """What came of a training, if this very training has been made; None if not."""
+        """The result of a trial; None if there is none, or it was made with other settings."""
         found = read_json(self.of(trial).result_json)
         if found is None or _trial_of(found.get("trial")) != trial:
             return None
         return found if is_result(trial, found) else None
 
     def why_again(self, trial: Trial) -> str:
-        """Why a training that was begun once is made again; empty if it never was."""
+        """Why a trial that was started before has to run again; empty if it never was started."""
         folder = self.of(trial)
         if not folder.path.exists():
             return ""
         old, result = read_json(folder.trial_json), read_json(folder.result_json)
         before = _trial_of(old)
         if before is None:
-            return "its folder holds no training that can be read"
+            return "its trial.json cannot be read"
         if before != trial:
-            return f"the study has changed: {', '.join(_differences(before, trial))}"
+            return f"its settings have changed ({', '.join(_differences(before, trial))})"
         if result is None:
-            return "it was ended before its result"
+            return "it was interrupted"
         how = "was skipped" if result.get("status") == "skipped" else "failed"
-        return f"it {how}: {result.get('reason') or 'nobody knows why'}"
+        return f"it {how}: {result.get('reason') or 'for an unknown reason'}"
 
     def empty(self, trial: Trial) -> TrialFolder:
-        """The folder of a training, with nothing in it but trial.json.
+        """The folder of a trial, with nothing in it but trial.json.
 
         Raises:
-            ConfigError: something else than a training is there.
+            ConfigError: there is a folder that is not a trial's.
         """
         folder = self.of(trial)
         if folder.path.exists():
             if any(folder.path.iterdir()) and not folder.trial_json.exists():
                 raise ConfigError(
-                    f"{folder.path}: expected the folder of a training or none, got one without trial.json; "
-                    f"move it away, or name another run folder with --run-dir"
+                    f"{folder.path}: expected the folder of a trial, got one without trial.json; move it away, "
+                    f"or name another run folder with --run-dir"
                 )
             shutil.rmtree(folder.path)
         folder.path.mkdir(parents=True)
@@ -131,7 +132,7 @@ class RunFolder:
 
 
 def is_result(trial: Trial, result: Mapping[str, Any]) -> bool:
-    """Whether a training need not be made again. Where a node is killed, a failure of the others is what came out."""
+    """Whether a trial need not run again. In a study that kills a node, the others' failure is a result."""
     if result.get("status") == "done":
         return True
     is_from_training = bool(result.get("samples_seen"))
@@ -139,14 +140,14 @@ def is_result(trial: Trial, result: Mapping[str, Any]) -> bool:
 
 
 def remove_snapshots(folder: TrialFolder) -> None:
-    """Remove the models of a training but each process's last one; everything else is in the result."""
+    """Removes a trial's models, except each process's last one; what was measured of them is in the result."""
     for snapshots in (folder.path / "nodes").glob("*/snapshots"):
         for path in sorted(snapshots.glob("*.safetensors"))[:-1]:
             path.unlink()
 
 
 def newest_round(folder: TrialFolder) -> int:
-    """The round that processes of a training have come to, the mean over those that put models down."""
+    """The round that a trial has reached: the mean over the processes that save models."""
     found = [
         max((int(path.stem) for path in snapshots.glob("[0-9]*.safetensors")), default=0)
         for snapshots in (folder.path / "nodes").glob("*/snapshots")
@@ -167,7 +168,7 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def shown_path(path: Path) -> str:
-    """A path for people, and for the shell: short where it lies below the current folder."""
+    """A path for people and for the shell: relative if it lies below the current folder."""
     try:
         shown = path.relative_to(Path.cwd())
     except ValueError:
@@ -176,18 +177,18 @@ def shown_path(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file; None if there is none that is whole."""
+    """The mapping in a JSON file; None if the file is missing or incomplete."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # missing, cut off, no text
+    except (OSError, ValueError):  # missing, cut off, not text
         return None
     return found if isinstance(found, dict) else None
 
 
 def _trial_of(values: object) -> Trial | None:
-    """The training of trial.json or result.json; None if it is none of today's.
+    """The trial of trial.json or result.json; None if it cannot be read.
 
-    Settings that came to dpwa after it was written have their defaults, so that it still counts.
+    Settings that dpwa did not have when it was written get their defaults, so that the trial still counts.
     """
     try:
         return Trial.from_json(values) if isinstance(values, Mapping) else None
@@ -196,7 +197,7 @@ def _trial_of(values: object) -> Trial | None:
 
 
 def _differences(before: Trial, after: Trial) -> list[str]:
-    """Names of what is not the same."""
+    """Names of the settings that differ."""
     old, new = before.to_json(), after.to_json()
     settings = [key for key in new["settings"] if old["settings"][key] != new["settings"][key]]
     return settings or [key for key in new if old[key] != new[key]]

@@ -1,6 +1,6 @@
-"""What starts the processes of a training: command, environment, cluster file; and what is missing for it.
+"""What starts the processes of a trial: command, environment, cluster file; and which packages are missing for it.
 
-Must not know: torch, how a training goes on. Runs in: the main thread.
+Runs in: the main thread.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ __all__ = [
     "machine_cores",
     "missing_for",
     "prepare",
+    "threads_of",
 ]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -42,8 +43,15 @@ def machine_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_of(trial: Trial, machine_cores: int) -> int:
+    """Threads of each process: the cores divided equally among those that compute, at least one."""
+    cores = min(machine_cores, trial.settings.cores or machine_cores)
+    computing = len(trial.process_names) - trial.kind.has_server
+    return max(1, cores // computing)
+
+
 def missing_for(trial: Trial) -> str | None:
-    """What to install for a training, in words; None if everything is there."""
+    """What to install for a trial, in words; None if nothing is missing."""
     if trial.kind.start is Start.MPI and (importlib.util.find_spec("mpi4py") is None or _mpiexec() is None):
         return "install dpwa[mpi]"
     if trial.kind.start is Start.TENSORFLOW and tensorflow_python() is None:
@@ -55,7 +63,7 @@ def prepare(trial: Trial, folder: TrialFolder, study_folder: Path) -> None:
     """Write what the processes read before they start.
 
     Args:
-        trial: the training.
+        trial: the trial.
         folder: its folder, which exists.
         study_folder: what paths in the study file are relative to.
 
@@ -83,11 +91,11 @@ def _cluster_values(trial: Trial, study_folder: Path) -> dict[str, Any]:
 
 
 def command_of(trial: Trial, folder: TrialFolder) -> list[str]:
-    """What starts the processes of a training; the worker's arguments are the folder."""
+    """What starts the processes of a trial."""
     path = str(folder.path)
     worker = [sys.executable, "-m", "dpwa.lab.worker", path]
     if trial.kind.start is Start.MPI:
-        # mpi4py's own runner ends all processes when one fails; else the others would wait for it.
+        # mpi4py's own runner ends all processes when one fails; without it the others would wait for ever.
         python, *module = worker
         return [str(_mpiexec()), "-n", str(len(trial.process_names)), python, "-m", "mpi4py", *module]
     if trial.kind.start is Start.TENSORFLOW:
@@ -96,7 +104,7 @@ def command_of(trial: Trial, folder: TrialFolder) -> list[str]:
 
 
 def evaluation_command(folder: TrialFolder, *, exit_code: int, reason: str, wall_s: float) -> list[str]:
-    """What measures the snapshots of a training."""
+    """What evaluates the snapshots of a trial."""
     module = [sys.executable, "-m", "dpwa.lab.training.evaluation", str(folder.path)]
     return [*module, f"--exit-code={exit_code}", f"--reason={reason}", f"--wall-s={wall_s:.3f}"]
 
@@ -106,7 +114,7 @@ def environment_of(threads: int, data_dir: Path | None) -> dict[str, str]:
 
     Args:
         threads: of each process.
-        data_dir: folder of the data sets; None leaves DPWA_DATA_DIR as it is.
+        data_dir: folder of the data sets; None keeps DPWA_DATA_DIR as it is.
     """
     found = {key: value for key, value in os.environ.items() if key not in _OF_A_NODE}
     found.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
@@ -118,16 +126,16 @@ def environment_of(threads: int, data_dir: Path | None) -> dict[str, str]:
 
 
 def data_command(name: str, cache: Path) -> list[str]:
-    """What loads a data set, which a run needs, into one file."""
+    """What loads a data set into one file for the whole run."""
     return [sys.executable, "-m", "dpwa.lab.training.data", name, str(cache)]
 
 
 @contextmanager
 def held_to(cores: int | None) -> Iterator[None]:
-    """Processes that are started meanwhile are held to so many cores, with everything that they start.
+    """Restricts processes that start meanwhile, with all that they start, to this many cores.
 
     Args:
-        cores: how many; None for all. Systems that cannot do it leave them free.
+        cores: how many; None: no restriction, as on systems that have none.
     """
     if cores is None or not hasattr(os, "sched_setaffinity"):
         yield
@@ -141,7 +149,7 @@ def held_to(cores: int | None) -> Iterator[None]:
 
 
 def _mpiexec() -> Path | None:
-    """The one that came with the interpreter's packages, else one in PATH."""
+    """The one installed beside the interpreter, otherwise the one in PATH."""
     beside = Path(sys.executable).parent / "mpiexec"
     found = str(beside) if beside.exists() else shutil.which("mpiexec")
     return None if found is None else Path(found)

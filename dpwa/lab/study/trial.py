@@ -1,20 +1,20 @@
-"""A trial of a study: one row with one seed, and the folder in which it leaves everything.
+"""A trial of a study: one row with one seed; and its folder.
 
     trial.json                           what it is: see `Trial.to_json`
-    cluster.yaml                        of strategies that `dpwa launch` starts
+    cluster.yaml                        for strategies that `dpwa launch` starts
     output.log                          what its processes printed
     nodes/NAME/ready                    this process has loaded everything; training begins when all have
     nodes/NAME/steps.npz                per step: loss, right (of count samples), count, end_s on the training clock
     nodes/NAME/snapshots/0003.safetensors   the model after the third of `rounds` equal parts of this process's steps;
                                         0000 is the initial one
     nodes/NAME/...                      what dpwa itself writes: metrics.jsonl, events.jsonl
-    result.json                         written last, by `evaluation`: the trial is finished
+    result.json                         written last, by `evaluation`: the trial has finished
 
-A snapshot's header (safetensors' metadata, all values are text) holds: round, step, samples (this process has trained
-on so far), training_s (on its own training clock), unix_s, bytes_sent (by this process so far, of models or
-gradients), processes, threads (of this process).
+A snapshot's header (safetensors' metadata, all values are text) holds: round, step, samples (that this process has
+trained on so far), training_s (on its own training clock), unix_s, bytes_sent (of models or gradients, by this process
+so far), processes, threads (of this process).
 
-Must not know: torch, how anything is computed. Runs in: any thread.
+Runs in: any thread.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ __all__ = ["Trial", "TrialFolder", "step_at", "write_json"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a study.
+    """One row of a study with one seed.
 
     Attributes:
         study: name of the study.
-        row: name of the row: what the training is compared as; unique in the study together with the seed.
-        seed: of initial weights, partition, data order and peers.
+        row: label of the row.
+        seed: for initial weights, partition, order of data and choice of peers.
         settings: everything else.
     """
 
@@ -47,6 +47,11 @@ class Trial:
     row: str
     seed: int
     settings: Settings
+
+    @property
+    def title(self) -> str:
+        """The trial for people, unique in the study."""
+        return f"{self.row} (seed {self.seed})"
 
     @property
     def kind(self) -> StrategyKind:
@@ -60,12 +65,12 @@ class Trial:
 
     @property
     def training_names(self) -> tuple[str, ...]:
-        """The same without a server, which trains nothing."""
+        """The same without a server, which does not train."""
         return self.process_names[: self.settings.nodes]
 
     @property
     def rounds(self) -> int:
-        """Into how many equal parts a training is cut by snapshots."""
+        """Number of equal parts of the training; after each, every process saves its model."""
         return self.settings.n_epochs * self.settings.rounds_per_epoch
 
     def to_json(self) -> dict[str, Any]:
@@ -74,13 +79,13 @@ class Trial:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Trial:
-        """The trial of such values."""
+        """The trial that `to_json` has described."""
         return cls(values["study"], values["row"], values["seed"], Settings.model_validate(values["settings"]))
 
 
 @dataclass(frozen=True)
 class TrialFolder:
-    """Where the files of a trial are.
+    """A trial's folder.
 
     Attributes:
         path: the folder.
@@ -105,7 +110,7 @@ class TrialFolder:
 
     @property
     def result_json(self) -> Path:
-        """What came out."""
+        """The result."""
         return self.path / "result.json"
 
     def data_cache(self, name: str) -> Path:
@@ -134,13 +139,13 @@ class TrialFolder:
 
 
 def step_at(part: int, whole: int, steps: int) -> int:
-    """The first step after which this part of a training has been made.
+    """The first step after which this part of a training is complete.
 
-    Rounds end by it, and processes meet by it: so a round that ends with a meeting shows what came of the meeting.
+    Both the ends of rounds and the meetings of processes follow it, so a round that ends with a meeting includes it.
 
     Args:
         part: such as a number of rounds, 0 to `whole`.
-        whole: the same of the whole training.
+        whole: the same for the whole training.
         steps: of the whole training.
     """
     return -(-part * steps // whole)
