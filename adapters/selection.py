@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dpwa.errors import ConfigError
-from dpwa.snapshot.layout import ITEM_BYTES, Layout, Role, TensorSpec
+from dpwa.snapshot.dtypes import ITEM_BYTES
+from dpwa.snapshot.layout import Layout, Role, TensorSpec
 from dpwa.snapshot.model import Inventory
 
 from .process_groups import refuse_shard
