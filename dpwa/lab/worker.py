@@ -1,9 +1,9 @@
 """One process of a trial: `python -m dpwa.lab.worker TRIAL_DIR`, started by `dpwa launch` or mpiexec.
 
-It finds its place among the others, loads its part of the data, and trains by the one training function with the hooks
-of its strategy. It evaluates nothing.
+It finds its rank, loads its part of the data, and trains with the lab's training loop and the hooks of its strategy. It
+evaluates nothing.
 
-Must not know: other trials, how processes are started. Runs in: the training thread.
+Runs in: the training thread.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dpwa.lab.training.assignment import data_of, order_seed, parts_of_nodes, re
 from dpwa.lab.training.client_schedule import Schedule
 from dpwa.lab.training.handicaps import Handicap
 from dpwa.lab.training.loop import Task, train
+from dpwa.lab.training.machine import machine_cores
 from dpwa.lab.training.models import build
 from dpwa.lab.training.recording import Recorder
 from dpwa.lab.training.strategy import Strategy
@@ -29,7 +30,7 @@ from dpwa.transport.sockets import keep_freed_memory
 
 __all__ = ["main"]
 
-# Where the classes of the strategies are; each file has a function `make`.
+# The modules of the strategies; each has a function `make`.
 _FILES = {
     "fedavg": "federated.process",
     "fedprox": "federated.process",
@@ -43,17 +44,13 @@ _FILES = {
 
 
 def main(arguments: list[str]) -> None:
-    """Trains this process's part of a trial.
-
-    Args:
-        arguments: the trial's folder.
-    """
+    """Trains this process's part of the trial in the folder that the only argument names."""
     folder = TrialFolder(Path(arguments[0]))
     trial = folder.trial()
     rank = _rank(trial)
     name = trial.process_names[rank]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    # A node of dpwa does this for its frames, and torch's steps get a fifth faster by it: so all strategies have it.
+    # A node of dpwa does this for its messages. It makes torch's steps up to a fifth faster, so every strategy gets it.
     keep_freed_memory()
     data = data_of(trial, folder)
     device = device_of(rank)
@@ -109,9 +106,9 @@ def _strategy(trial: Trial, folder: TrialFolder, rank: int) -> Strategy:
 
 
 def _crowding(trial: Trial) -> float:
-    """How many processes compute for each core."""
+    """Number of computing processes per core."""
     computing = Schedule.of(trial.settings, trial.seed).per_round if trial.kind.has_server else len(trial.process_names)
-    return computing / len(os.sched_getaffinity(0))
+    return computing / machine_cores()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from dpwa.cli import main
-from dpwa.lab.run.starting import machine_cores
 from dpwa.lab.study.trial import TrialFolder
+from dpwa.lab.training.machine import machine_cores
 
 TRUE_EQUALS = ("parallel_sgd", "ddp", "custom_data_parallel")
 STRATEGIES = ("single", "pull", "fedavg", "param_avg", "allreduce_every_h", *TRUE_EQUALS)

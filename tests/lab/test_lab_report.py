@@ -77,7 +77,7 @@ def test_a_row_shows_mean_interval_literature_worst_worker_and_costs():
 def test_one_seed_has_no_interval_but_says_so():
     summary = summary_of(STUDY.replace("seeds: 3", "seeds: 1"))
     assert cells_of(summary, "pull")["accuracy, %"].endswith("(1 seed)")
-    assert "no interval from one seed" in content_of(summary, "").caption
+    assert "one seed gives no interval" in content_of(summary, "").caption
 
 
 def test_a_literature_of_times_stands_beside_the_time_of_an_epoch():
@@ -163,11 +163,11 @@ def test_trials_that_were_not_run_and_rows_that_are_not_asked_for_are_told():
     stranger = result_of(trials[0])
     stranger["trial"] = {**stranger["trial"], "row": "old name"}
     summary = summarise(
-        study, [parsed(result_of(trials[0])), parsed(stranger)], ["trials/x/result.json cannot be used"]
+        study, [parsed(result_of(trials[0])), parsed(stranger)], ["trials/x/result.json cannot be read"]
     )
     assert summary.notes == (
-        "trials/x/result.json cannot be used",
-        'There are results of "old name", which is not a row of the study: left out.',
+        "trials/x/result.json cannot be read",
+        'Results of "old name" are left out: the study has no such row.',
         "Not run yet: single (seed 1, 2); pull (seed 0, 1, 2); ddp (seed 0, 1, 2).",
     )
     assert status_text(summary.rows[0]) == "1 of 3 seeds done; not run yet (seed 1, 2)"
@@ -177,7 +177,7 @@ def test_trials_that_were_not_run_and_rows_that_are_not_asked_for_are_told():
 def test_results_of_other_settings_than_the_study_file_has_now_are_told():
     study = Study.from_text(STUDY)
     old = [parsed(result_of(trial)) for trial in Study.from_text(STUDY.replace("n_epochs: 4", "n_epochs: 2")).trials()]
-    assert any("other settings" in note and "n_epochs" in note for note in summarise(study, old).notes)
+    assert any("before these settings changed: n_epochs" in note for note in summarise(study, old).notes)
 
 
 def test_a_file_that_cannot_be_used_is_one_line_and_the_others_are_read(tmp_path):
@@ -187,7 +187,7 @@ def test_a_file_that_cannot_be_used_is_one_line_and_the_others_are_read(tmp_path
     run.write(run.trial("ddp", 2), {"trial": 3, "status": "done"})
     results, problems = read_results(tmp_path)
     assert len(results) == 7
-    assert [problem.split(" cannot be used")[0] for problem in problems] == [
+    assert [problem.split(" cannot be read")[0] for problem in problems] == [
         "trials/ddp-s2/result.json",
         "trials/pull-s1/result.json",
     ]
@@ -240,7 +240,7 @@ def test_equal_rows_are_found_equal_in_everything_but_the_cores():
     [
         ({"initial_weights": "f" * 64}, ("Initial weights differ", "seed 0: 00000000 in", "ffffffff in ddp")),
         ({"samples_seen": 200_000}, ("different numbers of training samples", "ddp 200,000 (-16.7%)")),
-        ({"commit": "fedcba"}, ("by the same commit", "fedcba in ddp")),
+        ({"commit": "fedcba"}, ("by different commits", "fedcba in ddp")),
         ({"machine": {"processor": "Other", "cores": 2}}, ("different machines", "Other, 2 cores in ddp")),
         ({"threads_per_process": 1, "processes": 1}, ("different numbers of cores", "1 core in single, ddp")),
     ],
@@ -261,7 +261,7 @@ def test_threads_beyond_the_cores_do_not_make_a_row_unfair():
 def test_seeds_by_different_commits_are_told_once_and_not_for_each_row():
     change = lambda _, result: {**result, "commit": "aaaa" if result["trial"]["seed"] == 0 else "bbbb"}  # noqa: E731
     warnings = content_of(summary_of(change=change), "").warnings
-    assert "Not everything was made by the same commit: aaaa (seed 0), bbbb (seed 1, 2) in all rows." in warnings
+    assert "Rows were made by different commits: aaaa (seed 0), bbbb (seed 1, 2) in all rows." in warnings
 
 
 def test_a_commit_with_changed_files_is_warned_of():

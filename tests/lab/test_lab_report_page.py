@@ -129,7 +129,7 @@ def test_words_of_the_study_are_escaped_everywhere(page):
 
 def test_text_in_pictures_is_text_and_pictures_stand_on_white_in_both_themes(page):
     words = "".join(Checked(page).words)
-    assert words.count("accuracy (% of the test set)") == 3
+    assert words.count("accuracy (% of the test set)") == 4
     assert page.count("<svg ") == 12 + len(CHARTS)
     assert page.count('<div class="wide ground"') == len(CHARTS)
     assert ".ground{background:#fff" in page

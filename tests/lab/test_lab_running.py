@@ -32,7 +32,6 @@ from dpwa.lab.run.starting import (
     command_of,
     environment_of,
     held_to,
-    machine_cores,
     missing_for,
     prepare,
     threads_of,
@@ -42,6 +41,7 @@ from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.study import Study
 from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.data import load
+from dpwa.lab.training.machine import machine_cores
 from support import wait_until
 
 BASE = "study: try\ndata: digits\nmodel: mlp\nnodes: 2\nn_epochs: 1\n"

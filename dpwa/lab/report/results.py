@@ -1,6 +1,6 @@
 """Reads the results of a study's trials.
 
-Must not know: what becomes of them. Runs in: the thread that calls it.
+Runs in: the calling thread.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ __all__ = ["Batches", "Round", "TrialName", "TrialResult", "Worker", "number", "
 
 
 class _Part(BaseModel):
-    """What all parts of a result share: an evaluation of another version may have said more."""
+    """A part of a result; an evaluation of another version may have written more."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class TrialName(_Part):
-    """Which trial it is; see `dpwa.lab.study.trial.Trial.to_json`."""
+    """The trial; see `dpwa.lab.study.trial.Trial.to_json`."""
 
     study: str
     row: str
@@ -31,7 +31,7 @@ class TrialName(_Part):
 
 
 class Worker(_Part):
-    """What one process came to."""
+    """What was measured of one process."""
 
     name: str
     samples: int = 0
@@ -41,7 +41,7 @@ class Worker(_Part):
 
 
 class Round(_Part):
-    """What was known after one of the equal parts of a training."""
+    """What was measured after one of the equal parts of a training."""
 
     round: int = Field(ge=0)
     epoch: float
@@ -54,7 +54,7 @@ class Round(_Part):
 
 
 class Batches(_Part):
-    """Training batches, the mean over the workers."""
+    """Training batches: means over the workers."""
 
     samples: list[float] = []
     loss: list[float | None] = []
@@ -62,7 +62,7 @@ class Batches(_Part):
 
 
 class TrialResult(_Part):
-    """The result of a trial, as `dpwa.lab.training.evaluation` writes it; of failed trials as much as there is."""
+    """The result of a trial, as `dpwa.lab.training.evaluation` writes it; of a failed trial as much as there is."""
 
     trial: TrialName
     status: str
@@ -99,19 +99,12 @@ class TrialResult(_Part):
 
 
 def number(value: float | None) -> float:
-    """A number of a result for arithmetic: not a number where it is missing, or infinite."""
+    """A number of a result for arithmetic: NaN where it is missing or infinite."""
     return value if value is not None and math.isfinite(value) else math.nan
 
 
 def read_results(run_dir: Path) -> tuple[list[TrialResult], list[str]]:
-    """The results of all trials that have one.
-
-    Args:
-        run_dir: folder of the study's run.
-
-    Returns:
-        The results, in the order of the folders' names, and one line for each file that cannot be used.
-    """
+    """The results in a run folder, sorted by the names of the trials' folders, and one line per unusable file."""
     results, problems = [], []
     for path in sorted(run_dir.glob("trials/*/result.json")):
         found = _read(path)
@@ -119,7 +112,7 @@ def read_results(run_dir: Path) -> tuple[list[TrialResult], list[str]]:
             results.append(found)
         else:
             place = path.relative_to(run_dir).as_posix()
-            problems.append(f"{place} cannot be used ({found}); remove its folder and run the study again.")
+            problems.append(f"{place} cannot be read ({found}); remove its folder and run the study again.")
     return results, problems
 
 

@@ -37,7 +37,6 @@ from dpwa.lab.run.starting import (
     environment_of,
     evaluation_command,
     held_to,
-    machine_cores,
     missing_for,
     prepare,
     threads_of,
@@ -46,6 +45,7 @@ from dpwa.lab.run.supervision import Ended, EndedBySignal, Programs
 from dpwa.lab.study.kinds import Start
 from dpwa.lab.study.study import Study
 from dpwa.lab.study.trial import Trial, TrialFolder, write_json
+from dpwa.lab.training.machine import machine_cores
 from dpwa.launch.local import end_signals
 
 __all__ = ["Runner"]

@@ -28,7 +28,6 @@ __all__ = [
     "environment_of",
     "evaluation_command",
     "held_to",
-    "machine_cores",
     "missing_for",
     "prepare",
     "threads_of",
@@ -36,11 +35,6 @@ __all__ = [
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _OF_A_NODE = ("DPWA_CONFIG", "DPWA_NODE", "DPWA_RUN_DIR")
-
-
-def machine_cores() -> int:
-    """Cores that this program may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_of(trial: Trial, machine_cores: int) -> int:

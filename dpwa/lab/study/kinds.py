@@ -1,6 +1,6 @@
 """The strategies by name, and what the lab must know of each before it starts one.
 
-Must not know: torch, how a strategy works. Runs in: any thread; everything here is frozen.
+Runs in: any thread; everything here is frozen.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class StrategyKind:
     """One strategy.
 
     Attributes:
-        name: its word in a study file.
+        name: its name in a study file.
         text: what it does, in one line.
         start: what starts its processes.
-        is_method: one of dpwa's averaging methods: the word is that of `method:` in the cluster file.
-        is_one_process: all of the data are seen by a single process, whatever `nodes` says.
-        splits_batch: each update is made from one batch of all data, of which each process computes its part: there is
-            one model, and no partition.
-        waits: the processes wait for each other: a slow one holds up all. Those that do not wait share the work
-            in proportion to their speed.
+        is_method: it is one of dpwa's averaging methods, with the same name in a cluster file.
+        is_one_process: a single process sees all data, whatever `nodes` says.
+        splits_batch: every update uses one batch of all data, and each process computes a part of it. There is one
+            model, and no partition.
+        waits: the processes wait for each other, so that a slow one delays all. Otherwise they share the work in
+            proportion to their speed.
         has_server: one more process holds the model between the rounds.
-        extra: the extra of dpwa that it needs; "" for none beyond the lab's.
+        extra: the extra of dpwa that it needs besides the lab's; "" for none.
     """
 
     name: str
@@ -63,12 +63,12 @@ STRATEGIES: dict[str, StrategyKind] = {
         _method("gosgd", "push a copy and half of the mass to a random peer"),
         _method("sgp", "stochastic gradient push"),
         _method("adpsgd", "random pairs meet in the middle"),
-        _method("dpsgd", "rounds of a mixing matrix"),
+        _method("dpsgd", "synchronous rounds of a mixing matrix"),
         _method("noloco", "outer steps in random pairs"),
-        _method("elastic", "random pairs on an elastic"),
-        _method("sparta", "pull a small share of the parameters each time"),
-        StrategyKind("fedavg", "a server averages what some clients learned locally", waits=True, has_server=True),
-        StrategyKind("fedprox", "fedavg with a pull towards the round's model", waits=True, has_server=True),
+        _method("elastic", "random pairs, pulled together as by a spring"),
+        _method("sparta", "pull a small share of the parameters at a time"),
+        StrategyKind("fedavg", "a server averages what clients have learned locally", waits=True, has_server=True),
+        StrategyKind("fedprox", "fedavg, with clients held near the round's model", waits=True, has_server=True),
         StrategyKind("param_avg", "MPI: average parameters every avg_freq epochs", Start.MPI, waits=True, extra="mpi"),
         StrategyKind("w_param_avg", "MPI: the same, weighted by distance", Start.MPI, waits=True, extra="mpi"),
         StrategyKind(
@@ -83,7 +83,7 @@ STRATEGIES: dict[str, StrategyKind] = {
         StrategyKind("allreduce_every_h", "local steps, an all-reduce of parameters every every_steps", waits=True),
         StrategyKind(
             "custom_data_parallel",
-            "one process, a replica per device or thread, gradients gathered by hand",
+            "one process, one replica per device or thread, gradients summed by hand",
             is_one_process=True,
             waits=True,
         ),
@@ -101,7 +101,7 @@ STRATEGIES: dict[str, StrategyKind] = {
 
 
 def process_names(kind: StrategyKind, nodes: int) -> tuple[str, ...]:
-    """Names of the processes: w1, w2 …, and of a server at the end. They are the names of their folders."""
+    """Names of the processes and of their folders: w1, w2 …, and a server's at the end."""
     if kind.is_one_process:
         return ("w1",)
     names = tuple(f"w{number}" for number in range(1, nodes + 1))

@@ -1,6 +1,6 @@
-"""What each process of a trial trains on and how: its data, its recipe, the seed of its order.
+"""What each process of a trial trains on and how: its data, its recipe, the seed for its order of samples.
 
-Must not know: other trials, how processes are started, strategies. Runs in: the training thread.
+Runs in: the training thread.
 """
 
 from __future__ import annotations
@@ -31,13 +31,7 @@ def parts_of_nodes(trial: Trial, data: DataSet) -> list[torch.Tensor]:
 
 
 def samples_of_node(trial: Trial, data: DataSet, rank: int) -> Samples:
-    """What one process trains on: its part, or all of the data where there is only one model.
-
-    Args:
-        trial: the trial.
-        data: the whole data set.
-        rank: of the process, from 0.
-    """
+    """What one process trains on: its part, or all data where there is only one model."""
     kind, wrong = trial.kind, trial.settings.wrong_labels
     is_whole = kind.splits_batch or kind.is_one_process
     if is_whole and wrong is None:
@@ -60,20 +54,14 @@ def _worsened(trial: Trial, data: DataSet, part: torch.Tensor) -> Samples:
 
 
 def recipe_of(trial: Trial, shard_size: int, rank: int) -> Recipe:
-    """How a process trains.
-
-    Args:
-        trial: the trial.
-        shard_size: samples that it holds.
-        rank: of the process, from 0.
-    """
+    """How a process with this many samples trains."""
     settings, kind = trial.settings, trial.kind
     epochs = settings.n_epochs
     if kind.has_server:
         epochs = Schedule.of(settings, trial.seed).epochs_of(rank)
     steps = epochs * max(1, shard_size // settings.batch_size)
     if not (kind.splits_batch or kind.is_one_process):
-        # A very slow node makes one step at least; a client that is never chosen makes none.
+        # Even a very slow node makes one step; a client that is never chosen makes none.
         steps = max(min(1, steps), round(steps * shares_of_work(settings, waits=kind.waits)[rank]))
     return Recipe(
         epochs=epochs,
@@ -87,7 +75,7 @@ def recipe_of(trial: Trial, shard_size: int, rank: int) -> Recipe:
 
 
 def order_seed(trial: Trial, rank: int) -> int:
-    """Seed of the order of samples: one for all where they share each batch, else another one for each process."""
+    """Seed for the order of samples: the same for all processes that share each batch, otherwise one for each."""
     if trial.kind.splits_batch or trial.kind.is_one_process:
         return trial.seed
     return 1000 * (trial.seed + 1) + rank

@@ -2,9 +2,9 @@
 
 Run as `python -m dpwa.lab.training.evaluation TRIAL_DIR --exit-code 0 --wall-s 12.3`.
 
-Everything that is measured with held-out data is measured here, after the training, so that no strategy pays for it.
+Everything that needs held-out data is measured here, after the training, so that no strategy pays for it.
 
-Must not know: how a strategy works. Runs in: a process of its own, with all cores.
+Runs in: a process of its own, with all cores.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ _MOST_POINTS = 400
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluates a trial and writes its result."""
-    parser = argparse.ArgumentParser(description="Evaluates a trial of a study.")
+    parser = argparse.ArgumentParser(description="Evaluate a trial of a study.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--exit-code", type=int, default=0, help="of what started the trial's processes")
-    parser.add_argument("--reason", default="", help="why it failed, in one line")
-    parser.add_argument("--wall-s", type=float, default=0.0, help="of the whole trial")
+    parser.add_argument("--exit-code", type=int, default=0, help="exit code of the trial's processes")
+    parser.add_argument("--reason", default="", help="why the trial failed, in one line")
+    parser.add_argument(
+        "--wall-s", type=float, default=0.0, help="duration of the trial in seconds, without the evaluation"
+    )
     given = parser.parse_args(arguments)
     folder = TrialFolder(given.folder)
     trial = folder.trial()
@@ -51,17 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int, reason: str = "") -> dict[str, Any]:
-    """The result of a trial; also of one that failed, as far as it came.
+    """The result of a trial; for one that failed, as far as it got.
 
     Args:
         folder: of the trial.
-        trial: what was trained.
-        data: the data set.
-        exit_code: of what started its processes.
-        reason: why it failed, for a person.
+        trial: the trial.
+        data: its data set.
+        exit_code: of its processes.
+        reason: why it failed, for people.
 
     Returns:
-        What stands in result.json, but for `wall_s`.
+        The content of result.json, except `wall_s`.
     """
     device = data.held_out.images.device
     model = build(trial.settings.model, data.shape, data.classes, seed=trial.seed).to(device)
@@ -103,7 +105,7 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
 
 
 def _names_with_models(trial: Trial) -> tuple[str, ...]:
-    """The processes whose models make the aggregated one."""
+    """The processes whose models are aggregated."""
     names = trial.process_names
     if trial.kind.has_server:
         return names[-1:]
@@ -111,7 +113,7 @@ def _names_with_models(trial: Trial) -> tuple[str, ...]:
 
 
 def _initial_weights(folder: TrialFolder, names: Sequence[str], model: nn.Module) -> str:
-    """Hash of the weights that all processes began with; of all that there are, where they did not begin alike."""
+    """Hash of the weights that the processes started with; several hashes if they differ."""
     found = set()
     for name in names:
         if (snapshot := read_snapshot(folder.snapshot(name, 0))) is not None:
@@ -121,7 +123,7 @@ def _initial_weights(folder: TrialFolder, names: Sequence[str], model: nn.Module
 
 
 def _newest(folder: TrialFolder, trial: Trial, name: str) -> SavedModel | None:
-    """The last model that a process has put down."""
+    """The last model that a process has saved."""
     found = (read_snapshot(folder.snapshot(name, number)) for number in range(trial.rounds, -1, -1))
     return next((snapshot for snapshot in found if snapshot is not None), None)
 
@@ -129,7 +131,7 @@ def _newest(folder: TrialFolder, trial: Trial, name: str) -> SavedModel | None:
 def _round(
     folder: TrialFolder, trial: Trial, names: Sequence[str], number: int, model: nn.Module, data: DataSet
 ) -> dict[str, Any] | None:
-    """What was known after a round: the mean of all models that were put down; None if nobody has come so far."""
+    """What is measured of a round: the mean of all models that were saved after it; None if there are none."""
     found = [snapshot for name in names if (snapshot := read_snapshot(folder.snapshot(name, number))) is not None]
     if not found:
         return None
@@ -138,7 +140,7 @@ def _round(
     is_wanted = trial.settings.eval_acc or number == trial.rounds
     accuracy, loss = accuracy_and_loss_of(model, data.held_out, data.prepare) if is_wanted else (None, None)
     samples, bytes_sent = (sum(s.header[key] for s in found) for key in ("samples", "bytes_sent"))
-    if trial.kind.splits_batch:  # every process computes a part of each batch, but only one puts models down
+    if trial.kind.splits_batch:  # every process computes a part of each batch, but only one saves its model
         samples = _samples_of_all(folder, trial, round(found[0].header["step"]))
         bytes_sent *= len(trial.process_names)
     return {
@@ -154,7 +156,7 @@ def _round(
 
 
 def _samples_of_all(folder: TrialFolder, trial: Trial, steps: int) -> int:
-    """Samples that all processes together have trained on in their first steps."""
+    """Samples that all processes together have trained on in their first `steps` steps."""
     total = 0
     for name in trial.process_names:
         found = read_steps(folder.steps(name))
@@ -173,7 +175,7 @@ def _distance(models: Sequence[dict[str, Tensor]], mean: dict[str, Tensor]) -> f
 
 
 def _worker(folder: TrialFolder, trial: Trial, name: str, model: nn.Module, data: DataSet) -> dict[str, Any] | None:
-    """What one process came to."""
+    """What is measured of one process."""
     newest = _newest(folder, trial, name)
     if newest is None:
         return None
@@ -199,7 +201,7 @@ def _batches(folder: TrialFolder, trial: Trial) -> dict[str, list[float]]:
     points = min(_MOST_POINTS, *(len(steps["loss"]) for steps in found), _MOST_POINTS)
     samples, loss, right = np.zeros(points), np.zeros(points), np.zeros(points)
     for steps in found:
-        # The same number of pieces for each worker, also where one has made fewer steps.
+        # The same number of pieces for each worker, even for one with fewer steps.
         begins = np.arange(points) * len(steps["loss"]) // points
         samples += np.add.reduceat(steps["count"].astype(float), begins)
         right += np.add.reduceat(steps["right"].astype(float), begins)

@@ -31,6 +31,7 @@ from dpwa.lab.strategies.tensorflow.layout import Layer, Shape, from_keras, to_k
 from dpwa.lab.study.trial import Trial, TrialFolder, step_at, write_json
 from dpwa.lab.training.assignment import data_of, order_seed, recipe_of, samples_of_node
 from dpwa.lab.training.loop import Recipe
+from dpwa.lab.training.machine import machine_cores
 from dpwa.lab.training.models import build
 from dpwa.lab.training.snapshots import write_snapshot, write_steps
 
@@ -181,7 +182,7 @@ def _cores() -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given) > 0:
         return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return machine_cores()
 
 
 def _run_script(python: Path, exchange: Path, book: _Book) -> None:
