@@ -168,7 +168,7 @@ def test_trials_that_were_not_run_and_rows_that_are_not_asked_for_are_told():
     assert summary.notes == (
         "trials/x/result.json cannot be read",
         'Results of "old name" are left out: the study has no such row.',
-        "Not run yet: single (seed 1, 2); pull (seed 0, 1, 2); ddp (seed 0, 1, 2).",
+        "Not run yet: single (seeds 1, 2); pull (seeds 0, 1, 2); ddp (seeds 0, 1, 2).",
     )
     assert status_text(summary.rows[0]) == "1 of 3 seeds done; not run yet (seed 1, 2)"
     assert status_text(summary.rows[1]) == "not run yet"
@@ -261,7 +261,7 @@ def test_threads_beyond_the_cores_do_not_make_a_row_unfair():
 def test_seeds_by_different_commits_are_told_once_and_not_for_each_row():
     change = lambda _, result: {**result, "commit": "aaaa" if result["trial"]["seed"] == 0 else "bbbb"}  # noqa: E731
     warnings = content_of(summary_of(change=change), "").warnings
-    assert "Rows were made by different commits: aaaa (seed 0), bbbb (seed 1, 2) in all rows." in warnings
+    assert "Rows were made by different commits: aaaa (seed 0), bbbb (seeds 1, 2) in all rows." in warnings
 
 
 def test_a_commit_with_changed_files_is_warned_of():

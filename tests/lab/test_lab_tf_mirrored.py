@@ -259,7 +259,7 @@ def test_the_named_python_is_used_as_it_is_named_and_asked_first(monkeypatch, tm
 def test_a_named_python_that_cannot_be_used_is_told_apart(monkeypatch, tmp_path):
     monkeypatch.setenv(PYTHON_VARIABLE, str(tmp_path / "nowhere"))
     assert tensorflow_python() is None
-    assert "is no program" in why_no_tensorflow()
+    assert "is not a program" in why_no_tensorflow()
     monkeypatch.setenv(PYTHON_VARIABLE, str(_program(tmp_path / "without", "exit 1")))
     assert tensorflow_python() is None
     assert "has no TensorFlow" in why_no_tensorflow()

@@ -15,6 +15,7 @@ from dpwa.lab.report.results import TrialResult
 from dpwa.lab.report.statistics import Estimate
 from dpwa.lab.report.summary import Band, Curves, Numbers, RowSummary, Summary
 from dpwa.lab.report.text import Column, caption, columns, failure_text, status_text
+from dpwa.lab.run.pace import duration_text
 
 __all__ = ["Content", "content_of"]
 
@@ -63,7 +64,10 @@ class Content:
         return [
             ("command", self.command),
             ("seeds", seeds),
-            ("made", f"{self.when}; the trials took {self.hours:.2g} h in all" if self.when else "not yet"),
+            (
+                "made",
+                f"{self.when}; the trials took {duration_text(3600 * self.hours)} in all" if self.when else "not yet",
+            ),
             ("commit", ", ".join(self.commits) or "unknown"),
             ("machine", "; ".join(self.machines) or "unknown"),
         ]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpwa.lab.report.results import TrialResult
+from dpwa.lab.report.results import TrialResult, seeds_text
 from dpwa.lab.report.summary import Summary
 from dpwa.lab.study.kinds import STRATEGIES
 from dpwa.lab.study.settings import Settings
@@ -149,7 +149,7 @@ def _commits_text(seeds_of: Mapping[str, Sequence[int]]) -> str:
     if len(seeds_of) == 1:
         return next(iter(seeds_of))
     ordered = sorted((sorted(seeds), commit) for commit, seeds in seeds_of.items())
-    return ", ".join(f"{commit} (seed {listed(seeds)})" for seeds, commit in ordered)
+    return ", ".join(f"{commit} ({seeds_text(seeds)})" for seeds, commit in ordered)
 
 
 def _machines(results: Sequence[TrialResult]) -> Finding:

@@ -32,13 +32,12 @@ NAME_EVERY = 8
 """With too many nodes for all names, only every so many have one."""
 
 
-def draw_partition(counts: NDArray[np.integer], names: Sequence[str], title: str) -> Figure:
+def draw_partition(counts: NDArray[np.integer], names: Sequence[str]) -> Figure:
     """The drawing: above, a bar per node with all its samples; below, a field per node and class.
 
     Args:
         counts: samples of each class that each node holds, shape (nodes, classes); see `partition.class_counts`.
         names: of the nodes.
-        title: one line.
     """
     nodes, classes = counts.shape
     width = float(np.clip(2.2 + 0.55 * nodes, 5.0, 11.0))
@@ -53,7 +52,6 @@ def draw_partition(counts: NDArray[np.integer], names: Sequence[str], title: str
     bar = figure.colorbar(image, ax=fields, fraction=0.05, pad=0.02)
     bar.set_label("samples", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    figure.suptitle(title, fontsize=11)
     return figure
 
 

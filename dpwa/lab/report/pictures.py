@@ -79,7 +79,7 @@ def _partitions(summary: Summary) -> list[Chart]:
                 "partition" if number == 1 else f"partition-{number}",
                 title,
                 f"Samples of each class that each node holds. Rows: {listed(row.name for row in alike)}.",
-                draw_partition(counts, names, title),
+                draw_partition(counts, names),
             )
         )
     return made

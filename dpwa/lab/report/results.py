@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["Batches", "Round", "TrialName", "TrialResult", "Worker", "number", "read_results"]
+__all__ = ["Batches", "Round", "TrialName", "TrialResult", "Worker", "number", "read_results", "seeds_text"]
 
 
 class _Part(BaseModel):
@@ -96,6 +97,12 @@ class TrialResult(_Part):
     def seed(self) -> int:
         """The seed."""
         return self.trial.seed
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """Seeds for people: "seed 0", "seeds 0, 1"."""
+    numbers = [str(seed) for seed in seeds]
+    return f"seed{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
 
 
 def number(value: float | None) -> float:

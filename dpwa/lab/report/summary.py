@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpwa.lab.report.results import Batches, Round, TrialResult, number
+from dpwa.lab.report.results import Batches, Round, TrialResult, number, seeds_text
 from dpwa.lab.report.statistics import Estimate, estimate
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.study import Row, Study
@@ -171,7 +171,7 @@ def summarise(study: Study, results: Sequence[TrialResult], problems: Sequence[s
     strangers = dict.fromkeys(result.row for result in results if result.row not in labels)
     notes += [f'Results of "{name}" are left out: the study has no such row.' for name in strangers]
     notes += [f"{row.name}: {remark}" for row in rows if (remark := _stale(row))]
-    missing = [f"{row.name} (seed {', '.join(map(str, row.missing))})" for row in rows if row.missing]
+    missing = [f"{row.name} ({seeds_text(row.missing)})" for row in rows if row.missing]
     if missing:
         notes.append(f"Not run yet: {'; '.join(missing)}.")
     return Summary(study, rows, tuple(notes))

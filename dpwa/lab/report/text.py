@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpwa.lab.report.results import TrialResult
+from dpwa.lab.report.results import TrialResult, seeds_text
 from dpwa.lab.report.statistics import Estimate
 from dpwa.lab.report.summary import RowSummary, Summary
 
@@ -133,7 +133,7 @@ def status_text(row: RowSummary) -> str:
     parts += _failures(row)
     parts += dict.fromkeys(f"skipped: {_without('skipped: ', result.reason) or _NO_REASON}" for result in row.skipped)
     if row.missing:
-        seeds = f" (seed {', '.join(map(str, row.missing))})" if row.done or row.failed or row.skipped else ""
+        seeds = f" ({seeds_text(row.missing)})" if row.done or row.failed or row.skipped else ""
         parts.append(f"not run yet{seeds}")
     return "; ".join(parts)
 
@@ -164,8 +164,8 @@ def _failures(row: RowSummary) -> list[str]:
         if len(alike) == 1:
             lines.append(f"{'' if is_only_one else f'seed {alike[0].seed} '}{failure_text(alike[0], rounds)}")
         else:
-            seeds = ", ".join(str(result.seed) for result in alike)
-            lines.append(f"seeds {seeds} failed, the first {_how_far(alike[0], rounds)}: {reason or _NO_REASON}")
+            seeds = seeds_text(result.seed for result in alike)
+            lines.append(f"{seeds} failed, the first {_how_far(alike[0], rounds)}: {reason or _NO_REASON}")
     return lines
 
 

@@ -23,7 +23,7 @@ from dpwa.lab.training.strategy import Strategy
 __all__ = ["make", "serve"]
 
 
-def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:  # noqa: ARG001 - the settings tell
+def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:  # noqa: ARG001 - the settings say it
     """The strategy of a client.
 
     Args:
@@ -43,20 +43,18 @@ def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:  
 
 
 def serve(trial: Trial, folder: TrialFolder, shard_sizes: Sequence[int], model: nn.Module) -> None:
-    """The whole life of the server.
+    """Runs the server from start to end.
 
     Args:
         trial: the trial.
         folder: of the trial.
-        shard_sizes: how many samples each client holds.
+        shard_sizes: number of samples of each client.
         model: with the initial weights.
     """
     names = trial.process_names
     node = _make_node(folder, names[-1], model)
     try:
-        clients = [
-            Participant(name, size) for name, size in zip(names, shard_sizes, strict=False)
-        ]  # the server has none
+        clients = [Participant(name, size) for name, size in zip(trial.training_names, shard_sizes, strict=True)]
         schedule = Schedule.of(trial.settings, trial.seed)
         server = FederatedServer(node, schedule, clients, batch_size=trial.settings.batch_size)
         server.run(Recorder(folder, names, names[-1], model, rounds=trial.rounds, bytes_sent=lambda: server.bytes_sent))
