@@ -96,7 +96,7 @@ bench-gpu: $(STAMP)
 STUDIES := $(basename $(notdir $(wildcard samples/studies/*.yaml)))
 studies: $(STAMP)
 	@set -e; for name in $(STUDIES); do \
-		$(BIN)/dpwa lab run samples/studies/$$name.yaml --yes; \
+		$(BIN)/dpwa lab run samples/studies/$$name.yaml; \
 		$(BIN)/dpwa lab report runs/$$name; \
 		$(BIN)/python benchmarks/studies.py runs/$$name; \
 	done

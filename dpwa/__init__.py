@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     from dpwa.node.node import Node
     from dpwa.node.record import NodeStatistics
     from dpwa.observe.journal import node_folder, older_generations
-    from dpwa.snapshot.layout import ITEM_BYTES, Buffer, Layout, Role, Section, Snapshot, TensorSpec
+    from dpwa.snapshot.dtypes import ITEM_BYTES
+    from dpwa.snapshot.layout import Buffer, Layout, Role, Section, Snapshot, TensorSpec
     from dpwa.snapshot.model import Inventory, Model
     from dpwa.snapshot.staging import Values
     from dpwa.snapshot.state import State
@@ -134,7 +135,8 @@ _NAMES_BY_MODULE = {
     "dpwa.node.node": "Node",
     "dpwa.node.record": "NodeStatistics",
     "dpwa.observe.journal": "node_folder older_generations",
-    "dpwa.snapshot.layout": "ITEM_BYTES Buffer Layout Role Section Snapshot TensorSpec",
+    "dpwa.snapshot.dtypes": "ITEM_BYTES",
+    "dpwa.snapshot.layout": "Buffer Layout Role Section Snapshot TensorSpec",
     "dpwa.snapshot.model": "Inventory Model",
     "dpwa.snapshot.staging": "Values",
     "dpwa.snapshot.state": "State",

@@ -219,17 +219,17 @@ def draw(cluster_file: Path, output: Path) -> None:
 
 @main.group()
 def lab() -> None:
-    """Compare strategies of training together on real data."""
+    """Compare training strategies on real data."""
 
 
 _study = click.argument("study", metavar="STUDY.yaml", type=click.Path(path_type=Path))
 
 
 @lab.command("list")
-@click.option("--strategies", "is_of_strategies", is_flag=True, help="List the strategies that a study can name.")
+@click.option("--strategies", "is_of_strategies", is_flag=True, help="List the strategies that a study can compare.")
 @click.argument("studies", metavar="[STUDY.yaml]...", nargs=-1, type=click.Path(path_type=Path))
 def list_(*, is_of_strategies: bool, studies: tuple[Path, ...]) -> None:
-    """List the bundled studies and how long each takes."""
+    """List studies, the bundled ones by default, and how much each of them trains."""
     from dpwa.lab import commands  # noqa: PLC0415 - see the module docstring
 
     if is_of_strategies:
@@ -240,18 +240,19 @@ def list_(*, is_of_strategies: bool, studies: tuple[Path, ...]) -> None:
 
 @lab.command()
 @_study
-@click.option("--seeds", metavar="N", type=click.IntRange(1, 100), help="Seeds 0 to N-1, instead of the study's.")
-@click.option("--only", metavar="KEY=VALUE", multiple=True, help="Only these trainings: method=gosgd; repeatable.")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Folder for this run.  [default: runs/STUDY]")
+@click.option("--seeds", metavar="N", type=click.IntRange(1, 100), help="Run seeds 0 to N-1 instead of the study's.")
 @click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Folder with the data.  [default: DPWA_DATA_DIR, else ./data]"
+    "--only", metavar="KEY=VALUE", multiple=True, help="Run only these trials, such as method=gosgd; repeatable."
 )
-@click.option("--yes", is_flag=True, help="Do not ask before a run of more than an hour.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Run folder.  [default: runs/STUDY]")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets.  [default: DPWA_DATA_DIR or ./data]"
+)
 @click.option(
     "--tensorflow",
     metavar="PYTHON",
     type=click.Path(path_type=Path),
-    help="A Python that has TensorFlow.  [default: DPWA_TENSORFLOW_PYTHON, else this one]",
+    help="A Python that has TensorFlow.  [default: DPWA_TENSORFLOW_PYTHON or this Python]",
 )
 def run(
     *,
@@ -260,10 +261,9 @@ def run(
     only: tuple[str, ...],
     run_dir: Path | None,
     data_dir: Path | None,
-    yes: bool,
     tensorflow: Path | None,
 ) -> None:
-    """Run the trainings of a study. Finished ones are kept: run it again to continue where it stopped."""
+    """Run the trials of a study. An interrupted run continues where it stopped: finished trials are kept."""
     from dpwa.lab import commands  # noqa: PLC0415 - see the module docstring
 
     exit_code = commands.run_study(
@@ -273,21 +273,14 @@ def run(
         run_dir=run_dir,
         data_dir=data_dir,
         tensorflow=tensorflow,
-        confirm=None if yes else _confirm,
     )
     sys.exit(exit_code)
-
-
-def _confirm(question: str) -> bool:
-    if not sys.stdin.isatty():
-        raise ConfigError(f"{question} There is no terminal to ask at: run it with --yes")
-    return click.confirm(question)
 
 
 @lab.command()
 @click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
 def report(run_dir: Path) -> None:
-    """Write tables, charts and a page about a run, even if it is unfinished."""
+    """Write a report on a run, complete or not: a table, charts and a web page."""
     with _needing({"jinja2", "matplotlib", "scipy"}, "dpwa lab report", "lab"):
         from dpwa.lab.report.make import make_report  # noqa: PLC0415 - see the module docstring
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from dpwa.examples.samples import Samples
 from dpwa.lab.strategies.torch_distributed import Ddp
-from dpwa.lab.study.cell import Cell, CellFolder
 from dpwa.lab.study.settings import Settings
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.loop import Recipe, Task, train
 from dpwa.lab.training.strategy import Strategy
 
@@ -122,11 +122,11 @@ def strategy_of(training: dict[str, Any], folder: Path, rank: int, size: int) ->
     if "timeout_s" in training:
         return Ddp(rank, size, folder / "rendezvous", timeout_s=training["timeout_s"])
     made = import_module(f"dpwa.lab.strategies.{FILES.get(settings.strategy, 'mpi')}")
-    return made.make(Cell("study", "row", 0, settings), rank, size, CellFolder(folder))
+    return made.make(Trial("study", "row", 0, settings), rank, size, TrialFolder(folder))
 
 
 def run(training: dict[str, Any], folder: Path, rank: int, size: int) -> None:
-    """Train once, as a process of a cell does."""
+    """Train once, as a process of a trial does."""
     folder.mkdir(exist_ok=True)
     settings = Settings.model_validate(training["settings"])
     model = network()

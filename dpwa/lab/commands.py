@@ -1,13 +1,13 @@
 """What `dpwa lab list` and `dpwa lab run` do.
 
-Must not know: torch, click. Runs in: the main thread.
+Must not know: click. Runs in: the main thread.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -16,9 +16,8 @@ from rich.table import Table
 
 import dpwa
 from dpwa.errors import ConfigError
-from dpwa.lab.run.cost import ASK_ABOVE_S, estimate_s, shown_duration
+from dpwa.lab.run.pace import duration_text
 from dpwa.lab.run.running import Runner
-from dpwa.lab.run.starting import machine_cores
 from dpwa.lab.strategies.tensorflow.environment import PYTHON_VARIABLE
 from dpwa.lab.study.kinds import STRATEGIES
 from dpwa.lab.study.study import Study
@@ -29,17 +28,16 @@ _SAMPLES = Path("samples") / "studies"
 
 
 def list_studies(paths: Sequence[Path]) -> int:
-    """Prints each study with what it costs.
+    """Prints a table of studies.
 
     Args:
-        paths: study files; none for those that come along.
+        paths: study files; empty: the bundled studies.
 
     Returns:
-        The exit code: 0, or 2 if some file has problems, which are printed too.
+        The exit code: 0, or 2 if a file has problems, which are printed too.
     """
     found = [study_path(path) for path in paths] or _samples()
-    cores = machine_cores()
-    table = Table("study", "rows x seeds", "about", "what it asks", box=None, pad_edge=False)
+    table = Table("study", "rows x seeds", "epochs", "what it asks", box=None, pad_edge=False)
     problems: list[str] = []
     for path in found:
         try:
@@ -47,24 +45,17 @@ def list_studies(paths: Sequence[Path]) -> int:
         except ConfigError as error:
             problems += error.problems
             continue
-        cells = study.cells()
-        table.add_row(
-            _shown(path),
-            f"{len(study.rows)} x {len(study.seeds)}",
-            shown_duration(sum(estimate_s(cell, cores) for cell in cells)),
-            study.title,
-        )
-    console = _console()
+        epochs = sum(trial.settings.n_epochs for trial in study.trials())
+        table.add_row(_shown(path), f"{len(study.rows)} x {len(study.seeds)}", str(epochs), study.title)
     if table.row_count:
-        console.print(table)
-        console.print(f"The times are estimates for this machine's {cores} cores.", highlight=False)
+        _console().print(table)
     for problem in problems:
         print(problem, file=sys.stderr)
     return 2 if problems else 0
 
 
 def list_strategies() -> None:
-    """Prints the strategies that a study can name."""
+    """Prints a table of the strategies."""
     table = Table("strategy", "what it does", "needs", box=None, pad_edge=False)
     for kind in STRATEGIES.values():
         needs = f"dpwa\\[{kind.extra}]" if kind.extra else ""
@@ -80,22 +71,19 @@ def run_study(
     run_dir: Path | None,
     data_dir: Path | None,
     tensorflow: Path | None,
-    confirm: Callable[[str], bool] | None,
 ) -> int:
-    """Makes the trainings of a study that have not been made yet.
+    """Runs the trials of a study that have no result yet.
 
     Args:
-        path: the study file, or the name of a study that comes along.
-        seeds: how many seeds instead of the file's; None for those of the file.
-        only: conditions KEY=VALUE that trainings must fit.
-        run_dir: the run folder; None for runs/STUDY.
-        data_dir: folder of the data sets; None for the variable DPWA_DATA_DIR.
-        tensorflow: a Python that has TensorFlow; None for the variable DPWA_TENSORFLOW_PYTHON.
-        confirm: asks whether to begin something long; None begins it.
+        path: the study file, or the name of a bundled study.
+        seeds: how many seeds; None: those of the file.
+        only: conditions KEY=VALUE that trials must meet.
+        run_dir: the run folder; None: runs/STUDY.
+        data_dir: folder of the data sets; None: the variable DPWA_DATA_DIR.
+        tensorflow: a Python that has TensorFlow; None: the variable DPWA_TENSORFLOW_PYTHON.
 
     Returns:
-        The exit code: 0 if all is done or skipped, 1 if some training failed or the user does not want to begin, 2 if
-        data are missing, 128 + N after signal N.
+        The exit code; see `Runner.run`.
 
     Raises:
         ConfigError: the study, the conditions or the folder cannot be used.
@@ -103,32 +91,28 @@ def run_study(
     if tensorflow is not None:
         os.environ[PYTHON_VARIABLE] = str(tensorflow)
     study = Study.load(study_path(path), for_running=True)
-    cells = study.cells(only, seeds)
-    runner = Runner(study, cells, run_dir or Path("runs") / study.name, data_dir)
-    waiting, needed_s = runner.waiting(), runner.estimate_s()
+    trials = study.trials(only, seeds)
+    runner = Runner(study, trials, run_dir or Path("runs") / study.name, data_dir)
+    left_s = runner.seconds_left()
+    time = f", about {duration_text(left_s)}" if left_s else ""
     console = _console()
     console.print(
-        f"{study.name}: {len(cells)} trainings, {len(waiting)} to make, about {shown_duration(needed_s)}; "
-        f"run folder {runner.folder.path}",
+        f"{study.name}: {len(trials)} trials, {len(runner.waiting())} to run{time}; run folder {runner.folder.path}",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
-    if needed_s > ASK_ABOVE_S and confirm is not None:
-        question = f"This will take about {shown_duration(needed_s)}. It can be stopped and goes on later. Begin?"
-        if not confirm(question):
-            return 1
     return runner.run(console)
 
 
 def study_path(path: Path) -> Path:
-    """The file that is meant: itself, or the study of this name that comes along.
+    """The file itself, or the bundled study of this name.
 
     Raises:
         ConfigError: there is neither.
     """
     if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        return path  # reading it tells what is wrong
+        return path  # if it is missing, reading it says so
     known = {sample.stem: sample for sample in _samples()}
     if str(path) in known:
         return known[str(path)]
@@ -138,7 +122,7 @@ def study_path(path: Path) -> Path:
 
 
 def _samples() -> list[Path]:
-    """The studies that come along: of the current folder, else of dpwa's checkout, else of the installed package.
+    """The bundled studies: in the current folder, otherwise in dpwa's checkout, otherwise in the installed package.
 
     Raises:
         ConfigError: there are none.

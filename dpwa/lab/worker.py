@@ -1,9 +1,9 @@
-"""One process of a cell: `python -m dpwa.lab.worker CELL_DIR`, started by `dpwa launch` or mpiexec.
+"""One process of a trial: `python -m dpwa.lab.worker TRIAL_DIR`, started by `dpwa launch` or mpiexec.
 
-It finds its place among the others, loads its part of the data, and trains by the one training function with the hooks
-of its strategy. It evaluates nothing.
+It finds its rank, loads its part of the data, and trains with the lab's training loop and the hooks of its strategy. It
+evaluates nothing.
 
-Must not know: other cells, how processes are started. Runs in: the training thread.
+Runs in: the training thread.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 
 from dpwa.examples.devices import device_of, rank_of_this_node
-from dpwa.lab.study.cell import Cell, CellFolder
 from dpwa.lab.study.kinds import Start
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.assignment import data_of, order_seed, parts_of_nodes, recipe_of, samples_of_node
 from dpwa.lab.training.client_schedule import Schedule
 from dpwa.lab.training.handicaps import Handicap
 from dpwa.lab.training.loop import Task, train
+from dpwa.lab.training.machine import machine_cores
 from dpwa.lab.training.models import build
 from dpwa.lab.training.recording import Recorder
 from dpwa.lab.training.strategy import Strategy
@@ -29,7 +30,7 @@ from dpwa.transport.sockets import keep_freed_memory
 
 __all__ = ["main"]
 
-# Where the classes of the strategies are; each file has a function `make`.
+# The modules of the strategies; each has a function `make`.
 _FILES = {
     "fedavg": "federated.process",
     "fedprox": "federated.process",
@@ -43,71 +44,71 @@ _FILES = {
 
 
 def main(arguments: list[str]) -> None:
-    """Trains this process's part of a cell.
-
-    Args:
-        arguments: the cell's folder.
-    """
-    folder = CellFolder(Path(arguments[0]))
-    cell = folder.cell()
-    rank = _rank(cell)
-    name = cell.process_names[rank]
+    """Trains this process's part of the trial in the folder that the only argument names."""
+    folder = TrialFolder(Path(arguments[0]))
+    trial = folder.trial()
+    rank = _rank(trial)
+    name = trial.process_names[rank]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    # A node of dpwa does this for its frames, and torch's steps get a fifth faster by it: so all strategies have it.
+    # A node of dpwa does this for its messages. It makes torch's steps up to a fifth faster, so every strategy gets it.
     keep_freed_memory()
-    data = data_of(cell, folder)
+    data = data_of(trial, folder)
     device = device_of(rank)
-    model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed).to(device)
-    if name not in cell.training_names:
+    model = build(trial.settings.model, data.shape, data.classes, seed=trial.seed).to(device)
+    if name not in trial.training_names:
         from dpwa.lab.strategies.federated.process import serve  # noqa: PLC0415 - only for these
 
-        serve(cell, folder, [len(part) for part in parts_of_nodes(cell, data)], model)
+        serve(trial, folder, [len(part) for part in parts_of_nodes(trial, data)], model)
         return
-    strategy = _strategy(cell, folder, rank)
+    strategy = _strategy(trial, folder, rank)
     recorder = Recorder(
         folder,
-        cell.process_names,
+        trial.process_names,
         name,
         model,
-        rounds=cell.rounds,
-        saves=rank == 0 or not cell.kind.splits_batch,
+        rounds=trial.rounds,
+        saves=rank == 0 or not trial.kind.splits_batch,
         bytes_sent=lambda: strategy.bytes_sent,
-        handicap=Handicap(cell.settings, rank + 1, crowding=_crowding(cell)),
+        handicap=Handicap(trial.settings, rank + 1, crowding=_crowding(trial)),
     )
-    task = Task(model, shard=samples_of_node(cell, data, rank).to(device), prepare=data.prepare)
+    task = Task(model, shard=samples_of_node(trial, data, rank).to(device), prepare=data.prepare)
     try:
         train(
-            task, recipe_of(cell, len(task.shard), rank), seed=order_seed(cell, rank), strategy=strategy, watch=recorder
+            task,
+            recipe_of(trial, len(task.shard), rank),
+            seed=order_seed(trial, rank),
+            strategy=strategy,
+            watch=recorder,
         )
         strategy.finish()
     finally:
         strategy.close()
 
 
-def _rank(cell: Cell) -> int:
-    if cell.kind.start is Start.MPI:
+def _rank(trial: Trial) -> int:
+    if trial.kind.start is Start.MPI:
         from mpi4py import MPI  # noqa: PLC0415 - an extra; importing it starts MPI
 
         return int(MPI.COMM_WORLD.Get_rank())
     return int(rank_of_this_node())
 
 
-def _strategy(cell: Cell, folder: CellFolder, rank: int) -> Strategy:
-    if cell.kind.is_method:
+def _strategy(trial: Trial, folder: TrialFolder, rank: int) -> Strategy:
+    if trial.kind.is_method:
         from dpwa.lab.strategies.dpwa import Peers  # noqa: PLC0415 - only what is needed
 
         return Peers()
-    file = _FILES.get(cell.kind.name)
+    file = _FILES.get(trial.kind.name)
     if file is None:
         return Strategy()
-    made: Strategy = import_module(f"dpwa.lab.strategies.{file}").make(cell, rank, len(cell.process_names), folder)
+    made: Strategy = import_module(f"dpwa.lab.strategies.{file}").make(trial, rank, len(trial.process_names), folder)
     return made
 
 
-def _crowding(cell: Cell) -> float:
-    """How many processes compute for each core."""
-    computing = Schedule.of(cell.settings, cell.seed).per_round if cell.kind.has_server else len(cell.process_names)
-    return computing / len(os.sched_getaffinity(0))
+def _crowding(trial: Trial) -> float:
+    """Number of computing processes per core."""
+    computing = Schedule.of(trial.settings, trial.seed).per_round if trial.kind.has_server else len(trial.process_names)
+    return computing / machine_cores()
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +39,7 @@ __all__ = [
     "NodeEnd",
     "OnFailure",
     "Supervisor",
+    "end_signals",
     "launch",
     "local_node_names",
     "make_run_dir",
@@ -194,18 +195,30 @@ async def supervise(supervisor: Supervisor) -> tuple[tuple[NodeEnd, ...], int | 
         # A terminal that is gone asks for an end, which nodes make of SIGTERM: SIGHUP would end them on the spot.
         supervisor.stop(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    # A SIGHUP that is ignored already was meant to be: `nohup dpwa launch ...`.
-    ending = [s for s in _END_SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
-    for number in ending:
-        loop.add_signal_handler(number, end, number)
-    for number in _PASSED_SIGNALS:
-        loop.add_signal_handler(number, supervisor.send_signal, number)
-    try:
-        ends = await supervisor.run()
-    finally:
-        for number in (*ending, *_PASSED_SIGNALS):
-            loop.remove_signal_handler(number)
+    with end_signals(end):
+        for number in _PASSED_SIGNALS:
+            loop.add_signal_handler(number, supervisor.send_signal, number)
+        try:
+            ends = await supervisor.run()
+        finally:
+            for number in _PASSED_SIGNALS:
+                loop.remove_signal_handler(number)
     return ends, received[0] if received else None
+
+
+@contextmanager
+def end_signals(on_end: Callable[[int], None]) -> Iterator[None]:
+    """Has the running event loop call `on_end` with the number of each SIGINT, SIGTERM and SIGHUP."""
+    loop = asyncio.get_running_loop()
+    # A SIGHUP that is ignored already was meant to be: `nohup dpwa launch ...`.
+    numbers = [s for s in _END_SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+    for number in numbers:
+        loop.add_signal_handler(number, on_end, number)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 async def _run_shown(

@@ -258,7 +258,7 @@ class Supervisor:
             self.stop()
             return False
         if self._on_failure is OnFailure.CONTINUE:
-            output.say(f"{reason}; the launch goes on without this node")
+            output.say(f"{reason}; the launch goes on without this node" if len(self._commands) > 1 else reason)
             return False
         if failures_in_a_row >= self._max_restarts:
             output.say(f"{reason}; not started again, the limit of {self._max_restarts} restarts in a row is reached")

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpwa.errors import ConfigError, number_problems
+from dpwa.snapshot.dtypes import widened
 
 __all__ = ["OuterOptimizer"]
 
@@ -145,7 +146,7 @@ class OuterOptimizer:
             return False
         for section, array, value in zip(self._sections, theta, largest, strict=True):
             for block in _blocks(array.size):
-                section.anchor[block] = _widened(array[block])
+                section.anchor[block] = widened(array[block])
             section.momentum.fill(0)
             section.largest_anchor, section.largest_momentum = value, 0.0
         return True
@@ -291,7 +292,7 @@ class OuterOptimizer:
         scratch = np.empty((2, min(_BLOCK, theta.size)), section.anchor.dtype)
         largest_anchor = largest_momentum = 0.0
         for block in _blocks(theta.size):
-            anchor, momentum, wide = section.anchor[block], section.momentum[block], _widened(theta[block])
+            anchor, momentum, wide = section.anchor[block], section.momentum[block], widened(theta[block])
             change, lead = scratch[0, : anchor.size], scratch[1, : anchor.size]
             np.subtract(anchor, wide, out=change)
             if not self._nesterov:
@@ -325,7 +326,7 @@ class OuterOptimizer:
         scratch = np.empty((2, min(_BLOCK, theta.size)), section.anchor.dtype)
         largest_anchor = largest_momentum = 0.0
         for block in _blocks(theta.size):
-            anchor, momentum, wide = section.anchor[block], section.momentum[block], _widened(theta[block])
+            anchor, momentum, wide = section.anchor[block], section.momentum[block], widened(theta[block])
             way, other = scratch[0, : anchor.size], scratch[1, : anchor.size]
             np.subtract(wide, anchor, out=way)
             np.subtract(theta_difference[block], anchor_difference[block], out=other)
@@ -348,19 +349,11 @@ def _blocks(size: int) -> Iterator[slice]:
         yield slice(first, min(first + _BLOCK, size))
 
 
-def _widened(theta: FloatArray) -> FloatArray:
-    """The values in the type of the state."""
-    if theta.dtype == np.uint16:
-        # A bfloat16 is the upper 16 bits of the float32 with the same value.
-        return np.left_shift(theta, 16, dtype=np.uint32).view(np.float32)
-    return theta.astype(np.float32) if theta.dtype == np.float16 else theta
-
-
 def _largest(array: FloatArray) -> float:
     """Largest absolute value; NaN if there is one."""
     largest = 0.0
     for block in _blocks(array.size):
-        here = _largest_of(_widened(array[block]))
+        here = _largest_of(widened(array[block]))
         if not here <= largest:  # so that NaN is taken, too
             largest = here
             if not math.isfinite(here):

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from dpwa.snapshot.dtypes import DTYPES, ITEM_BYTES, widen_bfloat16
 from dpwa.snapshot.state import Codec
 
 __all__ = ["BLOCK_VALUES", "decode", "encode", "encoded_bytes"]
@@ -32,14 +33,6 @@ BLOCK_VALUES: Final = 256
 """Values that share a scale in INT8: four bytes of scale are 1.6 % on top, and one large value spoils few others."""
 
 _SCALE_BYTES: Final = 4
-_TYPES: Final[dict[str, type[np.generic]]] = {
-    "float64": np.float64,
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": np.uint16,
-}
-"""A bfloat16 is kept as its 16 bits: NumPy has no such type."""
-
 _NARROWED_TO: Final = {Codec.FP16: "float16", Codec.BF16: "bfloat16"}
 
 _TOO_LARGE: Final = {Codec.FP16: 65520.0, Codec.BF16: 2.0**128 - 2.0**119, Codec.INT8: 2.0**128 - 2.0**119}
@@ -57,7 +50,7 @@ def encoded_bytes(codec: Codec, dtype: str, count: int) -> int:
     """
     if codec is Codec.INT8:
         return _blocks(count) * _SCALE_BYTES + count
-    return count * np.dtype(_TYPES[_travels_as(codec, dtype)]).itemsize
+    return count * ITEM_BYTES[_travels_as(codec, dtype)]
 
 
 def encode(codec: Codec, dtype: str, values: _Array) -> bytes | memoryview | None:
@@ -106,7 +99,7 @@ def decode(codec: Codec, dtype: str, data: memoryview, out: _Array) -> None:
             _dequantize(data, out)
             return
         wire = _travels_as(codec, dtype)
-        _widen(np.frombuffer(data, _TYPES[wire]), wire, out)
+        _widen(np.frombuffer(data, DTYPES[wire]), wire, out)
 
 
 def _travels_as(codec: Codec, dtype: str) -> str:
@@ -141,10 +134,7 @@ def _widen(values: _Array, dtype: str, out: _Array) -> None:
     elif out.dtype != np.float32:
         np.copyto(out, _as_float32(values, dtype))
     elif dtype == "bfloat16":
-        # A bfloat16 is the upper half of the float32 of the same value.
-        bits = out.view(np.uint32)
-        np.copyto(bits, values)
-        bits <<= 16
+        widen_bfloat16(values, out)
     else:
         _widen_float16(values, out)
 

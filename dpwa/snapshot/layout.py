@@ -23,14 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dpwa.errors import ConfigError, InternalError
+from dpwa.snapshot.dtypes import ITEM_BYTES
 from dpwa.snapshot.state import State
 
 __all__ = ["Buffer", "BufferPool", "Layout", "Lease", "Role", "Section", "Snapshot", "TensorSpec"]
 
 Buffer = npt.NDArray[np.uint8]
-
-# Bytes of one element. bfloat16 has no numpy type; dpwa handles it as the upper half of a float32.
-ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 # Sections start at a cache line, so that every typed view is aligned.
 _ALIGNMENT_BYTES = 64

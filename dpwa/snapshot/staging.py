@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpwa.snapshot.codecs import decode, encode, encoded_bytes
+from dpwa.snapshot.dtypes import DTYPES, widened
 from dpwa.snapshot.layout import Layout, Role, Section
 from dpwa.snapshot.state import Codec
 
@@ -34,13 +35,6 @@ __all__ = [
 ]
 
 FloatArray = npt.NDArray[Any]
-
-_WIRE_TYPES: dict[str, type[np.generic]] = {
-    "float64": np.float64,
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": np.uint16,
-}
 
 # Elements worked on at one time, 1 MiB each of own, peer and difference in float32: larger blocks fall out of the
 # caches between subtraction and check, smaller ones cost more calls.
@@ -137,7 +131,7 @@ class Staging:
                     if not is_disturbed:
                         self._take_raw(values, first, peer, out)
                         continue
-                    np.copyto(out, _widened(peer, section))
+                    np.copyto(out, widened(peer))
                 else:
                     used = _codec_of(codec, section)
                     size = encoded_bytes(used, section.dtype, count)
@@ -199,7 +193,7 @@ class Staging:
 
     def _own_values(self, section: Section, first: int, count: int) -> FloatArray:
         start = section.start_byte + first * section.item_bytes
-        return _widened(_typed(self._own.data[start : start + count * section.item_bytes], section), section)
+        return widened(_typed(self._own.data[start : start + count * section.item_bytes], section))
 
     def _measure(self, difference: FloatArray, own: FloatArray) -> None:
         if self._measures_distance:
@@ -210,7 +204,7 @@ class Staging:
         section = values.section
         for start in range(0, len(peer), _BLOCK):
             block = out[start : start + _BLOCK]
-            theirs = _widened(peer[start : start + _BLOCK], section)
+            theirs = widened(peer[start : start + _BLOCK])
             if values.is_difference:
                 own = self._own_values(section, first + start, len(block))
                 np.subtract(theirs, own, out=block)
@@ -228,7 +222,7 @@ def parameter_arrays(layout: Layout, memory: npt.NDArray[np.uint8]) -> list[Floa
         memory: the snapshot.
     """
     return [
-        memory[section.start_byte : section.stop_byte].view(_WIRE_TYPES[section.dtype])
+        memory[section.start_byte : section.stop_byte].view(DTYPES[section.dtype])
         for section in layout.sections
         if section.role is Role.PARAMETER
     ]
@@ -236,7 +230,7 @@ def parameter_arrays(layout: Layout, memory: npt.NDArray[np.uint8]) -> list[Floa
 
 def section_values(section: Section, memory: npt.NDArray[np.uint8]) -> FloatArray:
     """A section of a snapshot in the type it is blended in: a view if it travels in that type."""
-    return _widened(memory[section.start_byte : section.stop_byte].view(_WIRE_TYPES[section.dtype]), section)
+    return widened(memory[section.start_byte : section.stop_byte].view(DTYPES[section.dtype]))
 
 
 def first_not_finite(layout: Layout, memory: memoryview) -> str | None:
@@ -245,7 +239,7 @@ def first_not_finite(layout: Layout, memory: memoryview) -> str | None:
         for spec, first in section.offsets():
             start = section.start_byte + first * section.item_bytes
             wire = _typed(memory[start : start + spec.size_bytes], section)
-            if not _all_finite(_widened(wire, section)):
+            if not _all_finite(widened(wire)):
                 return spec.name
     return None
 
@@ -305,17 +299,7 @@ def _codec_of(codec: Codec, section: Section) -> Codec:
 
 
 def _typed(data: memoryview, section: Section) -> FloatArray:
-    return np.frombuffer(data, _WIRE_TYPES[section.dtype])
-
-
-def _widened(wire: FloatArray, section: Section) -> FloatArray:
-    """The values in the type they are blended in: as they are if that is the type they travel in."""
-    if section.dtype == "bfloat16":
-        # A bfloat16 is the upper 16 bits of the float32 with the same value.
-        return np.left_shift(wire, 16, dtype=np.uint32).view(np.float32)
-    if section.dtype == "float16":
-        return wire.astype(np.float32)
-    return wire
+    return np.frombuffer(data, DTYPES[section.dtype])
 
 
 def _all_finite(array: FloatArray) -> bool:

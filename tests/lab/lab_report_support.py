@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dpwa.lab.report.results import CellResult
-from dpwa.lab.study.cell import Cell
-from dpwa.lab.study.study import Study, cell_folder_name
+from dpwa.lab.report.results import TrialResult
+from dpwa.lab.study.study import Study, trial_folder_name
+from dpwa.lab.study.trial import Trial
 
 MACHINE = {
     "processor": "Some Processor",
@@ -22,31 +22,31 @@ MACHINE = {
 }
 
 
-def result_of(cell: Cell, **changed: Any) -> dict[str, Any]:
-    """What stands in result.json of a cell that is done; rows and seeds differ a little, in a way that is plain."""
-    settings = cell.settings
-    place = sum(map(ord, cell.row)) % 17
-    final = 0.9 + 0.002 * place + 0.001 * cell.seed
+def result_of(trial: Trial, **changed: Any) -> dict[str, Any]:
+    """What stands in result.json of a trial that is done; rows and seeds differ a little, in a way that is plain."""
+    settings = trial.settings
+    place = sum(map(ord, trial.row)) % 17
+    final = 0.9 + 0.002 * place + 0.001 * trial.seed
     rounds = []
-    for number in range(cell.rounds + 1):
-        share = number / cell.rounds
+    for number in range(trial.rounds + 1):
+        share = number / trial.rounds
         rounds.append(
             {
                 "round": number,
                 "epoch": number / settings.rounds_per_epoch,
                 "samples": round(60_000 * settings.n_epochs * share),
                 "time_s": (20.0 + place) * settings.n_epochs * share,
-                "bytes_sent": 0 if cell.kind.is_one_process else round(4e6 * (place + 1) * number),
+                "bytes_sent": 0 if trial.kind.is_one_process else round(4e6 * (place + 1) * number),
                 "accuracy": final - (final - 0.1) * math.exp(-9 * share) * (1 - share),
                 "loss": 0.25 + 2.05 * math.exp(-6 * share),
-                "consensus": None if cell.kind.is_one_process else 0.02 * (1 + place) * (1 - share) + 1e-3 * share,
+                "consensus": None if trial.kind.is_one_process else 0.02 * (1 + place) * (1 - share) + 1e-3 * share,
             }
         )
     points = 400
     shares = [(point + 1) / points for point in range(points)]
-    processes = len(cell.process_names)
+    processes = len(trial.process_names)
     result = {
-        "cell": cell.to_json(),
+        "trial": trial.to_json(),
         "status": "done",
         "reason": "",
         "commit": "0123456789ab",
@@ -55,7 +55,7 @@ def result_of(cell: Cell, **changed: Any) -> dict[str, Any]:
         "processes": processes,
         "threads_per_process": 1,
         "parameters": 206_922,
-        "initial_weights": f"{cell.seed:064x}",
+        "initial_weights": f"{trial.seed:064x}",
         "samples_seen": rounds[-1]["samples"],
         "training_s": rounds[-1]["time_s"],
         "bytes_sent": rounds[-1]["bytes_sent"],
@@ -63,7 +63,7 @@ def result_of(cell: Cell, **changed: Any) -> dict[str, Any]:
         "final_loss": rounds[-1]["loss"],
         "workers": [
             {"name": name, "samples": 1000, "steps": 10, "training_s": 9.0, "accuracy": final - 0.01 * at}
-            for at, name in enumerate(cell.process_names, start=1)
+            for at, name in enumerate(trial.process_names, start=1)
         ],
         "shard_sizes": [60_000 // settings.nodes] * settings.nodes,
         "class_counts": [[6000 // settings.nodes] * 10 for _ in range(settings.nodes)],
@@ -90,9 +90,9 @@ def failed(result: dict[str, Any], after: int, reason: str) -> dict[str, Any]:
     }
 
 
-def parsed(result: dict[str, Any]) -> CellResult:
+def parsed(result: dict[str, Any]) -> TrialResult:
     """The same after reading."""
-    return CellResult.model_validate(result)
+    return TrialResult.model_validate(result)
 
 
 class RunFolder:
@@ -104,18 +104,18 @@ class RunFolder:
         (path / "study.yaml").write_text(study_text, encoding="utf-8")
         self.study = Study.load(path / "study.yaml")
 
-    def cell(self, row: str, seed: int = 0) -> Cell:
-        """One of the study's cells."""
-        return next(cell for cell in self.study.cells() if (cell.row, cell.seed) == (row, seed))
+    def trial(self, row: str, seed: int = 0) -> Trial:
+        """One of the study's trials."""
+        return next(trial for trial in self.study.trials() if (trial.row, trial.seed) == (row, seed))
 
-    def write(self, cell: Cell, result: dict[str, Any] | str) -> Path:
+    def write(self, trial: Trial, result: dict[str, Any] | str) -> Path:
         """Puts down a result, or any text in its place."""
-        path = self.path / "cells" / cell_folder_name(cell) / "result.json"
+        path = self.path / "trials" / trial_folder_name(trial) / "result.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(result if isinstance(result, str) else json.dumps(result), encoding="utf-8")
         return path
 
     def write_all(self) -> None:
-        """A result for each cell."""
-        for cell in self.study.cells():
-            self.write(cell, result_of(cell))
+        """A result for each trial."""
+        for trial in self.study.trials():
+            self.write(trial, result_of(trial))

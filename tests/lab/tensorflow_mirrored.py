@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dpwa.lab.strategies.tensorflow.environment import PYTHON_VARIABLE
-from dpwa.lab.strategies.tensorflow.mirrored import run_cell
-from dpwa.lab.study.cell import Cell, CellFolder, write_json
+from dpwa.lab.strategies.tensorflow.mirrored import run_trial
 from dpwa.lab.study.settings import Settings
+from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 from dpwa.lab.training.assignment import order_seed, recipe_of, samples_of_node
 from dpwa.lab.training.data import load
 from dpwa.lab.training.loop import Task, train
@@ -58,10 +58,10 @@ def test_tensorflow_trains_the_model_that_torch_trains(monkeypatch, tmp_path, mo
     monkeypatch.setenv("OMP_NUM_THREADS", str(cores))
     # An odd batch: two replicas get unequal parts.
     values = {"strategy": "tf_mirrored", "data": "digits", "n_epochs": 2, "batch_size": 33, "rounds_per_epoch": 2}
-    cell = Cell("s", "tf", 1, Settings.model_validate(values | more))
-    folder = CellFolder(tmp_path)
-    write_json(folder.cell_json, cell.to_json())
-    run_cell(folder)
+    trial = Trial("s", "tf", 1, Settings.model_validate(values | more))
+    folder = TrialFolder(tmp_path)
+    write_json(folder.trial_json, trial.to_json())
+    run_trial(folder)
     snapshots = {}
     for path in sorted(folder.snapshots("w1").iterdir()):
         with safe_open(path, "pt") as file:
@@ -69,13 +69,13 @@ def test_tensorflow_trains_the_model_that_torch_trains(monkeypatch, tmp_path, mo
 
     torch.set_num_threads(1)  # two threads would wait for each other longer than they compute on a machine that is busy
     data = load("digits", None)
-    model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed)
-    samples = samples_of_node(cell, data, 0)
+    model = build(trial.settings.model, data.shape, data.classes, seed=trial.seed)
+    samples = samples_of_node(trial, data, 0)
     watch = _Watch(model, set(snapshots))
     task = Task(model, samples, data.prepare)
-    train(task, recipe_of(cell, len(samples), 0), seed=order_seed(cell, 0), strategy=Strategy(), watch=watch)
+    train(task, recipe_of(trial, len(samples), 0), seed=order_seed(trial, 0), strategy=Strategy(), watch=watch)
 
-    assert len(snapshots) == 1 + cell.rounds
+    assert len(snapshots) == 1 + trial.rounds
     for step, weights in watch.weights.items():
         for name, tensor in weights.items():
             torch.testing.assert_close(snapshots[step][name], tensor, rtol=0, atol=1e-5)

@@ -13,8 +13,8 @@ from torch_support import DEVICES
 from collective_support import alone, training
 from collective_trainer import Observer, network, samples
 from dpwa.lab.strategies.data_parallel import CustomDataParallel, make
-from dpwa.lab.study.cell import Cell, CellFolder
 from dpwa.lab.study.settings import Settings
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.loop import Recipe, Task, train
 
 CPU = torch.device("cpu")
@@ -116,8 +116,8 @@ def test_an_error_in_a_replica_is_that_of_the_training(tmp_path):
 
 @pytest.mark.usefixtures("three_threads")
 def test_without_gpus_there_is_a_replica_for_each_thread_that_torch_may_use(tmp_path):
-    cell = Cell("study", "row", 0, Settings(strategy="custom_data_parallel"))
-    strategy = make(cell, 0, 1, CellFolder(tmp_path))
+    trial = Trial("study", "row", 0, Settings(strategy="custom_data_parallel"))
+    strategy = make(trial, 0, 1, TrialFolder(tmp_path))
     model = network()
     strategy.begin(model, torch.optim.SGD(model.parameters()))
     strategy.close()

@@ -1,4 +1,4 @@
-"""From snapshots to a result: the mean of models, their distance, and what becomes of a cell that failed."""
+"""From snapshots to a result: the mean of models, their distance, and what becomes of a trial that failed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from dpwa.examples.evaluation import accuracy_and_loss_of
-from dpwa.lab.study.cell import Cell, CellFolder, write_json
 from dpwa.lab.study.settings import Settings
+from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 from dpwa.lab.training.data import DataSet, load
 from dpwa.lab.training.evaluation import evaluate
 from dpwa.lab.training.models import build, initial_weights_hash
@@ -23,29 +23,29 @@ def digits() -> DataSet:
     return load("digits", None)
 
 
-def cell_of(**options) -> Cell:
+def trial_of(**options) -> Trial:
     values = {"strategy": "pull", "data": "digits", "model": "mlp", "nodes": 2, "n_epochs": 2, **options}
-    return Cell("study", "row", 0, Settings.model_validate(values))
+    return Trial("study", "row", 0, Settings.model_validate(values))
 
 
-def run_rounds(folder: CellFolder, cell: Cell, digits: DataSet, shifts: dict[str, list[float]]) -> nn.Module:
+def run_rounds(folder: TrialFolder, trial: Trial, digits: DataSet, shifts: dict[str, list[float]]) -> nn.Module:
     """Let processes put models down: the initial one, moved by a constant in each round."""
     for name, moves in shifts.items():
-        model = build(cell.settings.model, digits.shape, digits.classes, seed=cell.seed)
-        watch = Recorder(folder, (name,), name, model, rounds=cell.rounds, bytes_sent=lambda: 1000)
-        watch.begin(cell.rounds)
+        model = build(trial.settings.model, digits.shape, digits.classes, seed=trial.seed)
+        watch = Recorder(folder, (name,), name, model, rounds=trial.rounds, bytes_sent=lambda: 1000)
+        watch.begin(trial.rounds)
         for number, shift in enumerate(moves, start=1):
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.add_(shift)
             watch.stepped(number, epoch=1.0, loss=torch.tensor(2.0 * number), right=3, count=4)
-    return build(cell.settings.model, digits.shape, digits.classes, seed=cell.seed)
+    return build(trial.settings.model, digits.shape, digits.classes, seed=trial.seed)
 
 
 def test_the_aggregated_model_is_the_mean_and_consensus_the_mean_distance_from_it(tmp_path, digits):
-    folder, cell = CellFolder(tmp_path), cell_of()
-    initial = run_rounds(folder, cell, digits, {"w1": [0.1, 0.0], "w2": [-0.1, 0.1]})
-    result = evaluate(folder, cell, digits, exit_code=0)
+    folder, trial = TrialFolder(tmp_path), trial_of()
+    initial = run_rounds(folder, trial, digits, {"w1": [0.1, 0.0], "w2": [-0.1, 0.1]})
+    result = evaluate(folder, trial, digits, exit_code=0)
     rounds = result["rounds"]
     assert [found["round"] for found in rounds] == [0, 1, 2]
     assert rounds[0]["consensus"] == 0
@@ -61,16 +61,16 @@ def test_the_aggregated_model_is_the_mean_and_consensus_the_mean_distance_from_i
 
 
 def test_only_the_last_round_is_measured_when_the_others_are_not_wanted(tmp_path, digits):
-    folder, cell = CellFolder(tmp_path), cell_of(eval_acc=False)
-    run_rounds(folder, cell, digits, {"w1": [0.1, 0.0], "w2": [-0.1, 0.1]})
-    rounds = evaluate(folder, cell, digits, exit_code=0)["rounds"]
+    folder, trial = TrialFolder(tmp_path), trial_of(eval_acc=False)
+    run_rounds(folder, trial, digits, {"w1": [0.1, 0.0], "w2": [-0.1, 0.1]})
+    rounds = evaluate(folder, trial, digits, exit_code=0)["rounds"]
     assert [found["accuracy"] is None for found in rounds] == [True, True, False]
 
 
-def test_a_cell_that_failed_keeps_what_it_came_to_and_has_no_final_accuracy(tmp_path, digits):
-    folder, cell = CellFolder(tmp_path), cell_of()
-    run_rounds(folder, cell, digits, {"w1": [0.1], "w2": [0.1]})
-    result = evaluate(folder, cell, digits, exit_code=1, reason="w2 said no")
+def test_a_trial_that_failed_keeps_what_it_came_to_and_has_no_final_accuracy(tmp_path, digits):
+    folder, trial = TrialFolder(tmp_path), trial_of()
+    run_rounds(folder, trial, digits, {"w1": [0.1], "w2": [0.1]})
+    result = evaluate(folder, trial, digits, exit_code=1, reason="w2 said no")
     assert result["status"] == "failed"
     assert result["reason"] == "w2 said no"
     assert result["final_accuracy"] is None
@@ -78,37 +78,37 @@ def test_a_cell_that_failed_keeps_what_it_came_to_and_has_no_final_accuracy(tmp_
 
 
 def test_processes_that_end_well_without_their_last_models_have_failed(tmp_path, digits):
-    folder, cell = CellFolder(tmp_path), cell_of()
-    run_rounds(folder, cell, digits, {"w1": [0.1, 0.1], "w2": [0.1]})
-    assert evaluate(folder, cell, digits, exit_code=0)["status"] == "failed"
+    folder, trial = TrialFolder(tmp_path), trial_of()
+    run_rounds(folder, trial, digits, {"w1": [0.1, 0.1], "w2": [0.1]})
+    assert evaluate(folder, trial, digits, exit_code=0)["status"] == "failed"
 
 
 def test_when_a_node_was_killed_on_purpose_the_result_is_that_of_the_survivors(tmp_path, digits):
-    folder, cell = CellFolder(tmp_path), cell_of(kill={"node": 2, "at": 0.5})
-    run_rounds(folder, cell, digits, {"w1": [0.1, 0.1], "w2": [0.1]})
-    result = evaluate(folder, cell, digits, exit_code=1)
+    folder, trial = TrialFolder(tmp_path), trial_of(kill={"node": 2, "at": 0.5})
+    run_rounds(folder, trial, digits, {"w1": [0.1, 0.1], "w2": [0.1]})
+    result = evaluate(folder, trial, digits, exit_code=1)
     assert result["status"] == "done"
     assert result["reason"] == "w2 was killed; the others went on to the end"
     assert len(result["workers"]) == 2
 
 
 def test_when_a_client_was_killed_on_purpose_the_server_tells_so(tmp_path, digits):
-    folder, cell = CellFolder(tmp_path), cell_of(strategy="fedavg", kill={"node": 2, "at": 0.5})
-    run_rounds(folder, cell, digits, {"w1": [0.1, 0.1], "w2": [0.1], "server": [0.1, 0.1]})
-    result = evaluate(folder, cell, digits, exit_code=1, reason="node w2 failed")
+    folder, trial = TrialFolder(tmp_path), trial_of(strategy="fedavg", kill={"node": 2, "at": 0.5})
+    run_rounds(folder, trial, digits, {"w1": [0.1, 0.1], "w2": [0.1], "server": [0.1, 0.1]})
+    result = evaluate(folder, trial, digits, exit_code=1, reason="node w2 failed")
     assert (result["status"], result["reason"]) == ("done", "w2 was killed; the others went on to the end")
 
 
-def test_when_the_others_die_with_a_killed_node_the_cell_has_failed(tmp_path, digits):
-    folder, cell = CellFolder(tmp_path), cell_of(kill={"node": 2, "at": 0.5})
-    run_rounds(folder, cell, digits, {"w1": [0.1], "w2": [0.1]})
-    assert evaluate(folder, cell, digits, exit_code=1)["status"] == "failed"
+def test_when_the_others_die_with_a_killed_node_the_trial_has_failed(tmp_path, digits):
+    folder, trial = TrialFolder(tmp_path), trial_of(kill={"node": 2, "at": 0.5})
+    run_rounds(folder, trial, digits, {"w1": [0.1], "w2": [0.1]})
+    assert evaluate(folder, trial, digits, exit_code=1)["status"] == "failed"
 
 
-def test_a_cell_of_which_nothing_is_there_has_failed_without_rounds(tmp_path, digits):
-    folder, cell = CellFolder(tmp_path), cell_of()
-    write_json(folder.cell_json, cell.to_json())
-    result = evaluate(folder, folder.cell(), digits, exit_code=1)
+def test_a_trial_of_which_nothing_is_there_has_failed_without_rounds(tmp_path, digits):
+    folder, trial = TrialFolder(tmp_path), trial_of()
+    write_json(folder.trial_json, trial.to_json())
+    result = evaluate(folder, folder.trial(), digits, exit_code=1)
     assert result["status"] == "failed"
     assert result["reason"] == "exit code 1"
     assert result["rounds"] == []
@@ -116,23 +116,23 @@ def test_a_cell_of_which_nothing_is_there_has_failed_without_rounds(tmp_path, di
 
 
 def test_batches_are_averaged_over_the_workers_weighted_by_their_samples(tmp_path, digits):
-    folder, cell = CellFolder(tmp_path), cell_of()
-    run_rounds(folder, cell, digits, {"w1": [0.0, 0.0], "w2": [0.0, 0.0]})
+    folder, trial = TrialFolder(tmp_path), trial_of()
+    run_rounds(folder, trial, digits, {"w1": [0.0, 0.0], "w2": [0.0, 0.0]})
     steps = {"loss": [4.0, 6.0], "right": [0, 2], "count": [12, 12], "end_s": [0.0, 0.0]}
     np.savez(folder.steps("w2"), **{key: np.array(value) for key, value in steps.items()})
-    batches = evaluate(folder, cell, digits, exit_code=0)["batches"]
+    batches = evaluate(folder, trial, digits, exit_code=0)["batches"]
     assert batches["samples"] == [16, 32]
     assert batches["loss"] == pytest.approx([(2 * 4 + 4 * 12) / 16, (4 * 4 + 6 * 12) / 16])
     assert batches["accuracy"] == pytest.approx([3 / 16, 5 / 16], abs=1e-5)
 
 
 def test_many_batches_become_at_most_four_hundred_points(tmp_path, digits):
-    folder, cell = CellFolder(tmp_path), cell_of()
-    run_rounds(folder, cell, digits, {"w1": [0.0, 0.0], "w2": [0.0, 0.0]})
+    folder, trial = TrialFolder(tmp_path), trial_of()
+    run_rounds(folder, trial, digits, {"w1": [0.0, 0.0], "w2": [0.0, 0.0]})
     for name, count in (("w1", 2000), ("w2", 500)):  # w2 was slower
         values = {"loss": np.ones(count), "right": np.ones(count), "count": np.full(count, 4), "end_s": np.ones(count)}
         np.savez(folder.steps(name), **values)
-    batches = evaluate(folder, cell, digits, exit_code=0)["batches"]
+    batches = evaluate(folder, trial, digits, exit_code=0)["batches"]
     assert len(batches["loss"]) == 400
     assert batches["samples"][-1] == 4 * 2500
     assert batches["loss"] == pytest.approx([1.0] * 400)
@@ -148,19 +148,19 @@ def test_what_is_measured_of_a_model_is_its_accuracy_and_cross_entropy(digits):
 
 
 def test_the_hash_of_the_initial_weights_is_of_what_the_processes_began_with(tmp_path, digits):
-    folder, cell = CellFolder(tmp_path), cell_of()
-    initial = run_rounds(folder, cell, digits, {"w1": [0.1, 0.0], "w2": [0.0, 0.0]})
-    same = evaluate(folder, cell, digits, exit_code=0)["initial_weights"]
+    folder, trial = TrialFolder(tmp_path), trial_of()
+    initial = run_rounds(folder, trial, digits, {"w1": [0.1, 0.0], "w2": [0.0, 0.0]})
+    same = evaluate(folder, trial, digits, exit_code=0)["initial_weights"]
     assert same == initial_weights_hash(initial)
     folder.snapshot("w1", 1).replace(folder.snapshot("w1", 0))
-    assert len(evaluate(folder, cell, digits, exit_code=0)["initial_weights"].split()) == 2
+    assert len(evaluate(folder, trial, digits, exit_code=0)["initial_weights"].split()) == 2
 
 
 def test_a_result_says_what_was_trained_where(tmp_path, digits):
-    folder, cell = CellFolder(tmp_path), cell_of()
-    run_rounds(folder, cell, digits, {"w1": [0.0, 0.0], "w2": [0.0, 0.0]})
-    result = evaluate(folder, cell, digits, exit_code=0)
-    assert Cell.from_json(result["cell"]) == cell
+    folder, trial = TrialFolder(tmp_path), trial_of()
+    run_rounds(folder, trial, digits, {"w1": [0.0, 0.0], "w2": [0.0, 0.0]})
+    result = evaluate(folder, trial, digits, exit_code=0)
+    assert Trial.from_json(result["trial"]) == trial
     assert sum(result["shard_sizes"]) == len(digits.train)
     assert np.array(result["class_counts"]).shape == (2, 10)
     assert result["machine"]["cores"] >= 1

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from dpwa.cli import main
-from dpwa.lab.run.starting import machine_cores
-from dpwa.lab.study.cell import CellFolder
+from dpwa.lab.study.trial import TrialFolder
+from dpwa.lab.training.machine import machine_cores
 
 pytestmark = pytest.mark.heavy
 
@@ -44,7 +44,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(run_dir: Path) -> dict[str, dict[str, Any]]:
     return {
-        name: json.loads(CellFolder(run_dir / "cells" / f"{name}-s0").result_json.read_text()) for name in STRATEGIES
+        name: json.loads(TrialFolder(run_dir / "trials" / f"{name}-s0").result_json.read_text()) for name in STRATEGIES
     }
 
 
@@ -71,7 +71,7 @@ def test_threads_are_divided_equally_and_together_use_the_cores(results):
 @pytest.mark.parametrize("name", TRUE_EQUALS)
 def test_strategies_that_split_batches_make_the_updates_of_one_process(run_dir, name):
     """The same batches in the same order: what differs is the order of sums."""
-    models = [load_file(CellFolder(run_dir / "cells" / f"{row}-s0").snapshot("w1", 2)) for row in ("single", name)]
+    models = [load_file(TrialFolder(run_dir / "trials" / f"{row}-s0").snapshot("w1", 2)) for row in ("single", name)]
     assert models[0].keys() == models[1].keys()
     for key, value in models[0].items():
         torch.testing.assert_close(value, models[1][key], rtol=0, atol=1e-4)

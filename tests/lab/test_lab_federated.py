@@ -518,7 +518,7 @@ def test_a_server_without_clients_says_so():
         finally:
             client.close()
 
-    with pytest.raises(PeerUnreachable, match="w1: was the last of 1 clients, and has gone"):
+    with pytest.raises(PeerUnreachable, match="w1: was the last of 1 clients, and is gone"):
         federation.run(work)
 
 

@@ -54,7 +54,8 @@ def test_initial_weights_depend_on_the_seed_alone(name) -> None:
 
 def test_another_process_with_another_number_of_threads_makes_the_same_initial_weights() -> None:
     script = (
-        "from dpwa.lab.models import build, initial_weights_hash as of; print(of(build('mlp', (1, 8, 8), 10, seed=5)))"
+        "from dpwa.lab.training.models import build, initial_weights_hash; "
+        "print(initial_weights_hash(build('mlp', (1, 8, 8), 10, seed=5)))"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1" if torch.get_num_threads() > 1 else "2"}
     other = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)

@@ -111,26 +111,26 @@ def test_parts_of_parallel_sgd_differ_by_at_most_one_sample(trained):
 @pytest.mark.parametrize("strategy", ["param_avg", "parallel_sgd"])
 def test_a_killed_process_ends_all_of_them_soon(strategy, tmp_path):
     made = training(strategy, 80, size=2, batch_size=8, n_epochs=100, avg_freq=3)
-    (process,) = start_mpi(tmp_path, {"cell": {**made, "trouble": "killed", "trouble_at": [1, 40]}}, 2)
+    (process,) = start_mpi(tmp_path, {"trial": {**made, "trouble": "killed", "trouble_at": [1, 40]}}, 2)
     output = wait(process, 60.0)
-    assert (tmp_path / "cell" / "trouble").exists()
+    assert (tmp_path / "trial" / "trouble").exists()
     assert process.returncode != 0, output
-    assert not list(tmp_path.glob("cell/*.npz"))
+    assert not list(tmp_path.glob("trial/*.npz"))
 
 
 def test_a_process_with_an_error_tells_it_and_ends_all_of_them(tmp_path):
     made = training("param_avg", 80, size=2, batch_size=8, n_epochs=100)
-    (process,) = start_mpi(tmp_path, {"cell": {**made, "trouble": "raises", "trouble_at": [1, 40]}}, 2)
+    (process,) = start_mpi(tmp_path, {"trial": {**made, "trouble": "raises", "trouble_at": [1, 40]}}, 2)
     output = wait(process, 60.0)
     assert "RuntimeError: trouble on purpose" in output
     assert process.returncode != 0
-    assert not list(tmp_path.glob("cell/*.npz"))
+    assert not list(tmp_path.glob("trial/*.npz"))
 
 
 def test_a_place_that_mpi_does_not_know_is_refused(tmp_path):
     # In a process of its own, which MPI takes for the only one.
     made = training("param_avg", 8, size=4, batch_size=8)
-    (process,) = start(tmp_path, {"cell": made}, [[sys.executable, TRAINER, str(tmp_path), "2", "4"]])
+    (process,) = start(tmp_path, {"trial": made}, [[sys.executable, TRAINER, str(tmp_path), "2", "4"]])
     output = wait(process)
     assert process.returncode != 0
     assert (

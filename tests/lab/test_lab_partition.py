@@ -221,7 +221,7 @@ def test_class_counts_say_what_every_node_holds() -> None:
 @pytest.mark.heavy
 def test_the_picture_has_a_bar_per_node_and_a_field_per_node_and_class(nodes, tmp_path) -> None:
     counts = class_counts(CLOTHES, partition(CLOTHES, of_kind("dirichlet"), nodes, seed=1), 10)
-    figure = draw_partition(counts, [f"w{number}" for number in range(1, nodes + 1)], "who got what")
+    figure = draw_partition(counts, [f"w{number}" for number in range(1, nodes + 1)])
     bars, fields = figure.axes[:2]
 
     assert [bar.get_height() for bar in bars.patches] == counts.sum(axis=1).tolist()
@@ -233,6 +233,6 @@ def test_the_picture_has_a_bar_per_node_and_a_field_per_node_and_class(nodes, tm
 
 
 def test_the_picture_names_the_classes_that_nobody_holds() -> None:
-    figure = draw_partition(np.array([[5, 0, 3, 0], [0, 0, 4, 0]]), ["w1", "w2"], "few")
+    figure = draw_partition(np.array([[5, 0, 3, 0], [0, 0, 4, 0]]), ["w1", "w2"])
 
-    assert figure.axes[1].get_xlabel() == "node (nobody holds classes 1, 3)"
+    assert figure.axes[1].get_xlabel() == "node (no node holds classes 1, 3)"

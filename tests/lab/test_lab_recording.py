@@ -1,4 +1,4 @@
-"""What a process of a cell writes down, and the clock that stands still meanwhile."""
+"""What a process of a trial writes down, and the clock that stands still meanwhile."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
 
-from dpwa.lab.study.cell import CellFolder
 from dpwa.lab.study.settings import Settings
+from dpwa.lab.study.trial import TrialFolder
 from dpwa.lab.training.handicaps import Handicap, shares_of_work
 from dpwa.lab.training.recording import Recorder
 from support import wait_until
 
 
 def recorder(folder: Path, *, rounds: int, names: tuple[str, ...] = ("w1",), name: str = "w1", **options) -> Recorder:
-    return Recorder(CellFolder(folder), names, name, nn.Linear(2, 1), rounds=rounds, **options)
+    return Recorder(TrialFolder(folder), names, name, nn.Linear(2, 1), rounds=rounds, **options)
 
 
 def make_steps(watch: Recorder, count: int, *, begin: int = 1) -> None:
@@ -33,7 +33,7 @@ def make_steps(watch: Recorder, count: int, *, begin: int = 1) -> None:
 
 
 def header_of(folder: Path, round_: int, name: str = "w1") -> dict[str, float]:
-    with safe_open(CellFolder(folder).snapshot(name, round_), framework="pt") as file:
+    with safe_open(TrialFolder(folder).snapshot(name, round_), framework="pt") as file:
         return {key: float(value) for key, value in file.metadata().items()}
 
 
@@ -42,7 +42,7 @@ def header_of(folder: Path, round_: int, name: str = "w1") -> dict[str, float]:
 def test_rounds_are_equal_parts_of_the_steps_also_when_there_are_more_rounds_than_steps(
     tmp_path_factory: pytest.TempPathFactory, total: int, rounds: int
 ):
-    folder = tmp_path_factory.mktemp("cell")
+    folder = tmp_path_factory.mktemp("trial")
     watch = recorder(folder, rounds=rounds)
     watch.begin(total)
     make_steps(watch, total)
@@ -79,7 +79,7 @@ def test_every_step_is_written_down_with_its_loss_and_what_was_right(tmp_path):
     watch = recorder(tmp_path, rounds=1)
     watch.begin(3)
     make_steps(watch, 3)
-    with np.load(CellFolder(tmp_path).steps("w1"), allow_pickle=False) as steps:
+    with np.load(TrialFolder(tmp_path).steps("w1"), allow_pickle=False) as steps:
         assert steps["loss"].tolist() == [1.0, 2.0, 3.0]
         assert steps["right"].tolist() == [1, 1, 1]
         assert steps["count"].tolist() == [4, 4, 4]
@@ -96,7 +96,7 @@ def test_no_clock_runs_before_all_processes_are_ready(tmp_path):
 
     thread = threading.Thread(target=begin)
     thread.start()
-    wait_until((CellFolder(tmp_path).node("w1") / "ready").exists, "the first process is ready")
+    wait_until((TrialFolder(tmp_path).node("w1") / "ready").exists, "the first process is ready")
     assert not begun.is_set()
     second.begin(1)
     thread.join(10)
@@ -108,8 +108,8 @@ def test_a_process_whose_model_is_another_ones_puts_no_model_down_but_its_steps(
     watch = recorder(tmp_path, rounds=1, saves=False)
     watch.begin(1)
     make_steps(watch, 1)
-    assert list(CellFolder(tmp_path).snapshots("w1").glob("*")) == []
-    assert CellFolder(tmp_path).steps("w1").exists()
+    assert list(TrialFolder(tmp_path).snapshots("w1").glob("*")) == []
+    assert TrialFolder(tmp_path).steps("w1").exists()
 
 
 def test_a_slow_node_sleeps_in_proportion_to_what_it_computed(monkeypatch):
@@ -135,8 +135,8 @@ def test_other_nodes_are_not_slowed_down(monkeypatch):
 
 def test_a_killed_node_dies_by_the_signal_at_its_share_of_the_steps():
     script = (
-        "from dpwa.lab.handicaps import Handicap\n"
-        "from dpwa.lab.settings import Settings\n"
+        "from dpwa.lab.training.handicaps import Handicap\n"
+        "from dpwa.lab.study.settings import Settings\n"
         "made = Settings.model_validate({'strategy': 'pull', 'kill': {'node': 1, 'at': 0.5}})\n"
         "handicap = Handicap(made, 1, 1.0)\n"
         "for step in range(1, 11):\n"

@@ -11,7 +11,7 @@ from dpwa.errors import ConfigError
 from dpwa.lab.report.content import content_of
 from dpwa.lab.report.fairness import findings
 from dpwa.lab.report.make import make_report
-from dpwa.lab.report.results import CellResult, Round, read_results
+from dpwa.lab.report.results import Round, TrialResult, read_results
 from dpwa.lab.report.statistics import estimate
 from dpwa.lab.report.summary import MOST_BATCH_POINTS, MOST_POINTS, Summary, summarise, time_to
 from dpwa.lab.report.text import bytes_text, columns, seconds_text, status_text
@@ -34,9 +34,9 @@ strategies: [single, pull, ddp]
 
 
 def summary_of(text: str = STUDY, change=lambda _, result: result) -> Summary:
-    """The summary of a study all of whose cells have a result; None in its place leaves a cell out."""
+    """The summary of a study all of whose trials have a result; None in its place leaves a trial out."""
     study = Study.from_text(text)
-    results = [change(cell, result_of(cell)) for cell in study.cells()]
+    results = [change(trial, result_of(trial)) for trial in study.trials()]
     return summarise(study, [parsed(result) for result in results if result is not None])
 
 
@@ -60,8 +60,8 @@ def test_one_number_has_no_interval_and_none_has_no_mean():
 
 
 def test_a_row_shows_mean_interval_literature_worst_worker_and_costs():
-    def change(cell, result):
-        accuracy = {0: 0.90, 1: 0.91, 2: 0.92}[cell.seed]
+    def change(trial, result):
+        accuracy = {0: 0.90, 1: 0.91, 2: 0.92}[trial.seed]
         workers = [{"name": "w1", "accuracy": accuracy - 0.02}, {"name": "w2", "accuracy": accuracy - 0.01}]
         return {**result, "final_accuracy": accuracy, "workers": workers, "bytes_sent": 1_234_000, "training_s": 12.0}
 
@@ -77,7 +77,7 @@ def test_a_row_shows_mean_interval_literature_worst_worker_and_costs():
 def test_one_seed_has_no_interval_but_says_so():
     summary = summary_of(STUDY.replace("seeds: 3", "seeds: 1"))
     assert cells_of(summary, "pull")["accuracy, %"].endswith("(1 seed)")
-    assert "no interval from one seed" in content_of(summary, "").caption
+    assert "one seed gives no interval" in content_of(summary, "").caption
 
 
 def test_a_literature_of_times_stands_beside_the_time_of_an_epoch():
@@ -98,8 +98,8 @@ def test_the_target_is_reached_at_the_end_of_the_first_round_at_or_above_it_with
 
 
 def test_a_target_that_only_some_seeds_reach_says_how_many():
-    def change(cell, result):
-        reaches = cell.row == "pull" and cell.seed < 2
+    def change(trial, result):
+        reaches = trial.row == "pull" and trial.seed < 2
         rounds = [{**each, "accuracy": 0.95 if reaches and each["round"] > 1 else 0.5} for each in result["rounds"]]
         return {**result, "rounds": rounds}
 
@@ -109,7 +109,7 @@ def test_a_target_that_only_some_seeds_reach_says_how_many():
 
 
 def test_a_failed_row_says_when_and_why_and_keeps_its_curve():
-    change = lambda cell, result: failed(result, 2, "exit code 9") if cell.row == "ddp" else result  # noqa: E731
+    change = lambda trial, result: failed(result, 2, "exit code 9") if trial.row == "ddp" else result  # noqa: E731
     summary = summary_of(change=change)
     row = summary.rows[2]
     assert status_text(row).startswith("seeds 0, 1, 2 failed, the first after round 2 of 4 (")
@@ -121,8 +121,8 @@ def test_a_failed_row_says_when_and_why_and_keeps_its_curve():
 
 
 def test_a_row_of_which_one_seed_failed_is_the_mean_of_the_others():
-    def change(cell, result):
-        if (cell.row, cell.seed) == ("pull", 1):
+    def change(trial, result):
+        if (trial.row, trial.seed) == ("pull", 1):
             return failed(result, 0, "out of memory")
         return {**result, "final_accuracy": 0.9}
 
@@ -132,10 +132,10 @@ def test_a_row_of_which_one_seed_failed_is_the_mean_of_the_others():
     assert summary.rows[1].curves.seeds == 2
 
 
-def test_a_cell_of_which_nothing_but_its_failure_is_known_changes_no_finding():
-    def change(cell, result):
-        nothing = {"cell": cell.to_json(), "status": "failed", "reason": "no memory"}
-        return nothing if cell.row == "ddp" else result
+def test_a_trial_of_which_nothing_but_its_failure_is_known_changes_no_finding():
+    def change(trial, result):
+        nothing = {"trial": trial.to_json(), "status": "failed", "reason": "no memory"}
+        return nothing if trial.row == "ddp" else result
 
     found = findings(summary_of(change=change))
     assert all(finding.is_equal for finding in found if "commit" in finding.text or "weights" in finding.text)
@@ -143,9 +143,9 @@ def test_a_cell_of_which_nothing_but_its_failure_is_known_changes_no_finding():
 
 
 def test_a_skipped_row_says_what_to_install():
-    def change(cell, result):
-        skipped = {"cell": cell.to_json(), "status": "skipped", "reason": "install dpwa[mpi]"}
-        return skipped if cell.row == "ddp" else result
+    def change(trial, result):
+        skipped = {"trial": trial.to_json(), "status": "skipped", "reason": "install dpwa[mpi]"}
+        return skipped if trial.row == "ddp" else result
 
     summary = summary_of(change=change)
     assert status_text(summary.rows[2]) == "skipped: install dpwa[mpi]"
@@ -157,16 +157,18 @@ def test_a_row_that_is_done_keeps_its_remark():
     assert status_text(summary.rows[1]) == "done; w2 was killed; the others went on"
 
 
-def test_cells_that_were_not_run_and_rows_that_are_not_asked_for_are_told():
+def test_trials_that_were_not_run_and_rows_that_are_not_asked_for_are_told():
     study = Study.from_text(STUDY)
-    cells = study.cells()
-    stranger = result_of(cells[0])
-    stranger["cell"] = {**stranger["cell"], "row": "old name"}
-    summary = summarise(study, [parsed(result_of(cells[0])), parsed(stranger)], ["cells/x/result.json cannot be used"])
+    trials = study.trials()
+    stranger = result_of(trials[0])
+    stranger["trial"] = {**stranger["trial"], "row": "old name"}
+    summary = summarise(
+        study, [parsed(result_of(trials[0])), parsed(stranger)], ["trials/x/result.json cannot be read"]
+    )
     assert summary.notes == (
-        "cells/x/result.json cannot be used",
-        'There are results of "old name", which is not a row of the study: left out.',
-        "Not run yet: single (seed 1, 2); pull (seed 0, 1, 2); ddp (seed 0, 1, 2).",
+        "trials/x/result.json cannot be read",
+        'Results of "old name" are left out: the study has no such row.',
+        "Not run yet: single (seeds 1, 2); pull (seeds 0, 1, 2); ddp (seeds 0, 1, 2).",
     )
     assert status_text(summary.rows[0]) == "1 of 3 seeds done; not run yet (seed 1, 2)"
     assert status_text(summary.rows[1]) == "not run yet"
@@ -174,27 +176,27 @@ def test_cells_that_were_not_run_and_rows_that_are_not_asked_for_are_told():
 
 def test_results_of_other_settings_than_the_study_file_has_now_are_told():
     study = Study.from_text(STUDY)
-    old = [parsed(result_of(cell)) for cell in Study.from_text(STUDY.replace("n_epochs: 4", "n_epochs: 2")).cells()]
-    assert any("other settings" in note and "n_epochs" in note for note in summarise(study, old).notes)
+    old = [parsed(result_of(trial)) for trial in Study.from_text(STUDY.replace("n_epochs: 4", "n_epochs: 2")).trials()]
+    assert any("before these settings changed: n_epochs" in note for note in summarise(study, old).notes)
 
 
 def test_a_file_that_cannot_be_used_is_one_line_and_the_others_are_read(tmp_path):
     run = RunFolder(tmp_path, STUDY)
     run.write_all()
-    run.write(run.cell("pull", 1), '{"cell": ')
-    run.write(run.cell("ddp", 2), {"cell": 3, "status": "done"})
+    run.write(run.trial("pull", 1), '{"trial": ')
+    run.write(run.trial("ddp", 2), {"trial": 3, "status": "done"})
     results, problems = read_results(tmp_path)
     assert len(results) == 7
-    assert [problem.split(" cannot be used")[0] for problem in problems] == [
-        "cells/ddp-s2/result.json",
-        "cells/pull-s1/result.json",
+    assert [problem.split(" cannot be read")[0] for problem in problems] == [
+        "trials/ddp-s2/result.json",
+        "trials/pull-s1/result.json",
     ]
     assert all("\n" not in problem for problem in problems)
 
 
 def test_curves_are_means_over_seeds_between_the_lowest_and_the_highest():
-    def change(cell, result):
-        return {**result, "rounds": [{**each, "accuracy": 0.5 + 0.1 * cell.seed} for each in result["rounds"]]}
+    def change(trial, result):
+        return {**result, "rounds": [{**each, "accuracy": 0.5 + 0.1 * trial.seed} for each in result["rounds"]]}
 
     curves = summary_of(change=change).rows[0].curves
     assert curves.accuracy.mean.tolist() == pytest.approx([60.0] * 5)
@@ -207,7 +209,7 @@ def test_lines_have_no_more_points_than_can_be_seen_and_thinning_keeps_the_mean(
     curves = summary_of(text).rows[0].curves
     assert (len(curves.epoch), len(curves.batch_samples)) == (MOST_POINTS, MOST_BATCH_POINTS)
     assert (curves.epoch[0], curves.epoch[-1]) == (0, 500)
-    losses = result_of(Study.from_text(text).cells()[0])["batches"]["loss"]
+    losses = result_of(Study.from_text(text).trials()[0])["batches"]["loss"]
     assert curves.batch_loss.mean.mean() == pytest.approx(sum(losses) / len(losses), rel=1e-3)
 
 
@@ -238,28 +240,28 @@ def test_equal_rows_are_found_equal_in_everything_but_the_cores():
     [
         ({"initial_weights": "f" * 64}, ("Initial weights differ", "seed 0: 00000000 in", "ffffffff in ddp")),
         ({"samples_seen": 200_000}, ("different numbers of training samples", "ddp 200,000 (-16.7%)")),
-        ({"commit": "fedcba"}, ("by the same commit", "fedcba in ddp")),
+        ({"commit": "fedcba"}, ("by different commits", "fedcba in ddp")),
         ({"machine": {"processor": "Other", "cores": 2}}, ("different machines", "Other, 2 cores in ddp")),
         ({"threads_per_process": 1, "processes": 1}, ("different numbers of cores", "1 core in single, ddp")),
     ],
 )
 def test_a_row_that_differs_is_warned_of(changed, words):
-    summary = summary_of(change=lambda cell, result: {**result, **changed} if cell.row == "ddp" else result)
+    summary = summary_of(change=lambda trial, result: {**result, **changed} if trial.row == "ddp" else result)
     warnings = " ".join(content_of(summary, "").warnings)
     assert all(word in warnings for word in words), warnings
 
 
 def test_threads_beyond_the_cores_do_not_make_a_row_unfair():
     text = STUDY.replace("[single, pull, ddp]", "[single, {strategy: pull, nodes: 6}]").replace(", ddp: 90", "")
-    change = lambda cell, result: {**result, "threads_per_process": 2} if cell.row == "single" else result  # noqa: E731
+    change = lambda trial, result: {**result, "threads_per_process": 2} if trial.row == "single" else result  # noqa: E731
     found = findings(summary_of(text, change))
     assert any(f.is_equal and f.text.startswith("All rows compute on 2 cores") for f in found)
 
 
 def test_seeds_by_different_commits_are_told_once_and_not_for_each_row():
-    change = lambda _, result: {**result, "commit": "aaaa" if result["cell"]["seed"] == 0 else "bbbb"}  # noqa: E731
+    change = lambda _, result: {**result, "commit": "aaaa" if result["trial"]["seed"] == 0 else "bbbb"}  # noqa: E731
     warnings = content_of(summary_of(change=change), "").warnings
-    assert "Not everything was made by the same commit: aaaa (seed 0), bbbb (seed 1, 2) in all rows." in warnings
+    assert "Rows were made by different commits: aaaa (seed 0), bbbb (seeds 1, 2) in all rows." in warnings
 
 
 def test_a_commit_with_changed_files_is_warned_of():
@@ -291,7 +293,7 @@ def test_seconds_have_about_three_digits(seconds, text):
 
 def test_a_result_with_more_keys_than_are_known_is_read():
     study = Study.from_text(STUDY)
-    assert isinstance(parsed({**result_of(study.cells()[0]), "new": 1}), CellResult)
+    assert isinstance(parsed({**result_of(study.trials()[0]), "new": 1}), TrialResult)
 
 
 def test_a_folder_without_a_study_is_refused_with_what_to_do(tmp_path):

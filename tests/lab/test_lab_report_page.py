@@ -85,9 +85,9 @@ def report(tmp_path_factory) -> Path:
     """A report of 12 rows, 3 seeds and 25 rounds."""
     run = RunFolder(tmp_path_factory.mktemp("report") / "run", STUDY)
     run.write_all()
-    run.write(run.cell("ddp"), failed(result_of(run.cell("ddp")), 7, "exit code <9>"))
-    skipped = {"cell": run.cell("param_avg").to_json(), "status": "skipped", "reason": "install dpwa[mpi]"}
-    run.write(run.cell("param_avg"), skipped)
+    run.write(run.trial("ddp"), failed(result_of(run.trial("ddp")), 7, "exit code <9>"))
+    skipped = {"trial": run.trial("param_avg").to_json(), "status": "skipped", "reason": "install dpwa[mpi]"}
+    run.write(run.trial("param_avg"), skipped)
     assert make_report(run.path) == 0
     return run.path
 
@@ -131,7 +131,7 @@ def test_words_of_the_study_are_escaped_everywhere(page):
 
 def test_text_in_pictures_is_text_and_pictures_stand_on_white_in_both_themes(page):
     words = "".join(Checked(page).words)
-    assert words.count("accuracy (% of the test set)") == 3
+    assert words.count("accuracy (% of the test set)") == 4
     assert page.count("<svg ") == 12 + len(CHARTS)
     assert page.count('<div class="wide ground"') == len(CHARTS)
     assert ".ground{background:#fff" in page
@@ -179,9 +179,9 @@ def test_a_study_with_one_row_and_one_seed_and_nothing_sent_has_a_report(tmp_pat
     run = RunFolder(
         tmp_path, "study: tiny\ndata: digits\nmodel: mlp\nn_epochs: 1\neval_acc: false\nstrategies: [single]\n"
     )
-    result = result_of(run.cell("single"))
+    result = result_of(run.trial("single"))
     result["rounds"][0]["accuracy"] = result["rounds"][0]["loss"] = None
-    run.write(run.cell("single"), {**result, "batches": {}})
+    run.write(run.trial("single"), {**result, "batches": {}})
     assert make_report(run.path) == 0
     names = {path.name for path in tmp_path.iterdir()}
     assert {"report.html", "accuracy-by-round.png"} <= names
@@ -190,10 +190,10 @@ def test_a_study_with_one_row_and_one_seed_and_nothing_sent_has_a_report(tmp_pat
 
 def test_a_model_that_was_destroyed_and_one_that_is_perfect_can_be_drawn(tmp_path):
     run = RunFolder(tmp_path, "study: tiny\ndata: digits\nmodel: mlp\nn_epochs: 2\nstrategies: [single, pull]\n")
-    for cell, accuracy, loss in ((run.cell("single"), 1.0, 0.0), (run.cell("pull"), 0.0, float("nan"))):
-        result = result_of(cell)
+    for trial, accuracy, loss in ((run.trial("single"), 1.0, 0.0), (run.trial("pull"), 0.0, float("nan"))):
+        result = result_of(trial)
         rounds = [{**each, "accuracy": accuracy, "loss": loss, "consensus": 0.0} for each in result["rounds"]]
-        run.write(cell, {**result, "rounds": rounds})
+        run.write(trial, {**result, "rounds": rounds})
     assert make_report(run.path) == 0
     assert (tmp_path / "accuracy-by-time.png").exists()
 

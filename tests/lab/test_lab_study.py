@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwa.errors import ConfigError
-from dpwa.lab.study.cell import Cell
 from dpwa.lab.study.kinds import STRATEGIES
 from dpwa.lab.study.layers import Layers
-from dpwa.lab.study.study import Study, cell_folder_name
+from dpwa.lab.study.study import Study, trial_folder_name
 from dpwa.lab.study.study_rows import slug
+from dpwa.lab.study.trial import Trial
 
 BASE = "study: try\ndata: digits\nmodel: mlp\nnodes: 2\n"
 
@@ -125,17 +125,19 @@ def test_seeds_are_a_number_or_a_list() -> None:
     assert study_of("strategies: [single]\nseeds: [7, 5]\n").seeds == (7, 5)
 
 
-def test_cells_are_rows_times_seeds_with_folders_of_their_own() -> None:
+def test_trials_are_rows_times_seeds_with_folders_of_their_own() -> None:
     study = study_of("strategies: [single, pull]\nseeds: 2\n")
-    cells = study.cells()
-    assert [(cell.row, cell.seed) for cell in cells] == [("single", 0), ("single", 1), ("pull", 0), ("pull", 1)]
-    assert len({cell_folder_name(cell) for cell in cells}) == 4
-    assert [cell.seed for cell in study.cells(seeds=3)] == [0, 1, 2, 0, 1, 2]
+    trials = study.trials()
+    assert [(trial.row, trial.seed) for trial in trials] == [("single", 0), ("single", 1), ("pull", 0), ("pull", 1)]
+    assert len({trial_folder_name(trial) for trial in trials}) == 4
+    assert [trial.seed for trial in study.trials(seeds=3)] == [0, 1, 2, 0, 1, 2]
 
 
-def test_a_cell_survives_its_file() -> None:
-    for cell in study_of("strategies: [{strategy: pull, cluster: {topology: ring}}, w_param_avg]\nlambda: 2\n").cells():
-        assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
+def test_a_trial_survives_its_file() -> None:
+    for trial in study_of(
+        "strategies: [{strategy: pull, cluster: {topology: ring}}, w_param_avg]\nlambda: 2\n"
+    ).trials():
+        assert Trial.from_json(json.loads(json.dumps(trial.to_json()))) == trial
 
 
 def test_every_strategy_can_be_a_row() -> None:
@@ -157,24 +159,24 @@ def test_every_strategy_can_be_a_row() -> None:
         (["mu=1.0", "slow=null"], 12),
     ],
 )
-def test_only_picks_trainings(only: list[str], count: int) -> None:
+def test_only_picks_trials(only: list[str], count: int) -> None:
     study = study_of("strategies: [single, gosgd, ddp]\nseeds: 3\ngrid: {cluster.pull_probability: [1.0, 0.5]}\n")
-    assert len(study.cells(only)) == count
+    assert len(study.trials(only)) == count
 
 
 @pytest.mark.parametrize(
     ("only", "message"),
     [
         (["methd=pull"], 'unknown key, did you mean "method"?'),
-        (["method=gosgd"], "no training has this value; there are: single; pull"),
+        (["method=gosgd"], "no trial has this value, expected one of: single; pull"),
         (["pull"], "expected KEY=VALUE"),
-        (["method=single", "seed=5"], "there are: 0"),
-        (["row=single", "method=pull"], "no training fits all of these"),
+        (["method=single", "seed=5"], "expected one of: 0"),
+        (["row=single", "method=pull"], "no trial meets all of these"),
     ],
 )
 def test_only_tells_what_there_is(only: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        study_of("strategies: [single, pull]\n").cells(only)
+        study_of("strategies: [single, pull]\n").trials(only)
     assert message in str(caught.value)
 
 
@@ -207,12 +209,12 @@ target_accuracy: 0
         ("9:5: strategies[0].strategy: expected one of single, pull"),
         ('11:15: strategies[1].cluster.pull_probabilty: unknown key, did you mean "pull_probability"?'),
         ("11:37: strategies[1].cluster.nodes: the lab itself writes"),
-        ("12:23: strategies[2].mu: mu is of fedprox; gosgd does not use it"),
+        ("12:23: strategies[2].mu: mu is for fedprox; gosgd does not use it"),
         ("13:32: strategies[3].partition: ddp splits each batch"),
         ("15:33: grid.cluster.constant.value[1]: expected a number from 0 to 1, got 5"),
         ('16:3: grid.lamda: unknown setting, did you mean "lambda"?'),
         ("17:21: grid.partition.alpha[0]: expected a number above 0"),
-        ("18:8: seeds: expected how many seeds"),
+        ("18:8: seeds: expected a number of seeds"),
         ('19:14: literature.dpd: there is no such row, did you mean "ddp"?'),
         ("20:18: target_accuracy: expected"),
     ]
@@ -224,9 +226,9 @@ target_accuracy: 0
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("strategies: [single, single]", "another row has this label too"),
+        ("strategies: [single, single]", "another row has the same label"),
         ("strategies: [{strategy: single, name: a b}, {strategy: pull, name: a-b}]", "too similar"),
-        ("strategies: [pull]\ngrid: {n_epochs: [2, 2]}", "stands here twice"),
+        ("strategies: [pull]\ngrid: {n_epochs: [2, 2]}", "is here twice"),
         ("strategies: []", "expected a list of 1 to 200 entries, got a list of 0"),
         ("strategies: [pull]\ngrid: {n_epochs: []}", "grid.n_epochs: expected a list"),
         ("strategies: [pull]\ngrid: {n_epochs: 3}", "grid.n_epochs: expected a list"),
@@ -242,7 +244,7 @@ target_accuracy: 0
         ("strategies: [{strategy: gosgd, cluster: {blend: absolute}}]", "absolute is a way of the method pull"),
         ("strategies: [pull]\nlearning_rate: .nan", "learning_rate: expected a number above 0"),
         ("strategies: [pull]\nseeds: [1, 1]", "list of different whole numbers"),
-        ("strategies: [pull]\nseeds: true", "expected how many seeds"),
+        ("strategies: [pull]\nseeds: true", "expected a number of seeds"),
         ("strategies: [pull]\nliterature: {pull: many}", "literature.pull: expected a number"),
         ("strategies: [{strategy: 3}]", "strategies[0].strategy: expected text"),
         ("strategies: [[pull]]", "strategies[0]: expected a mapping"),
@@ -353,6 +355,6 @@ def test_any_content_is_a_study_or_a_list_of_problems(values: dict[str, object])
     except ConfigError as error:
         problems = error.problems
     else:
-        problems = ("study.yaml:",) if len(study.cells()) == len(study.rows) * len(study.seeds) else ("lost a cell",)
+        problems = ("study.yaml:",) if len(study.trials()) == len(study.rows) * len(study.seeds) else ("lost a trial",)
     assert problems
     assert [problem for problem in problems if not problem.startswith("study.yaml:")] == []

@@ -21,8 +21,8 @@ from dpwa.lab.strategies.tensorflow import environment, mirrored
 from dpwa.lab.strategies.tensorflow.environment import PYTHON_VARIABLE, tensorflow_python, why_no_tensorflow
 from dpwa.lab.strategies.tensorflow.export import layers_of, order_of_batches, shift_and_scale
 from dpwa.lab.strategies.tensorflow.layout import from_keras, to_keras
-from dpwa.lab.study.cell import Cell, CellFolder, step_at, write_json
 from dpwa.lab.study.settings import Settings
+from dpwa.lab.study.trial import Trial, TrialFolder, step_at, write_json
 from dpwa.lab.training.loop import Recipe, Task, train
 from dpwa.lab.training.models import build
 from dpwa.lab.training.recording import Recorder
@@ -39,10 +39,10 @@ def _program(path: Path, text: str) -> Path:
     return path
 
 
-def _folder(path: Path, **more: object) -> CellFolder:
+def _folder(path: Path, **more: object) -> TrialFolder:
     values = {"strategy": "tf_mirrored", "data": "digits", "model": "mlp", "n_epochs": 2, **more}
-    write_json(path / "cell.json", Cell("s", "tf", 0, Settings.model_validate(values)).to_json())
-    return CellFolder(path)
+    write_json(path / "trial.json", Trial("s", "tf", 0, Settings.model_validate(values)).to_json())
+    return TrialFolder(path)
 
 
 # Layers
@@ -182,7 +182,7 @@ def test_another_preparation_of_images_is_refused(other):
 # What comes back
 
 
-def _book(folder: CellFolder, model: nn.Sequential, ends: list[int]) -> mirrored._Book:
+def _book(folder: TrialFolder, model: nn.Sequential, ends: list[int]) -> mirrored._Book:
     return mirrored._Book(folder, layers_of(model), (1, 8, 8), list(model.state_dict()), ends, cores=2)
 
 
@@ -196,7 +196,7 @@ def test_what_comes_back_is_put_down_as_the_recorder_does(tmp_path):
     np.savez(tmp_path / "stop.npz", **{str(number): array for number, array in sent}, **steps)
     book.stopped(tmp_path / "stop.npz")
 
-    recorded = Recorder(CellFolder(tmp_path / "other"), ("w1",), "w1", model, rounds=3)
+    recorded = Recorder(TrialFolder(tmp_path / "other"), ("w1",), "w1", model, rounds=3)
     recorded.begin(3)
     with safe_open(tmp_path / "other/nodes/w1/snapshots/0000.safetensors", "pt") as file:
         keys = set(file.metadata())
@@ -221,7 +221,7 @@ def test_what_comes_back_is_put_down_as_the_recorder_does(tmp_path):
 
 @pytest.mark.parametrize(("total_steps", "rounds"), [(7, 3), (10, 4), (5, 2), (2, 5)])
 def test_rounds_end_at_the_steps_at_which_the_recorder_ends_them(tmp_path, total_steps, rounds):
-    folder, model = CellFolder(tmp_path), nn.Sequential(nn.Linear(1, 1))
+    folder, model = TrialFolder(tmp_path), nn.Sequential(nn.Linear(1, 1))
     recorder = Recorder(folder, ("w1",), "w1", model, rounds=rounds)
     recorder.begin(total_steps)
     for step in range(1, total_steps + 1):
@@ -259,13 +259,13 @@ def test_the_named_python_is_used_as_it_is_named_and_asked_first(monkeypatch, tm
 def test_a_named_python_that_cannot_be_used_is_told_apart(monkeypatch, tmp_path):
     monkeypatch.setenv(PYTHON_VARIABLE, str(tmp_path / "nowhere"))
     assert tensorflow_python() is None
-    assert "is no program" in why_no_tensorflow()
+    assert "is not a program" in why_no_tensorflow()
     monkeypatch.setenv(PYTHON_VARIABLE, str(_program(tmp_path / "without", "exit 1")))
     assert tensorflow_python() is None
     assert "has no TensorFlow" in why_no_tensorflow()
 
 
-def test_a_cell_without_tensorflow_ends_with_that_line(monkeypatch, tmp_path):
+def test_a_trial_without_tensorflow_ends_with_that_line(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "find_spec", lambda _name: None)
     _folder(tmp_path)
     with pytest.raises(SystemExit, match=r"tf_mirrored: install dpwa\[tensorflow\]"):
@@ -276,7 +276,7 @@ def test_handicaps_of_nodes_are_refused_because_there_are_none(monkeypatch, tmp_
     monkeypatch.setenv(PYTHON_VARIABLE, str(_program(tmp_path / "python", "exit 0")))
     folder = _folder(tmp_path, slow={"node": 1, "factor": 4.0}, kill={"node": 1, "at": 0.5})
     with pytest.raises(ConfigError, match="got slow and kill"):
-        mirrored.run_cell(folder)
+        mirrored.run_trial(folder)
 
 
 def test_a_process_of_tensorflow_that_fails_is_an_error_and_the_initial_model_stays(monkeypatch, tmp_path, capfd):
@@ -285,7 +285,7 @@ def test_a_process_of_tensorflow_that_fails_is_an_error_and_the_initial_model_st
     monkeypatch.setenv(PYTHON_VARIABLE, str(program))
     folder = _folder(tmp_path)
     with pytest.raises(mirrored.TensorFlowFailed, match="exit code 3 after 0 of 2 rounds"):
-        mirrored.run_cell(folder)
+        mirrored.run_trial(folder)
     assert "out of memory" in capfd.readouterr().out
     expected = build("mlp", (1, 8, 8), 10, seed=0).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(folder.snapshot("w1", 0)).items())

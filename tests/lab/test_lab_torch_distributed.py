@@ -59,23 +59,23 @@ def test_allreduce_every_h_takes_the_exact_mean_every_so_many_steps_and_at_the_e
 @pytest.mark.parametrize(("strategy", "size"), [("ddp", 3), ("allreduce_every_h", 2)])
 def test_when_a_process_is_killed_the_others_fail_soon(strategy, size, tmp_path):
     made = training(strategy, 80, size=size, batch_size=8, n_epochs=1000, every_steps=3)
-    processes = start_ranks(tmp_path, {"cell": {**made, "trouble": "killed", "trouble_at": [1, 40]}}, size)
-    wait_until((tmp_path / "cell" / "trouble").exists, "the trouble", 60.0)
+    processes = start_ranks(tmp_path, {"trial": {**made, "trouble": "killed", "trouble_at": [1, 40]}}, size)
+    wait_until((tmp_path / "trial" / "trouble").exists, "the trouble", 60.0)
     began_s = time.monotonic()
     outputs = [wait(process, 30.0) for process in processes]
     assert time.monotonic() - began_s < 30
     codes = [process.returncode for process in processes]
     assert codes == [-9 if rank == 1 else 1 for rank in range(size)], outputs
     assert all("Error" in output for rank, output in enumerate(outputs) if rank != 1), outputs
-    assert not list(tmp_path.glob("cell/*.npz"))
+    assert not list(tmp_path.glob("trial/*.npz"))
 
 
 def test_when_a_process_hangs_the_others_fail_after_the_timeout(tmp_path):
     made = training("ddp", 80, size=2, batch_size=8, n_epochs=1000)
-    cell = {**made, "trouble": "stopped", "trouble_at": [1, 40], "timeout_s": 3}
-    waiting, stopped = start_ranks(tmp_path, {"cell": cell}, 2)
+    trial = {**made, "trouble": "stopped", "trouble_at": [1, 40], "timeout_s": 3}
+    waiting, stopped = start_ranks(tmp_path, {"trial": trial}, 2)
     try:
-        wait_until((tmp_path / "cell" / "trouble").exists, "the trouble", 60.0)
+        wait_until((tmp_path / "trial" / "trouble").exists, "the trouble", 60.0)
         output = wait(waiting, 30.0)
         assert waiting.returncode == 1, output
         assert "Timed out" in output or "timeout" in output.lower()

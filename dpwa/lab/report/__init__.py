@@ -1,1 +1,1 @@
-"""The report of a study: from the results of its cells to a table, pictures and one page. Knows no torch."""
+"""The report of a study: from the results of its trials to tables, charts and a web page."""

@@ -1,6 +1,6 @@
-"""Scales and ticks of the report's pictures.
+"""Scales and ticks of the report's charts.
 
-Must not know: what the lines are called. Runs in: the thread that calls it. Imports matplotlib.
+Runs in: the calling thread. Imports matplotlib.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from dpwa.lab.report.text import bytes_text
 __all__ = ["accuracies_across", "accuracy_axis", "bytes_axis", "finish", "log_axis", "plain_axis"]
 
 _TICKS = (0, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 88, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99, 99.5, 99.9)
-# When ticks would stand too near to each other, those further behind in this list give way.
+# Where ticks would be too close to each other, those that come first here are kept.
 _FIRST_TICKS = (90, 80, 50, 95, 99, 70, 85, 0, 10, 98, 97, 92)
 _LEAST_DISTANCE = 0.055  # of the axis
 _LEAST_ERROR = 0.05  # per cent
-_MOST_EVEN = 12.0  # points between accuracies that an evenly spaced axis still tells apart
+_MOST_EVEN = 12.0  # percentage points: a wider range is spaced by the error, a smaller one evenly
 
 
 def accuracy_axis(axes: Axes, lines: Sequence[Line], target: float | None) -> None:
-    """A vertical axis of per cents that is spaced by the logarithm of the error, so that 90 and 91 are told apart."""
+    """A vertical axis of percentages, spaced by the logarithm of the error: a logit scale has no ticks for these."""
     axes.set_yscale("function", functions=(_height_of_accuracy, _accuracy_of_height))
     wanted = [] if target is None else [target]
     low = min([float(line.values.low.min()) for line in lines] + wanted)
@@ -37,11 +37,11 @@ def accuracy_axis(axes: Axes, lines: Sequence[Line], target: float | None) -> No
 
 
 def accuracies_across(axes: Axes, low: float, high: float) -> None:
-    """A horizontal axis of per cents, spaced in the same way where they lie far apart, and evenly where they do not.
+    """A horizontal axis of percentages: a wide range is spaced in the same way, a narrow one evenly.
 
     Args:
         axes: of the diagram.
-        low: the lowest accuracy to be seen, in per cent.
+        low: the lowest accuracy to show, in per cent.
         high: the highest one.
     """
     if high - low > _MOST_EVEN:
@@ -55,7 +55,7 @@ def accuracies_across(axes: Axes, low: float, high: float) -> None:
 
 
 def _space_errors(axis: Axis, low: float, high: float) -> tuple[float, float]:
-    """Ticks of an axis that is spaced by the logarithm of the error, and its ends."""
+    """Sets the ticks of an axis that is spaced by the logarithm of the error; returns its ends."""
     bottom, top = max(0.0, low - 0.06 * (100 - low)), 100 - max(_LEAST_ERROR, 0.9 * (100 - high))
     edges = _height_of_accuracy(np.array([bottom, top]))
     ticks: list[float] = []
@@ -74,7 +74,7 @@ def _height_of_accuracy(accuracy: Numbers) -> Numbers:
 
 
 def _accuracy_of_height(height: Numbers) -> Numbers:
-    # matplotlib asks also for places far outside of the axis.
+    # matplotlib also asks for values far outside the axis.
     return 100 - np.power(10.0, np.clip(-np.asarray(height, np.float64), -300, 300))
 
 
@@ -114,7 +114,7 @@ def bytes_axis(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def finish(axes: Axes, *, title: str, x_label: str, y_label: str) -> None:
-    """Words and lines that all diagrams have."""
+    """Sets what all diagrams have in common."""
     axes.set_title(title, fontsize=10.5, color=INK, loc="left")
     axes.set_xlabel(x_label, fontsize=9.5, color=INK)
     axes.set_ylabel(y_label, fontsize=9.5, color=INK)

@@ -1,9 +1,8 @@
 """Draws a study: accuracy, loss and consensus of every row, by epochs, time and bytes.
 
-A row has the same colour and dash in all pictures, and its name beside the end of its line.
+A row has the same colour and dash in all charts, and its name beside the end of its line.
 
-Must not know: files, pages. Runs in: the thread that calls it. Imports matplotlib: import this module only when
-pictures are wanted.
+Runs in: the calling thread. Imports matplotlib: import this module only when charts are wanted.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ __all__ = ["Chart", "charts"]
 
 WIDTH_INCHES = 8.2
 PANEL_INCHES = 3.3
-MOST_BATCH_ACCURACY = 99.5  # per cent: single batches without an error would stretch the axis beyond all use
+MOST_BATCH_ACCURACY = 99.5  # per cent: single batches without any error would stretch the axis
 LEFT_INCHES, TOP_INCHES, BETWEEN_INCHES, BOTTOM_INCHES = 0.75, 0.3, 0.8, 0.55
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture.
+    """One chart.
 
     Attributes:
-        name: of its file, without an ending.
+        name: of its file, without extension.
         title: what it shows.
         caption: how to read it.
-        figure: the picture.
+        figure: the drawing.
     """
 
     name: str
@@ -46,7 +45,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Panel:
-    """One diagram of a picture.
+    """One diagram of a chart.
 
     Attributes:
         title: above it.
@@ -67,21 +66,22 @@ class _Panel:
     is_in_bytes: bool = False
 
 
-_EPOCHS = "epochs (passes over the data, all processes together)"
+_EPOCHS = "epochs (passes over the data by all processes together)"
+_SAMPLES = "samples seen by all processes"
 _ACCURACY = "accuracy (% of the test set)"
-_BY_SEEDS = "Lines are means over the seeds; bands reach from the lowest to the highest seed."
-_BY_ERROR = "The accuracy axis is spaced by the error (100 % minus accuracy, on a log scale)."
+_BY_SEEDS = "Lines are means over the seeds; bands range from the lowest to the highest seed."
+_BY_ERROR = "The accuracy axis is logarithmic in the error (100 % minus accuracy)."
 
 
 def charts(summary: Summary) -> list[Chart]:
-    """All pictures of a study for which something was measured."""
+    """The charts of a study for which something was measured."""
     target = summary.study.target_accuracy
     made = [
         _chart(
             summary,
             "accuracy-by-round",
             "Accuracy and loss by round",
-            f"Of the aggregated model after each round. {_BY_SEEDS} {_BY_ERROR}",
+            f"Accuracy and loss of the aggregated model after each round. {_BY_SEEDS} {_BY_ERROR}",
             _Panel("Accuracy", lambda c: c.epoch, lambda c: c.accuracy, _EPOCHS, _ACCURACY, is_accuracy=True),
             _Panel("Loss", lambda c: c.epoch, lambda c: c.loss, _EPOCHS, "cross-entropy (nats, test set)"),
         ),
@@ -89,7 +89,7 @@ def charts(summary: Summary) -> list[Chart]:
             summary,
             "accuracy-by-time",
             "Accuracy by training time",
-            "Of the aggregated model, on the training clock: without start-up and evaluation."
+            "Accuracy of the aggregated model on the training clock, which leaves out start-up and evaluation."
             + (f" The dotted line is the target, {target:g} %." if target is not None else ""),
             _Panel("", lambda c: c.time_s, lambda c: c.accuracy, "training time (s)", _ACCURACY, is_accuracy=True),
         ),
@@ -97,8 +97,8 @@ def charts(summary: Summary) -> list[Chart]:
             summary,
             "accuracy-by-bytes",
             "Accuracy by bytes sent",
-            "Of the aggregated model; bytes of models or gradients that all processes together have sent. Rows that"
-            " send nothing are level lines at their last accuracy.",
+            "Accuracy of the aggregated model. Bytes are those of the models or gradients that all processes together "
+            "have sent. Rows that send nothing are horizontal lines at their last accuracy.",
             _Panel(
                 "",
                 lambda c: c.bytes_sent,
@@ -113,14 +113,14 @@ def charts(summary: Summary) -> list[Chart]:
             summary,
             "loss",
             "Training batches",
-            "Loss and accuracy of the batches as they were trained on, the mean over the workers, smoothed by "
-            f"averaging neighbours. Accuracies above {MOST_BATCH_ACCURACY} % are drawn at {MOST_BATCH_ACCURACY} %.",
-            _Panel("Loss", lambda c: c.batch_samples, lambda c: c.batch_loss, "samples seen", "loss (nats)"),
+            "Loss and accuracy of the training batches: means over the workers, smoothed by averaging neighbours."
+            f" Accuracies above {MOST_BATCH_ACCURACY} % are drawn at {MOST_BATCH_ACCURACY} %.",
+            _Panel("Loss", lambda c: c.batch_samples, lambda c: c.batch_loss, _SAMPLES, "loss (nats)"),
             _Panel(
                 "Accuracy",
                 lambda c: c.batch_samples,
                 lambda c: _up_to(c.batch_accuracy, MOST_BATCH_ACCURACY),
-                "samples seen by all processes",
+                _SAMPLES,
                 "accuracy (% of the batch)",
                 is_accuracy=True,
             ),
@@ -129,7 +129,7 @@ def charts(summary: Summary) -> list[Chart]:
             summary,
             "consensus",
             "Consensus distance",
-            f"Mean distance of the nodes' models from their mean, relative to the mean's norm. {_BY_SEEDS}",
+            f"Mean distance of the nodes' models from their mean, relative to the norm of the mean. {_BY_SEEDS}",
             _Panel("", lambda c: c.epoch, lambda c: c.consensus, _EPOCHS, "consensus distance"),
         ),
     ]
@@ -171,7 +171,7 @@ def _up_to(band: Band, most: float) -> Band:
 
 
 def _figure(lines: dict[_Panel, list[Line]], target: float | None) -> Figure:
-    """Panels one below the other, room for the names on the right."""
+    """Diagrams one below the other, with room for the names on the right."""
     every = [line for found in lines.values() for line in found]
     panel_inches = max(PANEL_INCHES, names_height_inches(max(lines.values(), key=len)))
     top = TOP_INCHES if any(panel.title for panel in lines) else TOP_INCHES / 3

@@ -1,4 +1,4 @@
-"""What a report says, before it becomes a page, Markdown or JSON.
+"""What a report says, before it becomes a web page, Markdown or JSON.
 
 Must not know: HTML, Markdown, matplotlib. Runs in: any thread; everything here is frozen or pure.
 """
@@ -11,10 +11,11 @@ from datetime import datetime, timezone
 from typing import Any
 
 from dpwa.lab.report.fairness import Finding, described_machine, differing_settings, findings, used_settings
-from dpwa.lab.report.results import CellResult
+from dpwa.lab.report.results import TrialResult
 from dpwa.lab.report.statistics import Estimate
 from dpwa.lab.report.summary import Band, Curves, Numbers, RowSummary, Summary
 from dpwa.lab.report.text import Column, caption, columns, failure_text, status_text
+from dpwa.lab.run.pace import duration_text
 
 __all__ = ["Content", "content_of"]
 
@@ -27,15 +28,15 @@ class Content:
         summary: the rows.
         columns: of the table.
         caption: of the table.
-        findings: whether the rows may be compared.
+        findings: whether the comparison is fair.
         warnings: one line for each thing that a reader must know before the table.
-        different: dotted names of the settings that make the rows different.
+        different: dotted names of the settings in which the rows differ.
         shared: other settings, with their values.
-        command: with which the study is run again.
-        commits: that the results were made by.
+        command: runs the study again.
+        commits: of the code that made the results.
         machines: on which they were made, one line each.
         when: they were made.
-        hours: that the cells took, one after the other, with start-up and evaluation.
+        hours: that the trials took in all, with start-up and without evaluation.
     """
 
     summary: Summary
@@ -52,24 +53,27 @@ class Content:
     hours: float
 
     def settings_of(self, row: RowSummary) -> list[str]:
-        """Values of the settings that make the rows different, in the order of `different`."""
+        """The row's values of the settings in `different`, in that order."""
         values = used_settings(row.settings)
         return [values.get(key, "") for key in self.different]
 
     @property
     def made(self) -> list[tuple[str, str]]:
-        """How the numbers came about, as terms with their descriptions."""
+        """How the numbers were made, as terms with their descriptions."""
         seeds = ", ".join(map(str, self.summary.seeds)) or "none"
         return [
             ("command", self.command),
             ("seeds", seeds),
-            ("made", f"{self.when}; the cells took {self.hours:.2g} h one after the other" if self.when else "not yet"),
+            (
+                "made",
+                f"{self.when}; the trials took {duration_text(3600 * self.hours)} in all" if self.when else "not yet",
+            ),
             ("commit", ", ".join(self.commits) or "unknown"),
             ("machine", "; ".join(self.machines) or "unknown"),
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """What stands in results.json."""
+        """The content of results.json."""
         study = self.summary.study
         return {
             "study": study.name,
@@ -94,7 +98,7 @@ def content_of(summary: Summary, command: str) -> Content:
 
     Args:
         summary: its rows.
-        command: with which it is run again.
+        command: runs it again.
     """
     results = summary.results
     found = tuple(findings(summary))
@@ -117,8 +121,8 @@ def content_of(summary: Summary, command: str) -> Content:
     )
 
 
-def _when(results: tuple[CellResult, ...]) -> str:
-    """From the first to the last day, as the results' files tell."""
+def _when(results: tuple[TrialResult, ...]) -> str:
+    """The first and the last day on which results were written."""
     if not results:
         return ""
     days = sorted({datetime.fromtimestamp(result.written_s, timezone.utc).date().isoformat() for result in results})
@@ -180,5 +184,5 @@ def _curves(curves: Curves | None) -> dict[str, Any] | None:
 
 
 def _numbers(values: Numbers) -> list[float | None]:
-    # Six digits are more than any of them is known to. Not a number is the only value unequal to itself.
+    # No number is known to six digits. NaN is the only value that is not equal to itself.
     return [None if value != value else float(f"{value:.6g}") for value in values.tolist()]  # noqa: PLR0124

@@ -1,6 +1,6 @@
-"""Whether the rows of a study may be compared: what must be equal, looked up in the results.
+"""Whether the comparison of a study's rows is fair: checks in the results what should be equal.
 
-Must not know: pages. Runs in: any thread; all functions are pure.
+Runs in: any thread; all functions are pure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpwa.lab.report.results import CellResult
+from dpwa.lab.report.results import TrialResult, seeds_text
 from dpwa.lab.report.summary import Summary
 from dpwa.lab.study.kinds import kind_of
 from dpwa.lab.study.settings import Settings
@@ -22,7 +22,7 @@ __all__ = ["Finding", "described_machine", "differing_settings", "findings", "li
 
 _SAMPLES_TOLERANCE = 0.01
 _MOST_NAMED = 3
-_ALWAYS_TOLD = {
+_ALWAYS_SHOWN = {
     "data",
     "model",
     "partition.kind",
@@ -39,11 +39,11 @@ _ALWAYS_TOLD = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was checked.
 
     Attributes:
-        is_equal: whether all rows are alike in it.
-        text: what was found, one or two sentences.
+        is_equal: whether it is equal in all rows.
+        text: what was found, in one or two sentences.
     """
 
     is_equal: bool
@@ -51,7 +51,7 @@ class Finding:
 
 
 def findings(summary: Summary) -> list[Finding]:
-    """All that was looked at; empty if nothing has been trained yet."""
+    """All that was checked; empty if nothing has been trained yet."""
     results = summary.results
     if not results:
         return []
@@ -61,18 +61,18 @@ def findings(summary: Summary) -> list[Finding]:
         _cores(summary),
         Finding(
             is_equal=True,
-            text="Evaluation is off the clock: models are put down during the training and evaluated after its end; "
-            "the training clock stands still while one is written. Start-up is off the clock too.",
+            text="Evaluation is off the clock: models are saved during the training, while the clock stands still, and "
+            "evaluated afterwards. Start-up is off the clock, too.",
         ),
         _commits(results),
         _machines(results),
     ]
 
 
-def _initial_weights(results: Sequence[CellResult]) -> Finding:
+def _initial_weights(results: Sequence[TrialResult]) -> Finding:
     found: dict[tuple[int, str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
-        settings = result.cell.settings
+        settings = result.trial.settings
         key = (result.seed, str(settings.get("data", "")), str(settings.get("model", "")))
         found[key][result.initial_weights or "unknown"].append(result.row)
     models = len({key[1:] for key in found})
@@ -83,11 +83,11 @@ def _initial_weights(results: Sequence[CellResult]) -> Finding:
         if len(groups) > 1 or "unknown" in groups
     ]
     if wrong:
-        return Finding(is_equal=False, text=f"Initial weights differ or are not known: {'. '.join(wrong)}.")
+        return Finding(is_equal=False, text=f"Initial weights differ or are unknown: {'. '.join(wrong)}.")
     of_model = "" if models == 1 else " with the same network and data set"
     return Finding(
         is_equal=True,
-        text=f"Initial weights are the same in all rows{of_model}, hashes compared for each seed ({seeds}).",
+        text=f"All rows{of_model} start with the same initial weights: their hashes agree for each seed ({seeds}).",
     )
 
 
@@ -102,13 +102,13 @@ def _samples(summary: Summary) -> Finding:
         if abs(mean - usual) > _SAMPLES_TOLERANCE * usual
     ]
     if others:
-        text = f"Rows saw different numbers of training samples. {usual:,.0f} is usual; others: {'; '.join(others)}."
+        text = f"Rows saw different numbers of training samples: usually {usual:,.0f}, but {'; '.join(others)}."
         return Finding(is_equal=False, text=f"{text} The table of settings shows why.")
     return Finding(is_equal=True, text=f"All rows saw {usual:,.0f} training samples, equal to within 1 %.")
 
 
 def _cores(summary: Summary) -> Finding:
-    """Threads beyond the cores do not make a row faster: what counts is on how many cores it can compute."""
+    """Compares the cores on which rows can compute: threads beyond the cores do not make a row faster."""
     cores: dict[int, list[str]] = defaultdict(list)
     threads: dict[str, list[str]] = defaultdict(list)
     for row in summary.rows:
@@ -116,7 +116,7 @@ def _cores(summary: Summary) -> Finding:
             allowed = row.settings.cores or result.machine.get("cores") or 1
             cores[min(result.processes * result.threads_per_process, allowed)].append(row.name)
             threads[f"{result.processes} x {result.threads_per_process}"].append(row.name)
-    text = f"Processes x threads, a server's included: {_grouped(threads)}."
+    text = f"Processes x threads, including a server's: {_grouped(threads)}."
     if len(cores) == 1:
         (count,) = cores
         return Finding(is_equal=True, text=f"All rows compute on {_cores_text(count)}. {text}")
@@ -128,7 +128,7 @@ def _cores_text(count: int) -> str:
     return f"{count} core{'' if count == 1 else 's'}"
 
 
-def _commits(results: Sequence[CellResult]) -> Finding:
+def _commits(results: Sequence[TrialResult]) -> Finding:
     commits = sorted({result.commit or "unknown" for result in results})
     if len(commits) > 1:
         made_by: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -137,33 +137,35 @@ def _commits(results: Sequence[CellResult]) -> Finding:
         rows: dict[str, list[str]] = defaultdict(list)
         for row, seeds in made_by.items():
             rows[_commits_text(seeds)].append(row)
-        return Finding(is_equal=False, text=f"Not everything was made by the same commit: {_grouped(rows)}.")
+        return Finding(is_equal=False, text=f"Rows were made by different commits: {_grouped(rows)}.")
     (commit,) = commits
     is_clean = commit != "unknown" and not commit.endswith("-dirty")
-    remark = "" if is_clean else " (not a clean commit: the code cannot be had again from it alone)"
+    remark = "" if is_clean else " (not a clean commit: it does not contain all of the code)"
     return Finding(is_equal=is_clean, text=f"All rows were made by commit {commit}{remark}.")
 
 
 def _commits_text(seeds_of: Mapping[str, Sequence[int]]) -> str:
-    """The commits of one row; where there are several, with the seeds that each has made."""
+    """The commits of one row; if there are several, with the seeds of each."""
     if len(seeds_of) == 1:
         return next(iter(seeds_of))
     ordered = sorted((sorted(seeds), commit) for commit, seeds in seeds_of.items())
-    return ", ".join(f"{commit} (seed {listed(seeds)})" for seeds, commit in ordered)
+    return ", ".join(f"{commit} ({seeds_text(seeds)})" for seeds, commit in ordered)
 
 
-def _machines(results: Sequence[CellResult]) -> Finding:
+def _machines(results: Sequence[TrialResult]) -> Finding:
     rows: dict[str, list[str]] = defaultdict(list)
     for result in results:
         rows[described_machine(result.machine)].append(result.row)
     if len(rows) > 1:
-        return Finding(is_equal=False, text=f"Rows were made on different machines or versions: {_grouped(rows)}.")
+        return Finding(
+            is_equal=False, text=f"Rows were made on different machines or with different versions: {_grouped(rows)}."
+        )
     (machine,) = rows
     return Finding(is_equal=True, text=f"All rows were made on one machine: {machine}.")
 
 
 def described_machine(machine: Mapping[str, Any]) -> str:
-    """A machine in one line: everything but how busy it was."""
+    """A machine in one line, without its load."""
     if not machine:
         return "unknown"
     packages = machine.get("packages")
@@ -179,13 +181,13 @@ def described_machine(machine: Mapping[str, Any]) -> str:
 
 
 def differing_settings(settings: Sequence[Settings]) -> tuple[list[str], dict[str, str]]:
-    """What makes the rows different, and what they share.
+    """In which settings the rows differ, and what they share.
 
     Args:
         settings: of each row, at least one.
 
     Returns:
-        The dotted keys that differ, and those of the others that tell what was trained, with their values.
+        The dotted keys that differ, and the shared settings worth showing, with their values.
     """
     flattened = [used_settings(one) for one in settings]
     keys = list(dict.fromkeys(key for one in flattened for key in one))
@@ -194,16 +196,16 @@ def differing_settings(settings: Sequence[Settings]) -> tuple[list[str], dict[st
     shared = {
         key: value
         for key, value in flattened[0].items()
-        if value and key not in differing and (key in _ALWAYS_TOLD or value != usual.get(key, ""))
+        if value and key not in differing and (key in _ALWAYS_SHOWN or value != usual.get(key, ""))
     }
     return differing, shared
 
 
 def used_settings(settings: Settings) -> dict[str, str]:
-    """The settings that mean something to the strategy, by dotted keys."""
+    """The settings that the strategy uses, by dotted keys."""
     kind = kind_of(settings.strategy)
     values = {key: value for key, value in settings.to_json().items() if is_used(kind, (key,))}
-    # The strategy first, as a reader would.
+    # The strategy first, as readers expect.
     found = {"strategy": settings.strategy, **_flat(values)}
     if settings.partition.kind != "classes":
         found.pop("partition.classes_per_node", None)
@@ -213,7 +215,7 @@ def used_settings(settings: Settings) -> dict[str, str]:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings by dotted keys, the values as text; "" for none."""
+    """Nested settings by dotted keys, the values as text; "" for None."""
     found: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -224,7 +226,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _grouped(rows: Mapping[str, Iterable[str]]) -> str:
-    """What is found in which rows; the largest group is not named one by one."""
+    """What was found in which rows; a large group becomes "the other rows"."""
     groups = {what: list(dict.fromkeys(names)) for what, names in rows.items()}
     if len(groups) == 1:
         return f"{next(iter(groups))} in all rows"
@@ -235,5 +237,5 @@ def _grouped(rows: Mapping[str, Iterable[str]]) -> str:
 
 
 def listed(names: Iterable[object]) -> str:
-    """Names with commas between; those that hold one themselves in quotes."""
+    """Names separated by commas; names that contain a comma are quoted."""
     return ", ".join(f'"{name}"' if "," in str(name) else str(name) for name in names)

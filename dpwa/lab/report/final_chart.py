@@ -1,6 +1,6 @@
-"""Draws where each row ended: a dot with its interval, one row below the other, readable for any number of rows.
+"""Draws the final accuracy of each row: a dot with its interval, one row below the other, for any number of rows.
 
-Must not know: files, pages. Runs in: the thread that calls it. Imports matplotlib.
+Runs in: the calling thread. Imports matplotlib.
 """
 
 from __future__ import annotations
@@ -21,11 +21,7 @@ LETTER_INCHES = 0.072
 
 
 def final_chart(summary: Summary) -> Chart | None:
-    """The accuracy of each row at its end; None if no row has come to its end.
-
-    Args:
-        summary: of the study.
-    """
+    """The final accuracy of each row; None if no row is done."""
     ended = [row for row in summary.rows if row.accuracy is not None]
     if not ended:
         return None
@@ -56,14 +52,16 @@ def final_chart(summary: Summary) -> Chart | None:
     axis.accuracies_across(axes, min(seen), max(seen))
     axes.set_ylim(len(summary.rows) - 0.5, -0.5)
     axes.set_yticks(range(len(summary.rows)), [row.name for row in summary.rows])
-    axis.finish(axes, title="", x_label="accuracy at the end (% of the test set)", y_label="")
-    caption = "Of the aggregated model: the mean over the seeds with its 95 % interval; small dots are single seeds."
+    axis.finish(axes, title="", x_label="final accuracy (% of the test set)", y_label="")
+    caption = (
+        "Of the aggregated model: means over the seeds with 95 % confidence intervals. Small dots are single seeds."
+    )
     if is_per_cent and any(row.literature is not None for row in ended):
-        caption += " Diamonds are the literature's numbers."
-    return Chart("accuracy", "Accuracy at the end", caption, figure)
+        caption += " Diamonds are numbers from the literature."
+    return Chart("accuracy", "Final accuracy", caption, figure)
 
 
 def _values(row: RowSummary, *, with_literature: bool) -> list[float]:
-    """Everything of a row that must be seen."""
+    """All accuracies of a row that the chart shows."""
     found = list(row.accuracy.values) if row.accuracy is not None else []
     return [*found, row.literature] if with_literature and row.literature is not None else found

@@ -1,6 +1,6 @@
-"""Lines of the report's pictures: one style per row, a band over the seeds, the row's name beside the line's end.
+"""Lines of the report's charts: one style per row, a band over the seeds, the row's name beside the line's end.
 
-Must not know: what is measured. Runs in: the thread that calls it. Imports matplotlib.
+Must not know: what is measured. Runs in: the calling thread. Imports matplotlib.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ __all__ = [
 INK = "#1f1f1e"
 GRID = "#dededc"
 
-# Told apart also by people who do not see all colours (Okabe and Ito, without yellow, which is hard to see on white);
-# after the seventh row they begin again with another dash.
+# Distinguishable for colour-blind readers, too (Okabe and Ito, without yellow, which is hard to see on white). After
+# the seventh row they start again with another dash.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.2, 1.2)), (0, (6, 1.6, 1.2, 1.6)))
 
@@ -74,8 +74,8 @@ class Line:
         style: of the row.
         x: shape (points,), at least one.
         values: finite, of the same shape.
-        is_level: it has no place on the horizontal axis, and is drawn all across at its last value.
-        is_whole: whether it came to its end.
+        is_level: it has no values on the horizontal axis; it is a horizontal line at its last value.
+        is_whole: whether the training was completed.
     """
 
     name: str
@@ -97,18 +97,18 @@ class Line:
 
 
 def names_width_inches(lines: Sequence[Line]) -> float:
-    """Room that the names need beside the axes."""
+    """Room for the names beside the axes."""
     longest = max(len(part) for line in lines for part in line.wrapped.split("\n"))
     return _NAME_INCHES + longest * _LETTER_INCHES + 0.1
 
 
 def names_height_inches(lines: Sequence[Line]) -> float:
-    """Room that the names need above each other."""
+    """Room for the names above each other."""
     return sum(line.height_inches for line in lines)
 
 
 def draw_line(axes: Axes, line: Line) -> None:
-    """The mean, the band around it, and a mark where it ends early."""
+    """Draws the mean, the band around it, and a mark where it ends early."""
     marker = "o" if len(line.x) <= _POINTS_WITH_MARKERS else ""
     if np.any(line.values.high > line.values.low):
         axes.fill_between(
@@ -120,7 +120,7 @@ def draw_line(axes: Axes, line: Line) -> None:
 
 
 def name_lines(axes: Axes, lines: Sequence[Line]) -> None:
-    """Names to the right of the axes, as near to the lines' ends as they can stand without touching."""
+    """Puts names to the right of the axes, as close to the lines' ends as possible without touching."""
     figure = axes.figure
     box = axes.get_position()
     width_inches = box.width * figure.get_figwidth()  # type: ignore[union-attr]
@@ -149,16 +149,16 @@ def name_lines(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Places near the wanted ones at which things of these heights do not overlap.
+    """Positions near the wanted ones, at which items of these heights do not overlap.
 
-    Things that would overlap form a group around the mean of their wishes.
+    Items that would overlap form a group around the mean of their wanted positions.
 
     Args:
         wanted: middles, in 0..1.
-        heights: of the things, in the same unit.
+        heights: of the items, in the same unit.
 
     Returns:
-        Their middles, in the order of the arguments; all within 0..1 if the heights allow it.
+        Middles, in the order of the arguments; all within 0..1 if the heights allow it.
     """
     order = sorted(range(len(wanted)), key=lambda at: wanted[at])
     groups: list[list[int]] = []

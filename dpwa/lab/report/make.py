@@ -1,6 +1,6 @@
-"""From the run of a study to its report: the table in the terminal, report.html, PNGs, results.json and results.md.
+"""From a run folder to the report: the table in the terminal, report.html, PNG charts, results.json and results.md.
 
-Must not know: how anything was trained. Runs in: the main thread of `dpwa lab report`.
+Runs in: the main thread of `dpwa lab report`.
 """
 
 from __future__ import annotations
@@ -20,31 +20,30 @@ from dpwa.lab.report.page import page
 from dpwa.lab.report.pictures import draw
 from dpwa.lab.report.results import read_results
 from dpwa.lab.report.summary import Summary, summarise
-from dpwa.lab.study.cell import write_json
 from dpwa.lab.study.study import Study
+from dpwa.lab.study.trial import write_json
 
 __all__ = ["make_report"]
 
-_WIDTH_OF_A_FILE = 160  # of lines that go to a file, where rich would assume 80
+_WIDTH_OF_A_FILE = 160  # columns when the output goes to a file, where rich would assume 80
 
 
 def make_report(run_dir: Path) -> int:
-    """Writes the report of a study that was run, also in part, and prints its table.
+    """Writes the report of a run, complete or not, and prints its table.
 
     Args:
-        run_dir: folder of the run.
+        run_dir: the run folder.
 
     Returns:
         The exit code: 0, or 1 if nothing has been measured yet; then no file is written.
 
     Raises:
-        ConfigError: the folder holds no run of a study, or pictures cannot be drawn here.
+        ConfigError: the folder is not a run folder of a study.
     """
     study_path = run_dir / "study.yaml"
     if not study_path.is_file():
         raise ConfigError(
-            f"{run_dir}: expected the folder of a study's run, with a study.yaml in it; "
-            "make one with: dpwa lab run STUDY.yaml"
+            f"{run_dir}: expected a run folder with a study.yaml in it; make one with: dpwa lab run STUDY.yaml"
         )
     study = Study.load(study_path)
     summary = summarise(study, *read_results(run_dir))
@@ -62,7 +61,7 @@ def make_report(run_dir: Path) -> int:
 
 
 def _write(run_dir: Path, content: Content) -> list[Path]:
-    """All files of the report; the page, which is read first, comes last."""
+    """Writes all files of the report. The page, which is read first, comes last."""
     drawn = draw(content.summary, run_dir)
     written = [run_dir / name for _, name in drawn.files]
     json_path, markdown_path, page_path = (run_dir / name for name in ("results.json", "results.md", "report.html"))
@@ -73,7 +72,7 @@ def _write(run_dir: Path, content: Content) -> list[Path]:
 
 
 def _command(study: Study, run_dir: Path, summary: Summary) -> str:
-    """How to run the study again: from the file that comes along, if it is the same."""
+    """The command that runs the study again: with the bundled file, if it is the same."""
     path = run_dir / "study.yaml"
     sample = Path("samples", "studies", f"{study.name}.yaml")
     if sample.is_file() and sample.read_bytes() == path.read_bytes():

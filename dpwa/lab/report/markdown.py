@@ -1,6 +1,6 @@
-"""The report as Markdown, to be pasted into a document: the table, how it was made, the pictures by relative names.
+"""The report as Markdown, to paste into a document: the table, how it was made, the charts by relative names.
 
-Must not know: HTML pages, matplotlib. Runs in: any thread; pure.
+Runs in: any thread; pure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def markdown(content: Content, pictures: Sequence[tuple[str, str]]) -> str:
 
     Args:
         content: of the report.
-        pictures: titles, and names of files beside this one.
+        pictures: titles and file names of the charts beside this file.
     """
     study = content.summary.study
     blocks = [f"## {_escaped(study.title)}"]
@@ -53,12 +53,12 @@ def _alignment(column: Column) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Words for Markdown: nothing in them becomes a table's border, a tag, a link or emphasis."""
+    """Text for Markdown: nothing in it becomes a table's border, a tag, a link or emphasis."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
 def _code(text: str) -> str:
-    """Words in the font of code; a fence that is longer than any in them."""
+    """Text as code, in a fence that is longer than any in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     return f"{fence}{text}{fence}"

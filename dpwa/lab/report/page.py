@@ -1,8 +1,8 @@
-"""The report as one HTML page that needs nothing else: no scripts, no other files, no network.
+"""The report as one self-contained HTML page: no scripts, no other files, no network.
 
-The page is `page.html.jinja` with the style `page.css`; every word is escaped by the template engine.
+It is `page.html.jinja` with the style `page.css`; the template engine escapes every text.
 
-Must not know: how numbers and pictures are made. Runs in: any thread. Imports jinja2.
+Runs in: any thread. Imports jinja2.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["Picture", "page"]
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in the page.
+    """A chart in the page.
 
     Attributes:
         title: what it shows.
         caption: how to read it.
-        svg: an element of a page, trusted.
+        svg: an HTML element, trusted.
     """
 
     title: str
@@ -39,7 +39,7 @@ def page(content: Content, pictures: Sequence[Picture], keys: Sequence[str]) -> 
     Args:
         content: of the report.
         pictures: in order.
-        keys: an element per row that shows what its lines look like, trusted.
+        keys: for each row an HTML element that shows the style of its lines, trusted.
     """
     environment = Environment(
         loader=PackageLoader("dpwa.lab.report", "."),

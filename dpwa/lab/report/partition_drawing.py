@@ -1,7 +1,6 @@
 """Draws a partition: how many samples of each class every node holds, and how many in all.
 
-Must not know: how a partition is made. Runs in: the thread that calls it. Imports matplotlib: import this module only
-when a picture is wanted.
+Runs in: the calling thread. Imports matplotlib: import this module only when charts are wanted.
 """
 
 from __future__ import annotations
@@ -20,26 +19,25 @@ __all__ = ["draw_partition"]
 
 BAR_COLOUR = "#0072B2"
 LINE_COLOUR = "#DDDDDD"
-# One hue from light to dark, which every eye and every printer keeps apart; without the darkest part, on which numbers
-# would be hard to read.
+# One hue from light to dark, distinguishable for every eye and on every printer; without the darkest part, on which
+# numbers would be hard to read.
 COLOURS = LinearSegmentedColormap.from_list("samples", colormaps["Blues"](np.linspace(0.08, 0.8, 64)))
 
-# Beyond these numbers labels would cover each other.
+# With more than these, labels would overlap.
 MOST_NUMBERS = 16
 MOST_NAMES = 32
 MOST_CLASS_NAMES = 40
 
 NAME_EVERY = 8
-"""With more nodes than have room for their names: the first, and then each of so many, has one."""
+"""With too many nodes for all names, only every so many have one."""
 
 
-def draw_partition(counts: NDArray[np.integer], names: Sequence[str], title: str) -> Figure:
-    """The picture: above a bar per node with all of its samples, below a field per node and class.
+def draw_partition(counts: NDArray[np.integer], names: Sequence[str]) -> Figure:
+    """The drawing: above, a bar per node with all its samples; below, a field per node and class.
 
     Args:
         counts: samples of each class that each node holds, shape (nodes, classes); see `partition.class_counts`.
         names: of the nodes.
-        title: one line.
     """
     nodes, classes = counts.shape
     width = float(np.clip(2.2 + 0.55 * nodes, 5.0, 11.0))
@@ -54,7 +52,6 @@ def draw_partition(counts: NDArray[np.integer], names: Sequence[str], title: str
     bar = figure.colorbar(image, ax=fields, fraction=0.05, pad=0.02)
     bar.set_label("samples", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -73,7 +70,7 @@ def _draw_sizes(axes: Axes, sizes: NDArray[np.integer]) -> None:
 def _draw_classes(axes: Axes, counts: NDArray[np.integer]) -> AxesImage:
     nodes, classes = counts.shape
     largest = max(1, int(counts.max()))
-    # What nobody holds stays white: few and none are told apart at a glance.
+    # A class that a node does not hold stays white, to distinguish none from few at a glance.
     image = axes.imshow(
         np.ma.masked_equal(counts.T, 0), cmap=COLOURS, vmin=0, vmax=largest, aspect="auto", interpolation="nearest"
     )
@@ -94,8 +91,8 @@ def _draw_classes(axes: Axes, counts: NDArray[np.integer]) -> AxesImage:
 
 
 def _remark(counts: NDArray[np.integer]) -> str:
-    """Names the classes that nobody holds."""
+    """The label of the axis, with the classes that no node holds."""
     missing = np.flatnonzero(counts.sum(axis=0) == 0).tolist()
     if not missing:
         return "node"
-    return f"node (nobody holds {'class' if len(missing) == 1 else 'classes'} {', '.join(map(str, missing))})"
+    return f"node (no node holds {'class' if len(missing) == 1 else 'classes'} {', '.join(map(str, missing))})"

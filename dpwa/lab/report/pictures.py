@@ -1,7 +1,6 @@
-"""Draws all pictures of a report: PNG files, and the same as parts of the page.
+"""Draws all charts of a report, as PNG files and as parts of the page.
 
-Must not know: the words of the report. Runs in: the thread that calls it. Imports matplotlib: import this module only
-when pictures are wanted.
+Runs in: the calling thread. Imports matplotlib: import this module only when charts are wanted.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ MOST_PARTITIONS = 4
 
 @dataclass(frozen=True)
 class Drawn:
-    """The pictures of a report.
+    """The charts of a report.
 
     Attributes:
-        files: titles, and names of the PNG files in the run's folder.
-        pictures: the same for the page.
-        keys: for each row an element that shows what its lines look like.
+        files: titles and names of the PNG files in the run folder.
+        pictures: the same charts for the page.
+        keys: for each row an HTML element that shows the style of its lines.
     """
 
     files: list[tuple[str, str]]
@@ -43,11 +42,7 @@ class Drawn:
 
 
 def draw(summary: Summary, folder: Path) -> Drawn:
-    """Draws everything and writes the PNG files.
-
-    Args:
-        summary: of the study.
-        folder: for the files.
+    """Draws everything and writes the PNG files into a folder.
 
     Raises:
         OSError: a file cannot be written.
@@ -64,7 +59,7 @@ def draw(summary: Summary, folder: Path) -> Drawn:
 
 
 def _partitions(summary: Summary) -> list[Chart]:
-    """Who got what, once for each partition that is not a plain shuffle."""
+    """Which node holds what, once for each partition that is not iid."""
     rows: dict[str, list[RowSummary]] = {}
     for row in summary.rows:
         settings = row.settings
@@ -78,13 +73,13 @@ def _partitions(summary: Summary) -> list[Chart]:
         counts = np.array(result.class_counts, np.int64)
         names = [f"w{node}" for node in range(1, len(counts) + 1)]
         partition = alike[0].settings.partition
-        title = f"Who got what: partition {partition.kind}, {len(counts)} nodes, seed {result.seed}"
+        title = f"Samples per node: partition {partition.kind}, {len(counts)} nodes, seed {result.seed}"
         made.append(
             Chart(
                 "partition" if number == 1 else f"partition-{number}",
                 title,
-                f"Samples of each class that each node holds, in: {listed(row.name for row in alike)}.",
-                draw_partition(counts, names, title),
+                f"Samples of each class that each node holds. Rows: {listed(row.name for row in alike)}.",
+                draw_partition(counts, names),
             )
         )
     return made

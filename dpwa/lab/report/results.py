@@ -1,28 +1,29 @@
-"""Reads the results of a study's cells.
+"""Reads the results of a study's trials.
 
-Must not know: what becomes of them. Runs in: the thread that calls it.
+Runs in: the calling thread.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["Batches", "CellName", "CellResult", "Round", "Worker", "number", "read_results"]
+__all__ = ["Batches", "Round", "TrialName", "TrialResult", "Worker", "number", "read_results", "seeds_text"]
 
 
 class _Part(BaseModel):
-    """What all parts of a result share: an evaluation of another version may have said more."""
+    """A part of a result; an evaluation of another version may have written more."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class CellName(_Part):
-    """Which cell it is; see `dpwa.lab.study.cell.Cell.to_json`."""
+class TrialName(_Part):
+    """The trial; see `dpwa.lab.study.trial.Trial.to_json`."""
 
     study: str
     row: str
@@ -31,7 +32,7 @@ class CellName(_Part):
 
 
 class Worker(_Part):
-    """What one process came to."""
+    """What was measured of one process."""
 
     name: str
     samples: int = 0
@@ -41,7 +42,7 @@ class Worker(_Part):
 
 
 class Round(_Part):
-    """What was known after one of the equal parts of a training."""
+    """What was measured after one of the equal parts of a training."""
 
     round: int = Field(ge=0)
     epoch: float
@@ -54,17 +55,17 @@ class Round(_Part):
 
 
 class Batches(_Part):
-    """Training batches, the mean over the workers."""
+    """Training batches: means over the workers."""
 
     samples: list[float] = []
     loss: list[float | None] = []
     accuracy: list[float | None] = []
 
 
-class CellResult(_Part):
-    """The result of a cell, as `dpwa.lab.training.evaluation` writes it; of failed cells as much as there is."""
+class TrialResult(_Part):
+    """The result of a trial, as `dpwa.lab.training.evaluation` writes it; of a failed trial as much as there is."""
 
-    cell: CellName
+    trial: TrialName
     status: str
     reason: str = ""
     commit: str = ""
@@ -90,43 +91,42 @@ class CellResult(_Part):
     @property
     def row(self) -> str:
         """The row of the study."""
-        return self.cell.row
+        return self.trial.row
 
     @property
     def seed(self) -> int:
         """The seed."""
-        return self.cell.seed
+        return self.trial.seed
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """Seeds for people: "seed 0", "seeds 0, 1"."""
+    numbers = [str(seed) for seed in seeds]
+    return f"seed{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
 
 
 def number(value: float | None) -> float:
-    """A number of a result for arithmetic: not a number where it is missing, or infinite."""
+    """A number of a result for arithmetic: NaN where it is missing or infinite."""
     return value if value is not None and math.isfinite(value) else math.nan
 
 
-def read_results(run_dir: Path) -> tuple[list[CellResult], list[str]]:
-    """The results of all cells that have one.
-
-    Args:
-        run_dir: folder of the study's run.
-
-    Returns:
-        The results, in the order of the folders' names, and one line for each file that cannot be used.
-    """
+def read_results(run_dir: Path) -> tuple[list[TrialResult], list[str]]:
+    """The results in a run folder, sorted by the names of the trials' folders, and one line per unusable file."""
     results, problems = [], []
-    for path in sorted(run_dir.glob("cells/*/result.json")):
+    for path in sorted(run_dir.glob("trials/*/result.json")):
         found = _read(path)
-        if isinstance(found, CellResult):
+        if isinstance(found, TrialResult):
             results.append(found)
         else:
             place = path.relative_to(run_dir).as_posix()
-            problems.append(f"{place} cannot be used ({found}); remove its folder and run the study again.")
+            problems.append(f"{place} cannot be read ({found}); remove its folder and run the study again.")
     return results, problems
 
 
-def _read(path: Path) -> CellResult | str:
-    """The result of one cell, or why there is none."""
+def _read(path: Path) -> TrialResult | str:
+    """The result of one trial, or why there is none."""
     try:
-        result = CellResult.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        result = TrialResult.model_validate(json.loads(path.read_text(encoding="utf-8")))
         return result.model_copy(update={"written_s": path.stat().st_mtime})
     except (OSError, ValueError) as error:
         return _in_short(error)

@@ -1,6 +1,6 @@
-"""Means with their 95 % intervals over a few seeds.
+"""Means with 95 % confidence intervals over a few seeds.
 
-Must not know: what is measured. Runs in: any thread; all functions are pure.
+Runs in: any thread; all functions are pure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Estimate:
 
     Attributes:
         mean: over the seeds.
-        half_width: of the 95 % interval around the mean; None where there is one value only.
+        half_width: of the 95 % confidence interval around the mean; None for a single value.
         values: one per seed.
     """
 
@@ -31,7 +31,7 @@ class Estimate:
     values: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; those that are not finite become None, as JSON has no word for them."""
+        """Plain values; those that are not finite become None, because JSON cannot hold them."""
         return {
             "mean": _finite(self.mean),
             "half_width_95": None if self.half_width is None else _finite(self.half_width),
@@ -40,7 +40,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and 95 % interval: mean ± t(0.975, n - 1) * s / sqrt(n), with s the standard deviation of the sample.
+    """Mean and 95 % interval: mean ± t(0.975, n - 1) * s / sqrt(n), where s is the sample standard deviation.
 
     Args:
         values: one per seed, in any unit.

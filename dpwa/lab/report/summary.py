@@ -1,6 +1,6 @@
-"""From the results of single cells to one line per row: means over seeds, curves, what failed, what is missing.
+"""From the results of single trials to one summary per row: means over seeds, curves, what failed, what is missing.
 
-Must not know: files, pictures, pages. Runs in: any thread; all functions are pure.
+Runs in: any thread; all functions are pure.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpwa.lab.report.results import Batches, CellResult, Round, number
+from dpwa.lab.report.results import Batches, Round, TrialResult, number, seeds_text
 from dpwa.lab.report.statistics import Estimate, estimate
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.study import Row, Study
@@ -19,7 +19,7 @@ from dpwa.lab.study.study import Row, Study
 __all__ = ["Band", "Curves", "RowSummary", "Summary", "TimeToTarget", "summarise", "time_to"]
 
 MOST_POINTS = 200
-# Single batches jump too much to be read: each point is the mean of so many that the training has this many points.
+# Single batches vary too much to be read: each point is a mean over enough of them to leave this many points.
 MOST_BATCH_POINTS = 80
 
 Numbers = NDArray[np.float64]
@@ -27,7 +27,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Band:
-    """A curve: the mean over seeds, the lowest and the highest seed; not a number where nothing was measured."""
+    """A curve: the mean over seeds, the lowest and the highest seed; NaN where nothing was measured."""
 
     mean: Numbers
     low: Numbers
@@ -39,17 +39,17 @@ class Curves:
     """How a row's training went, by round.
 
     Attributes:
-        epoch: passes over the data, all processes together; shape (points,), as of all the others.
+        epoch: passes over the data by all processes together; shape (points,), like the others.
         time_s: on the training clock, mean over seeds.
         bytes_sent: by all processes, mean over seeds.
         accuracy: of the aggregated model, per cent.
         loss: of the same on the test set.
         consensus: relative distance of the models from their mean.
-        batch_samples: seen by all processes; shape (batch points,), as of the next two.
+        batch_samples: seen by all processes; shape (batch points,), like the next two.
         batch_loss: of training batches.
         batch_accuracy: of training batches, per cent.
         seeds: how many make the mean.
-        is_whole: whether the training came to its end.
+        is_whole: whether the training was completed.
     """
 
     epoch: Numbers
@@ -67,7 +67,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class TimeToTarget:
-    """When the target was reached: training time, over the seeds that reached it."""
+    """The training time until the target was reached, over the seeds that reached it."""
 
     time_s: Estimate | None
     seeds: int
@@ -75,26 +75,26 @@ class TimeToTarget:
 
 @dataclass(frozen=True)
 class RowSummary:
-    """A row over its seeds. Estimates are of the cells that are done, None without any.
+    """A row over its seeds. Estimates are over the trials that are done; None if there are none.
 
     Attributes:
         name: its label.
         index: its place in the study.
         literature: what others reported, in the study's unit.
-        settings: as the study file has them.
-        done: results of cells that are done, by seed.
+        settings: as in the study file.
+        done: results of trials that are done, by seed.
         failed: results of those that failed, by seed.
         skipped: results of those that could not be started, by seed.
         missing: seeds without a result.
-        accuracy: of the aggregated model at the end, per cent.
+        accuracy: final, of the aggregated model, per cent.
         loss: of the same on the test set.
-        worst_worker: the lowest accuracy of a worker's own model at the end, per cent.
+        worst_worker: the lowest final accuracy of a worker's model, per cent.
         training_s: of the slowest process.
-        epoch_s: the same by the number of epochs.
-        to_target: when the target accuracy was reached; None without a target or a cell that is done.
+        epoch_s: the same, divided by the number of epochs.
+        to_target: when the target accuracy was reached; None without a target or a trial that is done.
         samples: seen by all processes together.
         bytes_sent: by all processes together.
-        consensus: distance at the end.
+        consensus: final consensus distance.
         curves: None without any round.
     """
 
@@ -102,9 +102,9 @@ class RowSummary:
     index: int
     literature: float | None
     settings: Settings
-    done: tuple[CellResult, ...]
-    failed: tuple[CellResult, ...]
-    skipped: tuple[CellResult, ...]
+    done: tuple[TrialResult, ...]
+    failed: tuple[TrialResult, ...]
+    skipped: tuple[TrialResult, ...]
     missing: tuple[int, ...]
     accuracy: Estimate | None
     loss: Estimate | None
@@ -118,13 +118,13 @@ class RowSummary:
     curves: Curves | None
 
     @property
-    def measured(self) -> tuple[CellResult, ...]:
-        """The cells of which something was measured, to the end or not."""
+    def measured(self) -> tuple[TrialResult, ...]:
+        """The trials of which something was measured, whether they are done or failed."""
         return tuple(result for result in self.done + self.failed if result.processes > 0)
 
     @property
     def processes(self) -> str:
-        """Processes and threads of each, such as "4 x 1"; of several kinds all."""
+        """Processes and threads of each, such as "4 x 1"; all of them, if trials differ."""
         found = dict.fromkeys(f"{result.processes} x {result.threads_per_process}" for result in self.measured)
         return ", ".join(found)
 
@@ -134,7 +134,7 @@ class Summary:
     """A whole study.
 
     Attributes:
-        study: what was asked.
+        study: the study.
         rows: all of them, in order.
         notes: one line for each thing that is wrong or missing.
     """
@@ -144,23 +144,23 @@ class Summary:
     notes: tuple[str, ...]
 
     @property
-    def results(self) -> tuple[CellResult, ...]:
-        """All cells of which something was measured."""
+    def results(self) -> tuple[TrialResult, ...]:
+        """All trials of which something was measured."""
         return tuple(result for row in self.rows for result in row.measured)
 
     @property
     def seeds(self) -> list[int]:
-        """Those of the cells of which something was measured."""
+        """The seeds of the trials of which something was measured."""
         return sorted({result.seed for result in self.results})
 
 
-def summarise(study: Study, results: Sequence[CellResult], problems: Sequence[str] = ()) -> Summary:
-    """One line per row of the study.
+def summarise(study: Study, results: Sequence[TrialResult], problems: Sequence[str] = ()) -> Summary:
+    """Summarises a study.
 
     Args:
-        study: what was asked.
-        results: of its cells, in any order.
-        problems: of the reading, one line each.
+        study: the study.
+        results: of its trials, in any order.
+        problems: found while reading them, one line each.
     """
     labels = [row.label for row in study.rows]
     rows = tuple(
@@ -169,37 +169,35 @@ def summarise(study: Study, results: Sequence[CellResult], problems: Sequence[st
     )
     notes = [*problems]
     strangers = dict.fromkeys(result.row for result in results if result.row not in labels)
-    notes += [f'There are results of "{name}", which is not a row of the study: left out.' for name in strangers]
+    notes += [f'Results of "{name}" are left out: the study has no such row.' for name in strangers]
     notes += [f"{row.name}: {remark}" for row in rows if (remark := _stale(row))]
-    missing = [f"{row.name} (seed {', '.join(map(str, row.missing))})" for row in rows if row.missing]
+    missing = [f"{row.name} ({seeds_text(row.missing)})" for row in rows if row.missing]
     if missing:
         notes.append(f"Not run yet: {'; '.join(missing)}.")
     return Summary(study, rows, tuple(notes))
 
 
 def _stale(row: RowSummary) -> str:
-    """Whether results were made with other settings than those of the study file."""
+    """The row's results that were made with other settings than the study file has; empty if there are none."""
     wanted = row.settings.to_json()
     keys = {
         key
         for result in row.measured
-        for key, value in result.cell.settings.items()
+        for key, value in result.trial.settings.items()
         if key in wanted and wanted[key] != value
     }
     if not keys:
         return ""
-    return (
-        f"results were made with other settings than the study file has now ({', '.join(sorted(keys))}); run it again."
-    )
+    return f"its results were made before these settings changed: {', '.join(sorted(keys))}; run the study again."
 
 
-def _row(study: Study, index: int, row: Row, results: Sequence[CellResult]) -> RowSummary:
+def _row(study: Study, index: int, row: Row, results: Sequence[TrialResult]) -> RowSummary:
     ordered = sorted(results, key=lambda result: result.seed)
     done = tuple(result for result in ordered if result.status == "done")
     skipped = tuple(result for result in ordered if result.status == "skipped")
     failed = tuple(result for result in ordered if result.status not in {"done", "skipped"})
 
-    def over_seeds(value: Callable[[CellResult], float | None]) -> Estimate | None:
+    def over_seeds(value: Callable[[TrialResult], float | None]) -> Estimate | None:
         return estimate([found for result in done if (found := value(result)) is not None])
 
     return RowSummary(
@@ -228,29 +226,29 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def _worst_worker(result: CellResult) -> float | None:
+def _worst_worker(result: TrialResult) -> float | None:
     return _percent(min((worker.accuracy for worker in result.workers if worker.accuracy is not None), default=None))
 
 
 def time_to(rounds: Sequence[Round], accuracy: float) -> float | None:
     """Training time (s) at the end of the first round at or above an accuracy (0..1); None if there is no such round.
 
-    Nothing is interpolated: between two rounds nobody has measured.
+    Nothing is interpolated: between two rounds nothing was measured.
     """
     # A share such as 0.9 and a percentage such as 90 / 100 may differ in their last bit.
     reached = (r.time_s for r in rounds if r.accuracy is not None and r.accuracy >= accuracy - 1e-12)
     return next(reached, None)
 
 
-def _to_target(done: Sequence[CellResult], target: float | None) -> TimeToTarget | None:
+def _to_target(done: Sequence[TrialResult], target: float | None) -> TimeToTarget | None:
     if target is None or not done:
         return None
     times_s = [time_s for result in done if (time_s := time_to(result.rounds, target / 100)) is not None]
     return TimeToTarget(estimate(times_s), len(done))
 
 
-def _curves(results: Sequence[CellResult], *, is_whole: bool) -> Curves | None:
-    """The mean over seeds of all rounds that each of them came to."""
+def _curves(results: Sequence[TrialResult], *, is_whole: bool) -> Curves | None:
+    """The mean over seeds of all rounds that each of them reached."""
     tables = [{round_.round: round_ for round_ in result.rounds} for result in results if result.rounds]
     if not tables:
         return None
@@ -279,14 +277,14 @@ def _curves(results: Sequence[CellResult], *, is_whole: bool) -> Curves | None:
 
 
 def _thinned(count: int) -> list[int]:
-    """At most so many places of `count`, evenly apart, with the first and the last."""
+    """Indices of at most `MOST_POINTS` of `count` points, evenly spaced, with the first and the last."""
     if count <= MOST_POINTS:
         return list(range(count))
     return [round(place) for place in np.linspace(0, count - 1, MOST_POINTS)]
 
 
 def _band(values: Numbers) -> Band:
-    """Args: values: shape (seeds, points)."""
+    """The band of values of shape (seeds, points)."""
     return Band(values.mean(axis=0), values.min(axis=0), values.max(axis=0))
 
 
@@ -300,13 +298,13 @@ def _batches(found: Sequence[Batches]) -> tuple[Numbers, Band, Band]:
     ends = np.linspace(
         0, min(line[0, -1] for line in lines), min(MOST_BATCH_POINTS, *(line.shape[1] for line in lines)) + 1
     )
-    # Integrals, so that a point is the mean over all samples since the one before it.
+    # Integrals, so that a point is the mean over all samples since the previous point.
     means = np.array([[_means_between(line[0], line[row], ends) for line in lines] for row in (1, 2)])
     return ends[1:], _band(means[0]), _band(100 * means[1])
 
 
 def _batch_line(batches: Batches) -> Numbers:
-    """Rows samples, loss, accuracy; only as far as all three are known."""
+    """Rows: samples, loss, accuracy; as far as all three are known."""
     count = min(len(batches.samples), len(batches.loss), len(batches.accuracy))
     rows = [
         batches.samples[:count],

@@ -1,6 +1,6 @@
-"""A picture as SVG inside of a page, on the white ground that it was drawn for. Text stays text.
+"""A chart as SVG inside a page. Text stays text.
 
-Must not know: what the picture shows. Runs in: the thread that calls it. Imports matplotlib.
+Runs in: the calling thread. Imports matplotlib.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ __all__ = ["inline_svg"]
 
 
 def inline_svg(figure: Figure, *, name: str, title: str) -> str:
-    """The picture as an element of a page.
+    """The chart as an HTML element.
 
     Args:
-        figure: the picture.
-        name: unique in the page: the ids of the picture begin with it.
-        title: what it shows, for those who do not see it.
+        figure: the chart.
+        name: unique in the page: prefix of the chart's ids.
+        title: what it shows, for readers who cannot see it.
     """
     file = io.StringIO()
-    # The salt makes the file the same each time, and its ids different from those of other pictures.
+    # The salt makes the file reproducible, and its ids different from those of other charts.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()

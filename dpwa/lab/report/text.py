@@ -1,6 +1,6 @@
-"""The numbers of a study as text: the table that page, Markdown and terminal show alike.
+"""The numbers of a study as text: the table that the page, Markdown and the terminal show.
 
-Must not know: how a page or a picture is made. Runs in: any thread; all functions are pure.
+Runs in: any thread; all functions are pure.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpwa.lab.report.results import CellResult
+from dpwa.lab.report.results import TrialResult, seeds_text
 from dpwa.lab.report.statistics import Estimate
 from dpwa.lab.report.summary import RowSummary, Summary
 
@@ -27,7 +27,7 @@ class Column:
     Attributes:
         title: above it.
         text: its cell in a row.
-        is_short: whether it is shown where there is little room.
+        is_short: whether it is shown in the terminal, which has little room.
         is_number: whether it is aligned to the right.
     """
 
@@ -71,28 +71,27 @@ def caption(summary: Summary) -> str:
     seeds = summary.seeds
     count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))})"
     parts = [
-        "Accuracy is that of the aggregated model (the plain mean of all nodes' models, or the one model of a strategy "
-        f"that has only one) on the test set after the last round: mean over {count}"
-        + (", ± half of the 95 % interval by Student's t." if len(seeds) > 1 else "; no interval from one seed."),
-        "Worst worker is the least accurate of the workers' own models.",
+        "Accuracy is that of the aggregated model (the plain mean of all nodes' models, or the only model) on the test "
+        f"set after the last round: the mean over {count}"
+        + (" ± half of its 95 % confidence interval." if len(seeds) > 1 else "; one seed gives no interval."),
+        "Worst worker is the accuracy of the least accurate worker's model.",
         "Training is the time of the slowest process on the training clock, without start-up and evaluation.",
     ]
     if study.target_accuracy is not None:
         parts.append(
-            f"To {study.target_accuracy:g} % is the training time at the end of the first round at or above it; "
-            "nothing is interpolated between rounds."
+            f"To {study.target_accuracy:g} % is the training time at the end of the first round with this accuracy."
         )
     parts.append(
-        "Samples and bytes are those of all processes together; consensus distance is the mean distance of the models "
-        "from their mean, relative to the mean's norm."
+        "Samples and bytes are those of all processes together. Consensus distance is the mean distance of the models "
+        "from their mean, relative to the norm of the mean."
     )
     if any(row.literature is not None for row in summary.rows):
-        parts.append("Literature is what the work that a row comes from reported, on its own hardware and software.")
+        parts.append("Literature is what the cited work reported, on its own hardware and software.")
     return " ".join(parts)
 
 
 def accuracy_text(row: RowSummary) -> str:
-    """Accuracy with its interval, such as "90.12 ± 0.31", and how many seeds it is from where that is not plain."""
+    """Accuracy with its interval, such as "90.12 ± 0.31"; from one seed without."""
     found = row.accuracy
     if found is None:
         return NONE
@@ -102,7 +101,7 @@ def accuracy_text(row: RowSummary) -> str:
 
 
 def literature_text(row: RowSummary, unit: str) -> str:
-    """The literature's number, and in accuracies how far ours is from it."""
+    """The number from the literature; for accuracies also how far ours is from it."""
     if row.literature is None:
         return NONE
     if unit == "s":
@@ -113,7 +112,7 @@ def literature_text(row: RowSummary, unit: str) -> str:
 
 
 def to_target_text(row: RowSummary) -> str:
-    """Time to the target accuracy, and by how many seeds it was reached."""
+    """Time to the target accuracy, and how many seeds reached it."""
     found = row.to_target
     if found is None:
         return NONE
@@ -125,7 +124,7 @@ def to_target_text(row: RowSummary) -> str:
 
 
 def status_text(row: RowSummary) -> str:
-    """How far the row is: done, or what happened to which seed."""
+    """The state of the row: done, or what happened to which seed."""
     parts = []
     if row.done:
         wanted = len(row.done) + len(row.failed) + len(row.skipped) + len(row.missing)
@@ -134,17 +133,17 @@ def status_text(row: RowSummary) -> str:
     parts += _failures(row)
     parts += dict.fromkeys(f"skipped: {_without('skipped: ', result.reason) or _NO_REASON}" for result in row.skipped)
     if row.missing:
-        seeds = f" (seed {', '.join(map(str, row.missing))})" if row.done or row.failed or row.skipped else ""
+        seeds = f" ({seeds_text(row.missing)})" if row.done or row.failed or row.skipped else ""
         parts.append(f"not run yet{seeds}")
     return "; ".join(parts)
 
 
-def failure_text(result: CellResult, rounds: int) -> str:
-    """How far a cell came of all its rounds, and why it ended."""
+def failure_text(result: TrialResult, rounds: int) -> str:
+    """How far a trial got, and why it ended."""
     return f"failed {_how_far(result, rounds)}: {result.reason or _NO_REASON}"
 
 
-def _how_far(result: CellResult, rounds: int) -> str:
+def _how_far(result: TrialResult, rounds: int) -> str:
     if not result.rounds or result.rounds[-1].round == 0:
         return "in its first round"
     last = result.rounds[-1]
@@ -154,8 +153,8 @@ def _how_far(result: CellResult, rounds: int) -> str:
 
 
 def _failures(row: RowSummary) -> list[str]:
-    """One line for each reason: of all seeds that ended by it, how far the first one came."""
-    reasons: dict[str, list[CellResult]] = {}
+    """One line for each reason, with the seeds that it ended and how far the first of them got."""
+    reasons: dict[str, list[TrialResult]] = {}
     for result in row.failed:
         reasons.setdefault(result.reason, []).append(result)
     is_only_one = len(row.done) + len(row.failed) + len(row.skipped) == 1
@@ -165,8 +164,8 @@ def _failures(row: RowSummary) -> list[str]:
         if len(alike) == 1:
             lines.append(f"{'' if is_only_one else f'seed {alike[0].seed} '}{failure_text(alike[0], rounds)}")
         else:
-            seeds = ", ".join(str(result.seed) for result in alike)
-            lines.append(f"seeds {seeds} failed, the first {_how_far(alike[0], rounds)}: {reason or _NO_REASON}")
+            seeds = seeds_text(result.seed for result in alike)
+            lines.append(f"{seeds} failed, the first {_how_far(alike[0], rounds)}: {reason or _NO_REASON}")
     return lines
 
 

@@ -1,1 +1,1 @@
-"""Runs the trainings of a study, one after the other."""
+"""Runs the trials of a study, one after the other."""

@@ -1,6 +1,6 @@
-"""Removes the shared memory that MPI jobs leave behind: mpich makes a segment for each, and does not always remove it.
+"""Removes the shared memory that MPI jobs leave behind: MPICH makes a segment for each and does not always remove it.
 
-Must not know: what the jobs do. Runs in: the main thread.
+Runs in: the main thread.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _YOUNG_S = 2.0
 
 
 def remove_mpi_segments() -> None:
-    """Remove the segments of this user that no process has mapped. Those of the last seconds may be just in the making.
+    """Removes this user's segments that no process has mapped, except the youngest, which a job may be about to map.
 
-    Only Linux tells who has mapped what; elsewhere nothing is removed.
+    Only Linux says who has mapped what; elsewhere nothing is removed.
     """
     proc = Path("/proc")
     if not proc.joinpath("self", "maps").exists():
@@ -32,7 +32,7 @@ def remove_mpi_segments() -> None:
 
 def _is_mapped(path: Path, proc: Path) -> bool:
     for maps in proc.glob("[0-9]*/maps"):
-        # Processes of other users cannot be looked into; but then they cannot have mapped what only we may read.
+        # Other users' processes cannot be looked into, but neither can they have mapped what only this user may read.
         with suppress(OSError):
             if str(path) in maps.read_text(encoding="utf-8", errors="replace"):
                 return True

@@ -1,6 +1,6 @@
-"""What `dpwa lab run` shows: a bar in a terminal, else a line now and then.
+"""What `dpwa lab run` shows: a bar in a terminal, otherwise a line now and then.
 
-Must not know: processes, files. Runs in: the main thread.
+Runs in: the main thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from dpwa.lab.run.cost import shown_duration
+from dpwa.lab.run.pace import duration_text
 
 __all__ = ["RunProgress"]
 
@@ -22,16 +22,16 @@ class RunProgress:
     """Shows how far a run is; a context manager.
 
     Args:
-        console: where to.
-        total: how many trainings there are in all.
-        done: how many of them were finished before.
+        console: where to show it.
+        total: number of trials.
+        done: how many of them had finished before.
     """
 
     def __init__(self, console: Console, total: int, done: int) -> None:
         self._console = console
         self._total = total
         self._done = done
-        self._name = ""
+        self._title = ""
         self._last_line_s = time.monotonic()
         self._bar: Progress | None = None
         if console.is_terminal:
@@ -55,44 +55,38 @@ class RunProgress:
             self._bar.stop()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def begin(self, name: str, left_s: float) -> None:
-        """A training begins.
+    def begin(self, title: str, left_s: float | None) -> None:
+        """A trial begins.
 
         Args:
-            name: of the training.
-            left_s: seconds until all are done, about.
+            title: of the trial.
+            left_s: seconds until all trials are done; None if unknown, here and below.
         """
-        self._name = name
+        self._title = title
         self._last_line_s = time.monotonic()
         if self._bar is None:
-            self.say(f"[{self._done + 1}/{self._total}] {name}: begins; {shown_duration(left_s)} left in all")
-        self.tell(0.0, left_s)
+            self.say(f"[{self._done + 1}/{self._total}] {title}: started{_left(left_s)}")
+        self.update(0.0, left_s)
 
-    def tell(self, share: float, left_s: float) -> None:
-        """The training goes on.
-
-        Args:
-            share: of it that is done, 0..1.
-            left_s: seconds until all are done, about.
-        """
-        text = f"{self._name}: {share:.0%}; {shown_duration(left_s)} left in all"
+    def update(self, share: float, left_s: float | None) -> None:
+        """This share of the trial is done, 0..1."""
+        text = f"{self._title}: {share:.0%}{_left(left_s)}"
         if self._bar is not None:
             self._bar.update(self._task, description=text, completed=self._done)
         elif time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = time.monotonic()
             self.say(f"[{self._done + 1}/{self._total}] {text}")
 
-    def end(self, name: str, text: str) -> None:
-        """A training has ended.
-
-        Args:
-            name: of the training.
-            text: how.
-        """
+    def end(self, title: str, outcome: str, left_s: float | None = None) -> None:
+        """A trial has ended, with this outcome."""
         self._done += 1
-        self.say(f"[{self._done}/{self._total}] {name}: {text}")
+        self.say(f"[{self._done}/{self._total}] {title}: {outcome}{_left(left_s)}")
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
+
+
+def _left(left_s: float | None) -> str:
+    return f"; about {duration_text(left_s)} left" if left_s else ""

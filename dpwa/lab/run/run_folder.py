@@ -1,10 +1,10 @@
-"""The folder of a run of a study: the study's file, and a folder for each training.
+"""The run folder of a study: a copy of the study file, and a folder for each trial.
 
     study.yaml          a copy of the study file
-    cells/ROW-sSEED/    see `dpwa.lab.study.cell`
-    .lock               held by the run that is at work
+    trials/ROW-sSEED/   see `dpwa.lab.study.trial`
+    .lock               held by the run that uses the folder
 
-Must not know: torch, processes. Runs in: any thread.
+Runs in: any thread.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpwa.errors import ConfigError
-from dpwa.lab.study.cell import Cell, CellFolder, write_json
-from dpwa.lab.study.study import Study, cell_folder_name
+from dpwa.lab.study.study import Study, trial_folder_name
+from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 
 __all__ = ["RunFolder", "is_result", "last_lines", "newest_round", "read_json", "remove_snapshots", "shown_path"]
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where the files of a run are.
+    """A run folder.
 
     Attributes:
         path: the folder, absolute.
@@ -43,16 +43,16 @@ class RunFolder:
         """The copy of the study file."""
         return self.path / "study.yaml"
 
-    def of(self, cell: Cell) -> CellFolder:
-        """The folder of a training."""
-        return CellFolder(self.path / "cells" / cell_folder_name(cell))
+    def of(self, trial: Trial) -> TrialFolder:
+        """The folder of a trial."""
+        return TrialFolder(self.path / "trials" / trial_folder_name(trial))
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Meanwhile no other run works in this folder. It is made if it is missing.
+        """Keeps other runs out of this folder meanwhile; makes it if it is missing.
 
         Raises:
-            ConfigError: it cannot be written, or another run is at work in it.
+            ConfigError: it cannot be written, or another run uses it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -66,16 +66,16 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ConfigError(
-                    f"run folder {self.path}: another dpwa lab run is at work in it; wait for its end, or name another "
+                    f"run folder {self.path}: another dpwa lab run is using it; wait for it to end, or name another "
                     f"folder with --run-dir"
                 ) from error
             yield
 
     def keep(self, study: Study) -> None:
-        """Copy the study file here, so that a report can be made from the folder alone.
+        """Copies the study file here, so that a report can be made from the folder alone.
 
         Raises:
-            ConfigError: the folder holds the run of a study with another name.
+            ConfigError: the folder belongs to a study with another name.
         """
         copy = self.study_yaml
         if copy.exists() and copy.resolve() == study.path.resolve():
@@ -84,69 +84,70 @@ class RunFolder:
             name = Study.load(copy).name
             if name != study.name:
                 raise ConfigError(
-                    f"run folder {self.path}: it holds the study {name}, not {study.name}; name another with --run-dir"
+                    f"run folder {self.path}: it belongs to the study {name}, not {study.name}; "
+                    f"name another with --run-dir"
                 )
         copy.write_bytes(study.path.read_bytes())
 
-    def result(self, cell: Cell) -> dict[str, Any] | None:
-        """What came of a training, if this very training has been made; None if not."""
-        found = read_json(self.of(cell).result_json)
-        if found is None or _cell_of(found.get("cell")) != cell:
+    def result(self, trial: Trial) -> dict[str, Any] | None:
+        """The result of a trial; None if there is none, or it was made with other settings."""
+        found = read_json(self.of(trial).result_json)
+        if found is None or _trial_of(found.get("trial")) != trial:
             return None
-        return found if is_result(cell, found) else None
+        return found if is_result(trial, found) else None
 
-    def why_again(self, cell: Cell) -> str:
-        """Why a training that was begun once is made again; empty if it never was."""
-        folder = self.of(cell)
+    def why_again(self, trial: Trial) -> str:
+        """Why a trial that was started before has to run again; empty if it never was started."""
+        folder = self.of(trial)
         if not folder.path.exists():
             return ""
-        old, result = read_json(folder.cell_json), read_json(folder.result_json)
-        before = _cell_of(old)
+        old, result = read_json(folder.trial_json), read_json(folder.result_json)
+        before = _trial_of(old)
         if before is None:
-            return "its folder holds no training that can be read"
-        if before != cell:
-            return f"the study has changed: {', '.join(_differences(before, cell))}"
+            return "its trial.json cannot be read"
+        if before != trial:
+            return f"its settings have changed ({', '.join(_differences(before, trial))})"
         if result is None:
-            return "it was ended before its result"
+            return "it was interrupted"
         how = "was skipped" if result.get("status") == "skipped" else "failed"
-        return f"it {how}: {result.get('reason') or 'nobody knows why'}"
+        return f"it {how}: {result.get('reason') or 'for an unknown reason'}"
 
-    def empty(self, cell: Cell) -> CellFolder:
-        """The folder of a training, with nothing in it but cell.json.
+    def empty(self, trial: Trial) -> TrialFolder:
+        """The folder of a trial, with nothing in it but trial.json.
 
         Raises:
-            ConfigError: something else than a training is there.
+            ConfigError: there is a folder that is not a trial's.
         """
-        folder = self.of(cell)
+        folder = self.of(trial)
         if folder.path.exists():
-            if any(folder.path.iterdir()) and not folder.cell_json.exists():
+            if any(folder.path.iterdir()) and not folder.trial_json.exists():
                 raise ConfigError(
-                    f"{folder.path}: expected the folder of a training or none, got one without cell.json; "
-                    f"move it away, or name another run folder with --run-dir"
+                    f"{folder.path}: expected the folder of a trial, got one without trial.json; move it away, "
+                    f"or name another run folder with --run-dir"
                 )
             shutil.rmtree(folder.path)
         folder.path.mkdir(parents=True)
-        write_json(folder.cell_json, cell.to_json())
+        write_json(folder.trial_json, trial.to_json())
         return folder
 
 
-def is_result(cell: Cell, result: Mapping[str, Any]) -> bool:
-    """Whether a training need not be made again. Where a node is killed, a failure of the others is what came out."""
+def is_result(trial: Trial, result: Mapping[str, Any]) -> bool:
+    """Whether a trial need not run again. In a study that kills a node, the others' failure is a result."""
     if result.get("status") == "done":
         return True
     is_from_training = bool(result.get("samples_seen"))
-    return result.get("status") == "failed" and cell.settings.kill is not None and is_from_training
+    return result.get("status") == "failed" and trial.settings.kill is not None and is_from_training
 
 
-def remove_snapshots(folder: CellFolder) -> None:
-    """Remove the models of a training but each process's last one; everything else is in the result."""
+def remove_snapshots(folder: TrialFolder) -> None:
+    """Removes a trial's models, except each process's last one; what was measured of them is in the result."""
     for snapshots in (folder.path / "nodes").glob("*/snapshots"):
         for path in sorted(snapshots.glob("*.safetensors"))[:-1]:
             path.unlink()
 
 
-def newest_round(folder: CellFolder) -> int:
-    """The round that processes of a training have come to, the mean over those that put models down."""
+def newest_round(folder: TrialFolder) -> int:
+    """The round that a trial has reached: the mean over the processes that save models."""
     found = [
         max((int(path.stem) for path in snapshots.glob("[0-9]*.safetensors")), default=0)
         for snapshots in (folder.path / "nodes").glob("*/snapshots")
@@ -167,7 +168,7 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def shown_path(path: Path) -> str:
-    """A path for people, and for the shell: short where it lies below the current folder."""
+    """A path for people and for the shell: relative if it lies below the current folder."""
     try:
         shown = path.relative_to(Path.cwd())
     except ValueError:
@@ -176,27 +177,27 @@ def shown_path(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file; None if there is none that is whole."""
+    """The mapping in a JSON file; None if the file is missing or incomplete."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # missing, cut off, no text
+    except (OSError, ValueError):  # missing, cut off, not text
         return None
     return found if isinstance(found, dict) else None
 
 
-def _cell_of(values: object) -> Cell | None:
-    """The training of cell.json or result.json; None if it is none of today's.
+def _trial_of(values: object) -> Trial | None:
+    """The trial of trial.json or result.json; None if it cannot be read.
 
-    Settings that came to dpwa after it was written have their defaults, so that it still counts.
+    Settings that dpwa did not have when it was written get their defaults, so that the trial still counts.
     """
     try:
-        return Cell.from_json(values) if isinstance(values, Mapping) else None
+        return Trial.from_json(values) if isinstance(values, Mapping) else None
     except (KeyError, ValidationError):
         return None
 
 
-def _differences(before: Cell, after: Cell) -> list[str]:
-    """Names of what is not the same."""
+def _differences(before: Trial, after: Trial) -> list[str]:
+    """Names of the settings that differ."""
     old, new = before.to_json(), after.to_json()
     settings = [key for key in new["settings"] if old["settings"][key] != new["settings"][key]]
     return settings or [key for key in new if old[key] != new[key]]

@@ -1,25 +1,26 @@
-"""Runs the trainings of a study, one after the other, and measures each when its processes have ended.
+"""Runs the trials of a study, one after the other, and evaluates each when its processes have ended.
 
-What has finished is kept, so that a run goes on where it stopped. A training that fails is told and does not stop the
-rest.
+Finished trials are kept, so that an interrupted run can be continued. A trial that fails is reported, and the others
+still run.
 
-Must not know: torch, how strategies work. Runs in: the main thread.
+Runs in: the main thread; while trials run, as a task of an event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-from dpwa.lab.run.cost import Pace, estimate_s, shown_duration, threads_of
 from dpwa.lab.run.mpi_segments import remove_mpi_segments
+from dpwa.lab.run.pace import Pace, duration_text
 from dpwa.lab.run.progress import RunProgress
 from dpwa.lab.run.run_folder import (
     RunFolder,
@@ -36,222 +37,247 @@ from dpwa.lab.run.starting import (
     environment_of,
     evaluation_command,
     held_to,
-    machine_cores,
     missing_for,
     prepare,
+    threads_of,
 )
-from dpwa.lab.run.supervision import Ended, EndedBySignal, run_to_end, signals_as_exceptions
-from dpwa.lab.study.cell import Cell, CellFolder, write_json
+from dpwa.lab.run.supervision import Ended, EndedBySignal, Programs
 from dpwa.lab.study.kinds import Start
 from dpwa.lab.study.study import Study
+from dpwa.lab.study.trial import Trial, TrialFolder, write_json
+from dpwa.lab.training.machine import machine_cores
+from dpwa.launch.local import end_signals
 
 __all__ = ["Runner"]
 
-_LEAST_DEADLINE_S = 600.0
-_DEADLINE_IN_ESTIMATES = 6.0
 _SHOWN_LINES = 12
 _SEARCHED_LINES = 300
 _SHARE_TO_TRUST = 0.15
-"""From this share of a training on, its own pace tells better than the estimate when it will be over."""
+"""From this share of a trial on, its own speed predicts its end better than earlier trials do."""
 
 _ERROR_LINES = (re.compile(r"\b\w+(?:Error|Exception): .*"), re.compile(r"dpwa: node .* failed: .*"))
-"""What tells why processes failed: an exception that ended one, else what `dpwa launch` says. The first is the cause of
-the others."""
+"""Lines that say why processes failed: the exception that ended one, otherwise what `dpwa launch` says. The first
+exception is the cause of the others."""
 
 _CAUSE = "The above exception was the direct cause of the following exception:"
-"""After an exception that was turned into one which says more to a person."""
+"""Stands between an exception and the clearer one that it was turned into."""
 
 
 @dataclass(frozen=True)
-class CellOutcome:
-    """What came of a training.
+class TrialOutcome:
+    """How a trial ended.
 
     Attributes:
-        cell: the training.
+        trial: the trial.
         status: done, failed or skipped.
         reason: why it is not done, in one line.
-        accuracy: of the final model, 0..1; None if it has none.
-        is_expected: nothing is wrong with the run: done, skipped, or failed because the study kills a node.
+        accuracy: of the final model, 0..1; None without a final model.
+        is_expected: the run went as it should: done, skipped, or failed in a study that kills a node.
     """
 
-    cell: Cell
+    trial: Trial
     status: str
     reason: str = ""
     accuracy: float | None = None
     is_expected: bool = True
 
     @classmethod
-    def of_result(cls, cell: Cell, result: dict[str, Any]) -> CellOutcome:
+    def of_result(cls, trial: Trial, result: dict[str, Any]) -> TrialOutcome:
         """What result.json says."""
         reason, accuracy = str(result.get("reason", "")), result.get("final_accuracy")
-        return cls(cell, str(result.get("status")), reason, accuracy, is_expected=is_result(cell, result))
+        return cls(trial, str(result.get("status")), reason, accuracy, is_expected=is_result(trial, result))
+
+    @property
+    def text(self) -> str:
+        """The outcome in words."""
+        if self.status == "done" and self.accuracy is not None:
+            return f"done, accuracy {self.accuracy:.2%}"
+        return f"{self.status}: {self.reason}"
 
 
 class Runner:
-    """A run of a study in a folder.
+    """A run of a study in a folder; its methods, except `run`, change nothing.
 
     Args:
         study: the study.
-        cells: the trainings to make.
-        folder: of the run.
-        data_dir: folder of the data sets; None leaves DPWA_DATA_DIR as it is.
+        trials: the trials to run.
+        folder: the run folder.
+        data_dir: folder of the data sets; None keeps DPWA_DATA_DIR as it is.
     """
 
-    def __init__(self, study: Study, cells: Sequence[Cell], folder: Path, data_dir: Path | None = None) -> None:
+    def __init__(self, study: Study, trials: Sequence[Trial], folder: Path, data_dir: Path | None = None) -> None:
         self.folder = RunFolder(folder.absolute())
         self._study = study
-        self._cells = tuple(cells)
+        self._trials = tuple(trials)
         self._data_dir = data_dir
         self._cores = machine_cores()
+        self._programs = Programs()
+        self._missing = {trial.kind.name: missing_for(trial) for trial in self._trials}
         self._pace = Pace()
-        self._missing = {cell.kind.name: missing_for(cell) for cell in self._cells}
+        for trial in self._trials:
+            result = self.folder.result(trial)
+            if result is not None and result.get("wall_s"):
+                self._pace.learn(trial, result["wall_s"])
 
-    def waiting(self) -> list[Cell]:
-        """The trainings that have not been made, and can be."""
-        return [cell for cell in self._cells if self.folder.result(cell) is None and not self._missing[cell.kind.name]]
+    def waiting(self) -> list[Trial]:
+        """The trials that can be run and have no result yet."""
+        return [
+            trial
+            for trial in self._trials
+            if self.folder.result(trial) is None and self._missing[trial.kind.name] is None
+        ]
 
-    def estimate_s(self) -> float:
-        """How long they will take."""
-        return self._pace.seconds(self.waiting(), self._cores)
+    def seconds_left(self) -> float | None:
+        """About how long these will take; None until a similar trial has finished."""
+        return self._pace.seconds(self.waiting())
 
     def run(self, console: Console) -> int:
-        """Makes the trainings that are missing.
+        """Runs the trials that have no result yet.
 
         Args:
-            console: where to show how it goes.
+            console: shows the progress.
 
         Returns:
-            The exit code: 0 if all is done or skipped, 1 if some failed that should not, 2 if data are missing, and
-            nothing was begun, 128 + N after signal N.
+            The exit code: 0 if every trial is done or skipped, 1 if one failed that should not have, 2 if data are
+            missing (then no trial was started), 128 + N after signal N.
 
         Raises:
             ConfigError: the folder cannot be used.
         """
         with self.folder.taken():
             self.folder.keep(self._study)
-            kept = [cell for cell in self._cells if self.folder.result(cell) is not None]
-            with signals_as_exceptions():
-                try:
-                    if not self._has_data(console):
-                        return 2
-                    with RunProgress(console, len(self._cells), len(kept)) as progress:
-                        if kept:
-                            progress.say(
-                                f"{len(kept)} of {len(self._cells)} trainings were finished before and are kept"
-                            )
-                        outcomes = [self._outcome(cell, progress) for cell in self._cells]
-                except EndedBySignal as ended:
-                    _print(console, f"ended by {ended}; the same command goes on from here")
-                    return 128 + ended.number
+            try:
+                outcomes = asyncio.run(self._run(console))
+            except EndedBySignal as ended:
+                _print(console, f"ended by {ended}; run the same command again to continue")
+                return 128 + ended.number
+        if outcomes is None:
+            return 2
         self._summarise(outcomes, console)
         return 0 if all(outcome.is_expected for outcome in outcomes) else 1
 
-    def _has_data(self, console: Console) -> bool:
-        """Loads what the trainings need, once for all of them, unless an earlier run has; what is wrong it tells."""
-        needed = {cell.settings.data: self.folder.of(cell) for cell in self.waiting()}
+    async def _run(self, console: Console) -> list[TrialOutcome] | None:
+        """One outcome per trial; None if data are missing."""
+        with end_signals(self._programs.end):
+            if not await self._has_data(console):
+                return None
+            kept = sum(self.folder.result(trial) is not None for trial in self._trials)
+            with RunProgress(console, len(self._trials), kept) as progress:
+                if kept:
+                    progress.say(f"{kept} of {len(self._trials)} trials have finished before and are kept")
+                return [await self._outcome(trial, progress) for trial in self._trials]
+
+    async def _has_data(self, console: Console) -> bool:
+        """Loads the data sets that the trials need, unless an earlier run has."""
+        needed = {trial.settings.data: self.folder.of(trial) for trial in self.waiting()}
         for name, folder in needed.items():
-            cache = folder.data_cache(name)
-            if cache.exists():
+            if folder.data_cache(name).exists():
                 continue
-            _print(console, f"{name}: being read, once for all trainings")
-            # In a session of its own: Ctrl-C comes to this program alone, which then ends the other.
-            ended = subprocess.run(
-                data_command(name, cache),
-                env=environment_of(self._cores, self._data_dir),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                check=False,
-            )
-            if ended.returncode != 0:
+            _print(console, f"{name}: loading the data, once for all trials")
+            if not await self._load(name, folder.data_cache(name), console):
                 others = [other for other in needed if other != name]
-                hint = f"; to leave these trainings out: --only data={others[0]}" if others else ""
-                _print(console, f"{name} cannot be had, and no training was begun{hint}")
+                hint = f"; to leave out the trials that need it: --only data={others[0]}" if others else ""
+                _print(console, f"{name} cannot be loaded, so no trial was started{hint}")
                 return False
         return True
 
-    def _outcome(self, cell: Cell, progress: RunProgress) -> CellOutcome:
-        result = self.folder.result(cell)
+    async def _load(self, name: str, cache: Path, console: Console) -> bool:
+        """Loads a data set; False if that failed, for the reason that is then shown."""
+        lines: list[str] = []
+        with console.status("") as status:  # in a terminal: how far a download is
+
+            def show(_name: str, line: str) -> None:
+                lines.append(line)
+                status.update(Text(line))
+
+            ended = await self._programs.run(
+                data_command(name, cache), environment_of(self._cores, self._data_dir), on_line=show
+            )
+        if ended.exit_code != 0:
+            for line in lines[-_SHOWN_LINES:]:
+                _print(console, line)
+        return ended.exit_code == 0
+
+    async def _outcome(self, trial: Trial, progress: RunProgress) -> TrialOutcome:
+        result = self.folder.result(trial)
         if result is not None:
-            return CellOutcome.of_result(cell, result)
-        missing = self._missing[cell.kind.name]
+            return TrialOutcome.of_result(trial, result)
+        missing = self._missing[trial.kind.name]
         if missing is not None:
-            self._write_down(cell, self.folder.empty(cell), "skipped", missing)
-            progress.end(_name(cell), f"skipped: {missing}")
-            return CellOutcome(cell, "skipped", missing)
-        progress.begin(_name(cell), self.estimate_s())
-        if why := self.folder.why_again(cell):
-            progress.say(f"{_name(cell)}: made again, {why}")
+            self._write_down(trial, self.folder.empty(trial), "skipped", missing)
+            progress.end(trial.title, f"skipped: {missing}")
+            return TrialOutcome(trial, "skipped", missing)
+        progress.begin(trial.title, self.seconds_left())
+        if why := self.folder.why_again(trial):
+            progress.say(f"{trial.title}: running again: {why}")
         try:
-            outcome, ended = self._make(cell, progress)
+            outcome, ended = await self._run_trial(trial, progress)
         finally:
-            if cell.kind.start is Start.MPI:
+            if trial.kind.start is Start.MPI:
                 remove_mpi_segments()
-        progress.end(
-            _name(cell),
-            f"{_shown(outcome)}, {shown_duration(ended.wall_s)}; {shown_duration(self.estimate_s())} left in all",
-        )
+        progress.end(trial.title, f"{outcome.text}, {duration_text(ended.wall_s)}", self.seconds_left())
         if not outcome.is_expected:
-            log = self.folder.of(cell).output_log
-            progress.say(f"  what it printed last, of {log}:")
+            log = self.folder.of(trial).output_log
+            progress.say(f"  the end of {log}:")
             for line in last_lines(log, _SHOWN_LINES):
                 progress.say(f"  | {line}")
         return outcome
 
-    def _make(self, cell: Cell, progress: RunProgress) -> tuple[CellOutcome, Ended]:
-        """One training with its evaluation, from an empty folder."""
-        folder = self.folder.empty(cell)
-        prepare(cell, folder, self._study.path.parent)
-        estimated_s = estimate_s(cell, self._cores)
-        deadline_s = max(_LEAST_DEADLINE_S, _DEADLINE_IN_ESTIMATES * estimated_s * self._pace.ratio)
-        later_s = self._pace.seconds([other for other in self.waiting() if other != cell], self._cores)
+    async def _run_trial(self, trial: Trial, progress: RunProgress) -> tuple[TrialOutcome, Ended]:
+        """One trial with its evaluation, from an empty folder."""
+        folder = self.folder.empty(trial)
+        prepare(trial, folder, self._study.path.parent)
+        expected_s, deadline_s = self._pace.seconds([trial]), self._pace.deadline_s(trial)
+        later_s = self._pace.seconds(other for other in self.waiting() if other != trial)
 
         def on_wait(elapsed_s: float) -> None:
-            share = min(1.0, newest_round(folder) / cell.rounds)
-            left_s = max(0.0, self._pace.ratio * estimated_s - elapsed_s)
-            if share >= _SHARE_TO_TRUST:
-                left_s = elapsed_s * (1 - share) / share
-            progress.tell(share, left_s + later_s)
+            share = min(1.0, newest_round(folder) / trial.rounds)
+            whole_s = elapsed_s / share if share >= _SHARE_TO_TRUST else expected_s
+            if whole_s is None or later_s is None:
+                progress.update(share, None)
+            else:
+                progress.update(share, max(0.0, whole_s - elapsed_s) + later_s)
 
-        with held_to(cell.settings.cores):
-            ended = run_to_end(
-                command_of(cell, folder),
-                environment_of(threads_of(cell, self._cores), self._data_dir),
-                folder.output_log,
+        with held_to(trial.settings.cores):
+            ended = await self._programs.run(
+                command_of(trial, folder),
+                environment_of(threads_of(trial, self._cores), self._data_dir),
+                log=folder.output_log,
                 deadline_s=deadline_s,
                 on_wait=on_wait,
             )
         reason = _reason(ended, deadline_s, folder)
-        measured = run_to_end(
+        evaluated = await self._programs.run(
             evaluation_command(folder, exit_code=ended.exit_code, reason=reason, wall_s=ended.wall_s),
             environment_of(self._cores, self._data_dir),
-            folder.output_log,
+            log=folder.output_log,
             deadline_s=deadline_s,
         )
-        outcome = self._measured(cell, folder, reason, measured)
+        outcome = self._evaluated(trial, folder, reason, evaluated)
         if outcome.status == "done":
-            self._pace.learn(estimated_s, ended.wall_s + measured.wall_s)
+            self._pace.learn(trial, ended.wall_s + evaluated.wall_s)
         return outcome, ended
 
-    def _measured(self, cell: Cell, folder: CellFolder, reason: str, measured: Ended) -> CellOutcome:
+    def _evaluated(self, trial: Trial, folder: TrialFolder, reason: str, evaluated: Ended) -> TrialOutcome:
         """What result.json says, if the evaluation has written one."""
         result = read_json(folder.result_json)
-        if measured.exit_code != 0 or result is None:
-            reason = reason or f"its evaluation failed: {_error_in(folder) or f'exit code {measured.exit_code}'}"
-            self._write_down(cell, folder, "failed", reason)
-            return CellOutcome(cell, "failed", reason, is_expected=False)
+        if evaluated.exit_code != 0 or result is None:
+            reason = reason or f"its evaluation failed: {_error_in(folder) or f'exit code {evaluated.exit_code}'}"
+            self._write_down(trial, folder, "failed", reason)
+            return TrialOutcome(trial, "failed", reason, is_expected=False)
         remove_snapshots(folder)
-        return CellOutcome.of_result(cell, result)
+        return TrialOutcome.of_result(trial, result)
 
     @staticmethod
-    def _write_down(cell: Cell, folder: CellFolder, status: str, reason: str) -> None:
-        """The result of a training that could not be measured, for the report."""
-        write_json(folder.result_json, {"cell": cell.to_json(), "status": status, "reason": reason})
+    def _write_down(trial: Trial, folder: TrialFolder, status: str, reason: str) -> None:
+        """The result of a trial that could not be evaluated, for the report."""
+        write_json(folder.result_json, {"trial": trial.to_json(), "status": status, "reason": reason})
 
-    def _summarise(self, outcomes: Sequence[CellOutcome], console: Console) -> None:
+    def _summarise(self, outcomes: Sequence[TrialOutcome], console: Console) -> None:
         """One line per row, and what to do next."""
-        rows: dict[str, list[CellOutcome]] = {}
+        rows: dict[str, list[TrialOutcome]] = {}
         for outcome in outcomes:
-            rows.setdefault(outcome.cell.row, []).append(outcome)
+            rows.setdefault(outcome.trial.row, []).append(outcome)
         width = max(map(len, rows))
         for label, found in rows.items():
             reached = [outcome.accuracy for outcome in found if outcome.accuracy is not None]
@@ -270,20 +296,10 @@ def _print(console: Console, line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _name(cell: Cell) -> str:
-    return f"{cell.row} (seed {cell.seed})"
-
-
-def _shown(outcome: CellOutcome) -> str:
-    if outcome.status == "done" and outcome.accuracy is not None:
-        return f"done, {outcome.accuracy:.2%}"
-    return f"{outcome.status}: {outcome.reason}"
-
-
-def _reason(ended: Ended, deadline_s: float, folder: CellFolder) -> str:
-    """Why a training has failed, in one line; empty if it has not."""
+def _reason(ended: Ended, deadline_s: float, folder: TrialFolder) -> str:
+    """Why a trial has failed, in one line; empty if it has not."""
     if ended.is_late:
-        return f"not done within {shown_duration(deadline_s)}"
+        return f"not done within {duration_text(deadline_s)}"
     if ended.exit_code == 0:
         return ""
     if ended.exit_code < 0:
@@ -291,12 +307,12 @@ def _reason(ended: Ended, deadline_s: float, folder: CellFolder) -> str:
     return _error_in(folder) or f"exit code {ended.exit_code}"
 
 
-def _error_in(folder: CellFolder) -> str:
-    """The line of the log that tells best what went wrong, shortened; empty if none does."""
+def _error_in(folder: TrialFolder) -> str:
+    """The line of the log that says best what went wrong, shortened; empty if none does."""
     lines = last_lines(folder.output_log, _SEARCHED_LINES)
     for pattern in _ERROR_LINES:
         for number, line in enumerate(lines):
-            # Python leaves a line empty before it; other processes print lines between.
+            # Python prints an empty line before it; other processes print lines between.
             if (found := pattern.search(line)) and not any(_CAUSE in later for later in lines[number + 1 : number + 6]):
                 return found[0] if len(found[0]) <= 200 else f"{found[0][:197]}..."
     return ""

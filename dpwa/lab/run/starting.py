@@ -1,6 +1,6 @@
-"""What starts the processes of a training: command, environment, cluster file; and what is missing for it.
+"""What starts the processes of a trial: command, environment, cluster file; and which packages are missing for it.
 
-Must not know: torch, how a training goes on. Runs in: the main thread.
+Runs in: the main thread.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import yaml
 
 from dpwa.config.topology import with_folder
 from dpwa.lab.strategies.tensorflow.environment import tensorflow_python, why_no_tensorflow
-from dpwa.lab.study.cell import Cell, CellFolder
 from dpwa.lab.study.kinds import Start
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.launch.ports import free_ports
 
 __all__ = [
@@ -28,75 +28,77 @@ __all__ = [
     "environment_of",
     "evaluation_command",
     "held_to",
-    "machine_cores",
     "missing_for",
     "prepare",
+    "threads_of",
 ]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _OF_A_NODE = ("DPWA_CONFIG", "DPWA_NODE", "DPWA_RANK", "DPWA_RUN_DIR", "DPWA_WORLD_SIZE")
 
 
-def machine_cores() -> int:
-    """Cores that this program may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def threads_of(trial: Trial, machine_cores: int) -> int:
+    """Threads of each process: the cores divided equally among those that compute, at least one."""
+    cores = min(machine_cores, trial.settings.cores or machine_cores)
+    computing = len(trial.process_names) - trial.kind.has_server
+    return max(1, cores // computing)
 
 
-def missing_for(cell: Cell) -> str | None:
-    """What to install for a training, in words; None if everything is there."""
-    if cell.kind.start is Start.MPI and (importlib.util.find_spec("mpi4py") is None or _mpiexec() is None):
+def missing_for(trial: Trial) -> str | None:
+    """What to install for a trial, in words; None if nothing is missing."""
+    if trial.kind.start is Start.MPI and (importlib.util.find_spec("mpi4py") is None or _mpiexec() is None):
         return "install dpwa[mpi]"
-    if cell.kind.start is Start.TENSORFLOW and tensorflow_python() is None:
+    if trial.kind.start is Start.TENSORFLOW and tensorflow_python() is None:
         return why_no_tensorflow()
     return None
 
 
-def prepare(cell: Cell, folder: CellFolder, study_folder: Path) -> None:
+def prepare(trial: Trial, folder: TrialFolder, study_folder: Path) -> None:
     """Write what the processes read before they start.
 
     Args:
-        cell: the training.
+        trial: the trial.
         folder: its folder, which exists.
         study_folder: what paths in the study file are relative to.
 
     Raises:
         DpwaError: there are not enough free ports.
     """
-    if cell.kind.start is not Start.LAUNCH:
+    if trial.kind.start is not Start.LAUNCH:
         return
-    values = _cluster_values(cell, study_folder)
+    values = _cluster_values(trial, study_folder)
     folder.cluster_yaml.write_text(yaml.safe_dump(values, sort_keys=False, width=120), encoding="utf-8")
 
 
-def _cluster_values(cell: Cell, study_folder: Path) -> dict[str, Any]:
-    names = cell.process_names
+def _cluster_values(trial: Trial, study_folder: Path) -> dict[str, Any]:
+    names = trial.process_names
     nodes = [{"name": name, "port": port} for name, port in zip(names, free_ports(len(names)), strict=True)]
-    values: dict[str, Any] = {"run": cell.study, "nodes": nodes, "seed": cell.seed}
-    if cell.kind.has_server:
+    values: dict[str, Any] = {"run": trial.study, "nodes": nodes, "seed": trial.seed}
+    if trial.kind.has_server:
         from dpwa.lab.strategies.federated.cluster import cluster_settings  # noqa: PLC0415 - only for these
 
-        values.update(cluster_settings(cell.settings, names, cell.seed))
-    if cell.kind.is_method:
-        values["method"] = cell.settings.strategy
-        values.update(with_folder(cell.settings.cluster, study_folder))
+        values.update(cluster_settings(trial.settings, names, trial.seed))
+    if trial.kind.is_method:
+        values["method"] = trial.settings.strategy
+        values.update(with_folder(trial.settings.cluster, study_folder))
     return values
 
 
-def command_of(cell: Cell, folder: CellFolder) -> list[str]:
-    """What starts the processes of a training; the worker's arguments are the folder."""
+def command_of(trial: Trial, folder: TrialFolder) -> list[str]:
+    """What starts the processes of a trial."""
     path = str(folder.path)
     worker = [sys.executable, "-m", "dpwa.lab.worker", path]
-    if cell.kind.start is Start.MPI:
-        # mpi4py's own runner ends all processes when one fails; else the others would wait for it.
+    if trial.kind.start is Start.MPI:
+        # mpi4py's own runner ends all processes when one fails; without it the others would wait for ever.
         python, *module = worker
-        return [str(_mpiexec()), "-n", str(len(cell.process_names)), python, "-m", "mpi4py", *module]
-    if cell.kind.start is Start.TENSORFLOW:
+        return [str(_mpiexec()), "-n", str(len(trial.process_names)), python, "-m", "mpi4py", *module]
+    if trial.kind.start is Start.TENSORFLOW:
         return [sys.executable, "-m", "dpwa.lab.strategies.tensorflow.mirrored", path]
     return [sys.executable, "-m", "dpwa", "launch", str(folder.cluster_yaml), "--run-dir", path, "--", *worker]
 
 
-def evaluation_command(folder: CellFolder, *, exit_code: int, reason: str, wall_s: float) -> list[str]:
-    """What measures the snapshots of a training."""
+def evaluation_command(folder: TrialFolder, *, exit_code: int, reason: str, wall_s: float) -> list[str]:
+    """What evaluates the snapshots of a trial."""
     module = [sys.executable, "-m", "dpwa.lab.training.evaluation", str(folder.path)]
     return [*module, f"--exit-code={exit_code}", f"--reason={reason}", f"--wall-s={wall_s:.3f}"]
 
@@ -106,7 +108,7 @@ def environment_of(threads: int, data_dir: Path | None) -> dict[str, str]:
 
     Args:
         threads: of each process.
-        data_dir: folder of the data sets; None leaves DPWA_DATA_DIR as it is.
+        data_dir: folder of the data sets; None keeps DPWA_DATA_DIR as it is.
     """
     found = {key: value for key, value in os.environ.items() if key not in _OF_A_NODE}
     found.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
@@ -118,16 +120,16 @@ def environment_of(threads: int, data_dir: Path | None) -> dict[str, str]:
 
 
 def data_command(name: str, cache: Path) -> list[str]:
-    """What loads a data set, which a run needs, into one file."""
+    """What loads a data set into one file for the whole run."""
     return [sys.executable, "-m", "dpwa.lab.training.data", name, str(cache)]
 
 
 @contextmanager
 def held_to(cores: int | None) -> Iterator[None]:
-    """Processes that are started meanwhile are held to so many cores, with everything that they start.
+    """Restricts processes that start meanwhile, with all that they start, to this many cores.
 
     Args:
-        cores: how many; None for all. Systems that cannot do it leave them free.
+        cores: how many; None: no restriction, as on systems that have none.
     """
     if cores is None or not hasattr(os, "sched_setaffinity"):
         yield
@@ -141,7 +143,7 @@ def held_to(cores: int | None) -> Iterator[None]:
 
 
 def _mpiexec() -> Path | None:
-    """The one that came with the interpreter's packages, else one in PATH."""
+    """The one installed beside the interpreter, otherwise the one in PATH."""
     beside = Path(sys.executable).parent / "mpiexec"
     found = str(beside) if beside.exists() else shutil.which("mpiexec")
     return None if found is None else Path(found)

@@ -1,32 +1,30 @@
-"""A process with everything that it starts: to its end, to its deadline, or to the end of this program.
+"""Programs of a run, one at a time: each to its end, to its deadline, or until the user ends the run.
 
-Must not know: what it does. Runs in: the main thread, because signal handlers live there.
+The supervisor of `dpwa launch` starts and ends them, so nothing of a program's process group outlives it.
+
+Runs in: the event loop's thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-from dpwa.launch.guard import Guard, signal_group
+from dpwa.launch.local import NodeCommand, Supervisor
 
-__all__ = ["Ended", "EndedBySignal", "run_to_end", "signals_as_exceptions"]
+__all__ = ["Ended", "EndedBySignal", "Programs"]
 
 _POLL_S = 0.25
 _GRACE_S = 10.0
-"""How long it may take for a clean end after SIGTERM; `dpwa launch` ends its nodes in this time."""
-
-_END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""How long a clean end may take after SIGTERM; `dpwa launch` needs about half of it to end its nodes."""
 
 
 class EndedBySignal(Exception):
-    """This program was asked to end.
+    """The user has ended the run.
 
     Attributes:
         number: the signal.
@@ -39,11 +37,11 @@ class EndedBySignal(Exception):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended.
+    """How a program ended.
 
     Attributes:
-        exit_code: minus the signal's number if a signal ended it.
-        wall_s: how long it took.
+        exit_code: negative for a signal.
+        wall_s: how long it ran.
         is_late: its deadline came first.
     """
 
@@ -52,79 +50,61 @@ class Ended:
     is_late: bool = False
 
 
-@contextmanager
-def signals_as_exceptions() -> Iterator[None]:
-    """The first of SIGINT, SIGTERM and SIGHUP raises EndedBySignal; later ones cannot disturb the clean-up."""
-    before = {number: signal.getsignal(number) for number in _END_SIGNALS}
+class Programs:
+    """Runs programs, one at a time."""
 
-    def end(number: int, _frame: FrameType | None) -> None:
-        for one in _END_SIGNALS:
-            signal.signal(one, signal.SIG_IGN)
-        raise EndedBySignal(number)
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._at_work: Supervisor | None = None
 
-    # A SIGHUP that is ignored already was meant to be: `nohup dpwa lab run ...`.
-    for number in _END_SIGNALS:
-        if number != signal.SIGHUP or before[number] != signal.SIG_IGN:
-            signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def end(self, signal_number: int) -> None:
+        """Ends the program at work, and every later `run`. A second call, a moment later, kills at once."""
+        self._signal = self._signal or signal_number
+        if self._at_work is not None:
+            self._at_work.stop()
 
+    async def run(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        log: Path | None = None,
+        deadline_s: float = float("inf"),
+        on_line: Callable[[str, str], None] = lambda _name, _line: None,
+        on_wait: Callable[[float], None] = lambda _elapsed_s: None,
+    ) -> Ended:
+        """Starts a program and waits for its end.
 
-def run_to_end(
-    argv: Sequence[str],
-    environment: Mapping[str, str],
-    log: Path,
-    *,
-    deadline_s: float,
-    on_wait: Callable[[float], None] | None = None,
-) -> Ended:
-    """Start a process and wait for it. Nothing of its group is left when this returns or raises.
+        Args:
+            argv: program and arguments.
+            environment: the complete environment.
+            log: file that gets its output appended; None keeps no copy.
+            deadline_s: seconds after which it is ended.
+            on_line: called with "" and a line that it printed.
+            on_wait: called several times a second with the seconds since the start.
 
-    Args:
-        argv: command and arguments.
-        environment: all of it.
-        log: gets what it prints, after what is there.
-        deadline_s: seconds until it is ended.
-        on_wait: called several times a second with the seconds since the start.
-
-    Raises:
-        EndedBySignal: this program was asked to end, inside of `signals_as_exceptions`.
-        OSError: it cannot be started.
-    """
-    started_s = time.monotonic()
-    with Guard() as guard, log.open("ab") as output:
-        process = subprocess.Popen(
-            argv,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        Raises:
+            EndedBySignal: `end` was called.
+        """
+        self._check_signal()
+        started_s = time.monotonic()
+        is_late = False
+        command = NodeCommand("", tuple(argv), environment, log)
+        self._at_work = Supervisor([command], grace_s=_GRACE_S, on_line=on_line)
+        running = asyncio.create_task(self._at_work.run())
         try:
-            guard.watch(process.pid)
-            while process.poll() is None:
+            while not (await asyncio.wait({running}, timeout=_POLL_S))[0]:
                 elapsed_s = time.monotonic() - started_s
-                if elapsed_s > deadline_s:
-                    return Ended(_end(process), elapsed_s, is_late=True)
-                if on_wait is not None:
-                    on_wait(elapsed_s)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(_POLL_S)
-            return Ended(process.returncode, time.monotonic() - started_s)
+                if elapsed_s > deadline_s and not is_late:
+                    is_late = True
+                    self._at_work.stop()
+                on_wait(elapsed_s)
         finally:
-            _end(process)
-            guard.forget(process.pid)
+            self._at_work = None
+        self._check_signal()
+        (end,) = running.result()
+        return Ended(end.exit_code, time.monotonic() - started_s, is_late)
 
-
-def _end(process: subprocess.Popen[bytes]) -> int:
-    """Ends the group of a process: politely at first."""
-    if process.poll() is None:
-        signal_group(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_S)
-    signal_group(process.pid, signal.SIGKILL)
-    return process.wait()
+    def _check_signal(self) -> None:
+        if self._signal is not None:
+            raise EndedBySignal(self._signal)

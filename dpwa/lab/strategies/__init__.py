@@ -1,1 +1,1 @@
-"""What the processes of a cell do, one file per family of strategies."""
+"""The strategies: what the processes of a trial do, one module per family."""

@@ -1,6 +1,6 @@
-"""What the strategies share whose processes wait for each other: parts of a batch, when to meet, what it costs.
+"""What strategies share whose processes wait for each other: parts of a batch, when to meet, bytes sent.
 
-Must not know: MPI, torch.distributed, threads. Runs in: the training thread; `backward_of_part` also in a thread of a
+Must not know: MPI, torch.distributed, threads. Runs in: the training thread; `backward_of_part` also in the thread of a
 replica.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dpwa.lab.study.cell import step_at
+from dpwa.lab.study.trial import step_at
 
 __all__ = ["FlatTensors", "allreduce_bytes", "averaged_tensors", "backward_of_part", "meeting_steps", "part_of_batch"]
 
@@ -33,8 +33,8 @@ def part_of_batch(batch: Tensor, rank: int, size: int) -> Tensor:
 def backward_of_part(model: nn.Module, images: Tensor, labels: Tensor, *, weight: float) -> tuple[Tensor, int]:
     """Computes `weight` times the gradient of the summed loss of a part of a batch.
 
-    With a weight of one over the number of samples in the whole batch, the gradients of all parts add up to that of
-    the mean loss over the batch, whatever the sizes of the parts; an empty part gives zeros.
+    With a weight of 1 / (samples of the whole batch), the gradients of all parts add up to that of the mean loss over
+    the batch, whatever the sizes of the parts; an empty part gives zeros.
 
     Args:
         model: gets the gradients.
@@ -44,7 +44,7 @@ def backward_of_part(model: nn.Module, images: Tensor, labels: Tensor, *, weight
 
     Returns:
         Mean loss over the part (0 for an empty one), a tensor without gradient of one element, and how many of its
-        samples were classified rightly.
+        samples were classified correctly.
     """
     scores = model(images)
     total = nn.functional.cross_entropy(scores, labels, reduction="sum")
@@ -54,11 +54,11 @@ def backward_of_part(model: nn.Module, images: Tensor, labels: Tensor, *, weight
 
 
 def meeting_steps(own_steps: int, *, span: int, every: int) -> list[int]:
-    """The steps after which a process meets the others, when they do so `every` parts of `span` and at the end.
+    """The steps after which a process meets the others, if they meet `every` so many parts of `span` and at the end.
 
-    Processes whose shards differ by some samples may make different numbers of steps. The meetings are therefore
-    placed by the share of the training that is done: their number depends on `span` and `every` alone, which are the
-    same everywhere, so that no process waits for a meeting that another one does not come to.
+    Processes whose shards differ by some samples may make different numbers of steps. So meetings are placed by the
+    share of the training that is done: their number depends only on `span` and `every`, which are the same everywhere,
+    and no process waits for a meeting that another one does not attend.
 
     Args:
         own_steps: of this process.
@@ -66,7 +66,7 @@ def meeting_steps(own_steps: int, *, span: int, every: int) -> list[int]:
         every: distance between meetings, in the same unit.
 
     Returns:
-        Numbers of steps, never falling; the last one is `own_steps`. One that comes twice is two meetings.
+        Numbers of steps, in order; the last one is `own_steps`. A number that occurs twice is two meetings.
     """
     ends = [*range(every, span, every), span]
     return [step_at(end, span, own_steps) for end in ends]
@@ -82,16 +82,16 @@ def allreduce_bytes(payload_bytes: int, size: int) -> int:
 
 
 def averaged_tensors(model: nn.Module) -> list[Tensor]:
-    """What is averaged of a model: its parameters, then those of its buffers that hold fractions."""
+    """What is averaged of a model: its parameters, then its buffers of floating-point numbers."""
     buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     return [*(parameter.detach() for parameter in model.parameters()), *buffers]
 
 
 class FlatTensors:
-    """One float32 buffer that takes in many tensors, so that an all-reduce is one call.
+    """One float32 buffer for many tensors, so that an all-reduce is one call.
 
     Args:
-        like: tensors of the shapes to come.
+        like: tensors of these shapes will be copied in.
         device: of the buffer.
 
     Attributes:
@@ -111,7 +111,7 @@ class FlatTensors:
 
     @torch.no_grad()
     def take(self, tensors: Iterable[Tensor | None]) -> None:
-        """Copy tensors in; None counts as zeros."""
+        """Copies tensors in; None counts as zeros."""
         for view, tensor in zip(self._views, tensors, strict=True):
             if tensor is None:
                 view.zero_()
@@ -120,6 +120,6 @@ class FlatTensors:
 
     @torch.no_grad()
     def give(self, tensors: Iterable[Tensor]) -> None:
-        """Copy the values out."""
+        """Copies the values out."""
         for view, tensor in zip(self._views, tensors, strict=True):
             tensor.copy_(view)

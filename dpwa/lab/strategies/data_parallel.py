@@ -1,4 +1,4 @@
-"""custom_data_parallel: one process, a replica of the model per GPU or per thread, gradients gathered by hand.
+"""custom_data_parallel: one process, a replica of the model per GPU or per thread, gradients summed by hand.
 
 Must not know: data sets, networks. Runs in: the training thread, and one thread per replica while a batch is computed.
 """
@@ -14,37 +14,38 @@ from torch import Tensor, nn
 
 from dpwa.errors import InternalError
 from dpwa.lab.strategies.collective import backward_of_part
-from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["CustomDataParallel", "make"]
 
 
-def make(cell: Cell, rank: int, size: int, folder: CellFolder) -> Strategy:  # noqa: ARG001 - there is but one process
+def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:  # noqa: ARG001 - there is only one process
     """The strategy of the one process.
 
     Args:
-        cell: of the strategy custom_data_parallel.
+        trial: of the strategy custom_data_parallel.
         rank: 0.
         size: 1.
-        folder: of the cell.
+        folder: of the trial.
     """
     return CustomDataParallel()
 
 
 class CustomDataParallel(Strategy):
-    """Splits every batch over replicas of the model, each of which computes its part in a thread of its own.
+    """Splits every batch over replicas of the model, each of which computes its part in its own thread.
 
     The gradients are added up in the first replica, which is the model itself, and the optimizer steps with them.
-    Replicas on the model's own device share the memory of its parameters, which is right because nobody writes them
-    while gradients are computed: nothing is copied between threads. Replicas on other devices get the new
-    parameters after each step. Running means of the model are those of the first part.
+    Replicas on the model's device share the memory of its parameters; that is safe because nothing writes them while
+    gradients are computed. Replicas on other devices get the new parameters after each step. Running means of the
+    model are those of the first part.
 
-    The bytes are those between devices: per step, gradients one way and parameters the other; none between threads.
+    `bytes_sent` counts what goes between devices: per step, gradients one way and parameters the other; nothing
+    between threads.
 
     Args:
-        devices: of the replicas; the first one is that of the model. None is all GPUs for a model on a GPU, else one
-            replica for each thread that torch may use in this process.
+        devices: of the replicas, the model's first. None: all GPUs if the model is on a GPU, otherwise one replica for
+            each thread that torch may use in this process.
     """
 
     def __init__(self, devices: Sequence[torch.device] | None = None) -> None:
@@ -59,8 +60,8 @@ class CustomDataParallel(Strategy):
         devices = _devices_beside(own) if self._devices is None else self._devices
         self._replicas = [model, *(_replica(model, device) for device in devices[1:])]
         self._remote = [replica for replica in self._replicas if next(replica.parameters()).device != own]
-        # Each replica has one thread: torch's own threads would be as many again for each of them, and those of the
-        # training thread would spin while it waits, and take the cores of the replicas.
+        # One thread per replica: torch would start as many again for each of them, and those of the training thread
+        # would spin while it waits, and take the cores from the replicas.
         torch.set_num_threads(1)
         self._threads = ThreadPoolExecutor(len(devices), "replica", initializer=lambda: torch.set_num_threads(1))
         payload_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -69,7 +70,7 @@ class CustomDataParallel(Strategy):
     def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """See `Strategy.backward`."""
         if self._threads is None:
-            raise InternalError("custom_data_parallel: a batch came before `begin`")
+            raise InternalError("custom_data_parallel: got a batch before `begin`")
         count = len(labels)
         images_of = torch.tensor_split(images, len(self._replicas))
         labels_of = torch.tensor_split(labels, len(self._replicas))
@@ -111,7 +112,7 @@ class CustomDataParallel(Strategy):
 
 
 def _devices_beside(own: torch.device) -> list[torch.device]:
-    """Devices of the replicas for a model on this one, which comes first."""
+    """Devices of the replicas for a model on this device, which comes first."""
     if own.type == "cpu":
         return [own] * torch.get_num_threads()
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
@@ -119,7 +120,7 @@ def _devices_beside(own: torch.device) -> list[torch.device]:
 
 
 def _replica(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of a model on a device, which shares the memory of the parameters where that is possible."""
+    """A copy of a model on a device; on the same device it shares the memory of the parameters."""
     replica = copy.deepcopy(model).to(device)
     for parameter, other in zip(model.parameters(), replica.parameters(), strict=True):
         if other.device == parameter.device:

@@ -1,4 +1,4 @@
-"""dpwa's own methods: the process is a node of the cluster, one line after each step.
+"""dpwa's methods: the process is a node of the cluster, with one line after each step.
 
 Must not know: which method it is. Runs in: the training thread.
 """
@@ -13,14 +13,14 @@ from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["Peers"]
 
-# A slow node may still be at work when the others are done; they go on answering it.
+# A slow node may still train when the others are done; they keep answering it.
 _FINISH_TIMEOUT_S = 600.0
 
 
 class Peers(Strategy):
-    """Trains as a node of the cluster that `dpwa launch` has told it of.
+    """Trains as a node of the cluster that `dpwa launch` has started.
 
-    The bytes are those of models received by this node: what all have received is what all have sent.
+    `bytes_sent` counts the models that this node has received: over all nodes, received and sent are the same.
     """
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -38,7 +38,7 @@ class Peers(Strategy):
         return int(self._node.statistics().bytes_in)
 
     def finish(self) -> None:
-        """Go on serving until all are done."""
+        """Keeps serving until all nodes are done."""
         self._node.finish(_FINISH_TIMEOUT_S)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The strategies over MPI: averages of parameters every few epochs, plain or weighted, and of gradients every batch.
 
-Only MPI's buffers are sent: nothing is pickled. A process that fails ends all the others with it, and `mpiexec` does so
-for one that is killed.
+Buffers are sent as they are: nothing is pickled. A process that fails ends all the others, and if one is killed,
+`mpiexec` ends them.
 
 Must not know: data sets, networks. Runs in: the training thread of a process that `mpiexec` has started.
 """
@@ -24,7 +24,7 @@ from dpwa.lab.strategies.collective import (
     meeting_steps,
     part_of_batch,
 )
-from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
 
 __all__ = ["ParallelSgd", "ParamAvg", "WeightedParamAvg", "make", "weights_by_distance"]
 
-# The model may be on a GPU; MPI's buffers are in the memory of the host.
+# The model may be on a GPU; MPI's buffers are in host memory.
 _HOST = torch.device("cpu")
 
 
-def make(cell: Cell, rank: int, size: int, folder: CellFolder) -> Strategy:  # noqa: ARG001 - MPI needs no files
+def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:  # noqa: ARG001 - MPI needs no files
     """The strategy of one process.
 
     Args:
-        cell: names the strategy: param_avg, w_param_avg or parallel_sgd.
+        trial: names the strategy: param_avg, w_param_avg or parallel_sgd.
         rank: of this process, from 0.
         size: number of processes.
-        folder: of the cell.
+        folder: of the trial.
 
     Raises:
-        ConfigError: MPI is not installed, or has another idea of this process's place.
+        ConfigError: MPI is not installed, or disagrees about rank and size.
     """
-    settings = cell.settings
+    settings = trial.settings
     comm = _world(rank, size)
     if settings.strategy == "parallel_sgd":
         return ParallelSgd(comm)
@@ -90,26 +90,26 @@ class _MpiStrategy(Strategy):
         self._step += 1
 
     def _sum(self, flat: FlatTensors) -> None:
-        """Replace a buffer by the sum of all processes' buffers. There are no timeouts: a lost process ends all."""
+        """Replaces a buffer by the sum of all processes' buffers. No timeout is needed: a lost process ends all."""
         from mpi4py import MPI  # noqa: PLC0415 - an extra
 
         self._comm.Allreduce(MPI.IN_PLACE, flat.values.numpy(), op=MPI.SUM)
         self.bytes_sent += allreduce_bytes(flat.payload_bytes, self._size)
 
     def close(self) -> None:
-        """See `Strategy.close`. A process that ends before its last step takes the others along: they wait for it."""
+        """See `Strategy.close`. A process that ends before its last step ends the others, which wait for it."""
         if self._step < self.total_steps:
             from mpi4py.run import set_abort_status  # noqa: PLC0415 - an extra
 
-            # At the end of the interpreter, thus after the reason has been printed.
+            # Takes effect when the interpreter ends, after the reason has been printed.
             set_abort_status(1)
 
 
 class ParamAvg(_MpiStrategy):
     """Trains alone on its own samples; every `avg_freq` epochs and at the end, all take the mean of all models.
 
-    Buffers with fractions are averaged as well; the optimizer's momentum stays what it was. The epochs are shares of
-    the whole training, so that all processes meet equally often: see `meeting_steps`.
+    Floating-point buffers are averaged, too; the optimizer's momentum is not. Epochs are shares of the whole training,
+    so that all processes meet equally often: see `meeting_steps`.
 
     Args:
         comm: all processes of the training.
@@ -138,7 +138,7 @@ class ParamAvg(_MpiStrategy):
 
     def _average(self) -> None:
         self._flat.take(self._tensors)
-        # Before the sum, as a weighted average needs it, so that both are computed alike.
+        # Before the sum, as a weighted average requires, so that both are computed in the same way.
         self._flat.values.mul_(self._weight())
         self._sum(self._flat)
         self._flat.give(self._tensors)
@@ -149,13 +149,13 @@ class ParamAvg(_MpiStrategy):
 
 
 class WeightedParamAvg(ParamAvg):
-    """As `ParamAvg`, with less weight for models that have gone far from the last average: `weights_by_distance`.
+    """Like `ParamAvg`, with less weight for models that are far from the last average: see `weights_by_distance`.
 
     Args:
         comm: all processes of the training.
         avg_freq: epochs between averages.
         n_epochs: of the whole training.
-        lambda_: how fast the weights fall with the distance; 0 is the plain mean.
+        lambda_: how fast the weights fall with the distance; 0: plain mean.
     """
 
     def __init__(self, comm: MPI.Comm, *, avg_freq: int, n_epochs: int, lambda_: float) -> None:
@@ -174,7 +174,7 @@ class WeightedParamAvg(ParamAvg):
         self._last = self._parameters().copy()
 
     def _parameters(self) -> npt.NDArray[np.float32]:
-        """The parameters in the buffer; what comes behind them, such as running means, is no part of a distance."""
+        """The parameters in the buffer, without what follows them, such as running means."""
         found: npt.NDArray[np.float32] = self._flat.values.numpy()[: self._parameter_count]
         return found
 
@@ -187,7 +187,7 @@ class WeightedParamAvg(ParamAvg):
 
 
 def relative_distance(model: npt.NDArray[np.float32], last: npt.NDArray[np.float32]) -> float:
-    """How far a model has gone: ‖θ - θ_old‖ / (‖θ‖ + ‖θ_old‖), 0 (nowhere) to 1.
+    """How far a model has moved: ‖θ - θ_old‖ / (‖θ‖ + ‖θ_old‖), from 0 (not at all) to 1.
 
     Args:
         model: θ, shape (parameters,).
@@ -202,7 +202,7 @@ def relative_distance(model: npt.NDArray[np.float32], last: npt.NDArray[np.float
 def weights_by_distance(distances: npt.NDArray[np.float64], lambda_: float) -> npt.NDArray[np.float64]:
     """Weights g_i / Σ g_j of the models in an average, with g_i = exp(-λ d_i).
 
-    They are made to add up to 1 before the models are summed, so that the result is an average of models.
+    They add up to 1, so that the weighted sum is an average of models.
 
     Args:
         distances: d of each process, 0..1, shape (processes,).
@@ -211,7 +211,7 @@ def weights_by_distance(distances: npt.NDArray[np.float64], lambda_: float) -> n
     Returns:
         Shape (processes,), sum 1.
     """
-    # Over the largest one, which leaves the quotients as they are: with a large λ all of them would become 0.
+    # Relative to the largest, which does not change the quotients: with a large λ all of them would become 0.
     gammas = np.exp(-lambda_ * (distances - distances.min()))
     weights: npt.NDArray[np.float64] = gammas / gammas.sum()
     return weights
@@ -220,7 +220,7 @@ def weights_by_distance(distances: npt.NDArray[np.float64], lambda_: float) -> n
 class ParallelSgd(_MpiStrategy):
     """Each process computes the gradients of its part of every batch; all step with those of the whole batch.
 
-    The processes hold the same model at all times. Running means of a model are those of each one's own parts.
+    All processes have the same model at all times, except for running means, which are those of their own parts.
     """
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -1,7 +1,6 @@
 """The strategies over torch.distributed: its DistributedDataParallel, and all-reduces of parameters every few steps.
 
-Must not know: data sets, networks, who has started the processes. Runs in: the training thread; torch has threads of
-its own for what it sends.
+Must not know: data sets, networks. Runs in: the training thread; torch sends in its own threads.
 """
 
 from __future__ import annotations
@@ -25,50 +24,49 @@ from dpwa.lab.strategies.collective import (
     meeting_steps,
     part_of_batch,
 )
-from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["AllreduceEveryH", "Ddp", "make"]
 
 _RENDEZVOUS = "rendezvous"
 
-# Loading torch and the data in many processes on few cores takes its time.
+# Many processes on few cores take their time to load torch and the data.
 _START_TIMEOUT_S = 300.0
-# A killed process is noticed at once by its closed connection; these are for one that hangs.
+# For a process that hangs; a killed one is noticed at once by its closed connection.
 _BATCH_TIMEOUT_S = 60.0
-# Between two averages a process may have to wait for many steps of a slow one.
+# Between two averages, a process may wait for many steps of a slow one.
 _AVERAGE_TIMEOUT_S = 600.0
 
 
-def make(cell: Cell, rank: int, size: int, folder: CellFolder) -> Strategy:
+def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:
     """The strategy of one process.
 
     Args:
-        cell: names the strategy: ddp or allreduce_every_h.
+        trial: names the strategy: ddp or allreduce_every_h.
         rank: of this process, from 0.
         size: number of processes.
-        folder: of the cell; the processes find each other through a file in it, which no earlier training may have
-            left there.
+        folder: of the trial. The processes find each other through a file in it, which must not exist yet.
 
     Raises:
         ConfigError: the strategy is none of these.
     """
     rendezvous = folder.path / _RENDEZVOUS
-    if cell.settings.strategy == "ddp":
+    if trial.settings.strategy == "ddp":
         return Ddp(rank, size, rendezvous)
-    if cell.settings.strategy == "allreduce_every_h":
-        return AllreduceEveryH(rank, size, rendezvous, every_steps=cell.settings.every_steps)
-    raise ConfigError(f"strategy: expected ddp or allreduce_every_h, got {cell.settings.strategy}")
+    if trial.settings.strategy == "allreduce_every_h":
+        return AllreduceEveryH(rank, size, rendezvous, every_steps=trial.settings.every_steps)
+    raise ConfigError(f"strategy: expected ddp or allreduce_every_h, got {trial.settings.strategy}")
 
 
 class _TorchDistributed(Strategy):
-    """A process of a group of torch.distributed: over NCCL where each has a GPU of its own, else over gloo.
+    """A process of a torch.distributed group: over NCCL if each process has its own GPU, otherwise over gloo.
 
     Args:
         rank: of this process, from 0.
         size: number of processes.
-        rendezvous: a file that does not exist, the same for all processes.
-        timeout_s: how long one may wait for another one.
+        rendezvous: a file that does not exist yet, the same for all processes.
+        timeout_s: how long a process may wait for another one.
     """
 
     def __init__(self, rank: int, size: int, rendezvous: Path, *, timeout_s: float) -> None:
@@ -81,7 +79,7 @@ class _TorchDistributed(Strategy):
         """See `Strategy.begin`; waits until all processes are here."""
         super().begin(model, optimizer)
         self._device = next(model.parameters()).device
-        # NCCL refuses two processes on one GPU; gloo takes them, and copies through the host.
+        # NCCL refuses two processes on one GPU; gloo accepts them, and copies through the host.
         nccl = self._device.type == "cuda" and torch.cuda.device_count() >= self._size
         store = dist.FileStore(str(self._rendezvous), self._size)  # type: ignore[attr-defined]
         store.set_timeout(timedelta(seconds=_START_TIMEOUT_S))
@@ -95,7 +93,7 @@ class _TorchDistributed(Strategy):
         _end_at_once_after_errors()
 
     def finish(self) -> None:
-        """See `Strategy.finish`: no process takes its connections away while another one needs them."""
+        """See `Strategy.finish`: no process closes connections that another one still needs."""
         dist.all_reduce(torch.zeros(1, device=self._device))
 
     def close(self) -> None:
@@ -105,16 +103,16 @@ class _TorchDistributed(Strategy):
 
 
 class Ddp(_TorchDistributed):
-    """Torch's DistributedDataParallel: each process computes its part of every batch, the gradients are averaged.
+    """Torch's DistributedDataParallel: each process computes its part of every batch, and gradients are averaged.
 
-    The processes hold the same model at all times. The bytes are those of a ring all-reduce of all gradients per step
-    (`allreduce_bytes`); the initial weights, which are sent before the clock runs, are left out.
+    All processes have the same model at all times. `bytes_sent` counts a ring all-reduce of all gradients per step
+    (`allreduce_bytes`), but not the initial weights, which are sent before the clock runs.
 
     Args:
         rank: of this process, from 0.
         size: number of processes.
-        rendezvous: a file that does not exist, the same for all processes.
-        timeout_s: how long one may wait for another one, in each step.
+        rendezvous: a file that does not exist yet, the same for all processes.
+        timeout_s: how long a process may wait for another one, in each step.
     """
 
     def __init__(self, rank: int, size: int, rendezvous: Path, *, timeout_s: float = _BATCH_TIMEOUT_S) -> None:
@@ -134,14 +132,14 @@ class Ddp(_TorchDistributed):
 
     def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """See `Strategy.backward`."""
-        # Times the number of processes, since torch divides the sum of their gradients by it.
+        # Times the number of processes, because torch divides the sum of their gradients by it.
         result = backward_of_part(self._parallel, images, labels, weight=self._size / self._batch_size)
         self.bytes_sent += self._step_bytes
         return result
 
     def close(self) -> None:
         """See `Strategy.close`."""
-        # What holds on to the group goes first.
+        # First release what refers to the group.
         self._parallel = self.model
         super().close()
 
@@ -149,15 +147,15 @@ class Ddp(_TorchDistributed):
 class AllreduceEveryH(_TorchDistributed):
     """Trains alone on its own samples; every few steps and after the last one, all take the mean of all models.
 
-    Buffers with fractions are averaged as well; the optimizer's momentum stays what it was. Where processes make
-    different numbers of steps, they meet equally often all the same: see `meeting_steps`.
+    Floating-point buffers are averaged, too; the optimizer's momentum is not. Processes with different numbers of steps
+    still meet equally often: see `meeting_steps`.
 
     Args:
         rank: of this process, from 0.
         size: number of processes.
-        rendezvous: a file that does not exist, the same for all processes.
-        every_steps: steps between averages, of the process that makes the most.
-        timeout_s: how long one may wait for another one, at each average.
+        rendezvous: a file that does not exist yet, the same for all processes.
+        every_steps: steps between averages, for the process that makes the most steps.
+        timeout_s: how long a process may wait for another one, at each average.
     """
 
     def __init__(
@@ -192,10 +190,10 @@ class AllreduceEveryH(_TorchDistributed):
 
 
 def _end_at_once_after_errors() -> None:
-    """An error that ends this process is printed, and then the process ends with 1, without Python's teardown.
+    """Has an error that ends this process exit with 1 at once, after it is printed, without Python's teardown.
 
-    Threads of gloo may hold tensors of a failed exchange until then. They let them go during the teardown, for which
-    they need the interpreter, and then the whole process aborts.
+    Threads of gloo may hold tensors of a failed exchange. Releasing them needs the interpreter, and during its teardown
+    that would abort the process.
     """
     printed = sys.excepthook
 

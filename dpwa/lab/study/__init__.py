@@ -1,1 +1,1 @@
-"""A study: its file, its rows, its trainings."""
+"""A study: its file, its rows, its trials."""

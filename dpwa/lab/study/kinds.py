@@ -1,6 +1,6 @@
 """The strategies by name, and what the lab must know of each before it starts one.
 
-Must not know: torch, how a strategy works. Runs in: any thread; everything here is frozen.
+Runs in: any thread; everything here is frozen.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class StrategyKind:
     """One strategy.
 
     Attributes:
-        name: its word in a study file.
+        name: its name in a study file.
         text: what it does, in one line.
         start: what starts its processes.
-        is_method: an averaging method: the name is that of `method:` in the cluster file.
-        is_one_process: all of the data are seen by a single process, whatever `nodes` says.
-        splits_batch: each update is made from one batch of all data, of which each process computes its part: there is
-            one model, and no partition.
-        waits: the processes wait for each other: a slow one holds up all. Those that do not wait share the work
-            in proportion to their speed.
+        is_method: it is one of dpwa's averaging methods, with the same name in a cluster file.
+        is_one_process: a single process sees all data, whatever `nodes` says.
+        splits_batch: every update uses one batch of all data, and each process computes a part of it. There is one
+            model, and no partition.
+        waits: the processes wait for each other, so that a slow one delays all. Otherwise they share the work in
+            proportion to their speed.
         has_server: one more process holds the model between the rounds.
-        extra: the extra of dpwa that it needs; "" for none beyond the lab's.
+        extra: the extra of dpwa that it needs besides the lab's; "" for none.
     """
 
     name: str
@@ -59,8 +59,8 @@ STRATEGIES: dict[str, StrategyKind] = {
     for kind in (
         StrategyKind("single", "one process, all data", is_one_process=True),
         *(StrategyKind(method.name, method.summary, is_method=True) for method in METHODS.values()),
-        StrategyKind("fedavg", "a server averages what some clients learned locally", waits=True, has_server=True),
-        StrategyKind("fedprox", "fedavg with a pull towards the round's model", waits=True, has_server=True),
+        StrategyKind("fedavg", "a server averages what clients have learned locally", waits=True, has_server=True),
+        StrategyKind("fedprox", "fedavg, with clients held near the round's model", waits=True, has_server=True),
         StrategyKind("param_avg", "MPI: average parameters every avg_freq epochs", Start.MPI, waits=True, extra="mpi"),
         StrategyKind("w_param_avg", "MPI: the same, weighted by distance", Start.MPI, waits=True, extra="mpi"),
         StrategyKind(
@@ -75,7 +75,7 @@ STRATEGIES: dict[str, StrategyKind] = {
         StrategyKind("allreduce_every_h", "local steps, an all-reduce of parameters every every_steps", waits=True),
         StrategyKind(
             "custom_data_parallel",
-            "one process, a replica per device or thread, gradients gathered by hand",
+            "one process, one replica per device or thread, gradients summed by hand",
             is_one_process=True,
             waits=True,
         ),
@@ -107,7 +107,7 @@ def kind_of(word: str) -> StrategyKind:
 
 
 def process_names(kind: StrategyKind, nodes: int) -> tuple[str, ...]:
-    """Names of the processes: w1, w2 …, and of a server at the end. They are the names of their folders."""
+    """Names of the processes and of their folders: w1, w2 …, and a server's at the end."""
     if kind.is_one_process:
         return ("w1",)
     names = tuple(f"w{number}" for number in range(1, nodes + 1))

@@ -1,6 +1,6 @@
-"""Settings that come from several places of a study file: what holds in the end, and where it was written.
+"""Settings that come from several places of a study file: their final values, and where each was written.
 
-Must not know: which settings there are. Runs in: any thread.
+Runs in: any thread.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ __all__ = ["Layers"]
 
 
 class Layers:
-    """Nested values; what is set later covers what was set before."""
+    """Nested values; a value that is set later overrides earlier ones."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self._origins: dict[Place, Place] = {}
 
     def put(self, path: tuple[str, ...], value: object, origin: Place) -> None:
-        """Set one value.
+        """Sets one value.
 
         Args:
-            path: its keys. A word on the way, which stands for a mapping, becomes {kind: word}.
-            value: plain; mappings in it are copied when something is set inside of them.
+            path: its keys. A word along the path that abbreviates a mapping becomes {kind: word}.
+            value: plain; mappings are copied before something is set inside them.
             origin: where it was written.
         """
         here = self.values
@@ -44,7 +44,7 @@ class Layers:
 
         Args:
             place: in the values.
-            otherwise: where to look for what was not written at all.
+            otherwise: the answer for a value that was not written at all.
         """
         for length in range(len(place), 0, -1):
             if place[:length] in self._origins:

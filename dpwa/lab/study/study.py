@@ -1,13 +1,15 @@
-"""A study: a question, the rows that are compared, and the trainings that this takes.
+"""A study: a question, the rows that are compared, and their trials; and which of these `--only KEY=VALUE` chooses.
 
-Must not know: torch, processes, folders of runs. Runs in: any thread; a Study never changes.
+Runs in: any thread; a Study never changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -16,15 +18,15 @@ from dpwa.config.lines import lines_of
 from dpwa.config.problems import problems_of
 from dpwa.config.yaml_file import ClusterFile
 from dpwa.errors import ConfigError
-from dpwa.lab.study.cell import Cell
-from dpwa.lab.study.selection import chosen
 from dpwa.lab.study.study_file import StudyOptions
 from dpwa.lab.study.study_rows import Row, rows_of, slug
+from dpwa.lab.study.trial import Trial
 from dpwa.options import Problem
 
-__all__ = ["Row", "Study", "cell_folder_name"]
+__all__ = ["Row", "Study", "trial_folder_name"]
 
 _KIND = "study file"
+_MOST_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,12 @@ class Study:
     Attributes:
         name: its key `study`.
         title: heading; the name if the file has none.
-        question: what is asked, for people; may be empty.
+        question: what the study asks, for people; may be empty.
         rows: what is compared, in the order of the file.
-        seeds: each row is trained once with each.
-        literature_unit: "%" or "s", of the rows' numbers of the literature.
-        target_accuracy: in per cent; None for none.
-        grid: the keys that tell rows of one strategy apart.
+        seeds: each row is trained once with each of them.
+        literature_unit: "%" or "s", for the rows' numbers from the literature.
+        target_accuracy: in per cent; None: no target.
+        grid: the settings by which rows of one strategy differ.
         path: the file.
     """
 
@@ -55,27 +57,27 @@ class Study:
 
     @classmethod
     def load(cls, path: Path, *, for_running: bool = False) -> Study:
-        """Read a study file and check it.
+        """Reads a study file and checks it.
 
         Args:
             path: the file.
-            for_running: look also at other files that it names, relative to its folder.
+            for_running: also check the files that it names, relative to its folder.
 
         Raises:
-            ConfigError: with every problem, each on a line with file, line, column and place.
+            ConfigError: one line per problem, with file, line, column and key.
         """
         return cls._of(yaml_file.read(path, kind=_KIND), path, path.parent if for_running else None)
 
     @classmethod
     def from_text(cls, text: str, name: str = "study.yaml") -> Study:
-        """Check the text of a study file.
+        """Checks the text of a study file.
 
         Args:
             text: YAML.
-            name: what messages call the text.
+            name: the name of the text in messages.
 
         Raises:
-            ConfigError: with every problem, each on a line.
+            ConfigError: one line per problem.
         """
         return cls._of(yaml_file.parse(text, name, kind=_KIND), Path(name), None)
 
@@ -103,21 +105,96 @@ class Study:
             path=path,
         )
 
-    def cells(self, only: Sequence[str] = (), seeds: int | None = None) -> list[Cell]:
-        """The trainings, row by row.
+    def trials(self, only: Sequence[str] = (), seeds: int | None = None) -> list[Trial]:
+        """The trials, row by row.
 
         Args:
-            only: conditions KEY=VALUE; of several with one key one must hold, and all keys must.
+            only: conditions KEY=VALUE. Keys are row, strategy (or method), seed, and settings, dotted inside sections;
+                the last part of a dotted key of the grid is enough. A trial must meet one condition per key.
             seeds: how many seeds, 0 to n-1, instead of those of the file.
 
         Raises:
-            ConfigError: a condition has an unknown key, or fits no training.
+            ConfigError: a condition is not of this form, has an unknown key, or a value that no trial has.
         """
         numbers = self.seeds if seeds is None else tuple(range(seeds))
-        cells = [Cell(self.name, row.label, seed, row.settings) for row in self.rows for seed in numbers]
-        return chosen(cells, only, self.grid)
+        trials = [Trial(self.name, row.label, seed, row.settings) for row in self.rows for seed in numbers]
+        return _chosen(trials, only, self.grid)
 
 
-def cell_folder_name(cell: Cell) -> str:
-    """Name of the folder of a training, unique in its study."""
-    return f"{slug(cell.row)}-s{cell.seed}"
+def trial_folder_name(trial: Trial) -> str:
+    """Name of a trial's folder, unique in its study."""
+    return f"{slug(trial.row)}-s{trial.seed}"
+
+
+def _chosen(trials: Sequence[Trial], only: Sequence[str], grid: Sequence[str]) -> list[Trial]:
+    """The trials that meet the conditions; see `Study.trials`."""
+    facts = [_facts(trial, grid) for trial in trials]
+    wanted: dict[str, list[str]] = {}
+    problems: list[str] = []
+    for condition in only:
+        key, separator, value = condition.partition("=")
+        if not separator:
+            problems.append(f"--only {condition}: expected KEY=VALUE, such as strategy=gosgd")
+            continue
+        problems += _problems(condition, key, value, facts)
+        wanted.setdefault(key, []).append(value)
+    if problems:
+        raise ConfigError(problems)
+    found = [
+        trial
+        for trial, fact in zip(trials, facts, strict=True)
+        if all(any(_is_same(fact.get(key), value) for value in values) for key, values in wanted.items())
+    ]
+    if not found:
+        raise ConfigError(f"--only {' --only '.join(only)}: no trial meets all of these conditions")
+    return found
+
+
+def _problems(condition: str, key: str, value: str, facts: Sequence[Mapping[str, str]]) -> list[str]:
+    known = list(dict.fromkeys(name for fact in facts for name in fact))
+    if key not in known:
+        near = get_close_matches(key, known, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else f"expected one of {', '.join(known)}"
+        return [f"--only {condition}: unknown key, {hint}"]
+    there = list(dict.fromkeys(fact[key] for fact in facts if key in fact))
+    if any(_is_same(one, value) for one in there):
+        return []
+    more = f" and {len(there) - _MOST_LISTED} more" if len(there) > _MOST_LISTED else ""
+    return [f"--only {condition}: no trial has this value, expected one of: {'; '.join(there[:_MOST_LISTED])}{more}"]
+
+
+def _facts(trial: Trial, grid: Sequence[str]) -> dict[str, str]:
+    """Everything that a condition can be about, as text."""
+    flat = dict(_flat(trial.settings.to_json(), ""))
+    facts = {"row": trial.row, "method": trial.settings.strategy, "seed": str(trial.seed), **flat}
+    for key in grid:
+        if key in flat:
+            facts.setdefault(key.rpartition(".")[2], flat[key])
+    return facts
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
+    found = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{key}.")
+            if "kind" in value:  # partition=iid
+                found.append((f"{prefix}{key}", str(value["kind"])))
+        else:
+            found.append((f"{prefix}{key}", _text(value)))
+    return found
+
+
+def _text(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _is_same(fact: str | None, value: str) -> bool:
+    if fact is None:
+        return False
+    try:
+        return float(fact) == float(value)
+    except ValueError:
+        return fact == value

@@ -1,6 +1,6 @@
-"""What may stand in a study file, beside the settings of trainings.
+"""The keys of a study file, besides the settings of trials.
 
-Must not know: how rows are made of it, files. Runs in: any thread; nothing here ever changes.
+Runs in: any thread; nothing here ever changes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _checked_seeds(value: Any) -> Any:
     if is_list and 1 <= len(value) == len(set(value)) <= _MOST_SEEDS:
         return tuple(value)
     raise PydanticCustomError(
-        OWN_TEXT, "expected how many seeds, from 1 to 100, or a list of different whole numbers of at least 0"
+        OWN_TEXT, "expected a number of seeds from 1 to 100, or a list of different whole numbers of at least 0"
     )
 
 
@@ -49,12 +49,12 @@ Number = Annotated[float, Field(ge=0)]
 
 
 class RowOptions(CommonSettings):
-    """One entry of `strategies`; a word alone is the strategy."""
+    """One entry of `strategies`; a single word is the strategy."""
 
     name: str | None = Field(
         None, min_length=1, max_length=100, description="Label of the row; the strategy by default."
     )
-    strategy: Strategy = Field(description="How the processes train together; `dpwa lab list --strategies` names all.")
+    strategy: Strategy = Field(description="How the processes train together; see `dpwa lab list --strategies`.")
     literature: float | None = Field(None, ge=0, description="What the literature reports for this row.")
 
     @model_validator(mode="before")
@@ -64,18 +64,18 @@ class RowOptions(CommonSettings):
 
 
 class StudyOptions(CommonSettings):
-    """A study file. Settings of trainings that stand at the top hold for every row that uses them."""
+    """A study file. Settings at the top hold for every row that uses them."""
 
-    study: Name = Field(description="Name of the study; also of the folder of its runs.")
-    title: str = Field("", description="What the report has as its heading.")
-    question: str = Field("", description="What is asked, for people.")
+    study: Name = Field(description="Name of the study and of its run folder.")
+    title: str = Field("", description="Heading of the report.")
+    question: str = Field("", description="What the study asks, for people.")
     strategies: tuple[RowOptions, ...] = Field(
-        strict=False, min_length=1, max_length=200, description="The rows, each a strategy with settings of its own."
+        strict=False, min_length=1, max_length=200, description="The rows: strategies, each with its own settings."
     )
     grid: dict[str, Values] = Field(
-        {}, description="Settings, such as cluster.pull_probability, and their values: a row for each of them."
+        {}, description="Settings, such as cluster.pull_probability, with lists of values: one row for each."
     )
-    seeds: Seeds = Field((0,), description="How many trainings of each row, or a list of their seeds.")
+    seeds: Seeds = Field((0,), description="How many trials of each row, or a list of their seeds.")
     literature: dict[str, Number] = Field({}, description="What the literature reports, by the label of the row.")
     literature_unit: Literal["%", "s"] = Field("%", description="Unit of the literature's numbers.")
     target_accuracy: float | None = Field(

@@ -1,10 +1,10 @@
-"""From the values of a study file to its rows: strategies times grid, each with settings of its own.
+"""From the values of a study file to its rows: strategies times grid, each with its own settings.
 
-A row gets, one over the other: what stands at the top of the file, what its entry of `strategies` says, its point of
-the grid. What its strategy does not use is left out, so that it does not multiply rows; and an entry that sets a key of
-the grid by itself keeps its own value.
+The settings of a row are those at the top of the file, overridden by its entry of `strategies`, overridden by its point
+of the grid. Settings that its strategy does not use are left out, so that they do not multiply rows. An entry that sets
+a key of the grid itself keeps that value.
 
-It works on plain values that may be wrong, so that a person learns of all mistakes at once.
+The values may be wrong: all mistakes are reported at once.
 
 Must not know: lines and columns. Runs in: any thread.
 """
@@ -33,7 +33,7 @@ from dpwa.options import Place, Problem
 __all__ = ["Row", "is_used", "rows_of", "shown_setting", "slug"]
 
 Choices: TypeAlias = "list[tuple[int, Any]]"
-"""Values of a key of the grid, each with its place in the file's list."""
+"""Values of a key of the grid, each with its place in the list."""
 
 _MOST_ROWS = 500
 _GIVEN_BY_THE_LAB = ("run", "nodes", "method", "seed")
@@ -61,14 +61,14 @@ _USERS: Mapping[str, _Uses] = {
     "slow": lambda kind: not kind.is_one_process,
     "kill": lambda kind: not kind.is_one_process,
 }
-"""Who uses a setting, of those that not every strategy uses."""
+"""The settings that not every strategy uses, and the strategies that use them."""
 
 _USERS_IN_CLUSTER: Mapping[str, _Uses] = {
     **{name: _named(name) for name, method in METHODS.items() if method.options is not None},
     **dict.fromkeys(("interpolation", *RULES), _declared("uses_interpolation")),
     "pull_probability": _declared("uses_probability"),
 }
-"""The same of keys of the cluster file."""
+"""The same for keys of the cluster file."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Row:
 
     Attributes:
         label: its name, unique in the study.
-        settings: of its trainings.
-        literature: what the literature reports, in the study's unit; None for nothing.
+        settings: of its trials.
+        literature: what the literature reports, in the study's unit; None: nothing.
     """
 
     label: str
@@ -91,7 +91,7 @@ def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], 
 
     Args:
         values: keys and plain values of the file, which may be wrong.
-        folder: what files of matrices are relative to; None does not look at them.
+        folder: what paths of matrix files are relative to; None: these files are not checked.
     """
     given_grid = {
         key: found for key, found in _mapping(values.get("grid")).items() if isinstance(found, list) and found
@@ -108,12 +108,12 @@ def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], 
     for index, given in enumerate(entries if isinstance(entries, list) else ()):
         entry = {"strategy": given} if isinstance(given, str) else given
         if not isinstance(entry, dict) or not is_strategy(str(entry.get("strategy"))):
-            continue  # the check of the single values has reported it
+            continue  # reported by the check of single values
         kind = kind_of(str(entry["strategy"]))
         problems += _unused_problems(kind, entry, index)
         points = _points(kind, entry, grid)
         if len(drafts) + math.prod(len(found) for _, found in points) > _MOST_ROWS:
-            problems.append(Problem(("grid",), f"expected at most {_MOST_ROWS} rows in all, but here are more"))
+            problems.append(Problem(("grid",), f"expected at most {_MOST_ROWS} rows in all, got more"))
             break
         drafts += _drafts(values, kind, entry, index, points)
     problems += _label_problems(drafts)
@@ -138,7 +138,7 @@ class _Draft:
     literature: object
 
     def checked(self, folder: Path | None) -> tuple[Settings | None, list[Problem]]:
-        """The settings, or None, and what is wrong with them, at the places of the file."""
+        """The settings, or None, and what is wrong with them, by place in the file."""
         values = {**self.layers.values, "strategy": self.kind.name}
         settings: Settings | None = None
         problems: list[Problem] = []
@@ -174,7 +174,7 @@ def _drafts(
 
 
 def _put(layers: Layers, key: str, value: object, place: Place) -> None:
-    """The keys of `cluster` of a row and of the whole study are joined; everything else is replaced as a whole."""
+    """Sets a value. The keys of `cluster` are merged one by one; everything else is replaced as a whole."""
     if key == "cluster" and isinstance(value, Mapping):
         for inside in value:
             layers.put((key, inside), value[inside], (*place, key, inside))
@@ -183,7 +183,7 @@ def _put(layers: Layers, key: str, value: object, place: Place) -> None:
 
 
 def _points(kind: StrategyKind, entry: Mapping[str, Any], grid: Mapping[str, Choices]) -> list[tuple[str, Choices]]:
-    """The keys of the grid that matter to an entry, with their values."""
+    """The keys of the grid that make different rows of an entry, with their values."""
     return [
         (key, found)
         for key, found in grid.items()
@@ -192,7 +192,7 @@ def _points(kind: StrategyKind, entry: Mapping[str, Any], grid: Mapping[str, Cho
 
 
 def is_used(kind: StrategyKind, path: tuple[str, ...]) -> bool:
-    """Whether a setting means something to a strategy."""
+    """Whether a strategy uses a setting."""
     if path[0] == "partition" and kind.is_one_process:
         return False
     if path[0] in _USERS and not _USERS[path[0]](kind):
@@ -202,7 +202,7 @@ def is_used(kind: StrategyKind, path: tuple[str, ...]) -> bool:
 
 
 def _is_multiplying(kind: StrategyKind, path: tuple[str, ...]) -> bool:
-    """Whether other values of the setting are other trainings for a strategy that knows the setting."""
+    """Whether other values of a setting that a strategy uses make other trials."""
     if path[0] == "partition":
         return not kind.splits_batch
     return path[0] != "nodes" or kind.name != "single"
@@ -212,7 +212,7 @@ def _is_set(entry: Mapping[str, Any], path: tuple[str, ...]) -> bool:
     here: Any = entry
     for key in path:
         if not isinstance(here, Mapping):
-            return True  # a word in the place of a mapping says it all
+            return True  # a word in place of a mapping sets all of it
         if key not in here:
             return False
         here = here[key]
@@ -223,14 +223,14 @@ def _unused_problems(kind: StrategyKind, entry: Mapping[str, Any], index: int) -
     for key in entry:
         if key in _known_keys() and not is_used(kind, (key,)):
             users = [user.name for user in STRATEGIES.values() if key in _USERS and _USERS[key](user)]
-            what = f"is of {', '.join(users)}" if users else "means nothing to a single process that sees all data"
+            what = f"is for {', '.join(users)}" if users else "has no meaning for a single process that sees all data"
             yield Problem(
-                ("strategies", index, key), f"{key} {what}; {kind.name} does not use it: leave it out", at_key=True
+                ("strategies", index, key), f"{key} {what}; {kind.name} does not use it: remove it", at_key=True
             )
 
 
 def _grid_problems(grid: Mapping[str, list[Any]]) -> Iterator[Problem]:
-    """What is wrong with the keys of the grid, and with values that stand twice."""
+    """Unknown keys and repeated values."""
     for key, found in grid.items():
         first, _, inside = key.partition(".")
         if first not in _known_keys() or (inside and first not in _sections()):
@@ -239,17 +239,17 @@ def _grid_problems(grid: Mapping[str, list[Any]]) -> Iterator[Problem]:
             yield Problem(("grid", key), f"unknown setting, {hint}", at_key=True)
         for number, value in enumerate(found):
             if any(value == other and type(value) is type(other) for other in found[:number]):
-                yield Problem(("grid", key, number), "this value stands here twice; remove one of the two")
+                yield Problem(("grid", key, number), "this value is here twice; remove one")
 
 
 def _label_problems(drafts: Sequence[_Draft]) -> Iterator[Problem]:
-    """Rows that could not be told apart, also not by the names of their folders."""
+    """Rows with the same label, or with labels too similar to name different folders."""
     seen: dict[str, str] = {}
     for draft in drafts:
         folder = slug(draft.label)
         if folder in seen:
             first = seen[folder]
-            what = "has this label too" if first == draft.label else f'is called "{first}", which is too similar'
+            what = "has the same label" if first == draft.label else f'has the label "{first}", which is too similar'
             text = f'the row "{draft.label}": another row {what}; give this one a name: ...'
             yield Problem(("strategies", draft.index), text)
         seen.setdefault(folder, draft.label)
@@ -275,7 +275,7 @@ def _literature_problems(values: Mapping[str, Any], labels: Sequence[str]) -> It
 
 
 def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Problem]:
-    """What is wrong between settings; what is wrong by itself is passed over."""
+    """Settings that contradict each other; those that are wrong by themselves are passed over."""
     nodes = _nodes(values)
     for key in ("slow", "kill", "wrong_labels"):
         number = _mapping(values.get(key)).get("node")
@@ -287,7 +287,7 @@ def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator
     if (partition.get("kind", "iid") if isinstance(partition, Mapping) else partition) != "iid":
         yield Problem(
             ("partition",),
-            f"{kind.name} splits each batch of all data among its processes, and so has no partition; "
+            f"{kind.name} splits each batch of all data among its processes, so it has no partition; "
             f"write partition: iid for this row",
         )
     batch_size = values.get("batch_size")
@@ -296,13 +296,13 @@ def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator
 
 
 def _cluster_problems(values: Mapping[str, Any], kind: StrategyKind, folder: Path | None) -> Iterator[Problem]:
-    """What dpwa would say of the cluster file of such a row."""
+    """What dpwa would say about the cluster file of such a row."""
     cluster = _mapping(values.get("cluster"))
     if not kind.is_method:
         return
     for key in cluster:
         if key in _GIVEN_BY_THE_LAB:
-            text = f"the lab itself writes {', '.join(_GIVEN_BY_THE_LAB)} into the cluster file; leave this key out"
+            text = f"the lab itself writes {', '.join(_GIVEN_BY_THE_LAB)} into the cluster file; remove this key"
             yield Problem(("cluster", key), text, at_key=True)
     given = {key: value for key, value in cluster.items() if key not in _GIVEN_BY_THE_LAB}
     nodes = [{"name": f"w{number}", "port": FIRST_PORT + number} for number in range(1, _nodes(values) + 1)]
@@ -312,14 +312,14 @@ def _cluster_problems(values: Mapping[str, Any], kind: StrategyKind, folder: Pat
 
 
 def _nodes(values: Mapping[str, Any]) -> int:
-    """How many nodes there are, also where the number is wrong."""
+    """The number of nodes; the default where it is wrong."""
     usual: int = CommonSettings.model_fields["nodes"].default
     given = values.get("nodes", usual)
     return given if type(given) is int and 1 <= given <= 64 else usual
 
 
 def shown_setting(value: object) -> str:
-    """A value of a setting as it stands in the label of a row."""
+    """A value of a setting as a label shows it."""
     if value is None or isinstance(value, bool):
         return {None: "none", True: "true", False: "false"}[value]
     if isinstance(value, float):

@@ -1,1 +1,1 @@
-"""What one training needs: data, models, records, evaluation."""
+"""What one training needs, whatever the strategy: data, models, the loop, records, evaluation."""

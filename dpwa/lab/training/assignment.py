@@ -1,6 +1,6 @@
-"""What each process of a cell trains on and how: its data, its recipe, the seed of its order.
+"""What each process of a trial trains on and how: its data, its recipe, the seed for its order of samples.
 
-Must not know: other cells, how processes are started, strategies. Runs in: the training thread.
+Runs in: the training thread.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from dpwa.examples.samples import Samples
-from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.client_schedule import Schedule
 from dpwa.lab.training.data import DataSet, data_dir_of_environment, load, with_wrong_labels
 from dpwa.lab.training.handicaps import shares_of_work
@@ -18,62 +18,50 @@ from dpwa.lab.training.partition import partition
 __all__ = ["data_of", "order_seed", "parts_of_nodes", "recipe_of", "samples_of_node"]
 
 
-def data_of(cell: Cell, folder: CellFolder) -> DataSet:
-    """The data set of a cell, from the folder that the variable DPWA_DATA_DIR names."""
-    return load(cell.settings.data, data_dir_of_environment(), folder.data_cache(cell.settings.data))
+def data_of(trial: Trial, folder: TrialFolder) -> DataSet:
+    """The data set of a trial, from the folder that the variable DPWA_DATA_DIR names."""
+    return load(trial.settings.data, data_dir_of_environment(), folder.data_cache(trial.settings.data))
 
 
-def parts_of_nodes(cell: Cell, data: DataSet) -> list[torch.Tensor]:
+def parts_of_nodes(trial: Trial, data: DataSet) -> list[torch.Tensor]:
     """Indices of the training samples that each node holds, the same in every process."""
     labels = data.train.labels.numpy()
-    parts = partition(labels, cell.settings.partition, cell.settings.nodes, seed=cell.seed)
+    parts = partition(labels, trial.settings.partition, trial.settings.nodes, seed=trial.seed)
     return [torch.from_numpy(part) for part in parts]
 
 
-def samples_of_node(cell: Cell, data: DataSet, rank: int) -> Samples:
-    """What one process trains on: its part, or all of the data where there is only one model.
-
-    Args:
-        cell: the cell.
-        data: the whole data set.
-        rank: of the process, from 0.
-    """
-    kind, wrong = cell.kind, cell.settings.wrong_labels
+def samples_of_node(trial: Trial, data: DataSet, rank: int) -> Samples:
+    """What one process trains on: its part, or all data where there is only one model."""
+    kind, wrong = trial.kind, trial.settings.wrong_labels
     is_whole = kind.splits_batch or kind.is_one_process
     if is_whole and wrong is None:
         return data.train
-    parts = parts_of_nodes(cell, data)
+    parts = parts_of_nodes(trial, data)
     if is_whole and wrong is not None:
         part = parts[wrong.node - 1]
         labels = data.train.labels.clone()
-        labels[part] = _worsened(cell, data, part).labels
+        labels[part] = _worsened(trial, data, part).labels
         return Samples(data.train.images, labels)
     if wrong is not None and wrong.node == rank + 1:
-        return _worsened(cell, data, parts[rank])
+        return _worsened(trial, data, parts[rank])
     return data.train.select(parts[rank])
 
 
-def _worsened(cell: Cell, data: DataSet, part: torch.Tensor) -> Samples:
-    wrong = cell.settings.wrong_labels
+def _worsened(trial: Trial, data: DataSet, part: torch.Tensor) -> Samples:
+    wrong = trial.settings.wrong_labels
     share = 0.0 if wrong is None else wrong.share
-    return with_wrong_labels(data.train.select(part), share, data.classes, seed=cell.seed)
+    return with_wrong_labels(data.train.select(part), share, data.classes, seed=trial.seed)
 
 
-def recipe_of(cell: Cell, shard_size: int, rank: int) -> Recipe:
-    """How a process trains.
-
-    Args:
-        cell: the cell.
-        shard_size: samples that it holds.
-        rank: of the process, from 0.
-    """
-    settings, kind = cell.settings, cell.kind
+def recipe_of(trial: Trial, shard_size: int, rank: int) -> Recipe:
+    """How a process with this many samples trains."""
+    settings, kind = trial.settings, trial.kind
     epochs = settings.n_epochs
     if kind.has_server:
-        epochs = Schedule.of(settings, cell.seed).epochs_of(rank)
+        epochs = Schedule.of(settings, trial.seed).epochs_of(rank)
     steps = epochs * max(1, shard_size // settings.batch_size)
     if not (kind.splits_batch or kind.is_one_process):
-        # A very slow node makes one step at least; a client that is never chosen makes none.
+        # Even a very slow node makes one step; a client that is never chosen makes none.
         steps = max(min(1, steps), round(steps * shares_of_work(settings, waits=kind.waits)[rank]))
     return Recipe(
         epochs=epochs,
@@ -86,8 +74,8 @@ def recipe_of(cell: Cell, shard_size: int, rank: int) -> Recipe:
     )
 
 
-def order_seed(cell: Cell, rank: int) -> int:
-    """Seed of the order of samples: one for all where they share each batch, else another one for each process."""
-    if cell.kind.splits_batch or cell.kind.is_one_process:
-        return cell.seed
-    return 1000 * (cell.seed + 1) + rank
+def order_seed(trial: Trial, rank: int) -> int:
+    """Seed for the order of samples: the same for all processes that share each batch, otherwise one for each."""
+    if trial.kind.splits_batch or trial.kind.is_one_process:
+        return trial.seed
+    return 1000 * (trial.seed + 1) + rank

@@ -1,9 +1,9 @@
 """Which clients of fedavg and fedprox train in which round.
 
 McMahan et al., "Communication-efficient learning of deep networks from decentralized data", arXiv 1602.05629,
-algorithm 1. All processes compute the same rounds from the same seed, so that nobody need be told.
+algorithm 1. All processes compute the same rounds from the same seed, so they need not agree on them.
 
-Must not know: sockets, torch, who is the server. Runs in: any thread; pure.
+Runs in: any thread; pure.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Schedule:
     """Which clients train in which round.
 
     Attributes:
-        clients: how many there are.
+        clients: number of clients.
         per_round: how many of them train in each round.
-        rounds: how many there are; they count from 1.
-        local_epochs: epochs of a client in a round.
-        seed: of the choice.
+        rounds: number of rounds; the first is 1.
+        local_epochs: epochs of a client per round.
+        seed: for the choice.
     """
 
     clients: int
@@ -36,9 +36,9 @@ class Schedule:
 
     @classmethod
     def of(cls, settings: Settings, seed: int) -> Schedule:
-        """The rounds of a training in which all clients together see as many samples as in `n_epochs` of all data.
+        """The rounds in which all clients together see as many samples as in `n_epochs` passes over the data.
 
-        That holds to half a round, and for shards of equal size; there is one round at least.
+        That is exact to half a round, for shards of equal size; there is at least one round.
         """
         per_round = max(1, _nearest(settings.client_fraction * settings.nodes))
         rounds = max(1, _nearest(settings.n_epochs * settings.nodes / (per_round * settings.local_epochs)))

@@ -1,12 +1,12 @@
-"""The data sets of the lab, each as two sets of labelled images and the way to make a model's input of them.
+"""The data sets of the lab, each as two sets of labelled images and the transform that makes a model's input of them.
 
-Images stay as they are stored, bytes mostly, and each batch is prepared when it is used: all of Fashion-MNIST is 47 MB
-so, and would be 188 MB as floats, in every process.
+Images stay as they are stored, mostly as bytes, and each batch is prepared when it is used: in every process,
+Fashion-MNIST takes 47 MB like this, and would take 188 MB as floats.
 
-Each data set's library is imported when that data set is loaded: a process that learns clothes needs no scikit-learn.
+The library of a data set is imported only when that data set is loaded.
 
-As a program it loads one data set, from wherever it is, into one file: python -m dpwa.lab.training.data NAME FILE.
-So a run learns before its first training that there is no such data, and whoever waits for a download sees it.
+As a program, `python -m dpwa.lab.training.data NAME FILE` loads one data set into one file. So a run knows before its
+first trial whether the data can be had, and its user sees the download.
 
 Must not know: models, nodes, partitions. Runs in: the training thread; as a program, the main thread.
 """
@@ -42,13 +42,13 @@ MNIST_DEVIATION = (0.3081,)
 
 @dataclass(frozen=True)
 class DataSet:
-    """Images to learn from and to be judged by.
+    """Images for training and for testing.
 
     Attributes:
         train: what all nodes together train on, in the same order in every process.
         held_out: what no node trains on.
-        prepare: makes a model's input of a batch of stored images: floats, shaped (count, *shape).
-        classes: how many there are; labels are 0..classes-1.
+        prepare: turns a batch of stored images into a model's input: floats, shape (count, *shape).
+        classes: number of classes; labels are 0..classes-1.
         shape: channels, height and width of an image.
     """
 
@@ -60,17 +60,16 @@ class DataSet:
 
 
 def load(name: str, data_dir: Path | None, cache: Path | None = None) -> DataSet:
-    """A data set, from the disk, or downloaded to it first if it is not there.
+    """A data set, downloaded first if it is not on the disk.
 
     Args:
         name: "digits" (comes with scikit-learn), "mnist", "fashion_mnist" or "cifar10".
         data_dir: the folder of torchvision's data sets; for CIFAR-10 also one that holds train/CLASS/*.jpg and
-            test/CLASS/*.jpg, itself or in its folder cifar10; None for ./data.
-        cache: the file that keeps all images, which is read in a moment, also by many processes, and written if it is
-            missing; None for no such file.
+            test/CLASS/*.jpg, directly or in its folder cifar10; None: ./data.
+        cache: one file with all images, which many processes can read quickly; written if it is missing. None: none.
 
     Raises:
-        ConfigError: there is no such data set, or it is neither there nor can be downloaded.
+        ConfigError: there is no such data set, or it can be neither found nor downloaded.
     """
     if name not in _READERS:
         raise ConfigError(f'loading data: expected one of {", ".join(_READERS)}, got "{name}"')
@@ -94,13 +93,13 @@ def data_dir_of_environment() -> Path | None:
 def _read(name: str, data_dir: Path | None) -> tuple[Samples, Samples]:
     try:
         return _READERS[name](data_dir)
-    except (OSError, RuntimeError) as error:  # RuntimeError is torchvision's word for a failed download
+    except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for a failed download
         images = (
             ", or train/CLASS/*.jpg and test/CLASS/*.jpg there or in its folder cifar10" if name == "cifar10" else ""
         )
         raise ConfigError(
             f"loading {name}: expected torchvision's files in {(data_dir or DEFAULT_DATA_DIR).resolve()}{images}, or a "
-            f"network to download them from, got: {error}; name the folder that holds them by --data-dir or in "
+            f"network to download them from, got: {error}; name the folder that holds them with --data-dir or in "
             f"DPWA_DATA_DIR"
         ) from error
 
@@ -112,19 +111,19 @@ def _write(path: Path, train: Samples, held_out: Samples) -> None:
         for what in ("images", "labels")
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")  # all processes of a first cell come here at the same time
+    draft = path.with_suffix(f".{os.getpid()}")  # several processes may come here at the same time
     save_file(tensors, draft)
     draft.replace(path)
 
 
 def with_wrong_labels(samples: Samples, share: float, classes: int, *, seed: int) -> Samples:
-    """The same images, some of them under another class than their own.
+    """The same images, some of them with a wrong label.
 
     Args:
         samples: images and their classes; they are not changed.
         share: of the labels to replace, 0..1: exactly round(share * count) of them, chosen at random. Each of the
-            other classes is equally probable.
-        classes: how many there are.
+            other classes is equally likely.
+        classes: number of classes.
         seed: the same seed gives the same wrong labels.
 
     Raises:
@@ -136,7 +135,7 @@ def with_wrong_labels(samples: Samples, share: float, classes: int, *, seed: int
         raise ValueError(f"replacing labels: expected at least 2 classes, got {classes}: there is no wrong one")
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(samples), generator=generator)[: round(share * len(samples))]
-    # Moved on by 1..classes-1 and around the end: never back to where it was.
+    # Moved by 1..classes-1, modulo classes: never back to the right one.
     distance = torch.randint(1, classes, chosen.shape, generator=generator)
     labels = samples.labels.clone()
     labels[chosen] = (labels[chosen] + distance) % classes
@@ -151,7 +150,7 @@ def _digits(data_dir: Path | None) -> tuple[Samples, Samples]:  # noqa: ARG001 -
 
 
 def _grey(name: str, data_dir: Path | None) -> tuple[Samples, Samples]:
-    """A data set of torchvision whose images have one channel, which is not among their dimensions."""
+    """A data set of torchvision whose images have one channel, and no dimension for it."""
     sets = (open_data_set(name, data_dir, train=train) for train in (True, False))
     train, held_out = (Samples(found.data.unsqueeze(1), found.targets.long()) for found in sets)
     return train, held_out
@@ -164,7 +163,7 @@ def _cifar10(data_dir: Path | None) -> tuple[Samples, Samples]:
         data_dir = data_dir / "cifar10"
     try:
         train, held_out = (load_samples(data_dir, train=train) for train in (True, False))
-    except ValueError as error:  # of a folder without images, or with images of another size
+    except ValueError as error:  # the folder holds no images, or images of another size
         raise ConfigError(f"loading cifar10: {error}") from error
     return train, held_out
 
@@ -190,13 +189,13 @@ def _preparation(name: str) -> Transform:
 
 
 def _prepared(prepare: Transform, images: Tensor) -> Tensor:
-    """A model's input, with the channels of a pixel side by side: convolutions on a CPU take a third less time so."""
+    """A model's input, with the channels of a pixel side by side: saves a third of a convolution's time on a CPU."""
     prepared: Tensor = prepare(images)
     return prepared.to(memory_format=torch.channels_last)  # with one channel, `contiguous` would do nothing
 
 
 def main() -> None:
-    """Loads a data set into a file, or tells why it cannot be had and ends with 2."""
+    """Loads a data set into a file; exits with 2 and the reason if that is impossible."""
     name, cache = sys.argv[1:]
     try:
         load(name, data_dir_of_environment(), Path(cache))

@@ -1,10 +1,10 @@
-"""From the snapshots of a cell to its result.
+"""From the snapshots of a trial to its result.
 
-Run as `python -m dpwa.lab.training.evaluation CELL_DIR --exit-code 0 --wall-s 12.3`.
+Run as `python -m dpwa.lab.training.evaluation TRIAL_DIR --exit-code 0 --wall-s 12.3`.
 
-Everything that is measured with held-out data is measured here, after the training, so that no strategy pays for it.
+Everything that needs held-out data is measured here, after the training, so that no strategy pays for it.
 
-Must not know: how a strategy works. Runs in: a process of its own, with all cores.
+Runs in: a process of its own, with all cores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dpwa.examples.devices import device_of
 from dpwa.examples.evaluation import accuracy_and_loss_of, accuracy_of
-from dpwa.lab.study.cell import Cell, CellFolder, write_json
+from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 from dpwa.lab.training.assignment import data_of, parts_of_nodes
 from dpwa.lab.training.data import DataSet
 from dpwa.lab.training.machine import commit, machine
@@ -35,55 +35,57 @@ _MOST_POINTS = 400
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Evaluates a cell and writes its result."""
-    parser = argparse.ArgumentParser(description="Evaluates a cell of a study.")
+    """Evaluates a trial and writes its result."""
+    parser = argparse.ArgumentParser(description="Evaluate a trial of a study.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--exit-code", type=int, default=0, help="of what started the cell's processes")
-    parser.add_argument("--reason", default="", help="why it failed, in one line")
-    parser.add_argument("--wall-s", type=float, default=0.0, help="of the whole cell")
+    parser.add_argument("--exit-code", type=int, default=0, help="exit code of the trial's processes")
+    parser.add_argument("--reason", default="", help="why the trial failed, in one line")
+    parser.add_argument(
+        "--wall-s", type=float, default=0.0, help="duration of the trial in seconds, without the evaluation"
+    )
     given = parser.parse_args(arguments)
-    folder = CellFolder(given.folder)
-    cell = folder.cell()
-    data = data_of(cell, folder)
+    folder = TrialFolder(given.folder)
+    trial = folder.trial()
+    data = data_of(trial, folder)
     data = replace(data, held_out=data.held_out.to(device_of(0)))
-    result = evaluate(folder, cell, data, exit_code=given.exit_code, reason=given.reason)
+    result = evaluate(folder, trial, data, exit_code=given.exit_code, reason=given.reason)
     write_json(folder.result_json, {**result, "wall_s": given.wall_s})
 
 
-def evaluate(folder: CellFolder, cell: Cell, data: DataSet, *, exit_code: int, reason: str = "") -> dict[str, Any]:
-    """The result of a cell; also of one that failed, as far as it came.
+def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int, reason: str = "") -> dict[str, Any]:
+    """The result of a trial; for one that failed, as far as it got.
 
     Args:
-        folder: of the cell.
-        cell: what was trained.
-        data: the data set.
-        exit_code: of what started its processes.
-        reason: why it failed, for a person.
+        folder: of the trial.
+        trial: the trial.
+        data: its data set.
+        exit_code: of its processes.
+        reason: why it failed, for people.
 
     Returns:
-        What stands in result.json, but for `wall_s`.
+        The content of result.json, except `wall_s`.
     """
     device = data.held_out.images.device
-    model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed).to(device)
-    names = _names_with_models(cell)
-    rounds = [_round(folder, cell, names, number, model, data) for number in range(cell.rounds + 1)]
+    model = build(trial.settings.model, data.shape, data.classes, seed=trial.seed).to(device)
+    names = _names_with_models(trial)
+    rounds = [_round(folder, trial, names, number, model, data) for number in range(trial.rounds + 1)]
     reached = [found for found in rounds if found is not None]
-    done = [name for name in names if folder.snapshot(name, cell.rounds).exists()]
-    killed = f"w{cell.settings.kill.node}" if cell.settings.kill is not None else None
+    done = [name for name in names if folder.snapshot(name, trial.rounds).exists()]
+    killed = f"w{trial.settings.kill.node}" if trial.settings.kill is not None else None
     is_done = bool(done) and set(done) >= set(names) - {killed} and (exit_code == 0 or killed is not None)
-    workers = [found for name in cell.training_names if (found := _worker(folder, cell, name, model, data))]
+    workers = [found for name in trial.training_names if (found := _worker(folder, trial, name, model, data))]
     last = reached[-1] if reached else None
-    if is_done and killed in cell.process_names and not folder.snapshot(killed, cell.rounds).exists():
+    if is_done and killed in trial.process_names and not folder.snapshot(killed, trial.rounds).exists():
         reason = f"{killed} was killed; the others went on to the end"
-    parts = parts_of_nodes(cell, data)
-    newest = [snapshot for name in cell.process_names if (snapshot := _newest(folder, cell, name)) is not None]
+    parts = parts_of_nodes(trial, data)
+    newest = [snapshot for name in trial.process_names if (snapshot := _newest(folder, trial, name)) is not None]
     return {
-        "cell": cell.to_json(),
+        "trial": trial.to_json(),
         "status": "done" if is_done else "failed",
         "reason": reason if is_done else reason or f"exit code {exit_code}",
         "commit": commit(),
         "machine": machine(),
-        "processes": len(cell.process_names),
+        "processes": len(trial.process_names),
         "threads_per_process": int(max((snapshot.header["threads"] for snapshot in newest), default=0)),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "initial_weights": _initial_weights(folder, names, model),
@@ -98,20 +100,20 @@ def evaluate(folder: CellFolder, cell: Cell, data: DataSet, *, exit_code: int, r
             data.train.labels.numpy(), [part.numpy() for part in parts], data.classes
         ).tolist(),
         "rounds": reached,
-        "batches": _batches(folder, cell),
+        "batches": _batches(folder, trial),
     }
 
 
-def _names_with_models(cell: Cell) -> tuple[str, ...]:
-    """The processes whose models make the aggregated one."""
-    names = cell.process_names
-    if cell.kind.has_server:
+def _names_with_models(trial: Trial) -> tuple[str, ...]:
+    """The processes whose models are aggregated."""
+    names = trial.process_names
+    if trial.kind.has_server:
         return names[-1:]
-    return names[:1] if cell.kind.splits_batch else names
+    return names[:1] if trial.kind.splits_batch else names
 
 
-def _initial_weights(folder: CellFolder, names: Sequence[str], model: nn.Module) -> str:
-    """Hash of the weights that all processes began with; of all that there are, where they did not begin alike."""
+def _initial_weights(folder: TrialFolder, names: Sequence[str], model: nn.Module) -> str:
+    """Hash of the weights that the processes started with; several hashes if they differ."""
     found = set()
     for name in names:
         if (snapshot := read_snapshot(folder.snapshot(name, 0))) is not None:
@@ -120,30 +122,30 @@ def _initial_weights(folder: CellFolder, names: Sequence[str], model: nn.Module)
     return " ".join(sorted(found))
 
 
-def _newest(folder: CellFolder, cell: Cell, name: str) -> SavedModel | None:
-    """The last model that a process has put down."""
-    found = (read_snapshot(folder.snapshot(name, number)) for number in range(cell.rounds, -1, -1))
+def _newest(folder: TrialFolder, trial: Trial, name: str) -> SavedModel | None:
+    """The last model that a process has saved."""
+    found = (read_snapshot(folder.snapshot(name, number)) for number in range(trial.rounds, -1, -1))
     return next((snapshot for snapshot in found if snapshot is not None), None)
 
 
 def _round(
-    folder: CellFolder, cell: Cell, names: Sequence[str], number: int, model: nn.Module, data: DataSet
+    folder: TrialFolder, trial: Trial, names: Sequence[str], number: int, model: nn.Module, data: DataSet
 ) -> dict[str, Any] | None:
-    """What was known after a round: the mean of all models that were put down; None if nobody has come so far."""
+    """What is measured of a round: the mean of all models that were saved after it; None if there are none."""
     found = [snapshot for name in names if (snapshot := read_snapshot(folder.snapshot(name, number))) is not None]
     if not found:
         return None
     mean = {name: torch.stack([s.tensors[name].double() for s in found]).mean(dim=0) for name in found[0].tensors}
     model.load_state_dict({name: value.to(found[0].tensors[name].dtype) for name, value in mean.items()})
-    is_wanted = cell.settings.eval_acc or number == cell.rounds
+    is_wanted = trial.settings.eval_acc or number == trial.rounds
     accuracy, loss = accuracy_and_loss_of(model, data.held_out, data.prepare) if is_wanted else (None, None)
     samples, bytes_sent = (sum(s.header[key] for s in found) for key in ("samples", "bytes_sent"))
-    if cell.kind.splits_batch:  # every process computes a part of each batch, but only one puts models down
-        samples = _samples_of_all(folder, cell, round(found[0].header["step"]))
-        bytes_sent *= len(cell.process_names)
+    if trial.kind.splits_batch:  # every process computes a part of each batch, but only one saves its model
+        samples = _samples_of_all(folder, trial, round(found[0].header["step"]))
+        bytes_sent *= len(trial.process_names)
     return {
         "round": number,
-        "epoch": number / cell.settings.rounds_per_epoch,
+        "epoch": number / trial.settings.rounds_per_epoch,
         "samples": round(samples),
         "time_s": max(s.header["training_s"] for s in found),
         "bytes_sent": round(bytes_sent),
@@ -153,10 +155,10 @@ def _round(
     }
 
 
-def _samples_of_all(folder: CellFolder, cell: Cell, steps: int) -> int:
-    """Samples that all processes together have trained on in their first steps."""
+def _samples_of_all(folder: TrialFolder, trial: Trial, steps: int) -> int:
+    """Samples that all processes together have trained on in their first `steps` steps."""
     total = 0
-    for name in cell.process_names:
+    for name in trial.process_names:
         found = read_steps(folder.steps(name))
         total += 0 if found is None else int(found["count"][:steps].sum())
     return total
@@ -172,9 +174,9 @@ def _distance(models: Sequence[dict[str, Tensor]], mean: dict[str, Tensor]) -> f
     return float(np.mean(distances)) / norm if norm > 0 else 0.0
 
 
-def _worker(folder: CellFolder, cell: Cell, name: str, model: nn.Module, data: DataSet) -> dict[str, Any] | None:
-    """What one process came to."""
-    newest = _newest(folder, cell, name)
+def _worker(folder: TrialFolder, trial: Trial, name: str, model: nn.Module, data: DataSet) -> dict[str, Any] | None:
+    """What is measured of one process."""
+    newest = _newest(folder, trial, name)
     if newest is None:
         return None
     model.load_state_dict(newest.tensors)
@@ -187,10 +189,10 @@ def _worker(folder: CellFolder, cell: Cell, name: str, model: nn.Module, data: D
     }
 
 
-def _batches(folder: CellFolder, cell: Cell) -> dict[str, list[float]]:
+def _batches(folder: TrialFolder, trial: Trial) -> dict[str, list[float]]:
     """Loss and accuracy of training batches, the mean over the workers at equal shares of their steps."""
     found = []
-    for name in cell.process_names:
+    for name in trial.process_names:
         steps = read_steps(folder.steps(name))
         if steps is not None and len(steps["loss"]):
             found.append(steps)
@@ -199,7 +201,7 @@ def _batches(folder: CellFolder, cell: Cell) -> dict[str, list[float]]:
     points = min(_MOST_POINTS, *(len(steps["loss"]) for steps in found), _MOST_POINTS)
     samples, loss, right = np.zeros(points), np.zeros(points), np.zeros(points)
     for steps in found:
-        # The same number of pieces for each worker, also where one has made fewer steps.
+        # The same number of pieces for each worker, even for one with fewer steps.
         begins = np.arange(points) * len(steps["loss"]) // points
         samples += np.add.reduceat(steps["count"].astype(float), begins)
         right += np.add.reduceat(steps["right"].astype(float), begins)

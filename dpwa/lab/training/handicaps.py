@@ -1,6 +1,6 @@
-"""A node that is slow, and a node that dies: the same for every strategy, also for those without dpwa.
+"""A node that is slow, and a node that is killed: the same for every strategy, with or without dpwa.
 
-Must not know: strategies, models. Runs in: the training thread.
+Runs in: the training thread.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["Handicap", "shares_of_work"]
 
 
 class Handicap:
-    """What is wrong with one process; nothing for most.
+    """What is wrong with one process; for most, nothing.
 
     Args:
-        settings: of the cell.
+        settings: of the trial.
         number: of the node, from 1.
-        crowding: how many processes share a core: with two, a step takes twice the time that it computes.
+        crowding: processes per core: with two, a step takes twice as long as it computes.
     """
 
     def __init__(self, settings: Settings, number: int, crowding: float) -> None:
@@ -31,11 +31,11 @@ class Handicap:
         self._computed_s = 0.0
 
     def begin(self) -> None:
-        """The first step comes next; what was computed before does not count."""
+        """Called before the first step: the time computed until now does not count."""
         self._computed_s = time.thread_time()
 
     def after_step(self, step: int, total_steps: int) -> None:
-        """Let happen what is due. Waiting for others is no work, so that only computing is slowed down."""
+        """Slows this process down, or kills it, when it is time. Only computing becomes slower, not waiting."""
         if self._factor > 1.0:
             now_s = time.thread_time()
             time.sleep((self._factor - 1.0) * (now_s - self._computed_s) * self._crowding)
@@ -45,13 +45,13 @@ class Handicap:
 
 
 def shares_of_work(settings: Settings, *, waits: bool) -> list[float]:
-    """Steps of each node, as a multiple of what they are with equal nodes.
+    """Steps of each node, as a multiple of its steps among equal nodes.
 
-    Nodes that wait for each other make the same number of steps. The others do as much as they can in the same time: in
-    proportion to their speed, and all together as much as equal nodes.
+    Nodes that wait for each other make the same number of steps. Otherwise each does what it can in the same time: its
+    share of the work is proportional to its speed.
 
     Args:
-        settings: of the cell.
+        settings: of the trial.
         waits: whether the nodes wait for each other.
 
     Returns:

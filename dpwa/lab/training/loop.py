@@ -1,6 +1,6 @@
-"""The one training loop of all strategies, in which each has its hooks: see `dpwa.lab.strategies.base`.
+"""The training loop of all strategies; `dpwa.lab.training.strategy` has the hooks that make them different.
 
-A comparison of several loops would compare the loops. A script of one's own needs nothing of this: see `examples/`.
+With a loop for each strategy, a comparison would compare loops. Your own script needs none of this: see `examples/`.
 
 Must not know: which data set, which model, which strategy. Runs in: the training thread.
 """
@@ -45,8 +45,8 @@ class Recipe:
         learning_rate: of every step.
         momentum: of every step.
         weight_decay: of every step.
-        schedule: of the learning rate: "constant", or "cosine", half of one down to 0.
-        total_steps: ends the training after so many steps, whatever `epochs` says; None for whole epochs.
+        schedule: of the learning rate: "constant", or "cosine" for half a cosine down to 0.
+        total_steps: number of steps, whatever `epochs` says; None: whole epochs.
     """
 
     epochs: int
@@ -58,24 +58,20 @@ class Recipe:
     total_steps: int | None = None
 
     def rate_at(self, progress: float) -> float:
-        """The learning rate.
-
-        Args:
-            progress: share of all steps that has been made, 0..1.
-        """
+        """The learning rate after this share of all steps, 0..1."""
         if self.schedule == "cosine":
             return self.learning_rate * (1 + math.cos(math.pi * progress)) / 2
         return self.learning_rate
 
 
 class Watch(Protocol):
-    """Looks on while a model is trained."""
+    """Observes a training."""
 
     def begin(self, total_steps: int) -> None:
-        """The first step comes next."""
+        """Called before the first step."""
 
     def stepped(self, step: int, *, epoch: float, loss: torch.Tensor, right: int, count: int) -> None:
-        """A step was made, the first one is 1: with this mean loss, and so many of its samples classified rightly."""
+        """Called after each step, from 1, with its mean loss, its samples, and how many were classified correctly."""
 
 
 def train(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: Watch) -> None:
@@ -84,9 +80,9 @@ def train(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: W
     Args:
         task: what to learn.
         recipe: how.
-        seed: of the order of the samples.
+        seed: for the order of the samples.
         strategy: what this process does together with others.
-        watch: told of every step.
+        watch: observes every step.
     """
     optimizer = torch.optim.SGD(
         task.model.parameters(),

@@ -1,6 +1,6 @@
-"""What numbers depend on: the machine, the versions, the commit.
+"""What measurements depend on: the machine, the versions, the commit.
 
-Must not know: what is measured. Runs in: any thread.
+Runs in: any thread.
 """
 
 from __future__ import annotations
@@ -13,31 +13,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["commit", "machine"]
+__all__ = ["commit", "machine", "machine_cores"]
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pyzmq")
 
 
 def machine(packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
-    """What the numbers depend on.
+    """The machine and its software.
 
     Args:
-        packages: whose versions are wanted; those that are not installed are left out.
+        packages: report the versions of these, as far as they are installed.
     """
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": machine_cores(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "packages": {name: version for name in packages if (version := _version(name)) is not None},
-        # Of the end of the run; what is measured is itself in it.
+        # At the end of the measurement, and including it.
         "load": round(os.getloadavg()[0], 2),
     }
 
 
+def machine_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def commit() -> str:
-    """The commit of this checkout, with a mark if files differ from it; empty outside of git."""
+    """The commit of this checkout, with "-dirty" if files differ from it; empty outside git."""
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607

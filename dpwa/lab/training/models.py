@@ -1,9 +1,9 @@
-"""The networks of the lab, by name, with initial weights that a seed decides.
+"""The networks of the lab, by name, with initial weights from a seed.
 
-Each is a plain sequence of Conv2d, ReLU, MaxPool2d, Flatten and Linear, so that another framework can be given the same
-network layer by layer.
+Each is a plain sequence of Conv2d, ReLU, MaxPool2d, Flatten and Linear, so that it can be rebuilt layer by layer in
+another framework.
 
-Must not know: data sets, strategies. Runs in: the training thread.
+Runs in: the training thread.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Shape = tuple[int, int, int]
 
 
 def build(name: str, shape: Shape, classes: int, *, seed: int) -> nn.Sequential:
-    """A network with fresh weights: the same ones for the same seed, in every process.
+    """A network with initial weights that depend on the seed alone, in every process.
 
-    Nothing else that is drawn at random in this process is different afterwards.
+    The global random state stays as it was.
 
     Args:
         name: "mcmahan_cnn", "light_cnn" or "mlp".
         shape: of an image; convolutional networks halve height and width twice.
-        classes: how many scores it gives.
-        seed: of the initial weights.
+        classes: number of outputs.
+        seed: for the initial weights.
 
     Raises:
         ConfigError: there is no such network, or the images are too small for it.
@@ -43,7 +43,7 @@ def build(name: str, shape: Shape, classes: int, *, seed: int) -> nn.Sequential:
     if name != "mlp" and min(shape[1:]) < 4:
         raise ConfigError(f"building {name}: expected images of at least 4x4 pixels, got {shape[1]}x{shape[2]}")
     with torch.random.fork_rng(devices=[]):
-        # Of the CPU alone: `torch.manual_seed` would seed the GPUs as well, which nothing here puts back.
+        # Only the CPU's generator: `torch.manual_seed` would also seed the GPUs', which are not restored here.
         torch.default_generator.manual_seed(seed)
         return _NETWORKS[name](shape, classes)
 
@@ -51,7 +51,7 @@ def build(name: str, shape: Shape, classes: int, *, seed: int) -> nn.Sequential:
 def initial_weights_hash(model: nn.Module) -> str:
     """SHA-256 over the bytes of all tensors of a model, in their order, in hexadecimal.
 
-    Two models with the same hash begin from the same place, whichever process made them.
+    Two models with the same hash are the same, whichever process made them.
     """
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
@@ -60,7 +60,7 @@ def initial_weights_hash(model: nn.Module) -> str:
 
 
 def _light_cnn(shape: Shape, classes: int) -> nn.Sequential:
-    """Two small convolutions, cheap enough for many trainings on a laptop: 206,922 parameters for 28x28 grey pixels."""
+    """Two small convolutions, cheap enough for many trials on a laptop: 206,922 parameters for 28x28 grey pixels."""
     channels, height, width = shape
     return nn.Sequential(
         nn.Conv2d(channels, 16, kernel_size=3, padding=1),

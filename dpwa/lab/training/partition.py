@@ -1,8 +1,8 @@
 """Which samples of a data set each node holds: in equal random parts, by class, or skewed.
 
-Every process computes all parts from the same seed, so that the nodes agree without talking to each other.
+Every process computes all parts from the same seed, so the nodes agree without communication.
 
-Must not know: torch, images, how a part is trained on. Runs in: any thread; nothing here keeps a state.
+Must not know: torch, images. Runs in: any thread; pure.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ from dpwa.lab.study.settings import PartitionOptions
 __all__ = ["class_counts", "least_samples", "partition"]
 
 Indices = NDArray[np.int64]
-"""Numbers of samples."""
+"""Indices of samples."""
 
-# What a skewed partition leaves to every node: a batch of the usual size.
+# What a skewed partition leaves every node at least: a batch of usual size.
 LEAST_SAMPLES = 128
 
-# Each pass brings the sizes nearer to the most even ones; a long chain of nodes that share classes needs the most.
+# Each pass makes the sizes more equal; a long chain of nodes that share classes needs the most passes.
 _EVENING_PASSES = 200
 _EVEN_ENOUGH = 1e-3  # samples that a pass still moves
 
 
 def partition(labels: NDArray[np.integer], options: PartitionOptions, nodes: int, *, seed: int) -> list[Indices]:
-    """Deals the samples out.
+    """Divides the samples among the nodes.
 
     The kinds:
 
     - iid: all samples at random, in parts that differ by one sample at most.
-    - classes: each node draws `classes_per_node` different classes. A class is drawn as often as any other, or once
-      more; a class that several nodes have drawn is cut among them so that the nodes' parts become as equal as the
-      drawn classes allow, and each of them gets at least half of what an equal cut would give it. With fewer draws
+    - classes: each node draws `classes_per_node` different classes. All classes are drawn equally often, or some once
+      more than others. A class that several nodes have drawn is divided so that the nodes' parts become as equal as
+      the drawn classes allow, and each of these nodes gets at least half of an equal share. With fewer draws
       (nodes * classes_per_node) than classes, the classes that nobody drew are left out: their column of
       `class_counts` is zero.
     - dirichlet: each class is cut in proportions drawn from a symmetric Dirichlet distribution over the nodes
       (Yurochkin et al., 1905.12022; with the distribution drawn per node instead, Hsu et al., 1909.06335). The
-      smaller alpha, the fewer classes a node has, and the less equal the parts.
+      smaller alpha is, the fewer classes a node has, and the less equal the parts are.
     - quantity: sizes are drawn from a symmetric Dirichlet distribution, contents are iid.
 
-    The last two could leave a node with next to nothing: where one has fewer than `least_samples`, the node that has
-    the most at that time gives it what is missing, at random.
+    The last two could leave a node with almost nothing. A node with fewer than `least_samples` gets the missing ones,
+    chosen at random, from the node with the most.
 
     Args:
         labels: class of each sample, shape (count,).
-        options: the kind and its numbers.
-        nodes: how many parts.
-        seed: the same numbers give the same parts; at least 0.
+        options: the kind and its parameters.
+        nodes: number of parts.
+        seed: at least 0; the same seed gives the same parts.
 
     Returns:
-        For each node the numbers of its samples, ascending. No sample is in two parts; all are in one, but those of
+        For each node the indices of its samples, ascending. Every sample is in exactly one part, except those of
         classes that are left out.
 
     Raises:
-        ConfigError: there are fewer samples than nodes, or fewer classes than a node is to have, or a part would be
+        ConfigError: there are fewer samples than nodes, or fewer classes than a node should have, or a part would be
             empty.
     """
     generator = np.random.default_rng(seed)
@@ -75,8 +75,8 @@ def partition(labels: NDArray[np.integer], options: PartitionOptions, nodes: int
         parts = _fill_up(_cut(order, sizes), generator)
     if not all(map(len, parts)):
         raise ConfigError(
-            f"partition: {len(labels)} samples are too few for {nodes} nodes of kind {options.kind}: a node would have"
-            " none; use fewer nodes or another kind"
+            f"partition: {len(labels)} samples are too few for {nodes} nodes and kind {options.kind}: a node would get "
+            "none; use fewer nodes or another kind"
         )
     return [np.sort(part).astype(np.int64) for part in parts]
 
@@ -86,8 +86,8 @@ def class_counts(labels: NDArray[np.integer], parts: Sequence[Indices], classes:
 
     Args:
         labels: class of each sample, 0..classes-1, shape (count,).
-        parts: numbers of the samples of each node.
-        classes: how many there are.
+        parts: indices of the samples of each node.
+        classes: number of classes.
 
     Returns:
         Shape (nodes, classes).
@@ -96,7 +96,7 @@ def class_counts(labels: NDArray[np.integer], parts: Sequence[Indices], classes:
 
 
 def least_samples(count: int, nodes: int) -> int:
-    """What kinds dirichlet and quantity leave to every node: a usual batch, of small data a quarter of an equal part.
+    """What kinds dirichlet and quantity leave every node: a usual batch, or for small data a quarter of an equal part.
 
     Args:
         count: samples of all nodes.
@@ -144,8 +144,8 @@ def _draw_classes(classes: int, classes_per_node: int, nodes: int, generator: np
 def _even_shares(sizes: Indices, drawn: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     """The share of each class that each node gets, so that nodes' totals are as equal as the drawn classes allow.
 
-    Half of each class is cut equally among its holders. The other halves are poured where there is least, one class
-    at a time, again and again: each time the sum of the squares of the totals falls, until it is the smallest.
+    Half of each class is divided equally among its holders. The other half is poured like water to where there is
+    least, class by class, again and again: each time the sum of the squares of the totals falls, until it is smallest.
 
     Args:
         sizes: samples of each class, shape (classes,).
@@ -170,9 +170,9 @@ def _even_shares(sizes: Indices, drawn: NDArray[np.bool_]) -> list[NDArray[np.fl
 
 
 def _pour(levels: NDArray[np.float64], amount: float) -> NDArray[np.float64]:
-    """What each vessel gets when an amount of water is poured into connected ones that are filled to these levels."""
+    """What each vessel gets when this amount of water is poured into connected vessels filled to these levels."""
     ascending = np.sort(levels)
-    # The surface, if the lowest 1, 2, 3 ... are under it: the first that does not reach the next vessel is right.
+    # The surface if it covers the lowest 1, 2, 3 ... vessels; the first that does not reach the next one is right.
     surfaces = (amount + np.cumsum(ascending)) / np.arange(1, len(levels) + 1)
     reached = np.append(surfaces[:-1] <= ascending[1:], np.True_)
     poured: NDArray[np.float64] = np.maximum(surfaces[np.argmax(reached)] - levels, 0)
@@ -192,13 +192,13 @@ def _cut_classes(
 
 def _cut(samples: Indices, shares: NDArray[np.float64]) -> list[Indices]:
     """Consecutive parts whose sizes are in these proportions to within one sample; none of it if all shares are 0."""
-    # Without the last digits, in which machines differ, and which would decide what half a sample is rounded to.
+    # Without the last digits, in which machines differ, and which could decide how half a sample is rounded.
     ends = np.round(np.round(np.cumsum(shares), 12) * len(samples)).astype(np.int64)
     return np.split(samples[: ends[-1]], ends[:-1])
 
 
 def _fill_up(parts: list[Indices], generator: np.random.Generator) -> list[Indices]:
-    """Gives those that have too little what is missing, from the part that is the largest at that time."""
+    """Fills parts that are too small from the largest part at that time."""
     least = least_samples(sum(map(len, parts)), len(parts))
     for poor, part in enumerate(parts):
         missing = least - len(part)

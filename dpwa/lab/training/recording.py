@@ -1,6 +1,6 @@
-"""Writes down what one process of a cell does: a training clock, its steps, and its model after each round.
+"""Records what one process of a trial does: its training clock, its steps, and its model after each round.
 
-The clock stands still while something is written, and nothing is evaluated here: that comes after the training.
+The clock stands still while something is written. Nothing is evaluated here: that comes after the training.
 
 Must not know: strategies, data sets. Runs in: the training thread.
 """
@@ -13,38 +13,38 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dpwa.lab.study.cell import CellFolder, step_at
+from dpwa.lab.study.trial import TrialFolder, step_at
 from dpwa.lab.training.handicaps import Handicap
 from dpwa.lab.training.snapshots import write_snapshot, write_steps
 
 __all__ = ["Recorder", "StartTimeout"]
 
-# Loading torch and the data in many processes on few cores takes its time.
+# Many processes on few cores take their time to load torch and the data.
 _START_TIMEOUT_S = 300.0
 _START_POLL_S = 0.02
 
 
 class StartTimeout(Exception):
-    """Not all processes of a cell became ready."""
+    """Not all processes of a trial became ready."""
 
 
 class Recorder:
-    """Looks on for one process: the `Watch` of `dpwa.lab.training.train`.
+    """The `Watch` of one process; see `dpwa.lab.training.loop.train`.
 
     Args:
-        folder: of the cell.
-        names: of all processes of the cell; they begin together.
+        folder: of the trial.
+        names: of all processes of the trial; they begin together.
         name: of this process.
-        model: what is put down after each round.
-        rounds: how many there are.
-        saves: whether this process puts its model down; those with the same model as another one do not.
+        model: saved after each round.
+        rounds: number of rounds.
+        saves: whether this process saves its model; if all processes have the same model, only one does.
         bytes_sent: asked at each round.
         handicap: what is wrong with this process.
     """
 
     def __init__(
         self,
-        folder: CellFolder,
+        folder: TrialFolder,
         names: tuple[str, ...],
         name: str,
         model: nn.Module,
@@ -62,7 +62,7 @@ class Recorder:
         self._saves = saves
         self._bytes_sent = bytes_sent
         self._handicap = handicap
-        # Asked now, because a strategy may deal them out to threads of its own.
+        # Asked now, because a strategy may divide them among its own threads.
         self._threads = torch.get_num_threads()
         self._round = 0
         self._samples = 0
@@ -72,10 +72,10 @@ class Recorder:
         self._steps: list[tuple[float, int, int, float]] = []
 
     def begin(self, total_steps: int) -> None:
-        """Put the initial model down, wait until all processes are here, start the clock.
+        """Saves the initial model, waits until all processes are ready, and starts the clock.
 
         Raises:
-            StartTimeout: some process did not come.
+            StartTimeout: a process did not become ready.
         """
         self._total_steps = total_steps
         self._started_s = time.monotonic()
@@ -92,7 +92,7 @@ class Recorder:
         return time.monotonic() - self._started_s - self._paused_s
 
     def stepped(self, step: int, *, epoch: float, loss: Tensor, right: int, count: int) -> None:  # noqa: ARG002
-        """Note a step, and put the model down where a round ends."""
+        """Records a step, and saves the model where a round ends."""
         self._step = step
         self._samples += count
         self._steps.append((loss.item(), right, count, self.training_s))
@@ -101,10 +101,10 @@ class Recorder:
         self._end_rounds(step)
 
     def round_done(self, round_: int, *, samples: int) -> None:
-        """Note a round of a server, which makes no steps of its own.
+        """Records a round of a server, which makes no steps itself.
 
         Args:
-            round_: from 1 to what `begin` was told.
+            round_: from 1 to the number that `begin` was given.
             samples: that all clients together have trained on so far.
         """
         self._step, self._samples = round_, samples
@@ -139,7 +139,7 @@ class Recorder:
         )
 
     def _meet(self) -> None:
-        """Wait for all processes, so that no clock runs while another one still loads its data."""
+        """Waits for all processes, so that no clock runs while another process is still loading."""
         (self._folder.node(self._name) / "ready").touch()
         deadline_s = time.monotonic() + _START_TIMEOUT_S
         missing = list(self._names)
@@ -147,8 +147,8 @@ class Recorder:
             missing = [name for name in missing if not (self._folder.node(name) / "ready").exists()]
             if missing and time.monotonic() > deadline_s:
                 raise StartTimeout(
-                    f"{self._name}: waited {_START_TIMEOUT_S:.0f} s for {', '.join(missing)} to begin; "
-                    f"their own messages tell why they did not"
+                    f"{self._name}: waited {_START_TIMEOUT_S:.0f} s for {', '.join(missing)} to start; "
+                    f"their own messages say why they did not"
                 )
             if missing:
                 time.sleep(_START_POLL_S)

@@ -1,8 +1,8 @@
-"""Models and steps as files in a cell's folder: written by its processes, read by the evaluation.
+"""Models and steps as files in a trial's folder: written by its processes, read by the evaluation.
 
-A file is there as a whole or not at all, also when its process is killed.
+A file is complete or missing, even if its process is killed.
 
-Must not know: strategies, clocks, data sets. Runs in: the thread that calls it.
+Runs in: the calling thread.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _STEP_KINDS = {"loss": "float32", "right": "int32", "count": "int32", "end_s": "
 
 @dataclass(frozen=True)
 class SavedModel:
-    """One model that a process has put down.
+    """A model that a process has saved.
 
     Attributes:
         tensors: by name.
-        header: see `dpwa.lab.study.cell`; numbers.
+        header: numbers; see `dpwa.lab.study.trial`.
     """
 
     tensors: dict[str, Tensor]
@@ -49,7 +49,7 @@ def write_snapshot(
     processes: int,
     threads: int,
 ) -> None:
-    """Put a model down; `dpwa.lab.study.cell` tells what the numbers are."""
+    """Saves a model; `dpwa.lab.study.trial` describes the numbers."""
     header = {
         "round": round_,
         "step": step,
@@ -77,11 +77,11 @@ def read_snapshot(path: Path) -> SavedModel | None:
 
 
 def write_steps(path: Path, columns: Mapping[str, Any]) -> None:
-    """Put down what happened in each step so far.
+    """Saves what happened in each step so far.
 
     Args:
         path: of the file.
-        columns: loss, right, count and end_s, one number for each step.
+        columns: loss, right, count and end_s, one number per step.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft.npz")

@@ -1,6 +1,6 @@
-"""What a strategy is: one process's part in a training, as hooks of the one training function.
+"""A strategy: what one process does together with others, as hooks of `dpwa.lab.training.loop.train`.
 
-That function is `dpwa.lab.training.loop.train`. A strategy whose hooks are left as they are trains alone.
+The hooks of this class train alone.
 
 Must not know: data sets, networks, folders. Runs in: the training thread.
 """
@@ -14,18 +14,18 @@ __all__ = ["Strategy"]
 
 
 class Strategy:
-    """One process's part in a training together. The hooks are called in the order in which they stand here.
+    """What one process does together with others. The hooks are listed in the order in which they are called.
 
     Attributes:
-        bytes_sent: of models or gradients, by this process so far, as the wire would see them.
-        total_steps: how many steps this process will make; set by the training function before `begin`.
+        bytes_sent: of models or gradients, by this process so far, as they would be on the wire.
+        total_steps: how many steps this process will make; set by the training loop before `begin`.
     """
 
     bytes_sent: int = 0
     total_steps: int = 0
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Before the first step. Connections are made here: the clock does not run yet.
+        """Called before the first step. Connections are made here: the clock is not running yet.
 
         Args:
             model: holds the initial weights.
@@ -35,25 +35,25 @@ class Strategy:
         self.optimizer = optimizer
 
     def before_epoch(self, epoch: int) -> None:
-        """Before the first batch of an epoch, counted from 1."""
+        """Called before the first batch of an epoch; the first epoch is 1."""
 
     def part_of(self, batch: Tensor) -> Tensor:
-        """Which samples of a batch this process computes.
+        """The samples of a batch that this process computes.
 
         Args:
-            batch: indices, shape (batch_size,); the same on every process of a strategy that splits batches.
+            batch: indices, shape (batch_size,); the same in every process of a strategy that splits batches.
         """
         return batch
 
     def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """Computes the gradients with which the optimizer makes its step.
+        """Computes the gradients for a step of the optimizer.
 
         Args:
             images: the model's input.
             labels: int64, shape (count,).
 
         Returns:
-            Mean loss, a tensor without gradient of one element, and how many were classified rightly.
+            Mean loss, a tensor of one element without gradient, and how many samples were classified correctly.
         """
         scores = self.model(images)
         loss = nn.functional.cross_entropy(scores, labels)
@@ -61,13 +61,13 @@ class Strategy:
         return loss.detach(), int((scores.argmax(dim=1) == labels).sum())
 
     def after_step(self, loss: Tensor) -> None:
-        """After each step of the optimizer."""
+        """Called after each step of the optimizer."""
 
     def after_epoch(self, epoch: int) -> None:
-        """After the last step of an epoch, counted from 1."""
+        """Called after the last step of an epoch; the first epoch is 1."""
 
     def finish(self) -> None:
-        """After the last step; the clock has stopped, and the last snapshot is written. Peers may need this one."""
+        """Called after the last step, when the last snapshot is written. Peers may still need this process."""
 
     def close(self) -> None:
-        """Ends connections. Called also after an error."""
+        """Ends connections. Called after errors, too."""

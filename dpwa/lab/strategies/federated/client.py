@@ -1,4 +1,4 @@
-"""A client of fedavg or fedprox: takes the server's model, trains it on its own data, and offers what it has learned.
+"""A client of fedavg or fedprox: takes the server's model, trains it on its own data, and publishes the result.
 
 Must not know: data sets, networks, folders. Runs in: the training thread.
 """
@@ -20,16 +20,16 @@ __all__ = ["FederatedClient"]
 
 
 class FederatedClient(Strategy):
-    """Trains in those rounds for which it is chosen; it is to be given `schedule.epochs_of(number)` epochs.
+    """Trains in the rounds for which it is chosen, `schedule.epochs_of(number)` epochs in all.
 
-    A round begins with the server's model and a fresh state of the optimizer. Its bytes are counted by the server.
+    A round begins with the server's model and a fresh optimizer state. The server counts the bytes.
 
     Args:
         make_node: makes the node for a model.
         schedule: of the rounds.
         number: of this client, from 0.
         server: name of the server.
-        mu: strength of the pull towards the round's model; 0 is fedavg. Li et al., "Federated optimization in
+        mu: how strongly the client is held near the round's model; 0: fedavg. Li et al., "Federated optimization in
             heterogeneous networks", arXiv 1812.06127: mu / 2 * |w - w_round|**2 is added to the loss.
     """
 
@@ -57,10 +57,10 @@ class FederatedClient(Strategy):
         self._node = self._make_node(model)
 
     def before_epoch(self, epoch: int) -> None:
-        """Begin a round, if this is its first epoch.
+        """Begins a round, if this is its first epoch.
 
         Raises:
-            PeerUnreachable: the server's model of the round cannot be had.
+            PeerUnreachable: the server's model for the round did not come.
         """
         index, epoch_of_round = divmod(epoch - 1, self._schedule.local_epochs)
         if epoch_of_round:
@@ -69,15 +69,15 @@ class FederatedClient(Strategy):
         if not self._take_model(round_):
             raise PeerUnreachable(
                 self._server,
-                f"its model of round {round_} cannot be had; it has gone, or this client was slower than the deadline "
-                "of a round and was left behind. The server's own messages tell which",
+                f"its model for round {round_} did not come: it has ended, or it has left out this client, which "
+                "missed the deadline of a round. The server's own messages say which",
             )
         self.optimizer.state.clear()
         if self._mu > 0:
             self._anchor = [parameter.detach().clone() for parameter in self.model.parameters()]
 
     def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """See `Strategy.backward`; the loss is told without the pull."""
+        """See `Strategy.backward`; the loss is reported without the term of `mu`."""
         found = super().backward(images, labels)
         if self._mu > 0:
             for parameter, anchor in zip(self.model.parameters(), self._anchor, strict=True):
@@ -86,15 +86,15 @@ class FederatedClient(Strategy):
         return found
 
     def after_epoch(self, epoch: int) -> None:
-        """End a round, if this was its last epoch: the server comes for the model by itself."""
+        """Ends a round, if this was its last epoch: the server fetches the model."""
         if epoch % self._schedule.local_epochs == 0 and self._node is not None:
             self._node.publish(round_of_work(self._last_round))
 
     def finish(self) -> None:
-        """Wait for the last round of all, with its model."""
+        """Waits for the model after the last round."""
         if self._node is None:
             return
-        # Whoever says that it has finished is not asked for long: the server must have been here before.
+        # A node that says it has finished is soon no longer asked: first the server must have fetched this model.
         self._take_model(self._schedule.rounds + 1)
         self._node.finish()
 
@@ -104,10 +104,10 @@ class FederatedClient(Strategy):
             self._node.close()
 
     def _take_model(self, round_: int) -> bool:
-        """Wait for the model that a round begins from; False if it cannot be had."""
+        """Waits for the model that a round begins with; False if it does not come."""
         if self._node is None:
             return False
-        # The server waits for each of the rounds before in turn, and may have begun to wait later than this client.
+        # The server waits for each earlier round in turn, and may have started to wait later than this client.
         wait_s = self._node.deadline_s * (round_ - self._last_round + 1)
         self._last_round = round_
         self._node.gather(round_of_model(round_), {self._server: 1.0}, wait_s)

@@ -1,6 +1,7 @@
-"""A node of dpwa that publishes and gathers when it is told to: what clients and server have in common.
+"""A node of dpwa that publishes and gathers on command: what clients and server have in common.
 
-Must not know: who is the server, how a model is trained. Runs in: the training thread, which waits here for others.
+Must not know: which node is the server, how a model is trained. Runs in: the training thread, which waits here for
+others.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dpwa.node.node import Node
 
 __all__ = ["FederatedNode"]
 
-# Loading torch and the data in many processes on few cores takes its time.
+# Many processes on few cores take their time to load torch and the data.
 _START_TIMEOUT_S = 300.0
 _POLL_S = 0.02
 
@@ -32,14 +33,14 @@ class FederatedNode:
 
     Args:
         config: the cluster.
-        name: which of its nodes this is.
+        name: of this node.
         model: what is exchanged.
-        run_dir: folder of the run; None writes nothing.
-        start_timeout_s: how long to wait for the others to listen, in seconds.
+        run_dir: the run folder; None: nothing is written.
+        start_timeout_s: how long to wait until the others listen, in seconds.
 
     Raises:
-        ConfigError: config, name or model cannot be used, or the method is not that of federated rounds.
-        PeerUnreachable: some node does not listen after that time.
+        ConfigError: config, name or model cannot be used, or the method is not `FederatedRounds`.
+        PeerUnreachable: a node still does not listen after that time.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class FederatedNode:
         has_begun = False
         try:
             self._node.start()
-            # A peer that is asked before it listens would count as one that is gone.
+            # A peer that is asked before it listens would count as gone.
             for peer in config.peers_of(name):
                 _wait_for(peer.name, peer.host, peer.port, time.monotonic() + start_timeout_s)
             while not self._method.is_in:
@@ -70,21 +71,21 @@ class FederatedNode:
 
     @property
     def deadline_s(self) -> float:
-        """What a client may take for a round, in seconds."""
+        """How long a client may take for a round, in seconds."""
         return self._method.deadline_s
 
     @property
     def missed(self) -> int:
-        """Whose model of the last gathering did not come, as a number."""
+        """How many models of the last gathering did not come."""
         return self._method.missed
 
     @property
     def bytes_received(self) -> int:
-        """Bytes of models that this node has received, also those read from shared memory."""
+        """Bytes of models that this node has received, including those read from shared memory."""
         return self._node.statistics().bytes_in
 
     def publish(self, round_: int) -> None:
-        """Have the model of this moment served as that of a round. That of the round before can still be had."""
+        """Publishes the present model as that of a round. The model of the previous round remains available."""
         self._method.round = round_
         self._method.has_news = True
         published = self._node.statistics().published
@@ -92,20 +93,20 @@ class FederatedNode:
             self._node.step()
             if self._node.statistics().published > published:
                 break
-            time.sleep(_POLL_S)  # peers hold all buffers: those that died, until the transport gives them up
+            time.sleep(_POLL_S)  # peers hold all buffers; those of dead ones come back when the transport gives up
         self._method.has_news = False
 
     def gather(self, round_: int, weights: Mapping[str, float], wait_s: float) -> tuple[str, ...]:
-        """Take the weighted mean of peers' models of a round in place of the own one; wait for them.
+        """Waits for peers' models of a round, and replaces this node's model with their weighted mean.
 
         Args:
             round_: the models' round.
-            weights: whose, and how much each counts.
-            wait_s: until then they must have come. Those that cannot be reached are not waited for.
+            weights: the peers, and how much each counts.
+            wait_s: how long to wait for the models. Peers that cannot be reached are not waited for.
 
         Returns:
-            The peers that have gone, or did not come in time. The model of another one may be missing as well, if
-            `missed` is more than these: then it had values that are not finite. The own model stays if none came.
+            The peers that are gone or too late. If `missed` is larger than their number, the models of others had
+            values that are not finite. If no model came, this node's model does not change.
         """
         before = self._node.statistics()
         self._method.gather(weights, wait_s)
@@ -117,11 +118,11 @@ class FederatedNode:
         return tuple(peer for peer in weights if scores[peer] < before.scores[peer])
 
     def finish(self) -> None:
-        """Wait until all peers have finished, or are gone."""
+        """Waits until all peers have finished or are gone."""
         self._node.finish(_FINISH_TIMEOUT_S)
 
     def close(self) -> None:
-        """End the node's threads. May be called any number of times."""
+        """Ends the node's threads. May be called more than once."""
         self._node.close()
         self._tensors.close()
 
@@ -142,12 +143,12 @@ def _checked(node: Node) -> FederatedRounds:
 def _wait_for(peer: str, host: str, port: int, deadline_s: float) -> None:
     while (error := _problem_with(host, port)) is not None:
         if time.monotonic() > deadline_s:
-            raise PeerUnreachable(peer, f"does not listen on {host}:{port} ({error}); its own messages tell why")
+            raise PeerUnreachable(peer, f"does not listen on {host}:{port} ({error}); its own messages say why")
         time.sleep(_POLL_S)
 
 
 def _problem_with(host: str, port: int) -> OSError | None:
-    """Why nobody can be reached there; None if somebody listens."""
+    """Why a connection fails; None if it succeeds."""
     try:
         socket.create_connection((host, port), timeout=1.0).close()
     except OSError as error:

@@ -15,7 +15,7 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.lab.strategies.federated.client import FederatedClient
 from dpwa.lab.strategies.federated.node import FederatedNode
 from dpwa.lab.strategies.federated.server import FederatedServer, Participant
-from dpwa.lab.study.cell import Cell, CellFolder
+from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.client_schedule import Schedule
 from dpwa.lab.training.recording import Recorder
 from dpwa.lab.training.strategy import Strategy
@@ -23,47 +23,45 @@ from dpwa.lab.training.strategy import Strategy
 __all__ = ["make", "serve"]
 
 
-def make(cell: Cell, rank: int, size: int, folder: CellFolder) -> Strategy:  # noqa: ARG001 - the settings tell
+def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:  # noqa: ARG001 - the settings say it
     """The strategy of a client.
 
     Args:
-        cell: of the strategy fedavg or fedprox.
+        trial: of the strategy fedavg or fedprox.
         rank: of the client, from 0.
         size: number of processes, the server's included.
-        folder: of the cell.
+        folder: of the trial.
     """
-    settings, names = cell.settings, cell.process_names
+    settings, names = trial.settings, trial.process_names
     return FederatedClient(
         lambda model: _make_node(folder, names[rank], model),
-        Schedule.of(settings, cell.seed),
+        Schedule.of(settings, trial.seed),
         rank,
         server=names[-1],
         mu=settings.mu if settings.strategy == "fedprox" else 0.0,
     )
 
 
-def serve(cell: Cell, folder: CellFolder, shard_sizes: Sequence[int], model: nn.Module) -> None:
-    """The whole life of the server.
+def serve(trial: Trial, folder: TrialFolder, shard_sizes: Sequence[int], model: nn.Module) -> None:
+    """Runs the server from start to end.
 
     Args:
-        cell: the cell.
-        folder: of the cell.
-        shard_sizes: how many samples each client holds.
+        trial: the trial.
+        folder: of the trial.
+        shard_sizes: number of samples of each client.
         model: with the initial weights.
     """
-    names = cell.process_names
+    names = trial.process_names
     node = _make_node(folder, names[-1], model)
     try:
-        clients = [
-            Participant(name, size) for name, size in zip(names, shard_sizes, strict=False)
-        ]  # the server has none
-        schedule = Schedule.of(cell.settings, cell.seed)
-        server = FederatedServer(node, schedule, clients, batch_size=cell.settings.batch_size)
-        server.run(Recorder(folder, names, names[-1], model, rounds=cell.rounds, bytes_sent=lambda: server.bytes_sent))
+        clients = [Participant(name, size) for name, size in zip(trial.training_names, shard_sizes, strict=True)]
+        schedule = Schedule.of(trial.settings, trial.seed)
+        server = FederatedServer(node, schedule, clients, batch_size=trial.settings.batch_size)
+        server.run(Recorder(folder, names, names[-1], model, rounds=trial.rounds, bytes_sent=lambda: server.bytes_sent))
     finally:
         node.close()
 
 
-def _make_node(folder: CellFolder, name: str, model: nn.Module) -> FederatedNode:
+def _make_node(folder: TrialFolder, name: str, model: nn.Module) -> FederatedNode:
     config = ClusterConfig.load(os.environ.get("DPWA_CONFIG") or folder.cluster_yaml)
     return FederatedNode(config, name, model, run_dir=Path(os.environ.get("DPWA_RUN_DIR") or folder.path))

@@ -1,9 +1,9 @@
 """The rounds of fedavg and fedprox: their numbers, and the averaging method that carries models.
 
 McMahan et al., "Communication-efficient learning of deep networks from decentralized data", arXiv 1602.05629,
-algorithm 1. All processes compute the same rounds from the same seed, so that nobody need be told.
+algorithm 1. All processes compute the same rounds from the same seed, so they need not agree on them.
 
-Must not know: sockets, threads, time, torch, who is the server. Runs in: the training thread.
+Must not know: sockets, threads, time, torch, which node is the server. Runs in: the training thread.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class FederatedRounds(Method):
 
     Args:
         links, count, probability: see `Method`; not used, the trainer decides who asks whom, and when.
-        deadline_s: what a client may take for a round, in seconds.
+        deadline_s: how long a client may take for a round, in seconds.
 
     Attributes:
         planned: what the next step boundary begins.
         has_news: whether the next step boundary publishes the model.
         is_in: whether the node has joined.
-        missed: whose model of the last gathering did not come, as a number.
+        missed: how many models of the last gathering did not come.
     """
 
     kind = ExchangeKind.GATHER
     conservation = Conservation.ROW
-    heeds_age = False  # clients train in some rounds and the server in none: the rounds say who gets whose model
+    heeds_age = False  # clients train in some rounds and the server in none: ages say nothing here
 
     def __init__(self, links: Neighbourhood, count: int, probability: float, *, deadline_s: float = DEADLINE_S) -> None:
         super().__init__(links, count, probability)
@@ -70,11 +70,11 @@ class FederatedRounds(Method):
         self._gathered = 0
 
     def gather(self, weights: Mapping[str, float], wait_s: float) -> None:
-        """Have the next step boundary begin a gathering.
+        """Has the next step boundary begin a gathering.
 
         Args:
-            weights: whose models, and how much each counts; they need not sum up to 1.
-            wait_s: until then they must have come.
+            weights: the peers, and how much each model counts; need not add up to 1.
+            wait_s: how long to wait for the models.
         """
         self.planned = Plan(ExchangeKind.GATHER, peers=weights, wait_s=wait_s)
         self.missed = len(weights)

@@ -1,4 +1,4 @@
-"""The server of fedavg and fedprox: round by round it replaces its model by the mean of what its clients have learned.
+"""The server of fedavg and fedprox: in each round, it replaces its model with the mean of its clients' models.
 
 Must not know: data sets, networks, folders. Runs in: the training thread.
 """
@@ -21,13 +21,13 @@ _logger = logging.getLogger("dpwa")
 
 
 class ServerWatch(Protocol):
-    """Looks on while a server runs its rounds."""
+    """Observes a server's rounds."""
 
     def begin(self, total_steps: int) -> None:
-        """The first of so many rounds comes next."""
+        """Called before the first of so many rounds."""
 
     def round_done(self, round_: int, *, samples: int) -> None:
-        """A round has ended, the first one is 1; all clients together have trained on so many samples since `begin`."""
+        """Called after each round, from 1, with the samples that all clients together have trained on so far."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Participant:
 
     Attributes:
         name: of its node.
-        shard_size: how many samples it holds: its weight in the mean.
+        shard_size: number of its samples: its weight in the mean.
     """
 
     name: str
@@ -53,7 +53,7 @@ class FederatedServer:
         batch_size: of the clients.
 
     Attributes:
-        gone: clients that died, or were slower than the deadline of a round, with the round. They are not asked again.
+        gone: clients that died or missed the deadline of a round, with that round. They are not asked again.
     """
 
     def __init__(
@@ -64,18 +64,18 @@ class FederatedServer:
         self._schedule = schedule
         self._clients = clients
         self._batch_size = batch_size
-        self._bytes_before = node.bytes_received  # the node may have joined by a peer's model
+        self._bytes_before = node.bytes_received  # the node may have joined with a peer's model
 
     @property
     def bytes_sent(self) -> int:
         """Bytes of models that the server and its clients have sent so far.
 
-        Each model that came from a client is one that it had got from here, as many bytes, and has trained.
+        For each model from a client, the server has sent one of the same size to it.
         """
         return 2 * (self._node.bytes_received - self._bytes_before)
 
     def run(self, watch: ServerWatch) -> None:
-        """All rounds; then wait for the clients to end.
+        """Runs all rounds, then waits for the clients to end.
 
         Raises:
             PeerUnreachable: no client is left.
@@ -88,20 +88,20 @@ class FederatedServer:
             present = [client for client in present if client.name not in self.gone]
             for client in self._average(round_, present) if present else ():
                 samples += samples_of(client.shard_size, self._batch_size, self._schedule.local_epochs)
-            # The clients may go on while the watch looks at the model.
+            # Clients continue while the watch looks at the model.
             self._node.publish(round_of_model(round_ + 1))
             watch.round_done(round_, samples=samples)
         self._node.finish()
 
     def _average(self, round_: int, clients: Sequence[Participant]) -> list[Participant]:
-        """Take the mean of what clients have learned, weighted by their samples; those that have answered."""
+        """Takes the mean of the clients' models, weighted by their samples; returns the clients that have answered."""
         total = sum(client.shard_size for client in clients)
         weights = {client.name: client.shard_size / total for client in clients}
         failed = self._node.gather(round_of_work(round_), weights, self._node.deadline_s)
         for name in failed:
             self.gone[name] = round_
             _logger.warning(
-                "node %s: round %d: client %s has died or is too slow, and is left out from here on",
+                "node %s: round %d: client %s has died or is too slow, and is left out from now on",
                 self._node.name,
                 round_,
                 name,
@@ -114,5 +114,5 @@ class FederatedServer:
                 self._node.missed - len(failed),
             )
         if len(self.gone) == len(self._clients):
-            raise PeerUnreachable(failed[0], f"was the last of {len(self._clients)} clients, and has gone")
+            raise PeerUnreachable(failed[0], f"was the last of {len(self._clients)} clients, and is gone")
         return [client for client in clients if client.name not in failed]

@@ -1,6 +1,6 @@
-"""What TensorFlow is told of a training: the layers of the network, the order of the batches, how pixels are prepared.
+"""Describes a training for TensorFlow: layers of the network, order of the batches, preparation of the pixels.
 
-Must not know: TensorFlow, files, cells. Runs in: the training thread.
+Must not know: TensorFlow, files, trials. Runs in: the training thread.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dpwa.lab.training.loop import Recipe
 
 __all__ = ["layers_of", "order_of_batches", "shift_and_scale"]
 
-# Prepared pixels lie within a few units of 0: what float32 rounds is far below this, another transform far above.
+# Prepared pixels are within a few units of 0: rounding to float32 is far below this, any other transform far above.
 _PREPARED_TOLERANCE = 1e-4
 _CHECKED_IMAGES = 100
 
 
 def layers_of(model: nn.Sequential) -> list[dict[str, Any]]:
-    """The layers of a network as `tf_layout.Layer` describes them.
+    """The layers of a network; see `layout.Layer`.
 
     Raises:
-        ConfigError: a layer is of another kind, or has an option that is not known there.
+        ConfigError: a layer, or one of its options, cannot be described like that.
     """
     layers = [_layer(module) for module in model]
     problems = [
@@ -42,7 +42,7 @@ def layers_of(model: nn.Sequential) -> list[dict[str, Any]]:
 
 
 def _layer(module: nn.Module) -> dict[str, Any] | None:
-    """The layer in plain values; None if they cannot say what it is."""
+    """The layer in plain values; None if these cannot describe it."""
     if isinstance(module, nn.Conv2d):
         return _convolution(module)
     if isinstance(module, nn.ReLU):
@@ -77,12 +77,12 @@ def _max_pool(module: nn.MaxPool2d) -> dict[str, Any] | None:
 
 
 def order_of_batches(count: int, recipe: Recipe, *, seed: int) -> NDArray[np.int32]:
-    """The indices of each batch, as `dpwa.lab.training.train` draws them from the same seed.
+    """The indices of each batch, as `dpwa.lab.training.loop.train` draws them from the same seed.
 
     Args:
-        count: how many samples there are.
-        recipe: how they are trained on.
-        seed: of the order of the samples.
+        count: number of samples.
+        recipe: of the training.
+        seed: for the order of the samples.
 
     Returns:
         Shape (total_steps, batch size, or the number of samples if that is smaller).
@@ -99,11 +99,11 @@ def order_of_batches(count: int, recipe: Recipe, *, seed: int) -> NDArray[np.int
 
 
 def shift_and_scale(prepare: Transform, images: torch.Tensor) -> tuple[list[float], list[float]]:
-    """How a transform makes the model's input of stored images, found by asking it: scale * pixel + shift.
+    """The transform of stored images as scale * pixel + shift, found by applying it.
 
     Args:
         prepare: the transform.
-        images: as stored, shape (count, channels, height, width); the first ones are what the answer is checked with.
+        images: as stored, shape (count, channels, height, width); the answer is checked on the first ones.
 
     Returns:
         Shift and scale, a number for each channel.

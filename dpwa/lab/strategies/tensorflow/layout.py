@@ -1,8 +1,8 @@
-"""One network in the words of two frameworks: its layers, and its weights in torch's and in Keras's order of axes.
+"""One network in two frameworks: its layers, and its weights in torch's and in Keras's order of axes.
 
-Torch puts channels before rows and columns, Keras behind them, because TensorFlow's convolutions on a CPU know nothing
-else. So the weights of a convolution have their axes in another order, and those of the first dense layer behind
-`flatten` have their inputs in another order, because the flattened image has.
+Torch puts channels before rows and columns; Keras puts them last, because TensorFlow's convolutions on a CPU accept
+nothing else. So the weights of a convolution have another order of axes. Those of the first dense layer after `flatten`
+have another order of inputs, because the flattened image has.
 
 Must not know: torch, TensorFlow, files. Runs in: any thread; everything here is pure.
 """
@@ -23,11 +23,11 @@ Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
 
 Layer = Mapping[str, Any]
-"""A layer, such as JSON can hold it:
+"""A layer, as in JSON:
 
     {"kind": "conv", "filters": 32, "kernel": [5, 5], "padding": "same" or "valid", "bias": true}    stride 1
     {"kind": "relu"}
-    {"kind": "max_pool", "size": [2, 2]}    a stride of the same size; what is over at the edges is left out
+    {"kind": "max_pool", "size": [2, 2]}    stride of the same size; a remainder at the edges is left out
     {"kind": "flatten"}
     {"kind": "dense", "units": 512, "bias": true}
 """
@@ -80,7 +80,7 @@ def _keras_shape(plan: tuple[int, ...], dimensions: int) -> tuple[int, ...]:
 def _matched(
     layers: Sequence[Layer], shape: Shape, arrays: Sequence[Array], framework: str
 ) -> list[tuple[tuple[int, ...], Array]]:
-    """Each array with how to see it as (outputs, inputs, rows, columns); () for a bias.
+    """Each array with its shape as (outputs, inputs, rows, columns); () for a bias.
 
     Raises:
         ValueError: the arrays are not of this network.
@@ -99,7 +99,7 @@ def _matched(
 
 
 def _weights(layers: Sequence[Layer], shape: Shape) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """For each tensor: how to see it as (outputs, inputs, rows, columns), () for a bias, and its shape in torch."""
+    """For each tensor: its shape as (outputs, inputs, rows, columns), () for a bias; and its shape in torch."""
     channels, rows, columns = shape
     for layer in layers:
         if layer["kind"] == "conv":
@@ -113,7 +113,7 @@ def _weights(layers: Sequence[Layer], shape: Shape) -> Iterator[tuple[tuple[int,
         elif layer["kind"] == "max_pool":
             rows, columns = (size // part for size, part in zip((rows, columns), layer["size"], strict=True))
         elif layer["kind"] == "dense":
-            # What comes in is an image laid flat, or what another dense layer gave: an image of one pixel.
+            # The input is a flattened image, or another dense layer's output: an image of one pixel.
             plan = (layer["units"], channels, rows, columns)
             yield plan, (plan[0], prod(plan[1:]))
             channels, rows, columns = layer["units"], 1, 1

@@ -1,13 +1,13 @@
-"""TensorFlow's MirroredStrategy as a row of the lab: `python -m dpwa.lab.strategies.tensorflow.mirrored CELL_DIR`.
+"""TensorFlow's MirroredStrategy as a row of the lab: `python -m dpwa.lab.strategies.tensorflow.mirrored TRIAL_DIR`.
 
-Network, initial weights, data, order of the data and recipe are those of strategy `single`. They go by files to a
-Python that has TensorFlow (`tf_environment`), which trains (`tf_mirrored_script`). Its weights come back after each
-round, and are put down as every process of the lab puts its own down. bytes_sent is 0: gradients stay in one process.
+Network, initial weights, data, order of the data and recipe are those of strategy `single`. They go through files to a
+Python that has TensorFlow (`environment`), which trains (`mirrored_script`). After each round, the weights come back
+and are saved as every process of the lab saves its own. bytes_sent is 0: gradients stay in one process.
 
-The training clock is TensorFlow's. It begins when its training step has been traced, optimised and tried, because torch
-has nothing of the kind, and it stands still while weights are handed over.
+The training clock runs in TensorFlow's process. It starts when the training step has been traced, optimised and tried,
+which torch does not need, and it stands still while weights are handed over.
 
-Must not know: TensorFlow, other cells. Runs in: the training thread.
+Must not know: TensorFlow. Runs in: the training thread.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from dpwa.errors import ConfigError, DpwaError, InternalError
 from dpwa.lab.strategies.tensorflow.environment import tensorflow_python, why_no_tensorflow
 from dpwa.lab.strategies.tensorflow.export import layers_of, order_of_batches, shift_and_scale
 from dpwa.lab.strategies.tensorflow.layout import Layer, Shape, from_keras, to_keras
-from dpwa.lab.study.cell import Cell, CellFolder, step_at, write_json
+from dpwa.lab.study.trial import Trial, TrialFolder, step_at, write_json
 from dpwa.lab.training.assignment import data_of, order_seed, recipe_of, samples_of_node
 from dpwa.lab.training.loop import Recipe
+from dpwa.lab.training.machine import machine_cores
 from dpwa.lab.training.models import build
 from dpwa.lab.training.snapshots import write_snapshot, write_steps
 
-__all__ = ["TensorFlowFailed", "run_cell"]
+__all__ = ["TensorFlowFailed", "run_trial"]
 
 Array = NDArray[Any]
 
@@ -47,15 +48,15 @@ class TensorFlowFailed(DpwaError):
     """TensorFlow's process ended before the training did."""
 
 
-def run_cell(folder: CellFolder) -> None:
-    """Trains a cell of strategy tf_mirrored, and leaves in its folder what every cell leaves there.
+def run_trial(folder: TrialFolder) -> None:
+    """Trains a trial of strategy tf_mirrored, and writes the same files as every trial.
 
     Args:
-        folder: holds cell.json.
+        folder: holds trial.json.
 
     Raises:
-        ConfigError: there is no TensorFlow, or the cell asks for what this strategy does not have.
-        TensorFlowFailed: its process failed; what it has printed tells why.
+        ConfigError: there is no TensorFlow, or the trial has settings that this strategy cannot apply.
+        TensorFlowFailed: its process failed; its output says why.
     """
     python = tensorflow_python()
     if python is None:
@@ -72,19 +73,19 @@ def run_cell(folder: CellFolder) -> None:
 
 @dataclass
 class _Book:
-    """Puts down what comes back from TensorFlow.
+    """Saves what comes back from TensorFlow.
 
     Attributes:
-        folder: of the cell.
+        folder: of the trial.
         layers: of the network.
         shape: of an image.
         names: of the tensors of the network.
         round_ends: the step at the end of each round.
-        cores: that the process computes on.
-        rounds_done: of all rounds.
+        cores: of the process.
+        rounds_done: how many rounds have ended.
     """
 
-    folder: CellFolder
+    folder: TrialFolder
     layers: list[Layer]
     shape: Shape
     names: list[str]
@@ -93,18 +94,18 @@ class _Book:
     rounds_done: int = 0
 
     def begin(self, weights: list[Array]) -> None:
-        """Put the initial weights down."""
+        """Saves the initial weights."""
         self._write_model(0, 0, weights, samples=0, training_s=0.0)
 
     def stopped(self, path: Path) -> None:
-        """Put down the weights and the steps in a file of the script, and remove it."""
+        """Saves the weights and the steps from a file of the script, and removes it."""
         with np.load(path, allow_pickle=False) as stored:
             steps = {name: stored[name] for name in ("loss", "right", "count", "end_s")}
             weights = from_keras(self.layers, self.shape, [stored[str(number)] for number in range(len(self.names))])
         path.unlink()
         write_steps(self.folder.steps(_NAME), steps)
         step, samples, training_s = len(steps["loss"]), int(steps["count"].sum()), float(steps["end_s"][-1])
-        # A training of fewer steps than rounds ends several rounds at once.
+        # A training with fewer steps than rounds ends several rounds at once.
         while self.rounds_done < len(self.round_ends) and self.round_ends[self.rounds_done] <= step:
             self.rounds_done += 1
             self._write_model(self.rounds_done, step, weights, samples=samples, training_s=training_s)
@@ -123,17 +124,17 @@ class _Book:
         )
 
 
-def _export(exchange: Path, folder: CellFolder) -> _Book:
-    """Write the files that `tf_mirrored_script` reads, and put the initial weights down."""
-    cell = folder.cell()
-    _refuse_handicaps(cell)
-    data = data_of(cell, folder)
-    model = build(cell.settings.model, data.shape, data.classes, seed=cell.seed)
-    samples: Any = samples_of_node(cell, data, 0)
-    recipe = recipe_of(cell, len(samples), 0)
-    order = order_of_batches(len(samples), recipe, seed=order_seed(cell, 0))
+def _export(exchange: Path, folder: TrialFolder) -> _Book:
+    """Writes the files that `mirrored_script` reads, and saves the initial weights."""
+    trial = folder.trial()
+    _refuse_handicaps(trial)
+    data = data_of(trial, folder)
+    model = build(trial.settings.model, data.shape, data.classes, seed=trial.seed)
+    samples: Any = samples_of_node(trial, data, 0)
+    recipe = recipe_of(trial, len(samples), 0)
+    order = order_of_batches(len(samples), recipe, seed=order_seed(trial, 0))
     state = model.state_dict()
-    round_ends = [step_at(number, cell.rounds, len(order)) for number in range(1, cell.rounds + 1)]
+    round_ends = [step_at(number, trial.rounds, len(order)) for number in range(1, trial.rounds + 1)]
     book = _Book(folder, list(layers_of(model)), data.shape, list(state), round_ends, _cores())
     weights = [tensor.numpy() for tensor in state.values()]
     book.begin(weights)
@@ -166,31 +167,31 @@ def _recipe_json(
     }
 
 
-def _refuse_handicaps(cell: Cell) -> None:
-    settings = cell.settings
+def _refuse_handicaps(trial: Trial) -> None:
+    settings = trial.settings
     given = [key for key, value in (("slow", settings.slow), ("kill", settings.kill)) if value is not None]
     if given:
         raise ConfigError(
-            f"tf_mirrored: expected no node that is slow or killed, got {' and '.join(given)}: it has no nodes; leave "
-            f"{'them' if len(given) > 1 else 'it'} out of this row"
+            f"tf_mirrored: expected no node that is slow or killed, got {' and '.join(given)}: it has no nodes; remove "
+            f"{'them' if len(given) > 1 else 'it'} from this row"
         )
 
 
 def _cores() -> int:
-    """Those that the runner gave to this process; else all that it may use."""
+    """The cores that the runner gave this process, otherwise all that it may use."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given) > 0:
         return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return machine_cores()
 
 
 def _run_script(python: Path, exchange: Path, book: _Book) -> None:
-    """Have TensorFlow train, and put down what it gives after each round.
+    """Has TensorFlow train, and saves its weights after each round.
 
     Raises:
         TensorFlowFailed: it ended before the training did.
     """
-    # Its notes about instructions and plugins fill a screen; errors still show.
+    # Its notes about instructions and plugins fill a screen; errors are still shown.
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": "tensorflow", "PYTHONUNBUFFERED": "1"}
     command = [str(python), str(_SCRIPT), str(exchange)]
     process = subprocess.Popen(
@@ -205,7 +206,7 @@ def _run_script(python: Path, exchange: Path, book: _Book) -> None:
     if code != 0 or book.rounds_done < len(book.round_ends):
         raise TensorFlowFailed(
             f"tf_mirrored: TensorFlow's process ended with exit code {code} after {book.rounds_done} of "
-            f"{len(book.round_ends)} rounds; its own message stands above"
+            f"{len(book.round_ends)} rounds; its own message is above"
         )
 
 
@@ -223,13 +224,9 @@ def _converse(said: IO[str] | None, answers: IO[str] | None, exchange: Path, boo
 
 
 def main(arguments: list[str]) -> None:
-    """Trains a cell.
-
-    Args:
-        arguments: the cell's folder.
-    """
+    """Trains the trial in the folder that the only argument names."""
     try:
-        run_cell(CellFolder(Path(arguments[0])))
+        run_trial(TrialFolder(Path(arguments[0])))
     except DpwaError as error:
         sys.exit(str(error))
 

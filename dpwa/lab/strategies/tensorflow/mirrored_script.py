@@ -1,22 +1,22 @@
 """Trains a network with TensorFlow's MirroredStrategy: one process, one copy of the weights per device.
 
-Started by `dpwa.lab.strategies.tensorflow.mirrored`, by path, with a Python that need have neither torch nor dpwa.
+Started by `dpwa.lab.strategies.tensorflow.mirrored`, by path, with a Python that needs neither torch nor dpwa.
 Argument: a folder that holds
 
     recipe.json    layers, image_shape (height, width, channels), shift and scale (per channel: the model's input is
                    scale * pixel + shift), learning_rate, momentum, weight_decay, schedule, total_steps, stops (steps
-                   after which the weights are put down), cores
+                   after which the weights are handed over), cores
     data.npz       images (count, height, width, channels) as stored, labels (count,), order (total_steps, batch_size):
                    the indices of each batch
     weights.npz    initial weights in Keras's order of axes: "0", "1" ...
 
-It says "dpwa: ready" when training begins, and "dpwa: stopped" after each stop, when `stop.npz` holds the weights ("0",
-"1" ...), and of all steps so far loss, right, count and end_s. It goes on when a line comes in.
+It prints "dpwa: ready" when training begins, and "dpwa: stopped" at each stop, when `stop.npz` holds the weights ("0",
+"1" ...), and loss, right, count and end_s of all steps so far. It continues when it reads a line.
 
-The training clock, on which end_s is, stands still during a stop. It begins when the step has been traced and
-optimised, which torch has nothing like: two steps are made, and undone, before.
+The training clock, which end_s shows, stands still during a stop. It starts when the step has been traced and
+optimised, which torch does not need: for that, two steps are made and undone before.
 
-Runs in: the only thread that TensorFlow has not started itself.
+Runs in: the only thread that TensorFlow has not started.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Recipe = dict[str, Any]
 class TorchSGD(tf.keras.optimizers.SGD):  # type: ignore[misc]
     """Stochastic gradient descent as torch defines it.
 
-    Torch: v = momentum * v + g, w -= rate * v. Keras: v = momentum * v - rate * g, w += v, which is the same only as
-    long as the rate is. Weight decay is part of the gradient, g + decay * w.
+    Torch: v = momentum * v + g, w -= rate * v. Keras: v = momentum * v - rate * g, w += v, which is the same only while
+    the rate is constant. Weight decay is part of the gradient, g + decay * w.
     """
 
     def __init__(self, recipe: Recipe, learning_rate: Any) -> None:
@@ -46,7 +46,7 @@ class TorchSGD(tf.keras.optimizers.SGD):  # type: ignore[misc]
         self.decay = recipe["weight_decay"]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Change one variable; called on each device for its own copy."""
+        """Updates one variable; called on each device for its copy."""
         if self.decay:
             gradient = gradient + self.decay * variable
         if self.momentum:
@@ -57,7 +57,7 @@ class TorchSGD(tf.keras.optimizers.SGD):  # type: ignore[misc]
 
 
 def main(folder: Path) -> None:
-    """Trains as the files in the folder say."""
+    """Trains what the files in the folder describe."""
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     with np.load(folder / "weights.npz", allow_pickle=False) as stored:
         weights = [stored[str(number)] for number in range(len(stored.files))]
@@ -70,14 +70,14 @@ def main(folder: Path) -> None:
         optimizer = TorchSGD(recipe, _rate(recipe))
         optimizer.build(model.trainable_variables)
     step = _step(strategy, model, optimizer, order.shape[1])
-    with tf.device("CPU"):  # as they are stored: each batch is made the model's input when it is used
+    with tf.device("CPU"):  # as they are stored: each batch is prepared when it is used
         batches = _batches_of(recipe, tf.constant(images), tf.constant(labels, tf.int32))
     _warm_up(step, strategy.experimental_distribute_dataset(batches(order[:2])), model, optimizer)
     _train(step, strategy.experimental_distribute_dataset(batches(order)), model, recipe, order.shape[1], folder)
 
 
 def _devices(cores: int) -> list[str]:
-    """All GPUs; without one, a logical device of its own for each core."""
+    """All GPUs; without any, a logical device for each core."""
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if gpus:
         return [gpu.name for gpu in gpus]
@@ -109,10 +109,10 @@ def _rate(recipe: Recipe) -> Any:
 
 
 def _step(strategy: Any, model: Any, optimizer: Any, batch_size: int) -> Callable[[Any], tuple[Any, Any]]:
-    """One update from one batch, of which each replica computes its part.
+    """One update from one batch, of which each replica computes a part.
 
-    Each replica's loss is its share of the mean over the whole batch, and gradients are summed over the replicas: that
-    is the gradient of the mean, also if the parts are not equal.
+    Each replica's loss is its share of the mean over the whole batch, and gradients are summed over the replicas. That
+    is the gradient of the mean, even if the parts are unequal.
     """
 
     def of_replica(images: Any, labels: Any) -> tuple[Any, Any]:
@@ -156,7 +156,7 @@ def _train(
 ) -> None:
     stops = set(recipe["stops"])
     rows: list[tuple[float, int, int, float]] = []
-    coming = iter(batches)  # takes a moment, in which the first batch is prepared
+    coming = iter(batches)  # prepares the first batch, which takes a moment
     _say("ready")
     began_s = time.monotonic()
     for number, batch in enumerate(coming, start=1):
@@ -176,7 +176,7 @@ def _hand_over(folder: Path, weights: list[Any], rows: list[tuple[float, int, in
     np.savez(folder / "stop.npz", **arrays)
     _say("stopped")
     if not sys.stdin.readline():
-        sys.exit("whoever reads the weights has gone: nothing is trained for nobody")
+        sys.exit("the process that reads the weights is gone")
 
 
 def _say(word: str) -> None:

@@ -1,20 +1,20 @@
-"""A cell of a study: one row with one seed, and the folder in which it leaves everything.
+"""A trial of a study: one row with one seed; and its folder.
 
-    cell.json                           what it is: see `Cell.to_json`
-    cluster.yaml                        of strategies that `dpwa launch` starts
+    trial.json                           what it is: see `Trial.to_json`
+    cluster.yaml                        for strategies that `dpwa launch` starts
     output.log                          what its processes printed
     nodes/NAME/ready                    this process has loaded everything; training begins when all have
     nodes/NAME/steps.npz                per step: loss, right (of count samples), count, end_s on the training clock
     nodes/NAME/snapshots/0003.safetensors   the model after the third of `rounds` equal parts of this process's steps;
                                         0000 is the initial one
     nodes/NAME/...                      what dpwa itself writes: metrics.jsonl, events.jsonl
-    result.json                         written last, by `evaluation`: the cell is finished
+    result.json                         written last, by `evaluation`: the trial has finished
 
-A snapshot's header (safetensors' metadata, all values are text) holds: round, step, samples (this process has trained
-on so far), training_s (on its own training clock), unix_s, bytes_sent (by this process so far, of models or
-gradients), processes, threads (of this process).
+A snapshot's header (safetensors' metadata, all values are text) holds: round, step, samples (that this process has
+trained on so far), training_s (on its own training clock), unix_s, bytes_sent (of models or gradients, by this process
+so far), processes, threads (of this process).
 
-Must not know: torch, how anything is computed. Runs in: any thread.
+Runs in: any thread.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from typing import Any
 from dpwa.lab.study.kinds import StrategyKind, kind_of, process_names
 from dpwa.lab.study.settings import Settings
 
-__all__ = ["Cell", "CellFolder", "step_at", "write_json"]
+__all__ = ["Trial", "TrialFolder", "step_at", "write_json"]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One training of a study.
+class Trial:
+    """One row of a study with one seed.
 
     Attributes:
         study: name of the study.
-        row: name of the row: what the training is compared as; unique in the study together with the seed.
-        seed: of initial weights, partition, data order and peers.
+        row: label of the row.
+        seed: for initial weights, partition, order of data and choice of peers.
         settings: everything else.
     """
 
@@ -47,6 +47,11 @@ class Cell:
     row: str
     seed: int
     settings: Settings
+
+    @property
+    def title(self) -> str:
+        """The trial for people, unique in the study."""
+        return f"{self.row} (seed {self.seed})"
 
     @property
     def kind(self) -> StrategyKind:
@@ -60,27 +65,27 @@ class Cell:
 
     @property
     def training_names(self) -> tuple[str, ...]:
-        """The same without a server, which trains nothing."""
+        """The same without a server, which does not train."""
         return self.process_names[: self.settings.nodes]
 
     @property
     def rounds(self) -> int:
-        """Into how many equal parts a training is cut by snapshots."""
+        """Number of equal parts of the training; after each, every process saves its model."""
         return self.settings.n_epochs * self.settings.rounds_per_epoch
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for cell.json and result.json."""
+        """Plain values for trial.json and result.json."""
         return {"study": self.study, "row": self.row, "seed": self.seed, "settings": self.settings.to_json()}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Cell:
-        """The cell of such values."""
+    def from_json(cls, values: Mapping[str, Any]) -> Trial:
+        """The trial that `to_json` has described."""
         return cls(values["study"], values["row"], values["seed"], Settings.model_validate(values["settings"]))
 
 
 @dataclass(frozen=True)
-class CellFolder:
-    """Where the files of a cell are.
+class TrialFolder:
+    """A trial's folder.
 
     Attributes:
         path: the folder.
@@ -89,9 +94,9 @@ class CellFolder:
     path: Path
 
     @property
-    def cell_json(self) -> Path:
-        """What the cell is."""
-        return self.path / "cell.json"
+    def trial_json(self) -> Path:
+        """What the trial is."""
+        return self.path / "trial.json"
 
     @property
     def cluster_yaml(self) -> Path:
@@ -105,11 +110,11 @@ class CellFolder:
 
     @property
     def result_json(self) -> Path:
-        """What came out."""
+        """The result."""
         return self.path / "result.json"
 
     def data_cache(self, name: str) -> Path:
-        """The images of a data set, shared with the cells beside this one."""
+        """The images of a data set, shared with the trials beside this one."""
         return self.path.parent / ".data" / f"{name}.safetensors"
 
     def node(self, name: str) -> Path:
@@ -128,19 +133,19 @@ class CellFolder:
         """The model of a process after a round; 0 is the initial one."""
         return self.snapshots(name) / f"{round_:04d}.safetensors"
 
-    def cell(self) -> Cell:
-        """The cell of this folder."""
-        return Cell.from_json(json.loads(self.cell_json.read_text(encoding="utf-8")))
+    def trial(self) -> Trial:
+        """The trial of this folder."""
+        return Trial.from_json(json.loads(self.trial_json.read_text(encoding="utf-8")))
 
 
 def step_at(part: int, whole: int, steps: int) -> int:
-    """The first step after which this part of a training has been made.
+    """The first step after which this part of a training is complete.
 
-    Rounds end by it, and processes meet by it: so a round that ends with a meeting shows what came of the meeting.
+    Both the ends of rounds and the meetings of processes follow it, so a round that ends with a meeting includes it.
 
     Args:
         part: such as a number of rounds, 0 to `whole`.
-        whole: the same of the whole training.
+        whole: the same for the whole training.
         steps: of the whole training.
     """
     return -(-part * steps // whole)
