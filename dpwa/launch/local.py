@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpwa.errors import ConfigError, DpwaError
-from dpwa.launch.endings import ending_of, remarks
 from dpwa.launch.output import LinePrinter, prefix_chars
 from dpwa.launch.ports import port_problem
 from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
+from dpwa.launch.summary import summary
 from dpwa.launch.terminal import size_variables
 from dpwa.launch.this_host import local_node_names
 from dpwa.node.run_token import make_token
+from dpwa.observe.endings import Ending, ending_of, remarks
 from dpwa.observe.journal import OUTPUT_FILE, node_folder, output_max_bytes
 from dpwa.transport.leftovers import remove_unowned
 
@@ -110,7 +111,7 @@ def launch(
         raise DpwaError(f"launching {', '.join(chosen)}: the operating system refused: {error}") from error
     finally:
         remove_unowned()  # the shared memory of nodes that were killed; all of them have ended
-    return _report(ends, signal_number, run_dir)
+    return _report(ends, signal_number, run_dir, has_peers=len(config.nodes) > 1)
 
 
 def node_commands(
@@ -320,13 +321,26 @@ def _output_path(run_dir: Path, name: str) -> Path:
     return node_folder(run_dir, name) / OUTPUT_FILE
 
 
-def _report(ends: Sequence[NodeEnd], signal_number: int | None, run_dir: Path) -> int:
+def _summary(endings: Mapping[str, Ending], run_dir: Path, *, has_peers: bool) -> Iterator[str]:
+    from dpwa.observe.saved import distances_from_mean, saved_models  # noqa: PLC0415 - numpy
+
+    distances: dict[str, float] = {}
+    with suppress(ConfigError, OSError):  # no models: nothing to compare
+        distances = distances_from_mean(saved_models(run_dir)[0])
+    return summary({name: ending.closing for name, ending in endings.items()}, distances, has_peers=has_peers)
+
+
+def _report(ends: Sequence[NodeEnd], signal_number: int | None, run_dir: Path, *, has_peers: bool) -> int:
     failed = [end for end in ends if end.failed]
     for end in failed:
         after = f" (restarts: {end.restarts})" if end.restarts else ""
         _tell(f"dpwa: node {end.name} failed: {end.reason}{after}; its output is in {_output_path(run_dir, end.name)}")
+    all_endings = {end.name: ending_of(node_folder(run_dir, end.name)) for end in ends}
+    if any(ending.used_dpwa for ending in all_endings.values()):
+        for line in _summary(all_endings, run_dir, has_peers=has_peers):
+            _tell(f"dpwa: {line}")
     silent = [end for end in ends if end.exit_code == 0 and not end.was_stopped]
-    endings = {end.name: ending_of(node_folder(run_dir, end.name)) for end in silent}
+    endings = {end.name: all_endings[end.name] for end in silent}
     for name, remark in remarks(endings).items():
         _tell(f"dpwa: node {name} ended with exit code 0, but {remark}")
     if signal_number is not None:

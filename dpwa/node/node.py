@@ -26,7 +26,7 @@ from dpwa.node.boundary import Boundary
 from dpwa.node.checkpoint import restore, to_keep
 from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.publishing import SnapshotPublisher
-from dpwa.node.record import NodeStatistics, Record
+from dpwa.node.record import NodeStatistics, Record, closing_fields
 from dpwa.node.run_token import run_in_requests
 from dpwa.observe.journal import Journal, node_folder
 from dpwa.snapshot.model import Model
@@ -208,7 +208,7 @@ class Node:
             self._parts.close()
             if self._journal is not None:
                 try:
-                    self._event("close", **self.method.statistics())
+                    self._event("close", **closing_fields(self.statistics()), **self.method.statistics())
                 finally:  # the numbers of a custom method may raise anything
                     self._journal.close(max(0.1, deadline_s - time.monotonic()))
         if was_running:

@@ -16,7 +16,7 @@ from dpwa.observe.plain_values import plain
 from dpwa.snapshot.model import Inventory
 from dpwa.snapshot.state import State
 
-__all__ = ["NodeStatistics", "Record", "exchange_fields"]
+__all__ = ["NodeStatistics", "Record", "closing_fields", "exchange_fields"]
 
 # What a script may add to the lines of metrics: so many values, each with about so many characters.
 _LOGGED_LIMIT = 256
@@ -181,6 +181,20 @@ class Record:
             "publish_skipped": statistics.publish_skipped,
             **self._logged,
         }
+
+
+def closing_fields(statistics: NodeStatistics) -> dict[str, object]:
+    """What the journal's last event says of a whole life: `dpwa launch` shows it, `dpwa average` goes by its clock."""
+    return {
+        "clock": statistics.clock,
+        "loss": statistics.loss,
+        "outcomes": dict(statistics.exchanges),
+        "blended": statistics.blended,
+        "failures": statistics.failures,
+        "exchanged_tensors": statistics.exchanged_tensors,
+        "kept_tensors": statistics.kept_tensors,
+        "ignored_tensors": statistics.ignored_tensors,
+    }
 
 
 def exchange_fields(result: ExchangeResult, step: int, factor: float) -> dict[str, object]:

@@ -6,21 +6,30 @@ Must not know: what is in a model, torch. Runs in: any thread.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dpwa.errors import ConfigError
-from dpwa.observe.bounded_file import read_records
-from dpwa.observe.journal import METRICS_FILE, node_folder
+import numpy as np
+import numpy.typing as npt
+from safetensors import deserialize
 
-__all__ = ["MODEL_FILE", "SavedModel", "Weighting", "saved_models"]
+from dpwa.errors import ConfigError
+from dpwa.observe.endings import ending_of
+from dpwa.observe.journal import node_folder
+from dpwa.snapshot.dtypes import widened
+
+__all__ = ["MODEL_FILE", "SavedModel", "Weighting", "distances_from_mean", "saved_models"]
 
 MODEL_FILE = "model.safetensors"
 
 Weighting = Literal["equal", "clock", "mass"]
+
+_MOST_BYTES = 256_000_000
+"""Models that take more together are not compared: the end of a launch should not take seconds."""
+
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,7 @@ class SavedModel:
     Attributes:
         node: its name.
         path: of the file.
-        clock: age of the model in updates; None if the node has left no metrics.
+        clock: age of the model in updates; None if the journal does not say.
         mass: its weight in the sum that push methods conserve; None with other methods.
     """
 
@@ -50,7 +59,7 @@ class SavedModel:
         value = self.clock if weighting == "clock" else self.mass
         if value is None or not (math.isfinite(value) and value > 0):
             hint = "; the methods gosgd and sgp have masses" if weighting == "mass" else ""
-            raise ConfigError(f"node {self.node}: expected a {weighting} above 0 in its metrics, found {value}{hint}")
+            raise ConfigError(f"node {self.node}: expected a {weighting} above 0 in its journal, found {value}{hint}")
         return value
 
 
@@ -69,10 +78,40 @@ def saved_models(run_dir: Path) -> tuple[list[SavedModel], list[str]]:
     return found, [folder.name for folder in folders if not (folder / MODEL_FILE).exists()]
 
 
+def distances_from_mean(models: Sequence[SavedModel]) -> dict[str, float]:
+    """How far each model is from the mean of all, relative to that mean's norm, by node.
+
+    Empty for fewer than two models, for models that differ in their tensors, and for large ones.
+    """
+    if len(models) < 2 or sum(model.path.stat().st_size for model in models) > _MOST_BYTES:
+        return {}
+    values = [_values(model.path) for model in models]
+    if len({each.shape for each in values}) != 1 or not values[0].size:
+        return {}
+    mean = np.mean(values, axis=0)
+    norm = float(np.linalg.norm(mean))
+    if not (norm > 0 and math.isfinite(norm)):
+        return {}
+    return {model.node: float(np.linalg.norm(each - mean)) / norm for model, each in zip(models, values, strict=True)}
+
+
+def _values(path: Path) -> npt.NDArray[np.float32]:
+    """All floating-point values of a file, one after the other."""
+    tensors = sorted(
+        deserialize(path.read_bytes()),  # type: ignore[no-untyped-call]
+        key=lambda named: named[0],
+    )
+    found = [
+        widened(np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])).astype(np.float32, copy=False)
+        for _, tensor in tensors
+        if tensor["dtype"] in _DTYPES
+    ]
+    return np.concatenate(found) if found else np.empty(0, np.float32)
+
+
 def _saved(folder: Path) -> SavedModel:
-    newest = deque(read_records(folder / METRICS_FILE), maxlen=1)
-    last: Mapping[str, object] = newest[0] if newest else {}
-    return SavedModel(folder.name, folder / MODEL_FILE, _number(last.get("clock")), _number(last.get("mass")))
+    closing = ending_of(folder).closing
+    return SavedModel(folder.name, folder / MODEL_FILE, _number(closing.get("clock")), _number(closing.get("mass")))
 
 
 def _number(value: object) -> float | None:

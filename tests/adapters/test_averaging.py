@@ -31,8 +31,9 @@ def _run(folder: Path, *nodes: tuple[float, float | None, float | None]) -> Path
         node = folder / "nodes" / f"w{number}"
         save_model(_model(value, steps=number), node / "model.safetensors")
         if clock is not None:
-            lines = [{"clock": 0.0}, {"clock": clock, **({} if mass is None else {"mass": mass})}]
-            (node / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            closing = {"event": "close", "clock": clock, **({} if mass is None else {"mass": mass})}
+            lines = [{"event": "start"}, {"event": "exchange", "clock": 0.0}, closing]
+            (node / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
@@ -83,7 +84,7 @@ def test_a_node_without_a_model_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--weights", "mass"), "node w1: expected a mass above 0 in its metrics, found None"),
+        (("--weights", "mass"), "node w1: expected a mass above 0 in its journal, found None"),
         (("--evaluate", "no_colon"), 'expected "module:function", got "no_colon"'),
         (("--evaluate", "no_such_module_here:f"), "the module cannot be imported"),
         (("--evaluate", "json:no_such_function"), "expected a function of one argument"),

@@ -13,11 +13,11 @@ import pytest
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch import guard, processes, this_host
-from dpwa.launch.endings import Ending, ending_of, remarks
 from dpwa.launch.guard import is_saving
 from dpwa.launch.ports import free_ports
 from dpwa.launch.processes import NodeCommand, Supervisor
 from dpwa.launch.this_host import is_local
+from dpwa.observe.endings import Ending, ending_of, remarks
 from support import TESTS
 
 pytestmark = pytest.mark.heavy
@@ -57,7 +57,7 @@ def launched(tmp_path: Path, end: str) -> tuple[int, list[str]]:
         timeout=60,
         check=False,
     )
-    return done.returncode, [line for line in done.stderr.splitlines() if "ended" in line]
+    return done.returncode, [line for line in done.stderr.splitlines() if "ended with exit" in line or "ended well" in line]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 `os._exit(0)` ends a process at once: dpwa is not closed, and no model is saved. `sys.exit(0)` in mid-training closes
 dpwa, but peers that call `finish` wait for that node in vain. Both look like success.
 
-Must not know: processes, what an exchange is. Runs in: the launcher's main thread, when all nodes have ended.
+Must not know: processes, what an exchange is. Runs in: the launcher's main thread, when the nodes have ended.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from dpwa.observe.journal import EVENTS_FILE
 
 __all__ = ["Ending", "ending_of", "remarks"]
 
-_EVENTS_FILE = "events.jsonl"
 _TAIL_BYTES = 1 << 16  # the last events of a life; each line has a few hundred bytes
 
 
@@ -28,11 +30,13 @@ class Ending:
         used_dpwa: there is a journal.
         was_closed: dpwa was closed.
         has_finished: `finish` was called, and has returned.
+        closing: fields of the last event, which count what the node did; empty if it was not closed.
     """
 
     used_dpwa: bool
     was_closed: bool = False
     has_finished: bool = False
+    closing: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def is_cut_off(self) -> bool:
@@ -47,21 +51,24 @@ def ending_of(node_dir: Path) -> Ending:
         node_dir: the node's folder within the run folder.
     """
     try:
-        with (node_dir / _EVENTS_FILE).open("rb") as file:
+        with (node_dir / EVENTS_FILE).open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _TAIL_BYTES))
             lines = file.read().splitlines()
     except OSError:
         return Ending(used_dpwa=False)
-    seen: set[object] = set()
+    seen: dict[object, Mapping[str, Any]] = {}
     for line in reversed(lines):
-        event: object = None
-        with suppress(ValueError, KeyError, TypeError):  # half a line
-            event = json.loads(line)["event"]
+        fields: Mapping[str, Any] = {}
+        with suppress(ValueError, TypeError):  # half a line
+            fields = dict(json.loads(line))
+        event = fields.get("event")
         if event == "start":
             break
-        seen.add(event)
-    return Ending(used_dpwa=True, was_closed="close" in seen, has_finished="finish" in seen)
+        seen.setdefault(event, fields)
+    return Ending(
+        used_dpwa=True, was_closed="close" in seen, has_finished="finish" in seen, closing=seen.get("close", {})
+    )
 
 
 def remarks(endings: Mapping[str, Ending]) -> dict[str, str]:
