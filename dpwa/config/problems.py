@@ -112,12 +112,13 @@ def _range(schema: Mapping[str, Any]) -> str:
     if "maximum" in limits:
         upper = f" to {limits['maximum']}"
     elif "exclusiveMaximum" in limits:
-        upper = f" up to but not including {limits['exclusiveMaximum']}"
+        upper = f" to but not including {limits['exclusiveMaximum']}"
     else:
         upper = ""
     if "exclusiveMinimum" in limits:
         return f" above {limits['exclusiveMinimum']}" + (f" and up{upper}" if upper else "")
-    return f" from {limits['minimum']}{upper}" if upper else f" of at least {limits['minimum']}"
+    up = " up" if "exclusiveMaximum" in limits else ""
+    return f" from {limits['minimum']}{up}{upper}" if upper else f" of at least {limits['minimum']}"
 
 
 def _hint(schema: Mapping[str, Any], value: object) -> str:
