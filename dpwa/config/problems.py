@@ -46,8 +46,8 @@ def problems_of(error: ValidationError, schema: Mapping[str, Any]) -> Iterator[P
         elif kind == OWN_TEXT:
             yield Problem(place, f"{item['msg']}, got {shown(value)}{item.get('ctx', {}).get('hint', '')}")
         elif not (here := _schema_at(schema, place)):
-            # Inside `custom_rule`, where the last part is pydantic's name for the kind of the value. YAML and JSON have
-            # the same kinds of values, but JSON has neither NaN nor infinity.
+            # Inside `custom_rule`, where the last part is pydantic's name for the kind of the value. YAML has the kinds
+            # of values that JSON has, and NaN and infinity besides.
             yield Problem(place[:-1], f"expected a plain, finite value, got {shown(value)}")
         else:
             yield Problem(place, f"expected {_expected(here)}, got {shown(value)}{_hint(here, value)}")

@@ -1,7 +1,7 @@
 """From the name of a method to the method of one node.
 
-A new method is one file, and its class in the tuple below: config, `dpwa check`, the lab and the tables in the docs
-read what the class declares.
+A new method is one file, and the place of its class in the tuple below: config, `dpwa check`, the lab and the tables in
+the docs read what the class declares.
 
 Must not know: sockets, threads, files; nothing imported here imports numpy, see `Method`. Runs in: any thread to look
 a class up; the trainer's thread to make a method, once per node.
