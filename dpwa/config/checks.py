@@ -11,23 +11,27 @@ import importlib
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from dpwa.config import hosts
 from dpwa.config.faults import fault_problems
+from dpwa.config.problems import problems_of
 from dpwa.config.topology import TopologyOptions
 from dpwa.errors import ConfigError
 from dpwa.interpolation.registry import RULES, find_rule, make_rule
-from dpwa.methods.base import ExchangeKind
-from dpwa.methods.registry import METHODS, find_method
-from dpwa.options import Problem, out_of_order
+from dpwa.methods.base import ExchangeKind, Method
+from dpwa.methods.registry import METHODS, declared_options, find_method
+from dpwa.options import Options, Problem, out_of_order
 
 if TYPE_CHECKING:
     from dpwa.config.cluster import ClusterConfig
     from dpwa.config.sections import NodeConfig
 
-__all__ = ["import_plugins", "problems_between", "problems_of_the_world"]
+__all__ = ["custom_options", "import_plugins", "problems_between", "problems_of_the_world"]
 
 _RESOLVE_TIMEOUT_S = 5.0
 _REMEDY = "write blend: delta, or leave this key out"
@@ -167,10 +171,29 @@ def _module_problems(config: ClusterConfig, folders: Sequence[Path], wrong: Coll
         except ConfigError as error:
             problems += [Problem((place,), text) for text in error.problems]
         try:
-            find_method(config.method)
+            method = find_method(config.method)
         except ConfigError as error:
-            problems += [Problem(("method",), text) for text in error.problems]
-    return problems
+            return [*problems, *(Problem(("method",), text) for text in error.problems)]
+    if config.method in METHODS or "custom_method" in wrong:
+        return problems
+    return problems + custom_options(config, method)[1]
+
+
+def custom_options(config: ClusterConfig, method: type[Method]) -> tuple[Options | None, list[Problem]]:
+    """The options of a custom method that declares some, and what is wrong with them; others check theirs themselves.
+
+    Args:
+        config: typed values.
+        method: the class of its method.
+    """
+    declared = declared_options(method)
+    if declared is None:
+        return None, []
+    try:
+        return declared.model_validate(config.custom_method), []
+    except ValidationError as error:
+        found = problems_of(error, declared.model_json_schema())
+        return None, [replace(problem, place=("custom_method", *problem.place)) for problem in found]
 
 
 def import_plugins(names: Sequence[str]) -> None:

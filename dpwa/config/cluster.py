@@ -21,7 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from dpwa.config import hosts, yaml_file
-from dpwa.config.checks import import_plugins, problems_between, problems_of_the_world
+from dpwa.config.checks import custom_options, import_plugins, problems_between, problems_of_the_world
 from dpwa.config.data_rate import bytes_per_s
 from dpwa.config.keys import MAX_NODES, ClusterKeys
 from dpwa.config.lines import lines_of
@@ -161,16 +161,24 @@ class ClusterConfig(ClusterKeys):
         """
         import_plugins(self.plugins)
         names = [node.name for node in self.nodes]
-        options = self.method_options
-        custom = self.custom_method if self.method not in METHODS else {}
+        method = self.method_class or find_method(self.method)
         return make_method(
-            self.method_class or find_method(self.method),
-            custom if options is None else options.arguments(),
+            method,
+            self._arguments_of(method),
             links=Neighbourhood(self.topology_of_nodes, names, names.index(name)),
             count=len(names),
             probability=self.pull_probability,
             fraction=self.pull_fraction,
         )
+
+    def _arguments_of(self, method: type[Method]) -> Mapping[str, Any]:
+        """Keyword arguments for the constructor of the configured method."""
+        if self.method in METHODS:
+            return {} if self.method_options is None else self.method_options.arguments()
+        options, problems = custom_options(self, method)
+        if problems:
+            raise ConfigError(lines_of(problems, None))
+        return self.custom_method if options is None else options.arguments()
 
     @property
     def method_class(self) -> type[Method] | None:

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterator
 
 from dpwa.config import hosts
 from dpwa.config.cluster import FIRST_PORT, ClusterConfig
-from dpwa.config.describe_method import describe_method, method_warnings, uses_interpolation
 from dpwa.config.faults import faults_in_words
 from dpwa.config.topology import TopologyOptions
 from dpwa.interpolation.registry import RULES
+from dpwa.methods.base import Conservation, Method
 
 __all__ = ["describe"]
 
@@ -55,15 +55,32 @@ def _table(config: ClusterConfig, local_names: Collection[str]) -> str:
 
 def _sentences(config: ClusterConfig) -> str:
     lines = [
-        f"{describe_method(config)}.",
+        f"{_method(config)}.",
         f"An exchange may take {config.timeout_ms} ms, of which {config.connect_timeout_ms} ms for the connection.",
-        *([f"The factor: {_factor(config)}."] if uses_interpolation(config) else []),
+        *([f"The factor: {_factor(config)}."] if _uses_interpolation(config) else []),
         f"The blend: {_blend(config)}.",
         f"Parameters travel {_links(config)}.",
         f"Memory beside the model: {config.snapshot_slots} snapshots and the differences of one exchange; "
         f"at most {config.max_connections} open connections to peers.",
     ]
     return "\n".join(lines)
+
+
+def _uses_interpolation(config: ClusterConfig) -> bool:
+    """Whether the configured rule is known to decide the factor; a custom method is not asked."""
+    return config.method_class is not None and config.method_class.uses_interpolation
+
+
+def _method(config: ClusterConfig) -> str:
+    """What a step does, and what that conserves."""
+    wait = f"waits up to {config.wait_ms} ms for the answer" if config.wait_ms > 0 else "never waits for the answer"
+    often = f"with probability {config.pull_probability:g}"
+    method = config.method_class or Method
+    text = method.description.format(options=config.method_options, often=often, wait=wait)
+    text = f"Method {config.method}{': ' if config.method_class else ', '}{text}"
+    if config.outer.every is not None:
+        text += f". Every {config.outer.every} steps an outer step with momentum {config.outer.momentum:g}"
+    return text
 
 
 def _topology(config: ClusterConfig) -> str:
@@ -125,7 +142,7 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
         yield "pull_probability is 0; no node will ever ask another one"
     elif config.factor_max == 0 or most == config.factor_min == 0:
         yield "the factor is always 0; nothing will be blended"
-    yield from method_warnings(config)
+    yield from _method_warnings(config)
     if config.bandwidth_limit is not None and config.shared_memory == "auto" and not networked:
         yield "bandwidth_limit concerns the network; all nodes are on one host, where shared memory does not count"
     if not local_names:
@@ -144,3 +161,14 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
             f"ports from {_FIRST_EPHEMERAL_PORT} up may be taken by outgoing connections of any program; "
             f"ports from {FIRST_PORT} up are safer"
         )
+
+
+def _method_warnings(config: ClusterConfig) -> Iterator[str]:
+    """What about the method deserves a second look."""
+    method = config.method_class
+    if method is None:
+        return
+    if not method.uses_interpolation and config.interpolation != "constant":
+        yield f"interpolation {config.interpolation} has no effect: it rules the factor of method pull"
+    if method.conservation is not Conservation.ROW and config.codec in ("fp16", "bf16", "int8"):
+        yield f"codec {config.codec} rounds what travels, so that method {config.method} conserves only so many digits"

@@ -27,7 +27,7 @@ def problem_with(host: str) -> str | None:
             return "expected an address that peers can reach, such as this node's own"
         return None
     labels = host.removesuffix(".").split(".")
-    # A last label of digits alone is a mistyped address: no top-level domain looks so.
+    # A last label of digits alone is a mistyped address: no top-level domain looks like that.
     if len(host) > 253 or labels[-1].isdigit() or not all(_LABEL.fullmatch(label) for label in labels):
         return "expected a host name or an IPv4 address"
     return None
@@ -45,7 +45,7 @@ def needs_resolving(host: str) -> bool:
 
 
 def address_key(host: str) -> str:
-    """One text for all ways of writing the same host; localhost is 127.0.0.1."""
+    """The same text for all ways of writing one host; localhost is 127.0.0.1."""
     host = host.lower().removesuffix(".")
     return "127.0.0.1" if host == "localhost" else host
 

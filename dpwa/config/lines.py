@@ -15,7 +15,7 @@ __all__ = ["lines_of"]
 
 
 def lines_of(problems: Sequence[Problem], file: ClusterFile | None) -> list[str]:
-    """One line for each problem, in the order of the file, with those that the file has as YAML; none twice.
+    """One line for each problem, in the order of the file, with the problems of the file as YAML; none twice.
 
     Args:
         problems: what is wrong with the values.

@@ -46,8 +46,8 @@ def problems_of(error: ValidationError, schema: Mapping[str, Any]) -> Iterator[P
         elif kind == OWN_TEXT:
             yield Problem(place, f"{item['msg']}, got {shown(value)}{item.get('ctx', {}).get('hint', '')}")
         elif not (here := _schema_at(schema, place)):
-            # Inside `custom_rule`, where the last part is pydantic's name for the kind of the value. YAML and JSON have
-            # the same kinds of values, but JSON has neither NaN nor infinity.
+            # Inside `custom_rule`, where the last part is pydantic's name for the kind of the value. YAML has the kinds
+            # of values that JSON has, and NaN and infinity besides.
             yield Problem(place[:-1], f"expected a plain, finite value, got {shown(value)}")
         else:
             yield Problem(place, f"expected {_expected(here)}, got {shown(value)}{_hint(here, value)}")
@@ -112,12 +112,13 @@ def _range(schema: Mapping[str, Any]) -> str:
     if "maximum" in limits:
         upper = f" to {limits['maximum']}"
     elif "exclusiveMaximum" in limits:
-        upper = f" up to but not including {limits['exclusiveMaximum']}"
+        upper = f" to but not including {limits['exclusiveMaximum']}"
     else:
         upper = ""
     if "exclusiveMinimum" in limits:
         return f" above {limits['exclusiveMinimum']}" + (f" and up{upper}" if upper else "")
-    return f" from {limits['minimum']}{upper}" if upper else f" of at least {limits['minimum']}"
+    up = " up" if "exclusiveMaximum" in limits else ""
+    return f" from {limits['minimum']}{up}{upper}" if upper else f" of at least {limits['minimum']}"
 
 
 def _hint(schema: Mapping[str, Any], value: object) -> str:

@@ -1,6 +1,6 @@
 """What a cluster file may say under `topology:`.
 
-A word alone is the name of a graph. Values are checked one by one here, and together in `checks`.
+A word alone is the name of a graph. Values are checked one by one here, and together in `topology_checks`.
 
 Must not know: the nodes, matrices. Runs in: any thread; options never change.
 """
@@ -119,7 +119,7 @@ class TopologyOptions(Options):
 
 
 def with_folder(values: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """Values of a cluster file in which the paths of matrices do not depend on the current folder any more.
+    """Values of a cluster file in which the paths of matrices no longer depend on the current folder.
 
     Args:
         values: keys and values of a cluster file, which may be wrong.

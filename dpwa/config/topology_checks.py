@@ -89,7 +89,7 @@ def _problems_of_rounds(config: ClusterConfig) -> list[Problem]:
     """What is wrong with a topology, and between it and the method."""
     names, method = _names(config), config.method_class
     if len(set(names)) < len(names):
-        return []  # which has been reported; a matrix or a graph of some of them would be another one
+        return []  # reported already; and a topology of fewer nodes would be another one
     made = _made(config)
     if not isinstance(made, Topology):
         return made
@@ -254,7 +254,7 @@ def _spec(options: TopologyOptions, names: Sequence[str], seed: int, matrices: t
 
 
 def _problems_of_spec(spec: TopologySpec, options: TopologyOptions, names: Sequence[str]) -> list[Problem]:
-    """Nodes that are cut off, and weights that do not exist. Graphs that cannot have such are not even made."""
+    """Nodes that are cut off, and weights that do not exist. Graphs without such problems are not even made."""
     problems: dict[str, Callable[[], Iterator[str]]] = {
         "edges": lambda: _edges_problems(spec, options, names),
         "matrix": lambda: _matrices_problems(spec, options, names),

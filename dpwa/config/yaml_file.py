@@ -1,11 +1,11 @@
 """Reading a cluster file: from bytes on disk to plain values that remember where they were written.
 
-Other files of the same rules, such as the lab's studies, are read by it too.
+Other files with the same rules, such as the lab's studies, are read here, too.
 
 YAML is read by the rules of version 1.2, in which `1e-3` is a number, `no` is a word and `010` is ten. A key that
-stands twice is an error. The 2017 dpwa's file, a list of one-key mappings, becomes an ordinary mapping here.
+appears twice is an error. The 2017 dpwa's file, a list of one-key mappings, becomes an ordinary mapping here.
 
-A file can be written to exhaust its reader: by its size, by nesting, by aliases of aliases. All three have limits.
+A file can be made to exhaust its reader by its size, by nesting, or by aliases of aliases. All three have limits.
 
 Must not know: which keys there are and what they mean. Runs in: any thread.
 """
@@ -25,11 +25,11 @@ from dpwa.options import Place
 __all__ = ["CLUSTER", "YAML_NUMBER", "ClusterFile", "Entry", "parse", "read", "written"]
 
 CLUSTER = "cluster file"
-"""What most files that are read here are."""
+"""The kind of most files that are read here."""
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
-MAX_VALUES = 100_000  # aliases count as what they stand for; 4096 nodes need about 29,000
+MAX_VALUES = 100_000  # an alias counts as the values that it stands for; 4096 nodes need about 29,000
 
 _NULL = {"", "~", "null", "Null", "NULL"}
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -60,14 +60,14 @@ class Entry:
     is_mapping: bool = False
 
     def refresh(self) -> None:
-        """Make the value of a collection again from its children."""
+        """Make the value of a collection anew from its children."""
         children = {key: child.value for key, child in self.children.items()}
         self.value = children if self.is_mapping else list(children.values())
 
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """A file that is well-formed as YAML; `problems` holds what is wrong with it nevertheless, such as double keys."""
+    """A file that is well-formed as YAML; `problems` are what is wrong with it all the same, such as double keys."""
 
     name: str
     root: Entry
@@ -107,10 +107,10 @@ def read(path: Path, *, kind: str = CLUSTER) -> ClusterFile:
 
     Args:
         path: the file.
-        kind: what messages call such a file; one that is no cluster file is not in the 2017 format either.
+        kind: what messages call such a file; only a cluster file may be in the 2017 format.
 
     Raises:
-        ConfigError: it cannot be read, is too large, is not UTF-8 or not YAML, or is no cluster file by its form.
+        ConfigError: it cannot be read, is too large, is not UTF-8 or not YAML, or has not the form of a cluster file.
     """
     try:
         with path.open("rb") as stream:
@@ -311,7 +311,7 @@ def _from_list_of_2017(builder: _Builder, root: Entry) -> Entry:
 
 
 def _rename_2017(builder: _Builder, root: Entry) -> dict[str, str]:
-    """Put the 2017 words of a mapping into today's; returns today's word -> the file's word."""
+    """Replace the 2017 words of a mapping by today's; returns today's word -> the file's word."""
     renamed = {}
     for old, new in _RENAMED_2017.items():
         if old not in root.children:

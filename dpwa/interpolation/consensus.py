@@ -94,7 +94,7 @@ class ConsensusControl:
 
         Args:
             distance: ||x_peer - x_own|| / ||x_own||. None, NaN, infinity (as with a norm of 0) or a negative
-                number is no measurement: the present factor stays.
+                number is not a measurement: the present factor stays.
             clock: of this node's model, in updates.
         """
         if distance is None or not (math.isfinite(distance) and distance >= 0):

@@ -22,12 +22,12 @@ __all__ = ["Interpolator", "LossSmoother"]
 class Interpolator:
     """A rule with the guards around it. Whatever the rule and the peer say, the factor is safe to use.
 
-    In this order:
+    The guards, in this order:
 
     1. A peer whose loss is NaN or infinite, or whose clock is negative or not finite, gets 0: it has diverged or lies.
     2. If this node's loss is NaN or infinite, a peer with a finite loss gets `factor_max`: this model is lost. Any
        other peer gets 0, because nothing says that its model is better.
-    3. The rule is asked. An answer that is no finite number becomes 0.
+    3. The rule is asked. An answer that is not a finite number becomes 0.
     4. While this node's loss is below `divergence_threshold`, the factor shrinks by loss / divergence_threshold.
     5. The factor is kept within `factor_min` and `factor_max`.
 
@@ -69,7 +69,7 @@ class Interpolator:
                 NaN or infinity.
 
         Raises:
-            ConfigError: a custom rule raised something, or answered what is no number at all.
+            ConfigError: a custom rule raised something, or its answer is not a number at all.
         """
         if not (math.isfinite(peer.clock) and peer.clock >= 0) or peer.has_diverged:
             return 0.0

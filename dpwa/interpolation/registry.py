@@ -1,7 +1,7 @@
 """From the name of a rule to the rule: dpwa's own, those that a custom module registers, and "module:Class".
 
-A new rule is one class, in a file of its own or beside the others, and its entry in the tuple below: config, `dpwa
-check`, the lab and the tables in the docs read what the class declares. A custom rule needs no change here: see
+A new rule is one class, in a file of its own or beside the others, and its place in the tuple below: config,
+`dpwa check`, the lab and the tables in the docs read what the class declares. A custom rule needs no change here: see
 `register` and docs/interpolation.md.
 
 Must not know: models, files. Runs in: any thread.
@@ -103,7 +103,7 @@ def make_rule(rule: type[Interpolation], options: Mapping[str, object]) -> Inter
 
 
 def _check_options(rule: type[Interpolation], options: Mapping[str, object]) -> None:
-    """Refuse options that the constructor does not take and name those that it misses."""
+    """Refuse options that the constructor does not take, and name those that it needs."""
     parameters = inspect.signature(rule).parameters.values()
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

@@ -1,7 +1,7 @@
 """From the name of a method to the method of one node.
 
-A new method is one file, and its class in the tuple below: config, `dpwa check`, the lab and the tables in the docs
-read what the class declares.
+A new method is one file, and the place of its class in the tuple below: config, `dpwa check`, the lab and the tables in
+the docs read what the class declares.
 
 Must not know: sockets, threads, files; nothing imported here imports numpy, see `Method`. Runs in: any thread to look
 a class up; the trainer's thread to make a method, once per node.
@@ -24,9 +24,10 @@ from dpwa.methods.noloco import NoLoCo
 from dpwa.methods.pull import Pull
 from dpwa.methods.sgp import SGP
 from dpwa.methods.sparta import Sparta
+from dpwa.options import Options
 from dpwa.topology.neighbourhood import Neighbourhood
 
-__all__ = ["METHODS", "find_method", "make_method"]
+__all__ = ["METHODS", "declared_options", "find_method", "make_method"]
 
 METHODS: Mapping[str, type[Method]] = {
     method.name: method for method in (Pull, GoSGD, SGP, ADPSGD, DPSGD, NoLoCo, Elastic, Sparta)
@@ -46,6 +47,15 @@ def find_method(name: str) -> type[Method]:
     near = get_close_matches(name, METHODS, n=1)
     hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(sorted(METHODS))}."
     raise ConfigError(f'there is no method "{name}", {hint} A custom method is written "module:Class"')
+
+
+def declared_options(method: type[Method]) -> type[Options] | None:
+    """The options that a class declares for its constructor.
+
+    None where it declares none, and where a custom subclass has a constructor of its own but no options of its own.
+    """
+    owner = next(one for one in method.__mro__ if "options" in vars(one) or "__init__" in vars(one))
+    return method.options if "options" in vars(owner) else None
 
 
 def make_method(
@@ -73,7 +83,8 @@ def make_method(
     try:
         made = method(links, count, probability, **arguments)
     except (TypeError, ValueError) as error:
-        name = method.name or f"{method.__module__}:{method.__qualname__}"
+        is_built_in = METHODS.get(method.name) is method
+        name = method.name if is_built_in else f"{method.__module__}:{method.__qualname__}"
         raise ConfigError(f'method "{name}" refused its options {dict(arguments)}: {error}') from error
     made.fraction = min(made.fraction, fraction)
     return made

@@ -20,7 +20,7 @@ _LARGEST_MULTIPLIED = 1024
 
 
 def named(nodes: Sequence[int], names: Sequence[str]) -> str:
-    """Nodes by name, the first of them if they are many."""
+    """The names of nodes; only the first ones if there are many."""
     shown = ", ".join(names[node] for node in nodes[:_MOST_NAMED])
     return shown + (f" and {len(nodes) - _MOST_NAMED} more" if len(nodes) > _MOST_NAMED else "")
 
@@ -82,7 +82,7 @@ def can_average(rounds: Sequence[Mixing], *, in_turn: bool) -> bool:
 
     Returns:
         Whether some power of the period's product, or of the mean matrix, has all entries above 0 (Perron and
-        Frobenius). With more than 1024 nodes this is not looked at.
+        Frobenius). With more than 1024 nodes this is not checked.
     """
     count = rounds[0].count
     if count > _LARGEST_MULTIPLIED or all(mixing.own(node) > 0 for mixing in rounds for node in range(count)):

@@ -30,7 +30,7 @@ def read_matrix(path: Path, count: int) -> Matrix:
         count: number of nodes; a matrix of another size is refused before it is read whole.
 
     Raises:
-        ConfigError: there is no such file, it cannot be read, or what it holds is no matrix of `count` x `count`.
+        ConfigError: there is no such file, it cannot be read, or it does not hold a matrix of `count` x `count`.
     """
     try:
         if path.suffix.lower() == ".npy":
@@ -85,7 +85,7 @@ def rows_as_matrix(rows: Sequence[Sequence[float]]) -> Matrix:
 
 
 def matrix_problems(rows: Sequence[Sequence[float]] | Matrix, names: Sequence[str]) -> Iterator[tuple[int | None, str]]:
-    """What keeps numbers from being a mixing matrix: each problem with its row, or None for the whole.
+    """Why numbers are not a mixing matrix: each problem with its row, or with None for the whole matrix.
 
     Args:
         rows: the numbers, in rows of any length.
@@ -123,7 +123,7 @@ def _sum_problems(matrix: Matrix, names: Sequence[str]) -> Iterator[tuple[int | 
     off_rows, off_columns = off_by_axis
     if not off_rows or not off_columns:
         return
-    # What was meant is what is nearer.
+    # Whichever of the two is nearer was probably meant.
     is_row = len(off_rows) <= len(off_columns)
     sums = matrix.sum(axis=1 if is_row else 0)
     off = off_rows if is_row else off_columns

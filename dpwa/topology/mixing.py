@@ -31,19 +31,18 @@ Matrix: TypeAlias = NDArray[np.float64]
 """Shape (n, n); entry [i, j] is the weight that node i, the receiver, gives to node j."""
 
 Edges: TypeAlias = NDArray[np.int64]
-"""Shape (m, 2): rows [receiver, sender] without doubles and without receiver == sender, in ascending order."""
+"""Shape (m, 2): rows [receiver, sender], each once, never with receiver == sender, in ascending order."""
 
 Conservation: TypeAlias = Literal["row", "column", "doubly"]
-"""What a matrix keeps. row: its rows sum to 1, so equal models stay equal. column: its columns do, so the sum of the
-
-models stays. doubly: both."""
+"""What a matrix conserves: "row" (its rows sum to 1), models that are equal; "column" (its columns sum to 1), the sum
+of the models; "doubly", both."""
 
 TOLERANCE = 1e-9
 """How far a sum of weights may be from 1."""
 
 
 def sums_at(nodes: NDArray[np.int64], values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """For each of `count` nodes the sum of the values that stand beside its number; shapes (m,), (m,) and (count,)."""
+    """For each of `count` nodes the sum of the values beside its number; shapes (m,), (m,) and (count,)."""
     return np.bincount(nodes, values, count).astype(np.float64)
 
 
@@ -209,7 +208,7 @@ class _AllOthers(Mapping[int, float]):
 
 
 def conservation_of(mixings: tuple[Mixing, ...]) -> Conservation | None:
-    """What all of the matrices keep; None if they have nothing in common."""
+    """What all of the matrices conserve; None if they have nothing in common."""
     sums = [mixing.sums for mixing in mixings]
     rows = all((np.abs(row - 1) <= TOLERANCE).all() for row, _ in sums)
     columns = all((np.abs(column - 1) <= TOLERANCE).all() for _, column in sums)

@@ -51,7 +51,7 @@ _EQUAL_WEIGHTS = ("uniform", "uniform_column", "metropolis")
 
 @dataclass(frozen=True)
 class TopologySpec:
-    """What a topology is made from; checked before.
+    """What a topology is made from; already checked.
 
     Attributes:
         graph: name of the graph; "matrix" for given matrices.
@@ -86,7 +86,7 @@ class Topology:
     Args:
         rounds: the matrices that are used in turn; with `draw`, those that it draws from, if any.
         draw: the matrix of a round of a random schedule.
-        conservation: what every matrix keeps.
+        conservation: what every matrix conserves.
         support: who may ever hear whom.
         fingerprint: equal for equal topologies.
     """
@@ -125,7 +125,7 @@ class Topology:
 
     @property
     def conservation(self) -> Conservation:
-        """What every matrix keeps: "row" keeps consensus, "column" the sum of the models, "doubly" both."""
+        """What every matrix conserves: "row", consensus; "column", the sum of the models; "doubly", both."""
         return self._conservation
 
     @property
@@ -246,7 +246,7 @@ def _random(spec: TopologySpec, count: int, fingerprint: str) -> Topology:
 
 
 def _promised(spec: TopologySpec) -> Conservation:
-    """What every matrix will keep that such a spec draws."""
+    """What every matrix that is drawn for this spec conserves."""
     if spec.weights in ("metropolis", "random_doubly"):
         return "doubly"
     if spec.weights in ("uniform", "uniform_column") and spec.graph in REGULAR:

@@ -26,7 +26,7 @@ DRAWN_ROUNDS = 20
 """Rounds that stand for a schedule that draws each round."""
 
 MOST_NODES = 600
-"""Rates are computed up to here, which takes a second or so; beyond, minutes."""
+"""Rates are computed for up to so many nodes, which takes about a second; beyond, minutes."""
 
 _EXACT = 1e-12
 _FLOOR = 1e-9  # below this a product of drawn matrices shows rounding, not the rate
@@ -43,11 +43,11 @@ class Report:
         is_drawn: whether the schedule is random, so that all numbers belong to the rounds that were drawn.
         connected_rounds: how many of the matrices are strongly connected by themselves.
         is_connected: whether the union of all rounds is.
-        cut_off: who is cut off otherwise, in words.
+        cut_off: who is cut off if it is not, in words.
         contraction: share of the distance from consensus that is left after a round, as the geometric mean over
             `rounds`: from the second largest singular value of their product where that is doubly stochastic, else
             from the second largest modulus of its eigenvalues. None if there are too many nodes to compute it.
-        exact_after: rounds after which all nodes have exactly the limit, or None.
+        exact_after: rounds after which all nodes have exactly the limit; None: never.
         stationary: weights of the nodes in the limit, shape (n,): the left Perron vector of the product. None if there
             are too many nodes, or several limits.
     """
@@ -154,7 +154,7 @@ def _exact_after(product: Matrix, conservation: Conservation, rounds: int) -> in
 def _stationary(product: Matrix, conservation: Conservation) -> NDArray[np.float64]:
     """The weights with which the nodes count in the limit.
 
-    With a column-stochastic matrix the sum is kept, and methods that divide by the mass get the mean itself.
+    With a column-stochastic matrix the sum is conserved, and methods that divide by the mass get the mean itself.
     """
     count = len(product)
     if conservation != "row":

@@ -23,8 +23,8 @@ _NEWTON_STEPS = 40
 _LARGEST_STEP = 1.0
 _RIDGE = 1e-9
 _ENOUGH = 1e-14
-"""Sinkhorn: sweeps before and between, Newton steps, their largest change of a logarithm, what keeps their system
-regular, and the error to stop at."""
+"""Sinkhorn: sweeps before and between the Newton steps, the number of these, their largest change of a logarithm, what
+keeps their system regular, and the error to stop at."""
 
 _VANISHED = 1e-9
 """The sweeps drive the weight of an edge without a way back to 0."""
@@ -71,7 +71,7 @@ def _balanced(edges: Edges, values: NDArray[np.float64], own: NDArray[np.float64
     """Scale rows and columns until all of them sum to 1 (Sinkhorn and Knopp 1967).
 
     Their alternating sweeps need thousands of rounds on a long ring. So Newton steps for the logarithms of the column
-    factors stand between them (Knight and Ruiz 2013, "A fast algorithm for matrix balancing"); the linear system is
+    factors are made between them (Knight and Ruiz 2013, "A fast algorithm for matrix balancing"); the linear system is
     that of the Laplacian of W^T W.
     """
     for _ in range(_NEWTON_STEPS):

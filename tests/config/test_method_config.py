@@ -44,6 +44,8 @@ def _problems(tmp_path, text: str) -> list[str]:
         ("method: gosgd\npull_fraction: 0.5", "method gosgd exchanges whole models"),
         ("method: adpsgd\nblend: absolute", "absolute is a way of the method pull"),
         ("method: sgp\nbandwidth_limit: 5 MB/s", "a limit is kept by pulling less, which method sgp does not"),
+        ("method: sparta\nsparta: {base: adpsgd}\nblend: absolute", "with method sparta leave this key out"),
+        ("method: noloco\npull_fraction: 0.5", "use pull or adpsgd or elastic or sparta"),
         (
             "method: dpsgd\ntopology: {matrix: [[0.5, 0.5, 0.5], [0.25, 0.25, 0.25], [0.25, 0.25, 0.25]]}",
             "method dpsgd blends by the rows of a matrix",
@@ -77,6 +79,10 @@ def test_check_warns_of_an_interpolation_without_effect_and_of_a_codec_that_roun
     text = describe(ClusterConfig.for_localhost(3, method="adpsgd", interpolation="loss", codec="fp16"), ["w1"])
     assert "interpolation loss has no effect" in text
     assert "method adpsgd conserves only so many digits" in text
+    assert "conserves only so many digits" in describe(
+        ClusterConfig.for_localhost(3, method="noloco", codec="fp16"), []
+    )
+    assert "conserves only so many digits" not in describe(ClusterConfig.for_localhost(3, codec="fp16"), [])
 
 
 def test_nodes_with_other_methods_do_not_average_with_each_other(zeromq):

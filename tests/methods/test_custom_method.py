@@ -94,6 +94,66 @@ def test_a_method_says_what_is_wrong_with_its_options():
         config.method_for("w1")
 
 
+DECLARING = """
+from pydantic import Field
+
+from dpwa.methods.gosgd import GoSGD
+from dpwa.methods.sgp import SGP
+from dpwa.options import Options
+
+
+class ShareOptions(Options):
+    share: float = Field(0.5, gt=0, lt=1, description="Share of the mass that stays.")
+
+
+class Declaring(GoSGD):
+    options = ShareOptions
+
+    def __init__(self, links, count, probability, *, share):
+        super().__init__(links, count, probability)
+        self.own_share = share
+
+
+class LikeSGP(SGP):
+    pass
+
+
+class Silent(SGP):
+    def __init__(self, links, count, probability, *, anything=1):
+        super().__init__(links, count, probability)
+        self.anything = anything
+"""
+
+
+@pytest.fixture
+def declaring(tmp_path, monkeypatch):
+    (tmp_path / "declaring_methods.py").write_text(DECLARING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("declaring")
+def test_options_that_a_custom_method_declares_have_defaults_and_are_checked_with_their_places(tmp_path):
+    def load(text):
+        path = tmp_path / "cluster.yaml"
+        path.write_text(f"nodes: [{{name: w1, port: 21000}}]\nmethod: declaring_methods:{text}\n")
+        return ClusterConfig.load(path)
+
+    assert load("Declaring").method_for("w1").own_share == 0.5
+    assert load("Declaring\ncustom_method: {share: 0.25}").method_for("w1").own_share == 0.25
+    with pytest.raises(ConfigError) as caught:
+        load("Declaring\ncustom_method: {share: 2, shrae: 1}")
+    assert [problem.split("cluster.yaml:")[1] for problem in caught.value.problems] == [
+        "3:24: custom_method.share: expected a number above 0 and up to but not including 1, got 2",
+        '3:27: custom_method.shrae: unknown key, did you mean "share"?',
+    ]
+    with pytest.raises(ConfigError, match=r"custom_method.least_weight: expected a number above 0 and up to 1, got 3"):
+        load("LikeSGP\ncustom_method: {least_weight: 3}")
+    assert load("Silent\ncustom_method: {anything: 7}").method_for("w1").anything == 7
+    from_values = ClusterConfig.for_localhost(2, method="declaring_methods:Declaring", custom_method={"share": "x"})
+    with pytest.raises(ConfigError, match=r"custom_method.share: expected a number"):
+        from_values.method_for("w1")
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

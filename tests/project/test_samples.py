@@ -109,6 +109,15 @@ def test_no_table_of_methods_has_one_that_is_not_there():
     assert set(_rows("docs/methods.md", "`method:`")) == set(METHODS)
 
 
+def test_the_comments_about_the_key_method_name_every_method():
+    (in_readme,) = re.findall(r"^method: (.+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    (in_sample,) = re.findall(
+        r"^# (.+)\nmethod: pull$", (ROOT / "samples" / "four-local.yaml").read_text(), re.MULTILINE
+    )
+    for text in (in_readme, in_sample):
+        assert set(METHODS) <= set(re.findall(r"\w+", text))
+
+
 @pytest.mark.parametrize("name", METHOD_OPTIONS)
 def test_the_page_about_the_configuration_has_the_options_of_each_method(name):
     default, _ = _row("docs/configuration.md", name)

@@ -89,8 +89,8 @@ def fault_events(run_dir: Path, node: str) -> list[dict]:
             "{slow: {w9: 3}, kill: [{node: w33, step: 1}, {node: w1, step: 3}, {node: w1, step: 3}]}",
             [
                 '17: faults.slow.w9: expected the name of a node, got "w9"; write the name of one under nodes',
-                '40: faults.kill[0].node: expected the name of a node, got "w33"; did you mean "w3"?',
-                "76: faults.kill[2]: faults.kill[1] kills w1 in step 3 too; a node dies once in a step",
+                '39: faults.kill[0].node: expected the name of a node, got "w33"; did you mean "w3"?',
+                "75: faults.kill[2]: faults.kill[1] kills w1 in step 3 too; a node dies once in a step",
             ],
         ),
         (
