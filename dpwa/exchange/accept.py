@@ -100,7 +100,7 @@ class Accepter:
             return None
         # The age is that of what has come, whatever the proposal said.
         peer_state = replace(result.peer_state, mass=propose.mass)
-        return replace(result, peer_state=peer_state, weight=propose.mass, merged=1)
+        return replace(result, peer_state=peer_state, weight=propose.mass)
 
     # --- Push -----------------------------------------------------------------------------------------------------
 

@@ -206,6 +206,7 @@ class Fetcher:
             reference=reference,
             staging=staging if is_finite else None,
             share=part.share,
+            merged=1,
             relation=self._standing.relation(peer_state, None if reference is None else reference.state),
             received_bytes=pulled.received_bytes,
             is_shared=pulled.is_shared,

@@ -161,5 +161,5 @@ class Gatherer:
         if result.relation is Relation.ELDER:
             round_.elder = peer
         if result.relation.mixes:
-            result = replace(result, weight=round_.weights[peer], merged=1)
+            result = replace(result, weight=round_.weights[peer])
             round_.total = result if round_.total is None else merged(round_.total, result)

@@ -89,7 +89,6 @@ class Pairer:
             if not result.outcome.has_snapshot:
                 return aborted
             return kept_apart(peer, result, request.reference.state) if result.staging is not None else result
-        result = replace(result, merged=1)
         outcome = self._word_of(peer, answer.incarnation, request, client)
         if outcome is Outcome.BLENDED:
             return result

@@ -168,7 +168,7 @@ class ExchangeResult:
         share: share of the parameters that came.
         is_shortened: it is less than was asked for, because the link is slow.
         weight: sum of the masses (PUSH) or weights (GATHER) that came.
-        merged: how many snapshots came: several pushes, or the neighbours of a round.
+        merged: how many snapshots came: more than one are several pushes, or the neighbours of a round.
         missed: neighbours whose snapshot of the round did not come in time.
         takes_over: the peer's model replaces this node's.
         relation: of the peer's model to this node's.
