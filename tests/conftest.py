@@ -28,8 +28,9 @@ def _clean_environment(request, monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_thread_left():
+    before = set(threading.enumerate())  # what an earlier test has left fails that test alone
     yield
-    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("dpwa-")]
+    left = [thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith("dpwa-")]
     assert left == []
 
 
