@@ -552,6 +552,7 @@ def test_a_picture_can_be_drawn_of_any_number_of_nodes(graph, count, tmp_path):
     assert (tmp_path / "graph.png").stat().st_size > 4000
 
 
+@pytest.mark.heavy
 def test_a_picture_that_cannot_be_written_is_a_problem_in_words(tmp_path):
     picture = tmp_path / "missing" / "graph.png"
     result = CliRunner().invoke(main, ["topology", "draw", str(SAMPLES[0]), "-o", str(picture)])

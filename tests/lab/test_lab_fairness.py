@@ -15,7 +15,7 @@ from dpwa.cli import main
 from dpwa.lab.study.trial import TrialFolder
 from dpwa.lab.training.machine import machine_cores
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
 
 TRUE_EQUALS = ("parallel_sgd", "ddp", "custom_data_parallel")
 STRATEGIES = ("single", "pull", "fedavg", "param_avg", "allreduce_every_h", *TRUE_EQUALS)

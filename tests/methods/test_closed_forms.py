@@ -10,7 +10,7 @@ import pytest
 
 from support import Cluster, VectorModel
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]  # traced, they would take three times as long
+pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
 
 
 def _round(cluster: Cluster) -> None:

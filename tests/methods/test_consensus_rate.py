@@ -9,7 +9,7 @@ import pytest
 
 from support import Cluster, VectorModel
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]  # traced, they would take three times as long
+pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
 
 JOINED = 6
 """Sweeps after which every node has joined."""

@@ -32,6 +32,7 @@ def test_every_method_is_in_this_suite():
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.heavy
 def test_nodes_that_do_not_train_come_to_agree(cluster, name):
     start = starts(5)
     begin(cluster, start, name)

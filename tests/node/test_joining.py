@@ -11,6 +11,8 @@ import pytest
 
 from support import Cluster, VectorModel
 
+pytestmark = pytest.mark.heavy
+
 QUICK = {"flow_control": {"probe_s": 1e-6, "probe_max_s": 1e-6}}
 """A peer that could not be reached is asked again in the next step."""
 EARLY = {"noloco": {"every": 4}}

@@ -44,6 +44,7 @@ def launched(folder: Path, **options: object) -> dict[str, dict[str, str]]:
     return {path.parent.name: json.loads(path.read_text()) for path in run_dir.glob("nodes/*/said.json")}
 
 
+@pytest.mark.heavy
 def test_a_launch_of_all_nodes_makes_a_secret_that_they_share_and_that_is_kept(tmp_path):
     said = launched(tmp_path)
     token = tmp_path / "run" / TOKEN_FILE

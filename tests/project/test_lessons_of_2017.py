@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ SOURCES = sorted(path for folder in ("dpwa", "adapters", "examples") for path in
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
+@cache
 def _trees() -> list[tuple[Path, ast.Module]]:
     assert len(SOURCES) > 40
     return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES]
@@ -118,6 +120,7 @@ def test_a_peer_that_times_out_stays_in_the_cluster(zeromq):
     wait_until(met, "it is asked again")
 
 
+@pytest.mark.heavy
 def test_a_script_that_ends_leaves_nothing_running(tmp_path):
     """The process of 2017 never ended: its threads were no daemons and one could not be stopped."""
     script = f"""
