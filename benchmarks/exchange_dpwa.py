@@ -25,7 +25,7 @@ import torch
 from exchange_job import Job, Times
 
 from dpwa.config.cluster import ClusterConfig
-from dpwa.exchange.result import Exchange, Outcome
+from dpwa.methods.exchange import ExchangeResult, Outcome
 from dpwa.node.node import Node
 from dpwa.snapshot.layout import Buffer, Layout, TensorSpec
 from dpwa.snapshot.staging import Values
@@ -93,7 +93,7 @@ def ask_dpwa(job: Job, peer: Connection) -> Iterator[Callable[[], Times]]:
         peer.recv()
         times["asked_s"] = time.perf_counter()
 
-    def exchange() -> Exchange | None:
+    def exchange() -> ExchangeResult | None:
         nonlocal begun_s
         transport.last = None
         begun_s = time.perf_counter()
@@ -165,9 +165,9 @@ def _node(job: Job, name: str, model: FlatModel, *, pull_probability: float) -> 
 class _Watched(ZmqTransport):
     """dpwa's own transport; keeps the last exchange, so that it can be checked which way it went."""
 
-    last: Exchange | None = None
+    last: ExchangeResult | None = None
 
-    def take(self, wait_s: float) -> Exchange | None:
+    def take(self, wait_s: float) -> ExchangeResult | None:
         """See `Transport.take`."""
         taken = super().take(wait_s)
         self.last = taken or self.last
@@ -185,14 +185,14 @@ def _links(job: Job, name: str) -> Links:
     return Links()
 
 
-def _check_way(job: Job, exchange: Exchange | None) -> None:
+def _check_way(job: Job, result: ExchangeResult | None) -> None:
     """A fall-back to another way would be measured under the wrong name."""
-    if exchange is None or exchange.outcome is not Outcome.BLENDED:
-        raise RuntimeError(f"{job.rival}: a repetition was to blend, got {exchange and exchange.outcome}")
-    went = (exchange.is_shared, exchange.codec.name.lower(), exchange.share)
+    if result is None or result.outcome is not Outcome.BLENDED:
+        raise RuntimeError(f"{job.rival}: a repetition was to blend, got {result and result.outcome}")
+    went = (result.is_shared, result.codec.name.lower(), result.share)
     expected = (job.rival == "shared_memory", DPWA_RIVALS[job.rival]["codec"], 1.0)
     if went != expected:
-        raise RuntimeError(f"{job.rival}: expected (shared, codec, share) {expected}, got {went}; {exchange.note}")
+        raise RuntimeError(f"{job.rival}: expected (shared, codec, share) {expected}, got {went}; {result.note}")
 
 
 class _StopWatch:

@@ -15,12 +15,15 @@ import traceback
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dpwa._version import __version__
 from dpwa.errors import ConfigError, DpwaError
+
+if TYPE_CHECKING:
+    from dpwa.observe.saved import Weighting
 
 __all__ = ["main"]
 
@@ -135,6 +138,19 @@ def launch(
 
 
 @main.command()
+@click.argument("count", metavar="COUNT", type=click.IntRange(1, 4096), default=4)
+def init(count: int) -> None:
+    """Print a cluster file for COUNT nodes on this machine (default: 4).
+
+    dpwa init 4 > cluster.yaml
+    """
+    from dpwa.config.cluster import FIRST_PORT  # noqa: PLC0415 - see the module docstring
+    from dpwa.config.starter import starter_file  # noqa: PLC0415
+
+    click.echo(starter_file(count, FIRST_PORT), nl=False)
+
+
+@main.command()
 @_cluster_file
 def check(cluster_file: Path) -> None:
     """Check a cluster file and say what it would do."""
@@ -144,6 +160,32 @@ def check(cluster_file: Path) -> None:
 
     config = ClusterConfig.load(cluster_file)
     click.echo(describe(config, local_node_names(config)))
+
+
+@main.command()
+@click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The averaged model.  [default: average.safetensors in RUN_DIR]",
+)
+@click.option(
+    "--weights",
+    "weighting",
+    type=click.Choice(["equal", "clock", "mass"]),
+    default="equal",
+    show_default=True,
+    help="How much each node's model counts: the same, by its age, or by its mass (gosgd, sgp).",
+)
+@click.option("--evaluate", metavar="MODULE:FUNCTION", help="Call this with each state dict and show the result.")
+def average(*, run_dir: Path, output: Path | None, weighting: Weighting, evaluate: str | None) -> None:
+    """Average the models that the nodes of a run have saved."""
+    with _needing({"torch"}, "dpwa average", "torch"):
+        from dpwa.launch.average import average_run  # noqa: PLC0415 - see the module docstring
+
+        for line in average_run(run_dir, output or run_dir / "average.safetensors", weighting, evaluate):
+            click.echo(line)
 
 
 @main.group()
@@ -162,7 +204,7 @@ def topology() -> None:
     help="The picture.",
 )
 def draw(cluster_file: Path, output: Path) -> None:
-    """Draw the graph of a cluster file beside its matrix."""
+    """Draw the graph of a cluster file and its matrix."""
     from dpwa.config.cluster import ClusterConfig  # noqa: PLC0415 - see the module docstring
 
     config = ClusterConfig.load(cluster_file)

@@ -107,7 +107,7 @@ def settle(cluster: Cluster, total: float | None = None) -> None:
         cluster.step_all()
         if cluster.config.method != "dpsgd" and any(node._boundary.in_flight for node in cluster.nodes):
             return False
-        if any(node._parts.proposals._pair is not None for node in cluster.nodes):
+        if any(node._parts.context.proposals._pair is not None for node in cluster.nodes):
             return False
         if conservation(cluster) is not Conservation.COLUMN:
             return True

@@ -16,13 +16,14 @@ import numpy as np
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import NodeClosed, PeerTimeout, PeerUnreachable
-from dpwa.exchange.client import Pulled, Target
-from dpwa.exchange.messages import NO_EXCHANGE, Message, Offer, Propose, PullRequest, Settle
-from dpwa.exchange.result import Ask, Exchange, Outcome
-from dpwa.methods.base import ExchangeKind
+from dpwa.exchange.client import Pulled
+from dpwa.exchange.messages import Message, Offer, Propose, PullRequest, Settle
+from dpwa.exchange.slices import Slice
+from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeRequest, ExchangeResult, Outcome
 from dpwa.node.node import Node
-from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Snapshot
+from dpwa.snapshot.staging import Staging
+from dpwa.snapshot.state import Codec
 from dpwa.transport.interface import Ends
 from dpwa.transport.rx import RxCounters
 from support import VectorModel
@@ -74,7 +75,7 @@ class ScheduledTransport:
         self._name = name
         self.service = wiring.service
         self._exchanger = wiring.exchanger
-        self._asks: deque[Ask] = deque()
+        self._asks: deque[ExchangeRequest] = deque()
         self._is_woken = False
         self._is_talking = False
         self._is_closing = False
@@ -93,9 +94,9 @@ class ScheduledTransport:
         return self._is_talking or bool(self._asks) or self._is_woken or is_due
 
     @property
-    def waiting(self) -> list[Exchange]:
+    def waiting(self) -> list[ExchangeResult]:
         """Ended exchanges that the trainer has not taken yet."""
-        return list(self._exchanger.results._ended)
+        return list(self._exchanger.context.results._ended)
 
     def go_on(self, fate: Fate) -> None:
         """Let the exchanges go on up to the next message, which has this fate if it is the one they have stopped at."""
@@ -123,14 +124,14 @@ class ScheduledTransport:
         ready()
         then()
 
-    def ask(self, ask: Ask) -> None:
-        self._asks.append(ask)
+    def ask(self, request: ExchangeRequest) -> None:
+        self._asks.append(request)
 
-    def take(self, wait_s: float) -> Exchange | None:  # noqa: ARG002 - time does not pass by itself
-        exchange = self._exchanger.results.take(0.0)
-        if exchange is not None and exchange.kind is ExchangeKind.PAIR and exchange.outcome is Outcome.BLENDED:
-            self.pairs.append(exchange.exchange)
-        return exchange
+    def take(self, wait_s: float) -> ExchangeResult | None:  # noqa: ARG002 - time does not pass by itself
+        result = self._exchanger.context.results.take(0.0)
+        if result is not None and result.kind is ExchangeKind.PAIR and result.outcome is Outcome.BLENDED:
+            self.pairs.append(result.exchange_id)
+        return result
 
     def error(self) -> BaseException | None:
         return None
@@ -190,22 +191,29 @@ class ScheduledTransport:
         self._lose_if(self._stop(), peer)
         return answered[0]
 
-    def pull(self, peer: str, pull: PullRequest, target: Target, within_s: float | None = None) -> Pulled:  # noqa: ARG002
+    def pull(
+        self,
+        peer: str,
+        request: PullRequest,
+        staging: Staging,
+        part: Slice,
+        within_s: float | None = None,  # noqa: ARG002
+    ) -> Pulled:
         self._lose_if(self._stop(), peer)
-        answered = self._network.find(peer).serve(pull, may_wait=False)
+        answered = self._network.find(peer).serve(request, may_wait=False)
         assert answered is not None
         answer, snapshot = answered
         self._lose_if(self._stop(), peer)
         if not isinstance(answer, Offer) or snapshot is None:
             return Pulled(answer)
-        target.begin()
-        for index in target.part.chunks():
-            first_byte = index * pull.chunk_bytes
-            stop_byte = min(first_byte + pull.chunk_bytes, len(snapshot.memory))
-            target.staging.accept(first_byte, stop_byte, snapshot.memory[first_byte:stop_byte], Codec.RAW)
+        staging.begin(whole=part.is_whole)
+        for index in part.chunks():
+            first_byte = index * request.chunk_bytes
+            stop_byte = min(first_byte + request.chunk_bytes, len(snapshot.memory))
+            staging.accept(first_byte, stop_byte, snapshot.memory[first_byte:stop_byte], Codec.RAW)
         # The peer hears that all of it has come, or not; the values are here in any case.
-        if self._stop() is not Fate.IS_LOST and peer in self._network.transports and pull.exchange != NO_EXCHANGE:
-            self._network.transports[peer].service.proposals.fetched(pull.exchange)
+        if self._stop() is not Fate.IS_LOST and peer in self._network.transports and request.exchange_id != NO_EXCHANGE:
+            self._network.transports[peer].service.proposals.fetched(request.exchange_id)
             self._stop()  # this thread may be held up before it does anything with them
         return Pulled(answer, len(snapshot.memory))
 

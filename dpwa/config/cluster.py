@@ -1,8 +1,8 @@
-"""The cluster's configuration: what may be written, what it means, and the frozen object that the rest works with.
+"""The cluster's configuration: from a file to the frozen object that the rest of dpwa works with.
 
-Names and units here are those of the file (`timeout_ms`); the properties ending in `_s` are the one place where
-milliseconds become seconds. `cluster_file` reads a file, `config_sections` has its smaller mappings, `config_checks`
-checks what goes beyond single values, and `config_problems` has the words for mistakes.
+A file is walked once: `yaml_file` reads values and their positions, pydantic checks them one by one by the `keys`,
+`checks` what goes beyond single values, and `lines` puts every mistake where it stands. Names and units here are those
+of the file (`timeout_ms`); the properties ending in `_s` are the one place where milliseconds become seconds.
 
 Must not know: sockets, threads, models, the command line. Runs in: any thread; a ClusterConfig never changes.
 """
@@ -10,59 +10,37 @@ Must not know: sockets, threads, models, the command line. Runs in: any thread; 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ValidationError
 
 from dpwa.config import hosts, yaml_file
-from dpwa.config.checks import host_problems, import_plugins, matrix_problems, problems_between, rule_problems
+from dpwa.config.checks import import_plugins, problems_between, problems_of_the_world
 from dpwa.config.data_rate import bytes_per_s
-from dpwa.config.faults import FaultOptions
+from dpwa.config.keys import MAX_NODES, ClusterKeys
 from dpwa.config.lines import lines_of
-from dpwa.config.methods import (
-    DPSGDOptions,
-    ElasticOptions,
-    NoLoCoOptions,
-    OuterOptions,
-    SGPOptions,
-    SpartaOptions,
-)
-from dpwa.config.problems import WHOLE_CLUSTER, Problem, problems_of
-from dpwa.config.sections import (
-    ConsensusOptions,
-    ConstantOptions,
-    DataRate,
-    FlowControlOptions,
-    Name,
-    NodeConfig,
-    NoOptions,
-    Options,
-    StalenessOptions,
-)
+from dpwa.config.problems import made_despite, problems_of
+from dpwa.config.sections import NodeConfig
 from dpwa.config.topology import TopologyOptions, with_folder
 from dpwa.config.yaml_file import YAML_NUMBER, ClusterFile
 from dpwa.errors import ConfigError
-from dpwa.interpolation.interpolator import Interpolator, resolve
+from dpwa.interpolation.interpolator import Interpolator
+from dpwa.interpolation.registry import RULES, resolve
+from dpwa.methods.registry import METHODS, find_method, make_method
+from dpwa.options import Options, Place, Problem
+from dpwa.topology.neighbourhood import Neighbourhood
 
 if TYPE_CHECKING:
     from dpwa.methods.base import Method
     from dpwa.topology.schedule import Topology
 
-__all__ = [
-    "FIRST_PORT",
-    "MAX_NODES",
-    "ClusterConfig",
-    "cluster_problems",
-    "json_schema",
-]
-
-MAX_NODES = 4096
+__all__ = ["FIRST_PORT", "MAX_NODES", "ClusterConfig", "cluster_problems", "json_schema"]
 
 FIRST_PORT = 21000
 """Where the ports of a local cluster begin. The kernel takes the near end of outgoing connections from 32768 upwards
@@ -70,143 +48,31 @@ FIRST_PORT = 21000
 between two starts of the node."""
 
 
-class ClusterConfig(Options):
+class ClusterConfig(ClusterKeys):
     """All settings of a cluster. The same file goes to every node.
 
     Make one with `load`, `from_text`, `for_localhost` or `alone`, which raise ConfigError; the plain constructor
     raises pydantic's ValidationError.
     """
 
-    run: Name = Field(
-        "dpwa", description="Name of the training run; nodes of different runs do not talk to each other."
-    )
-    nodes: tuple[NodeConfig, ...] = Field(
-        strict=False, min_length=1, max_length=MAX_NODES, description="The nodes of the cluster; the only required key."
-    )
-    topology: TopologyOptions = Field(
-        TopologyOptions(), description="Who exchanges with whom, and with which weights; a word is the name of a graph."
-    )
-    method: str = Field(
-        "pull",
-        min_length=1,
-        description="The averaging method: pull, gosgd, sgp, adpsgd, dpsgd, noloco, elastic, sparta, or a custom "
-        '"module:Class".',
-    )
-    sgp: SGPOptions = Field(SGPOptions(), description="Options of the method sgp.")
-    dpsgd: DPSGDOptions = Field(DPSGDOptions(), description="Options of the method dpsgd.")
-    noloco: NoLoCoOptions = Field(NoLoCoOptions(), description="Options of the method noloco.")
-    elastic: ElasticOptions = Field(ElasticOptions(), description="Options of the method elastic.")
-    sparta: SpartaOptions = Field(SpartaOptions(), description="Options of the method sparta.")
-    custom_method: dict[str, JsonValue] = Field(
-        {}, description="Options of a custom method: arguments of its constructor."
-    )
-    outer: OuterOptions = Field(
-        OuterOptions(),
-        description="Options of outer momentum on top of the method, in the way of DiLoCo; off by default.",
-    )
-    pull_probability: float = Field(
-        1.0, ge=0, le=1, description="Probability that a step begins an exchange: a pull, a push or a pair."
-    )
-    timeout_ms: int = Field(2500, ge=1, le=600_000, description="Milliseconds for one exchange, from request to end.")
-    connect_timeout_ms: int = Field(
-        500, ge=1, le=600_000, description="Milliseconds for making a connection to a peer, within timeout_ms."
-    )
-    wait_ms: int = Field(
-        0, ge=0, le=600_000, description="Milliseconds that a step may wait for its exchange; 0 never waits."
-    )
-    interpolation: str = Field(
-        "constant",
-        min_length=1,
-        description='Rule for the factor: constant, clock, loss, staleness, consensus, or a custom "module:Class".',
-    )
-    constant: ConstantOptions = Field(ConstantOptions(), description="Options of the rule constant.")
-    clock: NoOptions = Field(NoOptions(), description="Options of the rule clock; it has none.")
-    loss: NoOptions = Field(NoOptions(), description="Options of the rule loss; it has none.")
-    staleness: StalenessOptions = Field(StalenessOptions(), description="Options of the rule staleness.")
-    consensus: ConsensusOptions = Field(ConsensusOptions(), description="Options of the rule consensus.")
-    custom_rule: dict[str, JsonValue] = Field({}, description="Options of a custom rule: arguments of its constructor.")
-    plugins: tuple[str, ...] = Field(
-        (), strict=False, description="Python modules to import first, because they register custom rules."
-    )
-    factor_min: float = Field(0.0, ge=0, le=1, description="Lower bound of the factor for a healthy peer.")
-    factor_max: float = Field(1.0, ge=0, le=1, description="Upper bound of the factor.")
-    divergence_threshold: float = Field(
-        0.0, ge=0, description="Own loss below which the factor shrinks by loss / divergence_threshold; 0 is off."
-    )
-    loss_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="Share of the past in the moving average of the loss; 0 is off."
-    )
-    blend: Literal["delta", "absolute"] = Field(
-        "delta", description="delta keeps the steps made during an exchange; absolute is the way of the 2017 dpwa."
-    )
-    buffers: Literal["blend", "keep"] = Field(
-        "blend", description="Whether buffers of floating point, such as BatchNorm statistics, are blended."
-    )
-    frozen_parameters: Literal["keep", "blend"] = Field(
-        "keep", description="Whether parameters that need no gradient are blended."
-    )
-    codec: Literal["auto", "raw", "fp16", "bf16", "int8"] = Field(
-        "auto", description="How parameters travel: auto sends them as they are on fast links, smaller on slow ones."
-    )
-    shared_memory: Literal["auto", "off"] = Field(
-        "auto", description="Whether nodes of one host and user read each other's snapshots from shared memory."
-    )
-    pull_fraction: float = Field(
-        1.0, gt=0, le=1, description="Share of the parameters that an exchange pulls, another part each time."
-    )
-    bandwidth_limit: DataRate = Field(
-        None,
-        description='Most that a node receives, such as "20 MB/s"; null is no limit. Shared memory is not counted.',
-    )
-    max_connections: int = Field(
-        6, ge=1, le=4096, description="Connections to peers kept open; the least recently used one is closed."
-    )
-    memory: Literal["normal", "low"] = Field(
-        "normal", description="Memory beside the model: normal keeps three snapshots, low two."
-    )
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the choice of peers and of the pulls.")
-    flow_control: FlowControlOptions = Field(FlowControlOptions(), description="How often a failing peer is asked.")
-    faults: FaultOptions = Field(FaultOptions(), description="Faults to inject, for experiments; none by default.")
-    metrics_interval_ms: int = Field(
-        1000, ge=10, le=3_600_000, description="Milliseconds between two lines of a node's metrics file."
-    )
-    journal_max_mb: int = Field(
-        256,
-        ge=8,
-        le=1_000_000,
-        description="Most megabytes that a node's events, metrics and kept output take together; the oldest go first.",
-    )
-    insecure: bool = Field(
-        False,  # noqa: FBT003 - the default of a field
-        description="Must be true when nodes talk over a network, because nothing is encrypted or authenticated yet.",
-    )
-
-    @model_validator(mode="after")
-    def _go_together(self) -> ClusterConfig:
-        problems = lines_of(list(problems_between(self.model_dump(), _defaults())), None)
-        if problems:
-            raise PydanticCustomError(WHOLE_CLUSTER, "{problems}", {"problems": "; ".join(problems)})
-        return self
+    def between(self) -> Iterator[Problem]:
+        """See `Options.between`."""
+        return problems_between(self)
 
     @classmethod
     def load(cls, path: str | Path) -> ClusterConfig:
-        """Read a cluster file and check it, also against the world: host names, and the modules of custom rules.
+        """Read a cluster file and check it, also against the world: host names, custom modules, files of matrices.
 
-        Own modules are looked for on Python's path, then beside the file, then in the current folder.
+        Custom modules are looked for on Python's path, then beside the file, then in the current folder.
 
         Raises:
             ConfigError: with every problem, each on a line with file, line, column and place.
         """
         path = Path(path)
         file = yaml_file.read(path)
-        values = with_folder(file.values, path.parent)
-        config, problems = _validated(values)
-        problems += matrix_problems(values)
-        if config is not None and not problems:
-            problems += config.method_problems()
-        problems += host_problems(file.values)
-        problems += rule_problems(file.values, folders=(path.parent, Path.cwd()))
-        return _settled(config, problems, file)
+        found = _checked(with_folder(file.values, path.parent))
+        world = problems_of_the_world(found.config, (path.parent, Path.cwd()), found.wrong)
+        return _settled(found, file, world)
 
     @classmethod
     def from_text(cls, text: str, name: str = "config") -> ClusterConfig:
@@ -220,8 +86,7 @@ class ClusterConfig(Options):
             ConfigError: with every problem, each on a line.
         """
         file = yaml_file.parse(text, name)
-        config, problems = _validated(file.values)
-        return _settled(config, problems, file)
+        return _settled(_checked(file.values), file)
 
     @classmethod
     def for_localhost(cls, count: int, ports: Sequence[int] | None = None, **settings: object) -> ClusterConfig:
@@ -239,8 +104,7 @@ class ClusterConfig(Options):
         if len(ports) != count:
             raise ConfigError(f"a cluster of {count} nodes on localhost: expected {count} ports, got {len(ports)}")
         nodes = [{"name": f"w{number}", "port": port} for number, port in enumerate(ports, start=1)]
-        config, problems = _validated({**settings, "nodes": nodes})
-        return _settled(config, problems, None)
+        return _settled(_checked({**settings, "nodes": nodes}), None)
 
     @classmethod
     def alone(cls, name: str = "alone") -> ClusterConfig:
@@ -249,8 +113,7 @@ class ClusterConfig(Options):
         Raises:
             ConfigError: `name` cannot be the name of a node.
         """
-        config, problems = _validated({"nodes": [{"name": name, "port": FIRST_PORT}]})
-        return _settled(config, problems, None)
+        return _settled(_checked({"nodes": [{"name": name, "port": FIRST_PORT}]}), None)
 
     def node(self, name: str) -> NodeConfig:
         """The node called `name`.
@@ -272,8 +135,8 @@ class ClusterConfig(Options):
         Raises:
             ConfigError: there is no node of this name.
         """
-        own = self.node(name)
-        return tuple(node for node in self.nodes if node is not own)
+        found = self.node(name)
+        return tuple(node for node in self.nodes if node is not found)
 
     def interpolator(self) -> Interpolator:
         """The configured rule with its guards.
@@ -282,16 +145,9 @@ class ClusterConfig(Options):
             ConfigError: the rule is unknown, cannot be imported or refuses its options.
         """
         import_plugins(self.plugins)
-        sections: dict[str, BaseModel] = {
-            "constant": self.constant,
-            "clock": self.clock,
-            "loss": self.loss,
-            "staleness": self.staleness,
-            "consensus": self.consensus,
-        }
-        section = sections.get(self.interpolation)
+        options = self.rule_options
         return Interpolator(
-            resolve(self.interpolation, self.custom_rule if section is None else section.model_dump()),
+            resolve(self.interpolation, self.custom_rule if options is None else options.arguments()),
             divergence_threshold=self.divergence_threshold,
             factor_min=self.factor_min,
             factor_max=self.factor_max,
@@ -301,46 +157,37 @@ class ClusterConfig(Options):
         """The configured method, as the node called `name` runs it.
 
         Raises:
-            ConfigError: the method is unknown, cannot be imported or refuses its options.
+            ConfigError: the method cannot be imported or refuses its options.
         """
-        from dpwa.methods.registry import METHODS, make_method  # noqa: PLC0415 - imports numpy; see below
-        from dpwa.topology.neighbourhood import Neighbourhood  # noqa: PLC0415
-
         import_plugins(self.plugins)
-        word, options, fraction = self.method, dict[str, object](self.custom_method), self.pull_fraction
-        if word == "sparta":
-            word, fraction = self.sparta.base, min(fraction, self.sparta.fraction)
-        if word in METHODS:
-            options = {}
-            section = {"sgp": self.sgp, "noloco": self.noloco, "elastic": self.elastic}.get(word)
-            if section is not None:
-                options = section.model_dump()
-            elif word == "dpsgd":
-                options = {"every": self.dpsgd.every, "deadline_s": self.dpsgd.deadline_ms / 1000}
         names = [node.name for node in self.nodes]
+        options = self.method_options
+        custom = self.custom_method if self.method not in METHODS else {}
         return make_method(
-            word,
-            options,
+            self.method_class or find_method(self.method),
+            custom if options is None else options.arguments(),
             links=Neighbourhood(self.topology_of_nodes, names, names.index(name)),
             count=len(names),
             probability=self.pull_probability,
-            fraction=fraction,
+            fraction=self.pull_fraction,
         )
-
-    def method_problems(self) -> list[Problem]:
-        """What is wrong between method and topology."""
-        if self.method != "dpsgd" or self.topology_of_nodes.conservation != "column":
-            return []
-        text = (
-            "method dpsgd blends by the rows of a matrix, and these sum up to other than 1; use weights that make rows "
-            "sum up to 1 (metropolis, uniform, random_row, random_doubly), or a push method"
-        )
-        return [Problem(("topology",), text)]
 
     @property
-    def least_fraction(self) -> float:
-        """The smallest share of the parameters that the method asks for."""
-        return min(self.pull_fraction, self.sparta.fraction) if self.method == "sparta" else self.pull_fraction
+    def method_class(self) -> type[Method] | None:
+        """The class of a built-in method; None for a custom one, whose module this does not import."""
+        declared = METHODS.get(self.method)
+        return None if declared is None else declared.variant(self.method_options)
+
+    @property
+    def method_options(self) -> Options | None:
+        """The section of a built-in method; None for one without options, and for a custom one."""
+        declared = METHODS.get(self.method)
+        return None if declared is None or declared.options is None else getattr(self, self.method)
+
+    @property
+    def rule_options(self) -> Options | None:
+        """The section of a built-in rule; None for a custom one."""
+        return getattr(self, self.interpolation) if self.interpolation in RULES else None
 
     @cached_property
     def topology_of_nodes(self) -> Topology:
@@ -349,9 +196,9 @@ class ClusterConfig(Options):
         Raises:
             ConfigError: a file of a matrix cannot be used. `load` has looked at it before.
         """
-        from dpwa.config.topology_checks import topology_for  # noqa: PLC0415 - imports numpy; launching needs none of it
+        from dpwa.config.topology_checks import topology_for  # noqa: PLC0415 - numpy, which launching does not need
 
-        return topology_for(self.topology, [node.name for node in self.nodes], self.seed)
+        return topology_for(self)
 
     @property
     def run_id(self) -> str:
@@ -388,14 +235,15 @@ class ClusterConfig(Options):
 
     @property
     def bandwidth_limit_bytes_per_s(self) -> float | None:
-        """Most bytes per second that a node receives over the network, or None for no limit."""
+        """Most bytes per second that a node receives over the network; None: no limit."""
         return None if self.bandwidth_limit is None else bytes_per_s(self.bandwidth_limit)
 
     @property
     def snapshot_slots(self) -> int:
-        """Snapshots of the own model that may exist at the same time: the newest, the reference of the exchange in
+        """How many snapshots of this node's model may exist at the same time.
 
-        flight (often the same), and with normal memory one that a peer is still reading.
+        The newest, the reference of the exchange in flight (often the same), and with normal memory one that a peer is
+        still reading.
         """
         return 2 if self.memory == "low" else 3
 
@@ -406,21 +254,16 @@ class ClusterConfig(Options):
 
 
 def cluster_problems(values: Mapping[str, Any], folder: Path | None) -> list[Problem]:
-    """What is wrong with values of a cluster file, for others that hold such values; no host is looked up.
+    """What is wrong with values of a cluster file, for others that hold such values.
 
     Args:
         values: keys and plain values of a cluster file.
-        folder: what the paths of matrices are relative to; None looks into no other file.
+        folder: what the paths of matrices are relative to; None: no host is looked up, no file or module looked into.
     """
-    if folder is not None:
-        values = with_folder(values, folder)
-    config, problems = _validated(values)
-    if config is not None and folder is None and any(isinstance(one, str) for one in config.topology.given_matrices):
-        return problems
-    problems += matrix_problems(values)
-    if config is not None and not problems:
-        problems += config.method_problems()
-    return problems
+    if folder is None:
+        return _checked(values).problems
+    found = _checked(with_folder(values, folder))
+    return found.problems + problems_of_the_world(found.config, (Path.cwd(),), found.wrong)
 
 
 def json_schema() -> dict[str, Any]:
@@ -446,32 +289,66 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", YAML_NUMBER, None)
 
 
-def _defaults() -> dict[str, Any]:
-    """The default of every key that has one, as plain values."""
-    fields = ClusterConfig.model_fields.items()
-    return {
-        key: field.default.model_dump() if isinstance(field.default, BaseModel) else field.default
-        for key, field in fields
-        if not field.is_required()
-    }
+@dataclass(frozen=True)
+class _Checked:
+    """What the values of a file make.
+
+    Attributes:
+        config: the config; with stand-ins where values are wrong.
+        problems: what is wrong with the values, and between those that are right.
+        wrong: keys with wrong values.
+    """
+
+    config: ClusterConfig
+    problems: list[Problem] = field(default_factory=list)
+    wrong: frozenset[str] = frozenset()
 
 
-def _validated(values: Mapping[str, Any]) -> tuple[ClusterConfig | None, list[Problem]]:
-    """The config that the values make, or None and what is wrong with them."""
+def _checked(values: Mapping[str, Any]) -> _Checked:
+    """Check values one by one, and then, typed, together: a person wants to know of all mistakes at once."""
     try:
-        return ClusterConfig.model_validate(values), []
+        return _Checked(ClusterConfig.model_validate(values))
     except ValidationError as error:
         problems = list(problems_of(error, ClusterConfig.model_json_schema()))
-    # pydantic checks how values go together only when each is right by itself; a person wants to know all at once.
-    return None, problems + list(problems_between(values, _defaults()))
+        made = made_despite(error)
+        places = [item["loc"] for item in error.errors(include_url=False)]
+    if isinstance(made, ClusterConfig):
+        return _Checked(made, problems)
+    wrong = frozenset(str(place[0]) for place in places)
+    usable = {key: value for key, value in values.items() if key not in wrong}
+    if "nodes" in wrong:
+        usable["nodes"] = _usable_nodes(values.get("nodes"), {place[1:] for place in places if place[0] == "nodes"})
+    config = _typed(usable)
+    return _Checked(config, problems + list(problems_between(config, wrong)), wrong)
 
 
-def _settled(config: ClusterConfig | None, problems: Sequence[Problem], file: ClusterFile | None) -> ClusterConfig:
+def _typed(values: Mapping[str, Any]) -> ClusterConfig:
+    """The config of values that are right one by one, whether they go together or not."""
+    try:
+        return ClusterConfig.model_validate(values)
+    except ValidationError as error:
+        made = made_despite(error)
+        if not isinstance(made, ClusterConfig):
+            raise
+        return made
+
+
+def _usable_nodes(nodes: object, wrong: Collection[Place]) -> list[NodeConfig]:
+    """What is right of the nodes, each at its place; what is not right is filled with what conflicts with no other."""
+    found = []
+    for index, node in enumerate(nodes[:MAX_NODES] if isinstance(nodes, list) and nodes else [None]):
+        given = node if isinstance(node, Mapping) else {}
+        right = {key: value for key, value in given.items() if (index, key) not in wrong}
+        found.append(NodeConfig.model_construct(**{"name": f"nodes[{index}]", "port": -index, **right}))
+    return found
+
+
+def _settled(found: _Checked, file: ClusterFile | None, world: Sequence[Problem] = ()) -> ClusterConfig:
     """The config if nothing is wrong, otherwise a ConfigError with all problems in the order of the file."""
-    lines = lines_of(problems, file)
-    if config is None or lines:
+    lines = lines_of([*found.problems, *world], file)
+    if lines:
         raise ConfigError(lines)
-    return config
+    return found.config
 
 
 def _some(names: Sequence[str]) -> str:

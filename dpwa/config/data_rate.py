@@ -1,4 +1,6 @@
-"""Rates of data as people write them, such as 20 MB/s, in bytes per second; and what is meant by a misspelt one.
+"""Data rates as people write them, such as 20 MB/s, in bytes per second; and what is meant by a misspelt one.
+
+pydantic's ByteSize would be shorter, but takes MB and mb for the same, and a number without a unit for bytes.
 
 Must not know: the config and its keys. Runs in: any thread; pure.
 """
@@ -23,14 +25,14 @@ _UNITS: dict[str, float] = {
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 
 DATA_RATE_PATTERN = f"{_NUMBER} ?(?:{'|'.join(_UNITS)})"
-"""What a rate looks like, as a regular expression; that 0 is none, only `bytes_per_s` knows."""
+"""What a rate looks like, as a regular expression; a rate of 0 has this form, too, but `bytes_per_s` refuses it."""
 
 _RATE = re.compile(DATA_RATE_PATTERN)
 _ALMOST_A_RATE = re.compile(rf"(-?{_NUMBER})\s*([A-Za-z/ ]*)")
 
 
 def bytes_per_s(text: str) -> float | None:
-    """Bytes per second, or None for what is no rate above 0.
+    """Bytes per second; None if the text is not a rate above 0.
 
     Args:
         text: a decimal number and a unit: B/s, kB/s, MB/s, GB/s (powers of 1000), KiB/s, MiB/s, GiB/s (powers of
@@ -49,7 +51,7 @@ def expected_rate() -> str:
 
 
 def hint_for_rate(value: object) -> str:
-    """What to write instead of a value that is no rate; empty when there is no telling.
+    """What to write instead of a value that is not a rate; empty if that cannot be guessed.
 
     Args:
         value: anything, as it stood in the file.

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterator
 
 from dpwa.config import hosts
 from dpwa.config.cluster import FIRST_PORT, ClusterConfig
-from dpwa.config.describe_method import describe_method, method_warnings, pulls
+from dpwa.config.describe_method import describe_method, method_warnings, uses_interpolation
 from dpwa.config.faults import faults_in_words
-from dpwa.config.sections import ConsensusOptions
 from dpwa.config.topology import TopologyOptions
+from dpwa.interpolation.registry import RULES
 
 __all__ = ["describe"]
 
@@ -57,7 +57,7 @@ def _sentences(config: ClusterConfig) -> str:
     lines = [
         f"{describe_method(config)}.",
         f"An exchange may take {config.timeout_ms} ms, of which {config.connect_timeout_ms} ms for the connection.",
-        *([f"The factor: {_factor(config)}."] if pulls(config) else []),
+        *([f"The factor: {_factor(config)}."] if uses_interpolation(config) else []),
         f"The blend: {_blend(config)}.",
         f"Parameters travel {_links(config)}.",
         f"Memory beside the model: {config.snapshot_slots} snapshots and the differences of one exchange; "
@@ -74,31 +74,17 @@ def _topology(config: ClusterConfig) -> str:
 
 
 def _factor(config: ClusterConfig) -> str:
-    words = {
-        "constant": f"constant {config.constant.value:g}",
-        "clock": "the older model weighs more, peer_clock / (clock + peer_clock)",
-        "loss": "the lower loss weighs more, loss / (loss + peer_loss)",
-        "staleness": f"{config.staleness.value:g}, halved for each {config.staleness.half_life:g} updates "
-        "that the peer is behind",
-        "consensus": _consensus(config.consensus),
-    }
-    text = words.get(config.interpolation, f"custom rule {config.interpolation}")
+    rule = RULES.get(config.interpolation)
+    if rule is None:
+        text = f"custom rule {config.interpolation}"
+    else:
+        text = rule.description.format(options=config.rule_options)
     if config.loss_smoothing > 0:
         text += f"; losses smoothed with weight {config.loss_smoothing:g}"
     if config.divergence_threshold > 0:
-        text += f"; shrinks while the own loss is below {config.divergence_threshold:g}"
+        text += f"; shrinks while this node's loss is below {config.divergence_threshold:g}"
     if (config.factor_min, config.factor_max) != (0, 1):
         text += f"; kept from {config.factor_min:g} to {config.factor_max:g}"
-    return text
-
-
-def _consensus(options: ConsensusOptions) -> str:
-    text = f"up to {options.value:g}, controlled to keep models at a distance of {options.target:g} of their norm"
-    if options.late_target is not None and options.late_clock is not None:
-        text += (
-            f", and of {options.late_target:g} from clock {2 * options.late_clock:g} on "
-            f"(the change begins at {options.late_clock:g})"
-        )
     return text
 
 
@@ -132,7 +118,7 @@ def _links(config: ClusterConfig) -> str:
 
 def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[str]:
     networked = [node.name for node in config.nodes if not hosts.is_loopback(node.host)]
-    most = {"constant": config.constant.value, "staleness": config.staleness.value}.get(config.interpolation, 1.0)
+    most = getattr(config.rule_options, "value", 1.0)
     if len(config.nodes) == 1:
         yield "there is one node only; it will train alone"
     elif config.pull_probability == 0:

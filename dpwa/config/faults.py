@@ -2,27 +2,27 @@
 
 Faults are for experiments: what becomes of training when links and nodes are bad. docs/faults.md describes each.
 
-Must not know: nodes that run, numpy, how a fault is made. Runs in: any thread; options never change.
+Must not know: how a fault is made. Runs in: any thread; options never change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from dpwa.config.data_rate import bytes_per_s
-from dpwa.config.problems import OWN_TEXT, Problem, shown
-from dpwa.config.sections import DataRate, Options
+from dpwa.config.problems import OWN_TEXT
+from dpwa.config.sections import DataRate
+from dpwa.options import Options, Place, Problem
 
 __all__ = ["FaultOptions", "KillOptions", "NoiseOptions", "PartitionOptions", "fault_problems", "faults_in_words"]
 
 _LONGEST_MS = 600_000
 _EXPECTED_DELAY = f"expected milliseconds from 0 to {_LONGEST_MS}: a number, or two in order, such as [5, 50]"
-_EXPECTED_SLOW = "expected milliseconds for each slow node, such as {w2: 100}"
 _NUMBER_SCHEMA = {"type": "number", "minimum": 0, "maximum": _LONGEST_MS}
 
 
@@ -39,10 +39,10 @@ def _checked_delay(value: object) -> tuple[float, float] | None:
     raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": _EXPECTED_DELAY})
 
 
-def _checked_slow(value: object) -> dict[str, float]:
-    if isinstance(value, Mapping):
-        return dict(value)  # names and numbers are checked by `fault_problems`, which names the place of each
-    raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": _EXPECTED_SLOW})
+def _checked_pause(value: object) -> object:
+    if _is_duration(value):
+        return value
+    raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": f"expected milliseconds from 0 to {_LONGEST_MS}"})
 
 
 _Delay = Annotated[
@@ -50,11 +50,7 @@ _Delay = Annotated[
     BeforeValidator(_checked_delay),
     WithJsonSchema({"anyOf": [_NUMBER_SCHEMA, {"type": "array", "items": _NUMBER_SCHEMA}, {"type": "null"}]}),
 ]
-_Slow = Annotated[
-    Any,
-    PlainValidator(_checked_slow),
-    WithJsonSchema({"type": "object", "additionalProperties": _NUMBER_SCHEMA}),
-]
+_Pause = Annotated[float, BeforeValidator(_checked_pause), WithJsonSchema(_NUMBER_SCHEMA)]
 _Group = Annotated[tuple[str, ...], Field(strict=False)]
 
 
@@ -72,7 +68,7 @@ class KillOptions(Options):
     """A node that kills itself."""
 
     node: str = Field(description="Name of the node.")
-    step: int = Field(ge=1, description="Its own step in which it does so, once per run.")
+    step: int = Field(ge=1, description="The step of the node in which it does so, once per run.")
 
 
 class PartitionOptions(Options):
@@ -81,17 +77,11 @@ class PartitionOptions(Options):
     groups: Annotated[tuple[_Group, ...], Field(strict=False)] = Field(
         description="Names of the nodes of each group; a node in none reaches all."
     )
-    from_step: int = Field(ge=0, description="The asking node's own step with which it begins.")
+    from_step: int = Field(ge=0, description="The step of the asking node with which it begins.")
     to_step: int = Field(ge=0, description="The last such step.")
 
     def separates(self, asker: str, peer: str, step: int) -> bool:
-        """Whether an ask fails.
-
-        Args:
-            asker: the node that asks.
-            peer: whom.
-            step: of the asker.
-        """
+        """Whether a request of `asker` to `peer` fails in this step of the asker."""
         if not self.from_step <= step <= self.to_step:
             return False
         own = {name for group in self.groups if asker in group for name in group}
@@ -101,7 +91,9 @@ class PartitionOptions(Options):
 class FaultOptions(Options):
     """Faults to inject, for experiments; without any, nothing is done and nothing is slower."""
 
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the faults; each node has own random numbers.")
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="Seed of the faults; each node draws random numbers of its own."
+    )
     drop: float = Field(0.0, ge=0, le=1, description="Probability that a message or its answer is lost.")
     duplicate: float = Field(0.0, ge=0, le=1, description="Probability that a message is delivered twice.")
     reorder: float = Field(
@@ -112,7 +104,7 @@ class FaultOptions(Options):
     )
     bandwidth: DataRate = Field(None, description='Rate at which each pull receives at most, such as "10 MB/s".')
     noise: NoiseOptions = Field(NoiseOptions(), description="Gaussian noise on the parameters that are received.")
-    slow: _Slow = Field({}, description="Milliseconds of pause in every step of a node, by its name.")
+    slow: dict[str, _Pause] = Field({}, description="Milliseconds of pause in every step of a node, by its name.")
     kill: Annotated[tuple[KillOptions, ...], Field(strict=False)] = Field(
         (), description="Nodes that kill themselves in a step, once per run."
     )
@@ -122,12 +114,12 @@ class FaultOptions(Options):
 
     @property
     def bandwidth_bytes_per_s(self) -> float | None:
-        """Bytes per second that a pull receives at most, or None."""
+        """Most bytes per second that a pull receives; None: no limit."""
         return None if self.bandwidth is None else bytes_per_s(self.bandwidth)
 
     @property
     def delay_s(self) -> tuple[float, float] | None:
-        """The shortest and longest delay in seconds, or None."""
+        """The shortest and longest delay in seconds; None: no delay."""
         return None if self.delay_ms is None else (self.delay_ms[0] / 1000, self.delay_ms[1] / 1000)
 
     @property
@@ -147,89 +139,53 @@ class FaultOptions(Options):
         return tuple(kind for kind, is_wanted in wanted.items() if is_wanted)
 
 
-# --- What must hold between values ------------------------------------------------------------------------------------
+# --- Between values ---------------------------------------------------------------------------------------------------
 
 
-def fault_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong under `faults:` beyond single values. Values of a wrong type are passed over.
+def fault_problems(faults: FaultOptions, names: Sequence[str]) -> Iterator[Problem]:
+    """What is wrong under `faults:` beyond single values.
 
     Args:
-        values: keys and values of a cluster file, which may be unchecked.
+        faults: the options.
+        names: of the nodes.
     """
-    faults, nodes = values.get("faults"), values.get("nodes")
-    if not isinstance(faults, Mapping):
-        return
-    names = [
-        node["name"]
-        for node in (nodes if isinstance(nodes, (list, tuple)) else ())
-        if isinstance(node, Mapping) and isinstance(node.get("name"), str)
-    ]
-    slow = faults.get("slow")
-    if isinstance(slow, Mapping):
-        for name, pause_ms in slow.items():
-            yield from _unknown(name, names, ("faults", "slow", name), at_key=True)
-            if not _is_duration(pause_ms):
-                text = f"expected milliseconds from 0 to {_LONGEST_MS}, got {shown(pause_ms)}"
-                yield Problem(("faults", "slow", name), text)
-    yield from _kill_problems(_entries(faults, "kill"), names)
-    for index, partition in _entries(faults, "partition"):
+    for name in faults.slow:
+        yield from _unknown(name, names, ("faults", "slow", name), at_key=True)
+    seen: dict[tuple[str, int], int] = {}
+    for index, kill in enumerate(faults.kill):
+        yield from _unknown(kill.node, names, ("faults", "kill", index, "node"))
+        first = seen.setdefault((kill.node, kill.step), index)
+        if first != index:
+            text = f"faults.kill[{first}] kills {kill.node} in step {kill.step} too; a node dies once in a step"
+            yield Problem(("faults", "kill", index), text)
+    for index, partition in enumerate(faults.partition):
         yield from _partition_problems(partition, names, ("faults", "partition", index))
 
 
-def _entries(faults: Mapping[str, Any], key: str) -> list[tuple[int, Mapping[str, Any]]]:
-    entries = faults.get(key)
-    if not isinstance(entries, (list, tuple)):
-        return []
-    return [(index, entry) for index, entry in enumerate(entries) if isinstance(entry, Mapping)]
-
-
-def _kill_problems(kills: list[tuple[int, Mapping[str, Any]]], names: Sequence[str]) -> Iterator[Problem]:
-    seen: dict[tuple[object, object], int] = {}
-    for index, kill in kills:
-        place, node, step = ("faults", "kill", index), kill.get("node"), kill.get("step")
-        if not isinstance(node, str):
-            continue
-        yield from _unknown(node, names, (*place, "node"))
-        first = seen.setdefault((node, step), index)
-        if first != index and type(step) is int:
-            yield Problem(place, f"faults.kill[{first}] kills {node} in step {step} too; a node dies once in a step")
-
-
-def _partition_problems(
-    partition: Mapping[str, Any], names: Sequence[str], place: tuple[str | int, ...]
-) -> Iterator[Problem]:
-    groups, first, last = partition.get("groups"), partition.get("from_step"), partition.get("to_step")
-    if isinstance(groups, (list, tuple)):
-        place_of_groups = (*place, "groups")
-        if len(groups) < 2:
-            yield Problem(place_of_groups, f"expected at least 2 groups, such as [[w1, w2], [w3]], got {len(groups)}")
-        seen: dict[str, int] = {}
-        for index, group in enumerate(groups):
-            if not isinstance(group, (list, tuple)):
-                continue
-            if not group:
-                yield Problem((*place_of_groups, index), "expected the names of nodes, got an empty group")
-            for position, name in enumerate(group):
-                if not isinstance(name, str):
-                    continue
-                here = (*place_of_groups, index, position)
-                yield from _unknown(name, names, here)
-                if name in seen:
-                    yield Problem(here, f'"{name}" is in groups[{seen[name]}] already; a node belongs to one group')
-                seen.setdefault(name, index)
-    if type(first) is int and type(last) is int and first > last:
+def _partition_problems(partition: PartitionOptions, names: Sequence[str], place: Place) -> Iterator[Problem]:
+    groups, first, last = partition.groups, partition.from_step, partition.to_step
+    if len(groups) < 2:
+        text = f"expected at least 2 groups, such as [[w1, w2], [w3]], got {len(groups)}"
+        yield Problem((*place, "groups"), text)
+    seen: dict[str, int] = {}
+    for index, group in enumerate(groups):
+        if not group:
+            yield Problem((*place, "groups", index), "expected the names of nodes, got an empty group")
+        for position, name in enumerate(group):
+            here = (*place, "groups", index, position)
+            yield from _unknown(name, names, here)
+            if name in seen:
+                yield Problem(here, f'"{name}" is in groups[{seen[name]}] already; a node belongs to one group')
+            seen.setdefault(name, index)
+    if first > last:
         yield Problem((*place, "to_step"), f"expected from_step <= to_step, got {first} and {last}")
 
 
-def _unknown(
-    name: object, names: Sequence[str], place: tuple[str | int, ...], *, at_key: bool = False
-) -> Iterator[Problem]:
-    """A problem for a name that no node has; none when the names of the nodes are not known themselves."""
-    if not names or name in names:
-        return
-    near = get_close_matches(str(name), names, n=1)
-    hint = f'did you mean "{near[0]}"?' if near else "write the name of one under nodes"
-    yield Problem(place, f"expected the name of a node, got {shown(name)}; {hint}", at_key=at_key)
+def _unknown(name: str, names: Sequence[str], place: Place, *, at_key: bool = False) -> Iterator[Problem]:
+    if name not in names:
+        near = get_close_matches(name, names, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else "write the name of one under nodes"
+        yield Problem(place, f'expected the name of a node, got "{name}"; {hint}', at_key=at_key)
 
 
 # --- In words ---------------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def _failure(name: str, lookup: Callable[[str], object]) -> str | None:
         lookup(name)
     except OSError as error:
         return error.strerror or str(error)
-    except UnicodeError as error:  # a name that cannot be written in the way of the DNS
+    except UnicodeError as error:  # a name that cannot be encoded for the DNS
         return str(error)
     return None
 

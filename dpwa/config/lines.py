@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpwa.config import yaml_file
-from dpwa.config.problems import Problem
 from dpwa.config.yaml_file import ClusterFile
+from dpwa.options import Problem
 
 __all__ = ["lines_of"]
 
@@ -19,7 +19,7 @@ def lines_of(problems: Sequence[Problem], file: ClusterFile | None) -> list[str]
 
     Args:
         problems: what is wrong with the values.
-        file: where they stand; None for values that come from no file.
+        file: where they stand; None: the values are not from a file.
     """
     if file is None:
         return list(dict.fromkeys(_text(yaml_file.written(problem.place), problem) for problem in problems))

@@ -9,36 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
-from dpwa.config.yaml_file import YAML_NUMBER, Place
+from dpwa.config.yaml_file import YAML_NUMBER
+from dpwa.options import BETWEEN, Place, Problem
 
-__all__ = ["OWN_TEXT", "WHOLE_CLUSTER", "Problem", "problems_of", "shown"]
+__all__ = ["OWN_TEXT", "made_despite", "problems_of", "shown"]
 
 OWN_TEXT = "dpwa_value"
 """Type of a custom pydantic error whose message says what was expected; "hint" in its context, what to do."""
-
-WHOLE_CLUSTER = "dpwa_cluster"
-"""Type of the custom pydantic error about how values go together; `problems_of` leaves it to the caller."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong at one place.
-
-    Attributes:
-        place: keys and indices from the top.
-        text: what was expected, what came, what to do.
-        at_key: the key itself is wrong, not its value.
-    """
-
-    place: Place
-    text: str
-    at_key: bool = False
 
 
 def problems_of(error: ValidationError, schema: Mapping[str, Any]) -> Iterator[Problem]:
@@ -50,9 +33,12 @@ def problems_of(error: ValidationError, schema: Mapping[str, Any]) -> Iterator[P
     """
     for item in error.errors(include_url=False):
         place, kind, value = item["loc"], item["type"], item["input"]
-        if kind == WHOLE_CLUSTER or (kind == "too_short" and value):
-            continue  # too_short with something inside: each entry is wrong by itself, and is reported so
-        if kind == "extra_forbidden":
+        if kind == "too_short" and value:
+            continue  # something is inside: each entry is wrong by itself, and is reported so
+        if kind == BETWEEN:
+            for problem in item["ctx"]["problems"]:
+                yield replace(problem, place=(*place, *problem.place))
+        elif kind == "extra_forbidden":
             known = list(_schema_at(schema, place[:-1]).get("properties", {}))
             yield Problem(place, f"unknown key, {_suggestion(str(place[-1]), known)}", at_key=True)
         elif kind == "missing":
@@ -65,6 +51,12 @@ def problems_of(error: ValidationError, schema: Mapping[str, Any]) -> Iterator[P
             yield Problem(place[:-1], f"expected a plain, finite value, got {shown(value)}")
         else:
             yield Problem(place, f"expected {_expected(here)}, got {shown(value)}{_hint(here, value)}")
+
+
+def made_despite(error: ValidationError) -> object | None:
+    """What was made although its values do not go together; None where single values are wrong."""
+    first = error.errors(include_url=False)[0]
+    return first["ctx"]["made"] if first["type"] == BETWEEN and not first["loc"] else None
 
 
 def shown(value: object) -> str:

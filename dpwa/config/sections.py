@@ -1,7 +1,6 @@
-"""The smaller mappings of a cluster file: a node, the options of the rules of interpolation, flow control.
+"""Mappings of a cluster file that belong to no method, rule, topology or fault: a node, outer momentum, flow control.
 
-Here is also what all mappings of it share, and which single values are names, hosts and data rates. `methods.options`,
-`topology.options` and `fault_options` have the mappings of their subjects.
+Here are also the single values that several mappings share: names, hosts and data rates.
 
 Must not know: the file as a whole, how options work. Runs in: any thread; a section never changes.
 """
@@ -9,27 +8,18 @@ Must not know: the file as a whole, how options work. Runs in: any thread; a sec
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from dpwa.config import hosts
 from dpwa.config.data_rate import DATA_RATE_PATTERN, bytes_per_s, expected_rate, hint_for_rate
 from dpwa.config.problems import OWN_TEXT
+from dpwa.options import Options, Problem, out_of_order
 
-__all__ = [
-    "ConsensusOptions",
-    "ConstantOptions",
-    "DataRate",
-    "FlowControlOptions",
-    "Host",
-    "Name",
-    "NoOptions",
-    "NodeConfig",
-    "Options",
-    "StalenessOptions",
-]
+__all__ = ["DataRate", "FlowControlOptions", "Host", "Name", "NodeConfig", "OuterOptions"]
 
 
 def _checked_host(text: str) -> str:
@@ -63,12 +53,6 @@ DataRate = Annotated[
 ]
 
 
-class Options(BaseModel):
-    """What the mappings of cluster and study files share: nothing unknown, nothing converted, nothing changed later."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
 class NodeConfig(Options):
     """One node: its name and where its peers reach it."""
 
@@ -82,35 +66,18 @@ class NodeConfig(Options):
         return f"{self.host}:{self.port}"
 
 
-class ConstantOptions(Options):
-    """What the rule constant can be told."""
+class OuterOptions(Options):
+    """Outer momentum on top of the method, as in DiLoCo."""
 
-    value: float = Field(0.5, ge=0, le=1, description="The factor of every exchange.")
-
-
-class StalenessOptions(Options):
-    """What the rule staleness can be told."""
-
-    value: float = Field(0.5, ge=0, le=1, description="The factor for a peer that is not behind.")
-    half_life: float = Field(10.0, gt=0, description="Updates that a peer must be behind to weigh half as much.")
-
-
-class ConsensusOptions(Options):
-    """What the rule consensus can be told."""
-
-    target: float = Field(0.05, gt=0, description="Distance to keep between models, relative to the own model's norm.")
-    late_target: float | None = Field(
-        None, gt=0, description="Distance to keep late in training; null is the same all along."
+    every: int | None = Field(
+        None, ge=1, le=1_000_000, description="H: steps between two outer steps; null: no outer momentum."
     )
-    late_clock: float | None = Field(
-        None, gt=0, description="Clock at which the target begins to move; it arrives at twice that clock."
+    learning_rate: float = Field(0.7, gt=0, le=2, description="How much of the way the anchor goes.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Share of the last outer step in the next.")
+    nesterov: bool = Field(
+        True,  # noqa: FBT003 - the default of a field
+        description="Whether the outer step looks ahead by one momentum.",
     )
-    gain: float = Field(0.5, gt=0, le=1, description="How strongly a distance off the target moves the factor.")
-    value: float = Field(0.5, gt=0, le=1, description="The largest factor, and the first.")
-
-
-class NoOptions(Options):
-    """Options of a rule that has none."""
 
 
 class FlowControlOptions(Options):
@@ -125,3 +92,8 @@ class FlowControlOptions(Options):
         1.0, gt=0, le=3600, description="Seconds after a failure before the peer is asked again; doubles each time."
     )
     probe_max_s: float = Field(30.0, gt=0, le=3600, description="Upper limit in seconds of that doubling.")
+
+    def between(self) -> Iterator[Problem]:
+        """See `Options.between`."""
+        yield from out_of_order(self, "score_min", "score_start", "score_max")
+        yield from out_of_order(self, "probe_s", "probe_max_s")

@@ -15,9 +15,9 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from dpwa.config.problems import OWN_TEXT
-from dpwa.config.sections import Options
+from dpwa.options import Options
 
-__all__ = ["GivenMatrix", "TopologyOptions", "as_mapping", "with_folder"]
+__all__ = ["GivenMatrix", "TopologyOptions", "with_folder"]
 
 GivenMatrix: TypeAlias = "tuple[tuple[float, ...], ...] | str"
 """Rows of numbers, or the path of a file."""
@@ -50,17 +50,6 @@ def _is_row(value: object) -> bool:
 
 _EdgeValue = Annotated[Any, PlainValidator(_checked_edge), WithJsonSchema(_EDGE_SCHEMA)]
 _MatrixValue = Annotated[Any, PlainValidator(_checked_matrix), WithJsonSchema(_MATRIX_SCHEMA)]
-
-
-def as_mapping(value: object) -> object:
-    """What a word stands for, and a mapping with the graph that its other keys imply. Other values as they are."""
-    if isinstance(value, str):
-        return {"graph": value}
-    if isinstance(value, Mapping) and "graph" not in value:
-        for key, graph in (("edges", "edges"), ("matrix", "matrix"), ("matrices", "matrix")):
-            if value.get(key) is not None:
-                return {**value, "graph": graph}
-    return value
 
 
 class TopologyOptions(Options):
@@ -106,13 +95,20 @@ class TopologyOptions(Options):
     seed: int | None = Field(None, ge=0, le=2**32 - 1, description="Seed of what is drawn; the cluster's if left out.")
     allow_disconnected: bool = Field(
         False,  # noqa: FBT003 - the default of a field
-        description="Whether nodes may be cut off from others for ever.",
+        description="Whether a disconnected graph is allowed.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _of_word(cls, value: object) -> object:
-        return as_mapping(value)
+        """A word stands for a graph, and the matrices or edges that are given imply theirs."""
+        if isinstance(value, str):
+            return {"graph": value}
+        if isinstance(value, Mapping) and "graph" not in value:
+            for key, graph in (("edges", "edges"), ("matrix", "matrix"), ("matrices", "matrix")):
+                if value.get(key) is not None:
+                    return {**value, "graph": graph}
+        return value
 
     @property
     def given_matrices(self) -> tuple[GivenMatrix, ...]:

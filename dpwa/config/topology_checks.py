@@ -1,6 +1,6 @@
 """What is wrong with a topology: options that do not go together or do not suit the nodes, and nodes that are cut off.
 
-Also the way from options to a topology, because it is the same.
+It also makes the topology, because checking takes the same steps.
 
 Must not know: lines and columns of the file. Runs in: any thread.
 """
@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from dpwa.config.problems import Problem
-from dpwa.config.topology import GivenMatrix, TopologyOptions, as_mapping
+from dpwa.config.topology import GivenMatrix, TopologyOptions
 from dpwa.errors import ConfigError
+from dpwa.options import Problem
 from dpwa.topology.connectivity import can_average, cut_off, one_way
 from dpwa.topology.graphs import RANDOM, SYMMETRIC, GraphOptions, edges_of, is_strongly_connected
 from dpwa.topology.matrix_files import matrix_problems, read_matrix, rows_as_matrix
@@ -30,6 +28,9 @@ from dpwa.topology.schedule import (
     make_topology,
     union_of,
 )
+
+if TYPE_CHECKING:
+    from dpwa.config.cluster import ClusterConfig
 
 __all__ = ["file_problems", "topology_for", "topology_problems"]
 
@@ -53,96 +54,72 @@ _NEEDED_KEYS = {
 _ALL_USED_KEYS = sorted({key for keys in _USED_KEYS.values() for key in keys})
 
 
-def topology_for(options: TopologyOptions, names: Sequence[str], seed: int) -> Topology:
+def topology_for(config: ClusterConfig) -> Topology:
     """The topology of a cluster.
-
-    Args:
-        options: what the cluster file says.
-        names: of the nodes, in the order of the cluster file.
-        seed: of the cluster.
 
     Raises:
         ConfigError: the options do not suit each other or the nodes, or a file of a matrix cannot be used.
     """
-    problems = list(_option_problems(options, frozenset(), names))
+    made = _made(config)
+    if not isinstance(made, Topology):
+        raise ConfigError([f"topology: {problem.text}" for problem in made])
+    return made
+
+
+def topology_problems(config: ClusterConfig) -> list[Problem]:
+    """What is wrong with the topology of a cluster, as far as the cluster file itself tells."""
+    if _paths(config.topology):
+        return list(_option_problems(config.topology, _names(config)))
+    return _problems_of_rounds(config)
+
+
+def file_problems(config: ClusterConfig) -> list[Problem]:
+    """What is wrong with the files of matrices that a topology names, and with the topology that they make."""
+    options, names = config.topology, _names(config)
+    if not _paths(options) or any(_option_problems(options, names)):
+        return []
+    return _problems_of_rounds(config)
+
+
+def _names(config: ClusterConfig) -> list[str]:
+    return [node.name for node in config.nodes]
+
+
+def _problems_of_rounds(config: ClusterConfig) -> list[Problem]:
+    """What is wrong with a topology, and between it and the method."""
+    names, method = _names(config), config.method_class
+    if len(set(names)) < len(names):
+        return []  # which has been reported; a matrix or a graph of some of them would be another one
+    made = _made(config)
+    if not isinstance(made, Topology):
+        return made
+    if method is None or not method.blends_by_rows or made.conservation != "column":
+        return []
+    text = (
+        f"method {config.method} blends by the rows of a matrix, and these sum up to other than 1; use weights that "
+        "make rows sum up to 1 (metropolis, uniform, random_row, random_doubly), or a push method"
+    )
+    return [Problem(("topology",), text)]
+
+
+def _made(config: ClusterConfig) -> Topology | list[Problem]:
+    """The topology of a cluster, or what is wrong with it."""
+    options, names = config.topology, _names(config)
+    problems = list(_option_problems(options, names))
     matrices, matrix_errors = _read_given(options, names)
     problems += matrix_errors
-    if not problems:
-        plan = _plan(options, names, seed, matrices)
-        problems += _problems_of_plan(plan, options, names)
     if problems:
-        raise ConfigError([f"topology: {problem.text}" for problem in problems])
-    return make_topology(plan, len(names))
+        return problems
+    spec = _spec(options, names, config.seed, matrices)
+    return _problems_of_spec(spec, options, names) or make_topology(spec, len(names))
 
 
-def topology_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with the topology of a cluster file, beyond single values and without looking into other files.
-
-    Args:
-        values: keys and values of a cluster file. They may be unchecked; everything of a wrong type is passed over.
-    """
-    found = _usable(values)
-    if found is None:
-        return
-    options, unusable, names = found
-    problems = list(_option_problems(options, unusable, names))
-    if not problems and not unusable and not _paths(options):
-        matrices, problems = _read_given(options, names)
-        if not problems:
-            problems += _problems_of_plan(_plan(options, names, _seed_in(values), matrices), options, names)
-    yield from problems
-
-
-def file_problems(values: Mapping[str, Any]) -> list[Problem]:
-    """What is wrong with the files of matrices that a topology names, and with the topology that they make.
-
-    Args:
-        values: keys and values of a cluster file, as for `topology_problems`, which says all the rest.
-    """
-    found = _usable(values)
-    if found is None or not _paths(found[0]):
-        return []
-    options, unusable, names = found
-    matrices, problems = _read_given(options, names)
-    if not problems and not unusable and not list(_option_problems(options, unusable, names)):
-        problems += _problems_of_plan(_plan(options, names, _seed_in(values), matrices), options, names)
-    return problems
-
-
-def _usable(values: Mapping[str, Any]) -> tuple[TopologyOptions, frozenset[str], list[str]] | None:
-    """The options as far as each is right by itself, the keys of the others, and the names of the nodes.
-
-    None if there is nothing to check: the default, or a topology or nodes with more wrong than this.
-    """
-    given = as_mapping(values.get("topology"))
-    nodes = values.get("nodes")
-    if not isinstance(given, Mapping) or not isinstance(nodes, (list, tuple)) or not nodes:
-        return None
-    names = [node.get("name") for node in nodes if isinstance(node, Mapping)]
-    known = [name for name in names if isinstance(name, str)]
-    if len(set(known)) != len(nodes):
-        return None
-    try:
-        return TopologyOptions.model_validate(given), frozenset(), known
-    except ValidationError as error:
-        unusable = frozenset(str(item["loc"][0]) for item in error.errors() if item["loc"])
-    usable = {key: value for key, value in given.items() if key not in unusable}
-    return TopologyOptions.model_validate(usable), unusable, known
-
-
-def _seed_in(values: Mapping[str, Any]) -> int:
-    seed = values.get("seed", 0)
-    return seed if type(seed) is int and seed >= 0 else 0
-
-
-def _option_problems(options: TopologyOptions, unusable: frozenset[str], names: Sequence[str]) -> Iterator[Problem]:
+def _option_problems(options: TopologyOptions, names: Sequence[str]) -> Iterator[Problem]:
     """Options that do not go together, or do not suit the nodes. Matrices are not looked at."""
-    if "graph" in unusable:
-        return
-    yield from _key_problems(options, unusable)
+    yield from _key_problems(options)
     yield from _size_problems(options, len(names))
     yield from _weights_problems(options)
-    yield from _schedule_problems(options, unusable)
+    yield from _schedule_problems(options)
     for index, edge in enumerate(options.edges or ()):
         place = ("topology", "edges", index)
         for end, name in enumerate(edge):
@@ -154,16 +131,16 @@ def _option_problems(options: TopologyOptions, unusable: frozenset[str], names: 
             yield Problem(place, f'expected two different nodes, got "{edge[0]}" twice; every node hears itself anyway')
 
 
-def _key_problems(options: TopologyOptions, unusable: frozenset[str]) -> Iterator[Problem]:
+def _key_problems(options: TopologyOptions) -> Iterator[Problem]:
     graph = options.graph
     for key in _ALL_USED_KEYS:
         if getattr(options, key) is not None and key not in _USED_KEYS.get(graph, ()):
             users = " and ".join(name for name, keys in _USED_KEYS.items() if key in keys)
             yield Problem(("topology", key), f"belongs to the graph {users}, got graph {graph}; remove it", at_key=True)
     needed = _NEEDED_KEYS.get(graph)
-    if needed is not None and getattr(options, needed) is None and needed not in unusable:
+    if needed is not None and getattr(options, needed) is None:
         yield Problem(("topology",), f"the graph {graph} needs the key {needed}")
-    if graph == "matrix" and not unusable & {"matrix", "matrices"}:
+    if graph == "matrix":
         if options.matrix is not None and options.matrices is not None:
             yield Problem(("topology", "matrices"), "expected either matrix or matrices, got both", at_key=True)
         elif not options.given_matrices:
@@ -202,11 +179,11 @@ def _weights_problems(options: TopologyOptions) -> Iterator[Problem]:
         )
 
 
-def _schedule_problems(options: TopologyOptions, unusable: frozenset[str]) -> Iterator[Problem]:
+def _schedule_problems(options: TopologyOptions) -> Iterator[Problem]:
     graph, schedule = options.graph, options.schedule
     place = ("topology", "schedule")
     several = graph in OWN_ROUNDS or options.matrices is not None
-    if schedule == "periodic" and not several and not unusable & {"matrix", "matrices"}:
+    if schedule == "periodic" and not several:
         yield Problem(place, "periodic needs several matrices; write them under matrices, or choose another graph")
     elif schedule == "static" and several:
         what = f"the graph {graph} has" if graph in OWN_ROUNDS else "matrices are"
@@ -257,7 +234,7 @@ def _read_one(given: GivenMatrix, names: Sequence[str]) -> tuple[Matrix | None, 
     return (None if texts else matrix), texts
 
 
-def _plan(options: TopologyOptions, names: Sequence[str], seed: int, matrices: tuple[Matrix, ...]) -> TopologySpec:
+def _spec(options: TopologyOptions, names: Sequence[str], seed: int, matrices: tuple[Matrix, ...]) -> TopologySpec:
     number = {name: index for index, name in enumerate(names)}
     return TopologySpec(
         graph=options.graph,
@@ -276,26 +253,26 @@ def _plan(options: TopologyOptions, names: Sequence[str], seed: int, matrices: t
     )
 
 
-def _problems_of_plan(plan: TopologySpec, options: TopologyOptions, names: Sequence[str]) -> list[Problem]:
+def _problems_of_spec(spec: TopologySpec, options: TopologyOptions, names: Sequence[str]) -> list[Problem]:
     """Nodes that are cut off, and weights that do not exist. Graphs that cannot have such are not even made."""
     problems: dict[str, Callable[[], Iterator[str]]] = {
-        "edges": lambda: _edges_problems(plan, options, names),
-        "matrix": lambda: _matrices_problems(plan, options, names),
+        "edges": lambda: _edges_problems(spec, options, names),
+        "matrix": lambda: _matrices_problems(spec, options, names),
     }
-    if plan.graph in RANDOM and not plan.is_random and not options.allow_disconnected:
-        return [Problem(("topology",), text) for text in _draw_problems(plan, len(names))]
-    find = problems.get(plan.graph)
+    if spec.graph in RANDOM and not spec.is_random and not options.allow_disconnected:
+        return [Problem(("topology",), text) for text in _draw_problems(spec, len(names))]
+    find = problems.get(spec.graph)
     if find is None:
         return []
-    key = "edges" if plan.graph == "edges" else "matrix" if options.matrices is None else "matrices"
+    key = "edges" if spec.graph == "edges" else "matrix" if options.matrices is None else "matrices"
     return [Problem(("topology", key), text) for text in find()]
 
 
-def _edges_problems(plan: TopologySpec, options: TopologyOptions, names: Sequence[str]) -> Iterator[str]:
-    edges = edges_of("edges", len(names), plan.options)
+def _edges_problems(spec: TopologySpec, options: TopologyOptions, names: Sequence[str]) -> Iterator[str]:
+    edges = edges_of("edges", len(names), spec.options)
     if not options.allow_disconnected:
         yield from (f"{text}; add edges, {_REMEDY}" for text in cut_off(edges, names))
-    elif plan.weights == "random_doubly" and (found := one_way(edges, len(names))) is not None:
+    elif spec.weights == "random_doubly" and (found := one_way(edges, len(names))) is not None:
         receiver, sender = found
         yield (
             f"random_doubly weights need a way back for every edge, but none leads from {names[receiver]} to "
@@ -303,20 +280,20 @@ def _edges_problems(plan: TopologySpec, options: TopologyOptions, names: Sequenc
         )
 
 
-def _matrices_problems(plan: TopologySpec, options: TopologyOptions, names: Sequence[str]) -> Iterator[str]:
-    rounds = [SparseMixing.of(matrix) for matrix in plan.matrices]
+def _matrices_problems(spec: TopologySpec, options: TopologyOptions, names: Sequence[str]) -> Iterator[str]:
+    rounds = [SparseMixing.of(matrix) for matrix in spec.matrices]
     if options.allow_disconnected:
         return
     texts = list(cut_off(union_of(rounds), names))
     yield from (f"{text}; add weights above 0, {_REMEDY}" for text in texts)
-    if not texts and not can_average(rounds, in_turn=not plan.is_random):
+    if not texts and not can_average(rounds, in_turn=not spec.is_random):
         yield f"models are only passed on and never come together; put weights above 0 on the diagonal, {_REMEDY}"
 
 
-def _draw_problems(plan: TopologySpec, count: int) -> Iterator[str]:
-    if not is_strongly_connected(edges_of(plan.graph, count, plan.options, (plan.seed, 0)), count):
-        key = "probability" if plan.graph == "erdos_renyi" else "degree"
+def _draw_problems(spec: TopologySpec, count: int) -> Iterator[str]:
+    if not is_strongly_connected(edges_of(spec.graph, count, spec.options, (spec.seed, 0)), count):
+        key = "probability" if spec.graph == "erdos_renyi" else "degree"
         yield (
-            f"{plan.graph} left some of the {count} nodes cut off in every draw; raise {key}, write schedule: random "
+            f"{spec.graph} left some of the {count} nodes cut off in every draw; raise {key}, write schedule: random "
             f"for a new graph in each round, {_REMEDY}"
         )

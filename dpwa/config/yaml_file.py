@@ -15,16 +15,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import yaml
 
 from dpwa.errors import ConfigError
+from dpwa.options import Place
 
-__all__ = ["CLUSTER", "YAML_NUMBER", "ClusterFile", "Entry", "Place", "parse", "read", "written"]
-
-Place: TypeAlias = tuple["str | int", ...]
-"""Where a value is: the keys and indices that lead to it from the top."""
+__all__ = ["CLUSTER", "YAML_NUMBER", "ClusterFile", "Entry", "parse", "read", "written"]
 
 CLUSTER = "cluster file"
 """What most files that are read here are."""

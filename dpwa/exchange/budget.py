@@ -1,7 +1,7 @@
 """How much of the model the next exchange may pull, so that what a node receives stays within its bandwidth limit.
 
-Must not know: sockets, threads, the clock, global random state; time is passed in, so that a simulation runs the same
-code. Runs in: the thread that asks for exchanges.
+Must not know: the clock; time is passed in, so that a simulation runs the same code. Runs in: the thread that asks for
+exchanges.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Budget:
     waits until it is paid.
 
     Args:
-        limit_bytes_per_s: most that the node may receive; None for no limit.
+        limit_bytes_per_s: most that the node may receive; None: no limit.
         model_bytes: what the whole model costs without a codec.
         least_fraction: smallest part worth an exchange.
         most_fraction: largest part, the config's pull_fraction; where it is below `least_fraction` it is both.

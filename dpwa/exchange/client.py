@@ -1,6 +1,6 @@
-"""What a pull is: where it goes, what comes back, and what an exchange needs of a transport to make one.
+"""What an exchange needs of a transport.
 
-Must not know: ZeroMQ. Runs in: the thread that performs the exchange.
+Runs in: the thread that performs the exchange.
 """
 
 from __future__ import annotations
@@ -12,31 +12,12 @@ from dpwa.exchange.messages import Message, Propose, PullRequest, Settle
 from dpwa.exchange.slices import Slice
 from dpwa.snapshot.staging import Staging
 
-__all__ = ["Client", "Pulled", "Target"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a pull fills.
-
-    Attributes:
-        staging: takes the bytes.
-        reference: the own snapshot of this exchange; None if the values are not compared with one.
-        part: which chunks are wanted.
-    """
-
-    staging: Staging
-    reference: memoryview | None
-    part: Slice
-
-    def begin(self) -> None:
-        """Start from nothing; again, after a way that failed."""
-        self.staging.begin(self.reference, whole=self.part.is_whole)
+__all__ = ["Client", "Pulled"]
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """The peer's answer to a pull.
+    """The peer's answer to a pull, and how its bytes came.
 
     Attributes:
         answer: `Offer` (then everything wanted has been received), or one of the answers without a snapshot.
@@ -56,7 +37,7 @@ class Pulled:
 
 
 class Client(Protocol):
-    """What an exchange needs of a transport."""
+    """The way to the peers."""
 
     patience_s: float
     """How long an answer may take that depends on another node's trainer or threads; 0: all answer at once."""
@@ -65,13 +46,16 @@ class Client(Protocol):
         """Whether it is worth asking a peer for its shared memory."""
         ...
 
-    def pull(self, peer: str, pull: PullRequest, target: Target, within_s: float | None = None) -> Pulled:
+    def pull(
+        self, peer: str, request: PullRequest, staging: Staging, part: Slice, within_s: float | None = None
+    ) -> Pulled:
         """Ask a peer for its snapshot, or part of it, and receive it.
 
         Args:
             peer: whom.
-            pull: what.
-            target: where to.
+            request: what is sent.
+            staging: takes the bytes; `begin` is called when an offer has come, and again after a way that failed.
+            part: which chunks are wanted.
             within_s: deadline, if shorter than the config's.
 
         Raises:
@@ -83,7 +67,7 @@ class Client(Protocol):
         ...
 
     def request(self, peer: str, message: Propose | Settle) -> Message:
-        """Send a message that is answered by one without a body, and give the answer.
+        """Send a message that is answered by one without a body, and return the answer.
 
         Raises:
             PeerUnreachable, PeerTimeout, RemoteProtocolError, NodeClosed: as for `pull`.

@@ -1,52 +1,59 @@
 """Fetching a peer's snapshot: the newest one, that of a round, or the one that was set aside for an exchange.
 
-Must not know: sockets, threads, which peer to ask, what becomes of the values. Runs in: the thread that makes the
-exchanges.
+It does not choose the peer, nor what becomes of the values. Runs in: the thread that makes the exchanges.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dpwa.errors import ModelMismatch, NodeClosed, PeerTimeout, RemoteProtocolError, TransportError
-from dpwa.exchange.client import Client, Pulled, Target
+from dpwa.errors import ModelMismatch, PeerTimeout, RemoteProtocolError
+from dpwa.exchange.client import Client
 from dpwa.exchange.flow_control import FlowControl
 from dpwa.exchange.history import History
-from dpwa.exchange.lineage import Standing
 from dpwa.exchange.link_codecs import LinkCodecs, in_words
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.messages import (
     INCARNATION_BYTES,
     NEWEST_ROUND,
-    NO_EXCHANGE,
     Accepted,
+    Busy,
     Message,
     Mismatch,
     NotModified,
+    NotReady,
     Offer,
     Past,
     PullRequest,
+    Refused,
     Settled,
 )
-from dpwa.exchange.result import Outcome
 from dpwa.exchange.slices import Slice
-from dpwa.snapshot.codecs import Codec
+from dpwa.methods.exchange import NO_EXCHANGE, ExchangeResult, Outcome
 from dpwa.snapshot.layout import Layout, Snapshot
+from dpwa.snapshot.lineage import Relation, Standing, reason_apart
 from dpwa.snapshot.staging import Staging, first_not_finite
-from dpwa.snapshot.state import State
+from dpwa.snapshot.state import Codec, State
 
-__all__ = ["NOTHING_YET", "Fetched", "Fetcher", "Identity", "state_of"]
+__all__ = ["NOTHING_YET", "Fetcher", "Identity", "kept_apart", "nothing_came"]
 
 _logger = logging.getLogger("dpwa")
 
 NOTHING_YET = (bytes(INCARNATION_BYTES), 0)
 
-# A peer's clock or round is believed up to so many times the own one, and this much in any case: a thousand updates a
-# second for eleven days. What is beyond would not be averaged, it would throw this node out of all reason.
+# A peer's clock or round is believed up to this many times this node's, and up to this much in any case: a thousand
+# updates a second for eleven days. Averaging with more would ruin this node's clock for good.
 _MOST_TIMES = 1000.0
 _MOST_AT_ONCE = 1e9
+
+_OUTCOME_OF_ANSWER: dict[type[Message], Outcome] = {
+    Busy: Outcome.BUSY,
+    NotReady: Outcome.NOT_READY,
+    NotModified: Outcome.NOT_MODIFIED,
+    Refused: Outcome.REFUSED,
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Identity:
 
     Attributes:
         run: what requests name as their run.
-        node: own name.
+        node: its name.
         incarnation: random id of this life of the node.
     """
 
@@ -64,36 +71,17 @@ class Identity:
     incarnation: bytes
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A peer's answer to a pull, and how it came.
-
-    Attributes:
-        answer: `Offer`, and then the staging holds the values; else an answer without a snapshot.
-        pulled: what the transport says of it.
-        part: what was asked for.
-        codec: how it travelled.
-        is_finite: whether all values are, and the own ones beside them.
-    """
-
-    answer: Message
-    pulled: Pulled
-    part: Slice
-    codec: Codec
-    is_finite: bool
-
-
 class Fetcher:
     """Fetches for one node, one snapshot at a time.
 
     Args:
         identity: of the node.
         layout: of what is exchanged.
-        membership: told what peers say of themselves.
+        membership: notes what peers say of themselves.
         link_codecs: chooses the codec, and how much a slow link bears.
         bears_parts: whether a part of a model can be blended.
-        flow_control: told in which life a peer has answered.
-        standing: what the own model is.
+        flow_control: notes in which life a peer has answered.
+        standing: what this node's model is.
     """
 
     def __init__(
@@ -131,40 +119,43 @@ class Fetcher:
     def fetch(
         self,
         peer: str,
+        begun: ExchangeResult,
         client: Client,
         staging: Staging,
-        reference: Snapshot | None,
         part: Slice,
         *,
         have: tuple[bytes, int] = NOTHING_YET,
-        exchange: bytes = NO_EXCHANGE,
         round_: int = NEWEST_ROUND,
-        finished: bool = False,
         within_s: float | None = None,
         shrinks: bool = False,
-    ) -> Fetched:
+    ) -> ExchangeResult:
         """Fetch a snapshot, or part of it, into a staging.
 
         Args:
             peer: whose.
+            begun: the exchange that it is for, and this node's snapshot to compare with: that of the request, or the
+                reference of what a peer has begun. An `exchange_id` means the snapshot set aside for it.
             client: the way there.
-            staging: where to; its values are ready after an `Offer`.
-            reference: the own snapshot to compare with; None: nothing is compared.
+            staging: where to.
             part: which chunks.
             have: incarnation and version that need not be sent again.
-            exchange: id of the exchange whose snapshot is wanted; default: the newest.
             round_: of which the snapshot is wanted; default: the newest.
-            finished: the own training has ended.
             within_s: deadline, if shorter than the config's.
             shrinks: the part is no larger than `fitting_fraction` says, now and the next time.
+
+        Returns:
+            `BLENDED`, if values have come and are finite: then they are in the staging, and may be blended as far as
+            `relation` says. `REJECTED` or `OWN_NOT_FINITE`, if they are not finite. Else how an answer without a
+            snapshot ends the exchange; `ABORTED` if the peer no longer has what was asked for.
 
         Raises:
             PeerTimeout, PeerUnreachable, NodeClosed: from the client.
             RemoteProtocolError: from the client, or the offer is of a life that is over or of an age that cannot be.
             ModelMismatch: the peer trains another model.
         """
+        reference = begun.reference if begun.request is None else begun.request.reference
         # A part that both sides of a pair must agree on, or weights that must sum up, bear no rounding.
-        is_plain = exchange != NO_EXCHANGE or round_ != NEWEST_ROUND
+        is_plain = begun.exchange_id != NO_EXCHANGE or round_ != NEWEST_ROUND
         codec = self._link_codecs.choose(peer, part.share, exact=is_plain)
         first, count = next(iter(part.requests()))
         request = PullRequest(
@@ -180,27 +171,48 @@ class Fetcher:
             first=first,
             count=count,
             shared=client.can_share(peer),
-            finished=finished,
-            exchange=exchange,
+            finished=begun.request is not None and begun.request.finished,
+            exchange_id=begun.exchange_id,
             round=round_,
         )
-        memory = reference.memory if reference is not None else None
+        staging.reference = reference.memory if reference is not None else None
         try:
-            pulled = client.pull(peer, request, Target(staging, memory, part), within_s)
-        except (TransportError, NodeClosed) as error:
-            staging.finish()  # what was begun lets go of the own snapshot's buffer
-            if isinstance(error, PeerTimeout) and error.received_bytes > 0 and error.transfer_s > 0:
+            pulled = client.pull(peer, request, staging, part, within_s)
+        except PeerTimeout as error:
+            if error.received_bytes > 0 and error.transfer_s > 0:
                 raise self._broken_off(
                     error, codec, part, exact=is_plain, shrinks=shrinks and self._bears_parts
                 ) from error
             raise
+        finally:
+            is_finite = staging.finish()
         if not pulled.is_shared:
             self._link_codecs.measured(peer, pulled.received_bytes, pulled.transfer_s)
-        self.note(peer, pulled.answer)
-        self.refuse_other_model(peer, pulled.answer, pulled.peer_layout)
-        is_finite = staging.finish() if isinstance(pulled.answer, Offer) else True
-        self.refuse_impossible(peer, pulled.answer)
-        return Fetched(pulled.answer, pulled, part, Codec.RAW if pulled.is_shared else codec, is_finite)
+        offer = pulled.answer
+        self.note(peer, offer)
+        if isinstance(offer, Mismatch):
+            difference = self.layout.first_difference(pulled.peer_layout)
+            raise ModelMismatch(peer, f"trains another model; {difference}. All nodes must build the same model")
+        if not isinstance(offer, Offer):
+            return nothing_came(begun, offer)
+        self.refuse_impossible(peer, offer)
+        outcome, reason = (Outcome.BLENDED, "") if is_finite else self._not_finite(peer, staging, reference)
+        peer_state = State(offer.loss, offer.clock, offer.mass, offer.round, offer.lineage)
+        return replace(
+            begun,
+            outcome=outcome,
+            version=offer.version,
+            peer_state=peer_state,
+            reference=reference,
+            staging=staging if is_finite else None,
+            share=part.share,
+            relation=self._standing.relation(peer_state, None if reference is None else reference.state),
+            received_bytes=pulled.received_bytes,
+            is_shared=pulled.is_shared,
+            codec=Codec.RAW if pulled.is_shared else codec,
+            reason=reason,
+            note=pulled.note,
+        )
 
     def _broken_off(self, error: PeerTimeout, codec: Codec, part: Slice, *, exact: bool, shrinks: bool) -> PeerTimeout:
         """Learn from a transfer that the timeout has ended; the same error with numbers in it.
@@ -218,18 +230,8 @@ class Fetcher:
             _logger.warning("node %s: the link to peer %s is slow: %s; %s", self.identity.node, peer, text, advice)
         return PeerTimeout(peer, text, received_bytes=came_bytes, transfer_s=transfer_s)
 
-    def refuse_other_model(self, peer: str, answer: Message, peer_layout: str) -> None:
-        """Raise what a `Mismatch` means.
-
-        Raises:
-            ModelMismatch: with the first tensor that differs.
-        """
-        if isinstance(answer, Mismatch):
-            difference = self.layout.first_difference(peer_layout)
-            raise ModelMismatch(peer, f"trains another model; {difference}. All nodes must build the same model")
-
-    def not_finite(self, peer: str, staging: Staging, reference: Snapshot | None) -> tuple[Outcome, str]:
-        """Whose values are not finite, the own ones or those that came from a peer; outcome and reason."""
+    def _not_finite(self, peer: str, staging: Staging, reference: Snapshot | None) -> tuple[Outcome, str]:
+        """Whose values are not finite, this node's or those that came from a peer; outcome and reason."""
         own = first_not_finite(self.layout, reference.memory) if reference is not None else None
         if own is not None:
             reason = (
@@ -241,7 +243,7 @@ class Fetcher:
         return Outcome.REJECTED, f"the snapshot of peer {peer} holds NaN or infinite values{where}"
 
     def refuse_impossible(self, peer: str, answer: Message) -> None:
-        """Raise what is wrong with a legal answer that no honest peer gives.
+        """Check a legal answer for what no honest peer says.
 
         Raises:
             RemoteProtocolError: its clock or round is beyond reason, or its sender's life is over.
@@ -269,6 +271,15 @@ class Fetcher:
             self._flow_control.answered_as(peer, answer.incarnation)
 
 
-def state_of(offer: Offer) -> State:
-    """What an offer says of its snapshot."""
-    return State(offer.loss, offer.clock, offer.mass, offer.round, offer.lineage)
+def nothing_came(begun: ExchangeResult, answer: Message) -> ExchangeResult:
+    """The end of an exchange whose peer answers that it gives nothing, or takes nothing."""
+    outcome = _OUTCOME_OF_ANSWER.get(type(answer), Outcome.ABORTED)
+    reason = f"peer {begun.peer} refused: {answer.reason}" if isinstance(answer, Refused) else begun.reason
+    return replace(begun, outcome=outcome, reason=reason)
+
+
+def kept_apart(peer: str, result: ExchangeResult, own_state: State) -> ExchangeResult:
+    """The end of a push or pair whose two models are not averaged, whatever came."""
+    reason = reason_apart(peer, result.relation, own_state, result.peer_state)
+    elder = peer if result.relation is Relation.ELDER else None
+    return replace(result, outcome=Outcome.ABORTED, reason=reason, elder=elder, staging=None)

@@ -5,7 +5,7 @@ the score is the weight of the choice, so that equally good peers are asked unif
 alone for a while that doubles with each further failure and has an upper end: it is asked rarely and never forgotten.
 If it asks this node meanwhile, it is asked at once; anybody could have asked in its name, so such hints have a limit.
 
-Must not know: sockets, threads, the clock, global random state; time and randomness are passed in, so that a
+Must not know: the clock, global random state; time and randomness are passed in, so that a
 simulation runs the same code. Runs in: the thread that performs the exchanges.
 """
 

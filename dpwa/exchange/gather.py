@@ -1,27 +1,21 @@
 """Fetching the snapshots of one round from all in-neighbours, until a deadline.
 
-Must not know: sockets, threads, the trainer. Runs in: the thread that makes the exchanges.
+Runs in: the thread that makes the exchanges.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from dpwa.errors import ModelMismatch, PeerTimeout, PeerUnreachable, RemoteProtocolError
 from dpwa.exchange.client import Client
-from dpwa.exchange.fetch import Fetched, Fetcher, state_of
-from dpwa.exchange.flow_control import FlowControl
-from dpwa.exchange.lineage import Relation, Standing
-from dpwa.exchange.membership import Membership
-from dpwa.exchange.messages import Busy, NotReady, Offer, Past
-from dpwa.exchange.result import Ask, Exchange, Outcome
-from dpwa.exchange.slices import Rotation
-from dpwa.methods.base import ExchangeKind
-from dpwa.snapshot.staging import Staging
-from dpwa.snapshot.state import State
+from dpwa.exchange.context import ExchangeContext
+from dpwa.exchange.results import merged
+from dpwa.methods.exchange import ExchangeRequest, ExchangeResult, Outcome
+from dpwa.snapshot.lineage import Relation
 
 __all__ = ["Gatherer"]
 
@@ -41,183 +35,131 @@ _ROUNDS_AHEAD = 3
 
 
 @dataclass
-class _Sum:
-    """What has come so far."""
+class _Round:
+    """A round under way: what was asked for, and what has come so far."""
 
-    weight: float = 0.0
-    merged: int = 0
-    received_bytes: int = 0
-    is_shared: bool = True
-    peer: str | None = None
-    peer_state: State | None = None
-    relation: Relation = Relation.SAME
+    request: ExchangeRequest
+    client: Client
+    weights: Mapping[str, float]
+    total: ExchangeResult | None = None
+    """All that came, merged into one."""
     elder: str | None = None
-    """A neighbour whose model is to replace the own one."""
+    """A neighbour whose model is to replace this node's."""
     ahead: str | None = None
     """A neighbour that has been rounds ahead for a while."""
     stranger_ahead: str | None = None
     """One of these whose snapshots this node has never seen: it may be of another lineage."""
-    problem: tuple[Outcome, str] | None = None
+    problem: ExchangeResult | None = None
     """Whose values were not finite."""
+
+    def ended(self) -> ExchangeResult:
+        """The result of the round."""
+        total, problem = self.total, self.problem
+        result = total if total is not None else self.request.ended(Outcome.NOT_READY)
+        if problem is not None and problem.outcome is Outcome.OWN_NOT_FINITE:
+            result = replace(result, outcome=problem.outcome)
+        return replace(
+            result,
+            share=1.0,
+            missed=len(self.weights) - result.merged,
+            # Whoever gets nothing of a round that others have long left is out of step with all of them.
+            elder=self.elder or self.stranger_ahead or (self.ahead if total is None else None),
+            reason="" if problem is None else problem.reason,
+        )
 
 
 class Gatherer:
     """Gathers for one node.
 
     Args:
-        fetcher: fetches snapshots.
-        stagings: the sum, and what is being fetched. Empty for methods that do not gather.
-        rotation: knows the whole snapshot.
-        flow_control: told how the neighbours answer.
-        membership: who has finished.
-        standing: what the own model is.
+        context: of the node's exchanges; its two stagings hold the sum, and what is being fetched.
         rng: the order in which neighbours are asked, so that not all ask the same one first.
-        monotonic_s: the clock.
     """
 
-    def __init__(
-        self,
-        *,
-        fetcher: Fetcher,
-        stagings: tuple[Staging, ...],
-        rotation: Rotation,
-        flow_control: FlowControl,
-        membership: Membership,
-        standing: Standing,
-        rng: random.Random,
-        monotonic_s: Callable[[], float],
-    ) -> None:
-        self._fetcher = fetcher
-        self._stagings = stagings
-        self._rotation = rotation
-        self._flow_control = flow_control
-        self._membership = membership
-        self._standing = standing
+    def __init__(self, context: ExchangeContext, rng: random.Random) -> None:
+        self._context = context
         self._rng = rng
-        self._monotonic_s = monotonic_s
         self._rounds_ahead: Counter[str] = Counter()  # one after the other, of each neighbour
         self._spent: set[str] = set()  # have finished, and nothing newer than what they were asked for last
 
-    def gather(self, ask: Ask, client: Client) -> Exchange:
+    def gather(self, request: ExchangeRequest, client: Client) -> ExchangeResult:
         """Fetch and merge what comes in time.
 
         Raises:
             NodeClosed: the node was closed meanwhile.
         """
-        start_s = self._monotonic_s()
-        weights: Mapping[str, float] = ask.peers or {}
-        missing = [peer for peer in weights if self._may_have_more(peer) and self._flow_control.may_ask(peer, start_s)]
+        monotonic_s, flow_control = self._context.monotonic_s, self._context.flow_control
+        start_s = monotonic_s()
+        round_ = _Round(request, client, request.plan.peers or {})
+        missing = [peer for peer in round_.weights if self._may_have_more(peer) and flow_control.may_ask(peer, start_s)]
         self._rng.shuffle(missing)
-        total, tries = _Sum(), 0
+        tries = 0
         while missing:
-            left_s = start_s + ask.wait_s - self._monotonic_s()
-            missing = [
-                peer for peer in missing if self._is_worth_asking_again(peer, weights, ask, client, total, left_s)
-            ]
+            left_s = start_s + request.plan.wait_s - monotonic_s()
+            missing = [peer for peer in missing if self._is_worth_asking_again(peer, round_, left_s)]
             tries += 1
             if missing and (left_s <= 0 or (client.patience_s == 0 and tries >= _TRIES_AT_ONCE)):
                 break
             if missing:
                 client.pause(_PAUSE_S)
         for peer in missing:
-            self._flow_control.failed(peer, self._monotonic_s())
-        outcome, reason = total.problem or (Outcome.NOT_READY, "")
-        if outcome is not Outcome.OWN_NOT_FINITE:
-            outcome = Outcome.BLENDED if total.merged else Outcome.NOT_READY
-        return Exchange(
-            outcome,
-            ask,
-            ExchangeKind.GATHER,
-            peer=total.peer,
-            reference=ask.reference,
-            peer_state=total.peer_state,
-            share=1.0,
-            weight=total.weight,
-            merged=total.merged,
-            missed=len(weights) - total.merged,
-            relation=total.relation,
-            # Whoever gets nothing of a round that others have long left is out of step with all of them.
-            elder=total.elder or total.stranger_ahead or (None if total.merged else total.ahead),
-            staging=self._stagings[0] if total.merged else None,
-            received_bytes=total.received_bytes,
-            is_shared=total.is_shared and total.merged > 0,
-            duration_s=self._monotonic_s() - start_s,
-            reason=reason,
-        )
+            flow_control.failed(peer, monotonic_s())
+        return replace(round_.ended(), duration_s=monotonic_s() - start_s)
 
     def _may_have_more(self, peer: str) -> bool:
         """Whether the neighbour trains, or has ended in a round that this node may still come to."""
-        if not self._membership[peer].finished:
+        if not self._context.membership[peer].finished:
             self._spent.discard(peer)  # also one that has been started anew
         return peer not in self._spent
 
-    def _is_worth_asking_again(
-        self, peer: str, weights: Mapping[str, float], ask: Ask, client: Client, total: _Sum, left_s: float
-    ) -> bool:
+    def _is_worth_asking_again(self, peer: str, round_: _Round, left_s: float) -> bool:
         """Ask one neighbour; False once it has answered, or will not."""
-        staging = self._stagings[1 if total.merged else 0]
+        context, request = self._context, round_.request
         try:
-            fetched = self._fetcher.fetch(
+            result = context.fetcher.fetch(
                 peer,
-                client,
-                staging,
-                ask.reference,
-                self._rotation.whole(),
-                round_=ask.reference.state.round,
-                finished=ask.finished,
-                within_s=max(0.001, min(left_s, ask.wait_s / _TRIES_IN_TIME)),
+                request.ended(Outcome.NOT_READY, peer),
+                round_.client,
+                context.stagings[0 if round_.total is None else 1],
+                context.rotation.whole(),
+                round_=request.reference.state.round,
+                within_s=max(0.001, min(left_s, request.plan.wait_s / _TRIES_IN_TIME)),
             )
         except PeerTimeout:
             return True
         except (PeerUnreachable, ModelMismatch, RemoteProtocolError):
-            self._flow_control.failed(peer, self._monotonic_s())
+            context.flow_control.failed(peer, context.monotonic_s())
             self._ended_if_finished(peer)
             return False
-        answer = fetched.answer
-        if isinstance(answer, Offer):
+        if result.outcome.has_snapshot:
             self._rounds_ahead[peer] = 0
-            self._flow_control.succeeded(peer)
-            if fetched.is_finite:
-                self._take(peer, weights[peer], answer, fetched, ask, total)
+            context.flow_control.succeeded(peer)
+            if result.outcome is Outcome.BLENDED:
+                self._take(peer, result, round_)
             else:
-                total.problem = self._fetcher.not_finite(peer, staging, ask.reference)
+                round_.problem = result
             return False
-        self._flow_control.answered(peer)
-        if isinstance(answer, NotReady | Busy):
+        context.flow_control.answered(peer)
+        if result.outcome in (Outcome.NOT_READY, Outcome.BUSY):
             return True
-        if isinstance(answer, Past) and not answer.finished:
+        said = context.membership[peer]
+        if result.outcome is Outcome.ABORTED and not said.finished:
             self._rounds_ahead[peer] += 1
             if self._rounds_ahead[peer] >= _ROUNDS_AHEAD:
-                total.ahead = peer
-                if not self._fetcher.history.knows(peer, answer.incarnation):
-                    total.stranger_ahead = peer
+                round_.ahead = peer
+                if said.incarnation is None or not context.fetcher.history.knows(peer, said.incarnation):
+                    round_.stranger_ahead = peer
         self._ended_if_finished(peer)
         return False
 
     def _ended_if_finished(self, peer: str) -> None:
-        if self._membership[peer].finished:
+        if self._context.membership[peer].finished:
             self._spent.add(peer)
 
-    def _take(self, peer: str, weight: float, offer: Offer, fetched: Fetched, ask: Ask, total: _Sum) -> None:
+    def _take(self, peer: str, result: ExchangeResult, round_: _Round) -> None:
         """Add what came, unless its age forbids that."""
-        relation = self._standing.relation(state_of(offer), ask.reference.state)
-        if relation is Relation.ELDER:
-            total.elder = peer
-        if not relation.mixes:
-            return
-        if relation is Relation.NEAR:
-            total.relation = relation
-        self._add(peer, weight, offer, fetched.pulled.received_bytes, total)
-        total.is_shared = total.is_shared and fetched.pulled.is_shared
-
-    def _add(self, peer: str, weight: float, offer: Offer, received_bytes: int, total: _Sum) -> None:
-        total.weight += weight
-        if total.merged:
-            self._stagings[0].merge(self._stagings[1], weight / total.weight)
-        total.merged += 1
-        total.received_bytes += received_bytes
-        total.peer = peer
-        before = total.peer_state or state_of(offer)
-        clock = before.clock + weight / total.weight * (offer.clock - before.clock)
-        lineage = min(before.lineage, offer.lineage)
-        total.peer_state = State(offer.loss, clock, offer.mass, offer.round, lineage)
+        if result.relation is Relation.ELDER:
+            round_.elder = peer
+        if result.relation.mixes:
+            result = replace(result, weight=round_.weights[peer], merged=1)
+            round_.total = result if round_.total is None else merged(round_.total, result)

@@ -1,6 +1,6 @@
 """What each peer has given before, so that nothing is taken twice and nothing old comes back.
 
-Must not know: sockets, time, values. Runs in: the thread that makes the exchanges.
+Must not know: time, values. Runs in: the thread that makes the exchanges.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 __all__ = ["History"]
 
-# Former lives of a peer that are remembered. A peer that is started again more often in one run is told from its
-# eighth but last life by nothing, and has long published more than that.
+# Former lives of a peer that are remembered. A late answer from a life before these would pass for one from a new life;
+# no answer is on its way for eight lives.
 _MAX_FORMER_LIVES = 8
 
 _ALL = 1.0 - 1e-9
@@ -33,7 +33,7 @@ class History:
         self._given: dict[str, _Given] = {}
 
     def have(self, peer: str) -> tuple[bytes, int] | None:
-        """Incarnation and version of the newest snapshot of a peer that was taken whole; None for none."""
+        """Incarnation and version of the newest snapshot of a peer that was taken whole; None if there is none."""
         given = self._given.get(peer)
         return (given.incarnation, given.version) if given is not None and given.share >= _ALL else None
 

@@ -4,7 +4,7 @@ Anybody who can connect can send a proposal in the name of a peer. Only fetching
 it is real. A peer that names its last proposal that was taken here is known at once, because only the two nodes have
 seen that id: such a proposal is *proven*. The others get few places and a bounded share of the fetching thread's time.
 
-Must not know: sockets, the model, what is decided. Runs in: Rx and Tx thread, under the lock of `Proposals`.
+Must not know: the model, what is decided. Runs in: Rx and Tx thread, under the lock of `Proposals`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Notice:
 
     Attributes:
         propose: the proposal.
-        reference: the own snapshot that was set aside for a pair; None for a push.
+        reference: this node's snapshot that was set aside for a pair; None for a push.
     """
 
     propose: Propose
@@ -56,8 +56,8 @@ class _Waiting:
     is_proven: bool
     seen: Seen = field(default_factory=Seen)
 
-    def is_of(self, peer: str, exchange: bytes) -> bool:
-        return self.notice.propose.exchange == exchange and self.notice.propose.node == peer
+    def is_of(self, peer: str, exchange_id: bytes) -> bool:
+        return self.notice.propose.exchange_id == exchange_id and self.notice.propose.node == peer
 
 
 class Inbox:
@@ -93,11 +93,11 @@ class Inbox:
         """Forget all of them, with the snapshots that they hold."""
         self._waiting, self._fetching = [], None
 
-    def find(self, peer: str, exchange: bytes) -> Seen | None:
+    def find(self, peer: str, exchange_id: bytes) -> Seen | None:
         """What became of a proposal that waits or is being fetched; None for any other."""
-        if self._fetching is not None and self._fetching.is_of(peer, exchange):
+        if self._fetching is not None and self._fetching.is_of(peer, exchange_id):
             return self._fetching.seen
-        return next((waiting.seen for waiting in self._waiting if waiting.is_of(peer, exchange)), None)
+        return next((waiting.seen for waiting in self._waiting if waiting.is_of(peer, exchange_id)), None)
 
     @property
     def takes_unproven(self) -> bool:
@@ -123,17 +123,17 @@ class Inbox:
         self._fetching, self._began_s = chosen, self.monotonic_s()
         return chosen.notice
 
-    def end(self, peer: str, exchange: bytes, *, is_real: bool) -> None:
+    def end(self, peer: str, exchange_id: bytes, *, is_real: bool) -> None:
         """A proposal has been fetched, or could not be.
 
         Args:
             peer: the proposer.
-            exchange: id of the proposal.
+            exchange_id: id of the proposal.
             is_real: the peer itself has given what was proposed.
         """
-        self._waiting = [waiting for waiting in self._waiting if not waiting.is_of(peer, exchange)]
+        self._waiting = [waiting for waiting in self._waiting if not waiting.is_of(peer, exchange_id)]
         ended = self._fetching
-        if ended is None or not ended.is_of(peer, exchange):
+        if ended is None or not ended.is_of(peer, exchange_id):
             return
         self._fetching = None
         now_s = self.monotonic_s()

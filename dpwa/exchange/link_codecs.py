@@ -4,7 +4,7 @@ The speed is learnt from transfers that ended and from those that the timeout br
 into the timeout travels all the same, rounded and in parts where the kind of exchange allows that; where it does not,
 `advice` says what to set.
 
-Must not know: sockets, threads, time. Runs in: the thread that performs the exchanges.
+Must not know: time. Runs in: the thread that performs the exchanges.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from dpwa.snapshot.codecs import Codec
+from dpwa.snapshot.state import Codec
 
 __all__ = ["LinkCodecs", "in_words"]
 

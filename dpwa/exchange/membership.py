@@ -3,7 +3,7 @@
 Anybody who can connect can send a request in the name of a peer. What counts is what a peer answers at its own address,
 to a request that this node made; a request that comes in is a hint that it may be worth asking.
 
-Must not know: sockets, scores, time. Runs in: written by the Tx thread, hints by the Rx thread, read by all. Each
+Must not know: scores, time. Runs in: written by the Tx thread, hints by the Rx thread, read by all. Each
 peer's record is frozen and swapped whole, and sets change by one element, so that a reader needs no lock.
 """
 

@@ -2,7 +2,7 @@
 
 `wire.py` turns them into bytes and back; docs/protocol.md tells who sends what and when.
 
-Must not know: bytes, sockets, threads, time, tensors. Runs in: any thread; everything here is frozen.
+Must not know: bytes, time. Runs in: any thread; everything here is frozen.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Final, Union
 
+from dpwa.methods.exchange import NO_EXCHANGE
+
 __all__ = [
-    "EXCHANGE_BYTES",
+    "EXCHANGE_ID_BYTES",
     "FINGERPRINT_BYTES",
     "HAS_BODY",
     "INCARNATION_BYTES",
@@ -26,7 +28,6 @@ __all__ = [
     "MAX_TEXT_CHARS",
     "MAX_WINDOW",
     "NEWEST_ROUND",
-    "NO_EXCHANGE",
     "PROTOCOL_VERSION",
     "TOKEN_BYTES",
     "Accepted",
@@ -78,10 +79,9 @@ MAX_SLOTS: Final = 32
 """Snapshot buffers of one node; the default is 3."""
 
 INCARNATION_BYTES: Final = 8
-EXCHANGE_BYTES: Final = 16
+EXCHANGE_ID_BYTES: Final = len(NO_EXCHANGE)
 """An incarnation, a number within it and random bits: no two proposals have one id, and a stranger can guess none."""
 
-NO_EXCHANGE: Final = bytes(EXCHANGE_BYTES)
 NEWEST_ROUND: Final = -1
 
 LINEAGE_BYTES: Final = 8
@@ -148,7 +148,7 @@ class PullRequest:
     """The asker would rather read the snapshot from shared memory; then no chunk is sent before a `More`."""
     finished: bool
     """The asker has ended its training and only waits for the others."""
-    exchange: bytes = NO_EXCHANGE
+    exchange_id: bytes = NO_EXCHANGE
     """The snapshot that was set aside for this proposal is wanted; all zero: the newest."""
     round: int = NEWEST_ROUND
     """The snapshot of this round is wanted; -1: the newest."""
@@ -259,7 +259,7 @@ class Propose:
     node: str
     incarnation: bytes
     fingerprint: bytes
-    exchange: bytes
+    exchange_id: bytes
     is_pair: bool
     """True: the other one's snapshot is wanted too, and both sides move or neither. False: a push."""
     mass: float
@@ -299,7 +299,7 @@ class Settle:
     run: str
     node: str
     incarnation: bytes
-    exchange: bytes
+    exchange_id: bytes
     """All zero: nothing to settle, the asker only tells that it has finished and asks the same."""
     gives_up: bool
     """The proposer has failed: nothing may be taken any more."""

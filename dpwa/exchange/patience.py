@@ -5,7 +5,7 @@ and nothing else is exchanged meanwhile. So after one such silence it is waited 
 answers again. This is about the first word alone: an answer that has begun may take its whole time, over however slow a
 link.
 
-Must not know: sockets, threads, the clock. Runs in: the thread that makes the exchanges.
+Must not know: the clock. Runs in: the thread that makes the exchanges.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ under the same id, and the peer takes its half only together with the word to th
 Anybody can claim to be a peer, so nothing is remembered of a life of a peer before that peer itself has given what was
 proposed. And an id has bits that cannot be guessed, so that only the two nodes that it concerns can speak of it.
 
-Must not know: sockets, the model, methods. Runs in: trainer, Rx and Tx thread; one lock guards everything, and is held
+Must not know: the model, methods. Runs in: trainer, Rx and Tx thread; one lock guards everything, and is held
 for a few assignments and never while data moves.
 """
 
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from dpwa.exchange.inbox import Inbox, Notice, Seen
-from dpwa.exchange.messages import EXCHANGE_BYTES, INCARNATION_BYTES, NO_EXCHANGE, Propose, Verdict
+from dpwa.exchange.messages import EXCHANGE_ID_BYTES, INCARNATION_BYTES, Propose, Verdict
+from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.snapshot.layout import Snapshot
 
 __all__ = ["Answer", "Notice", "Proposals"]
@@ -32,13 +33,13 @@ __all__ = ["Answer", "Notice", "Proposals"]
 _MAX_LIVES = 4
 
 # Proposals in the name of one peer that are remembered because they could not be fetched completely: a copy of such a
-# message must not be taken up once its proposer was told that it is over. A real proposer asks for less than a minute,
+# message must not be taken up once its proposer has heard that it is over. A real proposer asks for less than a minute,
 # and each one in between costs a fetch that failed.
 _MAX_FAILED = 16
 
 # An id is an incarnation, a number within it, and random bits. The number lasts for 136 years of one proposal a second.
 _COUNT_BYTES = 4
-_RANDOM_BYTES = EXCHANGE_BYTES - INCARNATION_BYTES - _COUNT_BYTES
+_RANDOM_BYTES = EXCHANGE_ID_BYTES - INCARNATION_BYTES - _COUNT_BYTES
 
 
 class Answer(Enum):
@@ -51,7 +52,7 @@ class Answer(Enum):
 
 @dataclass
 class _Own:
-    exchange: bytes
+    exchange_id: bytes
     peer: str
     snapshot: Snapshot
     is_fetching: bool = False
@@ -69,23 +70,23 @@ class _Memory:
         # Whoever names one of these is that peer. Two, because it may not have heard that the last one was taken.
         self.taken: deque[bytes] = deque(maxlen=2)
 
-    def find(self, exchange: bytes) -> Seen | None:
-        newest = self.lives.get(_life(exchange))
-        return newest[1] if newest is not None and newest[0] == exchange else self.failed.get(exchange)
+    def find(self, exchange_id: bytes) -> Seen | None:
+        newest = self.lives.get(_life(exchange_id))
+        return newest[1] if newest is not None and newest[0] == exchange_id else self.failed.get(exchange_id)
 
-    def is_late(self, exchange: bytes) -> bool:
-        newest = self.lives.get(_life(exchange))
-        return newest is not None and exchange < newest[0]
+    def is_late(self, exchange_id: bytes) -> bool:
+        newest = self.lives.get(_life(exchange_id))
+        return newest is not None and exchange_id < newest[0]
 
-    def keep(self, exchange: bytes, seen: Seen) -> None:
+    def keep(self, exchange_id: bytes, seen: Seen) -> None:
         """The peer itself has given this proposal."""
-        self.lives[_life(exchange)] = (exchange, seen)
+        self.lives[_life(exchange_id)] = (exchange_id, seen)
         if len(self.lives) > _MAX_LIVES:
             del self.lives[next(iter(self.lives))]
 
-    def keep_failed(self, exchange: bytes, seen: Seen) -> None:
+    def keep_failed(self, exchange_id: bytes, seen: Seen) -> None:
         """It could not be fetched: perhaps it is real."""
-        self.failed[exchange] = seen
+        self.failed[exchange_id] = seen
         if len(self.failed) > _MAX_FAILED:
             del self.failed[next(iter(self.failed))]
 
@@ -94,8 +95,8 @@ class Proposals:
     """The proposals of one node.
 
     Args:
-        node: own name, which breaks the tie of two nodes that propose a pair to each other.
-        incarnation: own id, the first half of the ids given out.
+        node: its name, which breaks the tie of two nodes that propose a pair to each other.
+        incarnation: random id of this life of it, which its ids begin with.
     """
 
     def __init__(self, node: str, incarnation: bytes) -> None:
@@ -107,9 +108,9 @@ class Proposals:
         self._own: _Own | None = None
         self._memories: dict[str, _Memory] = {}  # of peers of the cluster file: the service lets no other in
         self._inbox = Inbox()
-        self._proofs: dict[str, bytes] = {}  # the last own proposal that each peer has taken
+        self._proofs: dict[str, bytes] = {}  # the last proposal of this node that each peer has taken
         # A node takes part in one pair at a time: as the one who proposed it, or as the other.
-        self._proposing: bytes | None = None  # id of the own one; empty until it has one
+        self._proposing: bytes | None = None  # the id of that; empty until it has one
         self._pairing_with: str | None = None
         self._pair: Notice | None = None
         self.wake: Callable[[], None] = lambda: None
@@ -136,92 +137,92 @@ class Proposals:
     def engage(self, applied: Collection[bytes]) -> bool:
         """Reserve this node for a pair that it will propose; False while it takes part in one. Trainer.
 
-        Two pairs at a time would both move the same snapshot, and could make two nodes change places for ever.
+        Two pairs at a time would both move the same snapshot, and could make two nodes change places forever.
 
         Args:
             applied: pairs that are part of the model by now, and of the snapshot that the new one is made with.
         """
         with self._lock:
-            if self._pair is not None and self._pair.propose.exchange not in applied:
+            if self._pair is not None and self._pair.propose.exchange_id not in applied:
                 return False
             if self._proposing is not None and self._proposing not in applied:
                 return False
             self._pair, self._proposing, self._pairing_with = None, NO_EXCHANGE, None
             return True
 
-    def disengage(self, exchange: bytes) -> None:
+    def disengage(self, exchange_id: bytes) -> None:
         """A pair has ended, and what it brought, if anything, is part of the newest snapshot: the node is free again.
 
         Args:
-            exchange: its id; `NO_EXCHANGE` for an own one that was never opened.
+            exchange_id: its id; `NO_EXCHANGE` for one of this node that was never opened.
         """
         with self._lock:
-            if self._pair is not None and self._pair.propose.exchange == exchange:
+            if self._pair is not None and self._pair.propose.exchange_id == exchange_id:
                 self._pair = None
-            elif self._proposing == exchange:
+            elif self._proposing == exchange_id:
                 self._proposing = self._pairing_with = None
 
-    # --- Own proposals ------------------------------------------------------------------------------------------------
+    # --- Proposals of this node ---------------------------------------------------------------------------------------
 
     def open(self, snapshot: Snapshot) -> bytes:
         """Set a snapshot aside under a new id. Called before a peer is chosen; see `address`."""
         unguessable = secrets.token_bytes(_RANDOM_BYTES)
         with self._lock:
             self._count += 1
-            exchange = self._incarnation + self._count.to_bytes(_COUNT_BYTES, "big") + unguessable
-            self._own = _Own(exchange, "", snapshot)
+            exchange_id = self._incarnation + self._count.to_bytes(_COUNT_BYTES, "big") + unguessable
+            self._own = _Own(exchange_id, "", snapshot)
             if self._proposing == NO_EXCHANGE:
-                self._proposing = exchange
-            return exchange
+                self._proposing = exchange_id
+            return exchange_id
 
-    def address(self, exchange: bytes, peer: str, *, is_pair: bool) -> bool:
+    def address(self, exchange_id: bytes, peer: str, *, is_pair: bool) -> bool:
         """Let this peer fetch it, and no other; False if this node has given way to a peer's pair meanwhile."""
         with self._lock:
             if is_pair and self._pair is not None:
                 return False
-            if self._own is not None and self._own.exchange == exchange:
+            if self._own is not None and self._own.exchange_id == exchange_id:
                 self._own.peer = peer
             self._pairing_with = peer if is_pair else None
             return True
 
     def bind(self) -> bool:
-        """The peer has accepted the own pair, so that this node gives way no more; False if it has meanwhile."""
+        """The peer has accepted this node's pair, so that it gives way no more; False if it has meanwhile."""
         with self._lock:
             self._pairing_with = None
             return self._pair is None
 
-    def fetched(self, exchange: bytes) -> None:
+    def fetched(self, exchange_id: bytes) -> None:
         """The peer says that it has all of it. Rx thread."""
         with self._lock:
-            if self._own is None or self._own.exchange != exchange:
+            if self._own is None or self._own.exchange_id != exchange_id:
                 return
             self._own.is_fetched = True
         self.wake()
 
-    def is_fetched(self, exchange: bytes) -> bool:
+    def is_fetched(self, exchange_id: bytes) -> bool:
         """Whether the peer said that it has all of it."""
         with self._lock:
-            return self._own is not None and self._own.exchange == exchange and self._own.is_fetched
+            return self._own is not None and self._own.exchange_id == exchange_id and self._own.is_fetched
 
-    def withdraw(self, exchange: bytes) -> bool:
+    def withdraw(self, exchange_id: bytes) -> bool:
         """Take the proposal back; False if a peer has begun to fetch it, and may have taken it."""
         with self._lock:
-            if self._own is not None and self._own.exchange == exchange and self._own.is_fetching:
+            if self._own is not None and self._own.exchange_id == exchange_id and self._own.is_fetching:
                 return False
             self._own = None
             return True
 
-    def close(self, exchange: bytes, *, is_taken: bool = False) -> None:
+    def close(self, exchange_id: bytes, *, is_taken: bool = False) -> None:
         """What became of the proposal is known.
 
         Args:
-            exchange: its id.
+            exchange_id: its id.
             is_taken: the peer has taken it.
         """
         with self._lock:
-            if self._own is not None and self._own.exchange == exchange:
+            if self._own is not None and self._own.exchange_id == exchange_id:
                 if is_taken:
-                    self._proofs[self._own.peer] = exchange
+                    self._proofs[self._own.peer] = exchange_id
                 self._own = None
 
     def proof_for(self, peer: str) -> bytes:
@@ -231,14 +232,14 @@ class Proposals:
 
     # --- Snapshots set aside ------------------------------------------------------------------------------------------
 
-    def snapshot_for(self, exchange: bytes, peer: str) -> Snapshot | None:
+    def snapshot_for(self, exchange_id: bytes, peer: str) -> Snapshot | None:
         """The snapshot that a peer may fetch under an id; None if it may not, or no more. Rx thread."""
         with self._lock:
             own, pair = self._own, self._pair
-            if own is not None and own.exchange == exchange and own.peer == peer:
+            if own is not None and own.exchange_id == exchange_id and own.peer == peer:
                 own.is_fetching = True
                 return own.snapshot
-            if pair is not None and pair.propose.exchange == exchange and pair.propose.node == peer:
+            if pair is not None and pair.propose.exchange_id == exchange_id and pair.propose.node == peer:
                 return pair.reference
             return None
 
@@ -248,18 +249,18 @@ class Proposals:
         """Receive a peer's proposal. Rx thread.
 
         Args:
-            propose: it.
-            reference: the own newest snapshot, for a pair.
+            propose: the proposal.
+            reference: this node's newest snapshot, for a pair.
         """
-        exchange = propose.exchange
-        if _life(exchange) != propose.incarnation or exchange == NO_EXCHANGE:
+        exchange_id = propose.exchange_id
+        if _life(exchange_id) != propose.incarnation or exchange_id == NO_EXCHANGE:
             return Answer.STALE
         with self._lock:
-            seen = self._find(propose.node, exchange)
+            seen = self._find(propose.node, exchange_id)
             if seen is not None:
                 return Answer.ACCEPTED if seen.verdict is not Verdict.ABORTED else Answer.STALE
             memory = self._memories.get(propose.node)
-            if memory is not None and memory.is_late(exchange):
+            if memory is not None and memory.is_late(exchange_id):
                 return Answer.STALE
             is_proven = memory is not None and propose.previous in memory.taken
             answer = self._accept(propose, reference, is_proven=is_proven)
@@ -270,7 +271,7 @@ class Proposals:
     def _accept(self, propose: Propose, reference: Snapshot | None, *, is_proven: bool) -> Answer:
         notice = Notice(propose, reference if propose.is_pair else None)
         if propose.is_pair:
-            # Of two nodes that propose to each other, the one whose name comes first has its way.
+            # Of two nodes that propose to each other, the one whose name comes first wins the tie.
             gives_way = self._pairing_with == propose.node and propose.node < self._node
             is_free = self._pair is None and (self._proposing is None or gives_way)
             # A pair that waits keeps this node from all others, so that a stranger's must not wait.
@@ -282,11 +283,11 @@ class Proposals:
             self._pair = notice
         return Answer.ACCEPTED
 
-    def _find(self, peer: str, exchange: bytes) -> Seen | None:
+    def _find(self, peer: str, exchange_id: bytes) -> Seen | None:
         """What became of a peer's proposal so far. Under the lock."""
-        seen = self._inbox.find(peer, exchange)
+        seen = self._inbox.find(peer, exchange_id)
         if seen is None and peer in self._memories:
-            seen = self._memories[peer].find(exchange)
+            seen = self._memories[peer].find(exchange_id)
         return seen
 
     def next_notice(self) -> Notice | None:
@@ -302,15 +303,15 @@ class Proposals:
 
     @property
     def deadline_s(self) -> float | None:
-        """When a proposal may be fetched that must wait because strangers have cost too much; None for none."""
+        """When a proposal may be fetched that must wait because strangers have cost too much; None if there is none."""
         with self._lock:
             return self._inbox.deadline_s
 
     def decide(self, propose: Propose, *, has_all: bool) -> Verdict:
         """Note how the fetch ended. A push is decided by that; a pair is only prepared. Tx thread."""
-        peer, exchange = propose.node, propose.exchange
+        peer, exchange_id = propose.node, propose.exchange_id
         with self._lock:
-            seen = self._find(peer, exchange)
+            seen = self._find(peer, exchange_id)
             if seen is None:
                 return Verdict.ABORTED  # the peer has given it up meanwhile, and begun another
             if seen.verdict is Verdict.PENDING:
@@ -321,10 +322,10 @@ class Proposals:
                 else:
                     seen.verdict = Verdict.TAKEN
             memory = self._memories.setdefault(peer, _Memory())
-            if memory.find(exchange) is None:
-                (memory.keep if has_all else memory.keep_failed)(exchange, seen)
-            self._inbox.end(peer, exchange, is_real=has_all)
-            verdict = self._note_taken(memory, exchange, seen)
+            if memory.find(exchange_id) is None:
+                (memory.keep if has_all else memory.keep_failed)(exchange_id, seen)
+            self._inbox.end(peer, exchange_id, is_real=has_all)
+            verdict = self._note_taken(memory, exchange_id, seen)
         self.decided()
         return verdict
 
@@ -334,22 +335,22 @@ class Proposals:
         Nothing need be remembered: an id that its proposer does not serve is never served again.
         """
         with self._lock:
-            seen = self._find(propose.node, propose.exchange)
+            seen = self._find(propose.node, propose.exchange_id)
             if seen is not None and seen.verdict is Verdict.PENDING:
                 seen.verdict = Verdict.ABORTED
-            self._inbox.end(propose.node, propose.exchange, is_real=False)
+            self._inbox.end(propose.node, propose.exchange_id, is_real=False)
         self.decided()
 
-    def settle(self, peer: str, exchange: bytes, *, gives_up: bool) -> Verdict:
+    def settle(self, peer: str, exchange_id: bytes, *, gives_up: bool) -> Verdict:
         """Tell a proposer what became of its proposal; this is the moment in which a prepared pair is taken. Rx thread.
 
         Args:
             peer: the proposer.
-            exchange: id of the proposal.
+            exchange_id: id of the proposal.
             gives_up: the proposer has failed: what is not taken yet is aborted.
         """
         with self._lock:
-            seen = self._find(peer, exchange)
+            seen = self._find(peer, exchange_id)
             if seen is None:
                 return Verdict.ABORTED
             if seen.verdict is Verdict.PENDING:
@@ -357,30 +358,30 @@ class Proposals:
                     seen.verdict = Verdict.ABORTED
                 elif seen.is_prepared:
                     seen.verdict = Verdict.TAKEN
-            verdict = self._note_taken(self._memories.get(peer), exchange, seen)
+            verdict = self._note_taken(self._memories.get(peer), exchange_id, seen)
         if verdict is not Verdict.PENDING:
             self.wake()
         return verdict
 
-    def _note_taken(self, memory: _Memory | None, exchange: bytes, seen: Seen) -> Verdict:
+    def _note_taken(self, memory: _Memory | None, exchange_id: bytes, seen: Seen) -> Verdict:
         """Its proposer will name a proposal that was taken to show who it is. Under the lock."""
-        newest = memory.lives.get(_life(exchange)) if memory is not None else None
-        is_newest = newest is not None and newest[0] == exchange
-        if memory is not None and is_newest and seen.verdict is Verdict.TAKEN and exchange not in memory.taken:
-            memory.taken.append(exchange)
+        newest = memory.lives.get(_life(exchange_id)) if memory is not None else None
+        is_newest = newest is not None and newest[0] == exchange_id
+        if memory is not None and is_newest and seen.verdict is Verdict.TAKEN and exchange_id not in memory.taken:
+            memory.taken.append(exchange_id)
         return seen.verdict
 
     def abort(self, propose: Propose) -> Verdict:
         """Give a prepared pair up whose proposer is silent, unless it has been settled by now. Tx thread."""
-        return self.settle(propose.node, propose.exchange, gives_up=True)
+        return self.settle(propose.node, propose.exchange_id, gives_up=True)
 
     def verdict(self, propose: Propose) -> Verdict:
         """What was decided of a peer's proposal."""
         with self._lock:
-            seen = self._find(propose.node, propose.exchange)
+            seen = self._find(propose.node, propose.exchange_id)
             return seen.verdict if seen is not None else Verdict.ABORTED
 
 
-def _life(exchange: bytes) -> bytes:
+def _life(exchange_id: bytes) -> bytes:
     """The incarnation that an id begins with."""
-    return exchange[:INCARNATION_BYTES]
+    return exchange_id[:INCARNATION_BYTES]

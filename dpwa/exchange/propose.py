@@ -1,26 +1,16 @@
 """What the proposing side says: proposals, questions what became of them, and the ends that answers mean.
 
-Must not know: sockets, threads, which peer to ask. Runs in: the thread that makes the exchanges.
+It does not choose the peer. Runs in: the thread that makes the exchanges.
 """
 
 from __future__ import annotations
 
 from dpwa.exchange.client import Client
-from dpwa.exchange.fetch import Fetcher
-from dpwa.exchange.messages import (
-    NO_EXCHANGE,
-    Busy,
-    Message,
-    NotReady,
-    Past,
-    Propose,
-    Refused,
-    Settle,
-    Settled,
-)
+from dpwa.exchange.fetch import Fetcher, nothing_came
+from dpwa.exchange.messages import Message, Past, Propose, Settle, Settled
 from dpwa.exchange.proposals import Proposals
-from dpwa.exchange.result import Ask, Exchange, Outcome
 from dpwa.exchange.slices import Slice
+from dpwa.methods.exchange import NO_EXCHANGE, ExchangeRequest, ExchangeResult, Outcome
 
 __all__ = ["Proposer"]
 
@@ -29,7 +19,7 @@ class Proposer:
     """Speaks for one node.
 
     Args:
-        fetcher: knows who the node is, and is told what peers say of themselves.
+        fetcher: knows who the node is, and notes what peers say of themselves.
         proposals: those under way.
     """
 
@@ -37,52 +27,52 @@ class Proposer:
         self._fetcher = fetcher
         self._proposals = proposals
 
-    def tell(self, peer: str, ask: Ask, client: Client) -> Exchange:
+    def tell(self, peer: str, request: ExchangeRequest, client: Client) -> ExchangeResult:
         """Tell a peer that this node has finished.
 
         Raises:
             TransportError: it did not hear.
         """
-        answer = self.settle(peer, NO_EXCHANGE, client, finished=ask.finished)
+        answer = self.settle(peer, NO_EXCHANGE, client, finished=request.finished)
         if isinstance(answer, Settled):
-            return Exchange(Outcome.TOLD, ask, None, peer)
-        return self.declined(answer, peer, ask)
+            return request.ended(Outcome.TOLD, peer)
+        return self.declined(answer, peer, request)
 
-    def end(self, ask: Ask, outcome: Outcome) -> None:
+    def end(self, request: ExchangeRequest, outcome: Outcome) -> None:
         """A proposal has ended: its snapshot need not be kept, and a pair that fell through binds nobody."""
-        if ask.exchange != NO_EXCHANGE:
-            self._proposals.close(ask.exchange, is_taken=outcome in (Outcome.BLENDED, Outcome.PUSHED))
+        if request.exchange_id != NO_EXCHANGE:
+            self._proposals.close(request.exchange_id, is_taken=outcome in (Outcome.BLENDED, Outcome.PUSHED))
             if outcome is not Outcome.BLENDED:
-                self._proposals.disengage(ask.exchange)
+                self._proposals.disengage(request.exchange_id)
 
-    def propose(self, peer: str, ask: Ask, client: Client, part: Slice | None) -> Message:
-        """Propose an ask's exchange to a peer; the answer.
+    def propose(self, peer: str, request: ExchangeRequest, client: Client, part: Slice | None) -> Message:
+        """Propose an exchange to a peer, and return the answer.
 
         Args:
             peer: whom.
-            ask: the exchange, with its id.
+            request: the exchange, with its id.
             client: the way there.
             part: what a pair is about; None for a push.
 
         Raises:
             TransportError: the peer did not hear, or its answer was lost or cannot be.
         """
-        answer = client.request(peer, self._proposal(peer, ask, part))
+        answer = client.request(peer, self._proposal(peer, request, part))
         self._fetcher.note(peer, answer)
         self._fetcher.refuse_impossible(peer, answer)
         return answer
 
-    def _proposal(self, peer: str, ask: Ask, part: Slice | None) -> Propose:
-        identity, state = self._fetcher.identity, ask.reference.state
+    def _proposal(self, peer: str, request: ExchangeRequest, part: Slice | None) -> Propose:
+        identity, state = self._fetcher.identity, request.reference.state
         return Propose(
             nonce=self._fetcher.next_nonce(),
             run=identity.run,
             node=identity.node,
             incarnation=identity.incarnation,
             fingerprint=self._fetcher.layout.fingerprint,
-            exchange=ask.exchange,
+            exchange_id=request.exchange_id,
             is_pair=part is not None,
-            mass=ask.mass,
+            mass=request.plan.mass,
             clock=state.clock,
             loss=state.loss,
             round=state.round,
@@ -93,13 +83,13 @@ class Proposer:
         )
 
     def settle(
-        self, peer: str, exchange: bytes, client: Client, *, gives_up: bool = False, finished: bool = False
+        self, peer: str, exchange_id: bytes, client: Client, *, gives_up: bool = False, finished: bool = False
     ) -> Message:
-        """Ask a peer what became of a proposal; the answer, `Settled` if all is well.
+        """Ask a peer what became of a proposal, and return the answer: `Settled` if all is well.
 
         Args:
             peer: whom.
-            exchange: id of the proposal; `NO_EXCHANGE` for none.
+            exchange_id: of the proposal; `NO_EXCHANGE` for none.
             client: the way there.
             gives_up: nothing may be taken any more.
             finished: this node has ended its training.
@@ -115,7 +105,7 @@ class Proposer:
                 run=identity.run,
                 node=identity.node,
                 incarnation=identity.incarnation,
-                exchange=exchange,
+                exchange_id=exchange_id,
                 gives_up=gives_up,
                 finished=finished,
             ),
@@ -123,15 +113,7 @@ class Proposer:
         self._fetcher.note(peer, answer)
         return answer
 
-    def declined(self, answer: Message, peer: str, ask: Ask) -> Exchange:
+    def declined(self, answer: Message, peer: str, request: ExchangeRequest) -> ExchangeResult:
         """The end of an exchange that a peer does not take part in."""
-        outcome, reason = Outcome.ABORTED, ""
-        if isinstance(answer, Busy):
-            outcome = Outcome.BUSY
-        elif isinstance(answer, NotReady):
-            outcome = Outcome.NOT_READY
-        elif isinstance(answer, Refused):
-            outcome, reason = Outcome.REFUSED, f"peer {peer} refused: {answer.reason}"
-        elif isinstance(answer, Past):
-            reason = "the proposal came too late"
-        return Exchange(outcome, ask, ask.kind, peer, ask.exchange, reason=reason)
+        reason = "the proposal came too late" if isinstance(answer, Past) else ""
+        return nothing_came(request.ended(Outcome.ABORTED, peer, reason), answer)

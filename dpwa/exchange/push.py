@@ -2,23 +2,19 @@
 
 A push ends with the peer's word that it has taken the values or not, or when this node has taken the proposal back.
 
-Must not know: sockets, threads, which peer to ask, what a mass means. Runs in: the thread that makes the exchanges.
+It neither chooses the peer nor knows what a mass means. Runs in: the thread that makes the exchanges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpwa.errors import TransportError
 from dpwa.exchange.client import Client
-from dpwa.exchange.lineage import Relation, Standing, reason_apart
-from dpwa.exchange.membership import Membership
+from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.messages import Accepted, Settled, Verdict
-from dpwa.exchange.proposals import Proposals
-from dpwa.exchange.propose import Proposer
-from dpwa.exchange.result import Ask, Exchange, Outcome
-from dpwa.methods.base import ExchangeKind
+from dpwa.methods.exchange import ExchangeRequest, ExchangeResult, Outcome
+from dpwa.snapshot.lineage import Relation, reason_apart
 from dpwa.snapshot.state import State
 
 __all__ = ["Pusher"]
@@ -29,7 +25,7 @@ _SETTLE_TRIES = 10
 
 @dataclass
 class _Pushed:
-    ask: Ask
+    request: ExchangeRequest
     peer: str
     incarnation: bytes
     began_s: float
@@ -41,30 +37,10 @@ class _Pushed:
 
 
 class Pusher:
-    """Pushes for one node, one at a time.
+    """Pushes for one node, one at a time."""
 
-    Args:
-        proposer: speaks to the peers.
-        proposals: those under way.
-        membership: which life of a peer was heard last.
-        standing: what the own model is.
-        monotonic_s: the clock.
-    """
-
-    def __init__(
-        self,
-        *,
-        proposer: Proposer,
-        proposals: Proposals,
-        membership: Membership,
-        standing: Standing,
-        monotonic_s: Callable[[], float],
-    ) -> None:
-        self._proposer = proposer
-        self._proposals = proposals
-        self._membership = membership
-        self._standing = standing
-        self._monotonic_s = monotonic_s
+    def __init__(self, context: ExchangeContext) -> None:
+        self._context = context
         self._pushed: _Pushed | None = None
 
     @property
@@ -76,35 +52,36 @@ class Pusher:
         """Let go of a push under way, which holds a snapshot. The thread has ended."""
         self._pushed = None
 
-    def push(self, peer: str, ask: Ask, client: Client) -> Exchange | None:
+    def push(self, peer: str, request: ExchangeRequest, client: Client) -> ExchangeResult | None:
         """Propose a push; None if the peer has accepted it, or may have.
 
         Raises:
             TransportError: the peer has not accepted it, and will not.
         """
-        self._proposals.address(ask.exchange, peer, is_pair=False)
-        now_s = self._monotonic_s()
-        pushed = _Pushed(ask, peer, self._incarnation_of(peer), now_s, now_s + client.patience_s)
+        proposals, proposer = self._context.proposals, self._context.proposer
+        proposals.address(request.exchange_id, peer, is_pair=False)
+        now_s = self._context.monotonic_s()
+        pushed = _Pushed(request, peer, self._incarnation_of(peer), now_s, now_s + client.patience_s)
         try:
-            answer = self._proposer.propose(peer, ask, client, None)
+            answer = proposer.propose(peer, request, client, None)
         except TransportError:
             # The peer may have heard and only its answer be lost. As long as it has not begun to fetch, that is over.
-            if self._proposals.withdraw(ask.exchange):
+            if proposals.withdraw(request.exchange_id):
                 raise
             self._pushed = pushed
             return None
         if isinstance(answer, Accepted):
             pushed.incarnation = answer.incarnation
             self._compare(pushed, answer)
-            if not pushed.relation.mixes and self._proposals.withdraw(ask.exchange):
+            if not pushed.relation.mixes and proposals.withdraw(request.exchange_id):
                 return self._end(pushed, Outcome.RETURNED, pushed.why_apart)
-        elif self._proposals.withdraw(ask.exchange):
-            return self._proposer.declined(answer, peer, ask)
+        elif proposals.withdraw(request.exchange_id):
+            return proposer.declined(answer, peer, request)
         # What was declined and is being fetched all the same was delivered twice, and accepted the second time.
         self._pushed = pushed
         return None
 
-    def conclude(self, client: Client) -> Exchange | None:
+    def conclude(self, client: Client) -> ExchangeResult | None:
         """The end of a push, if it is known by now.
 
         Raises:
@@ -114,24 +91,24 @@ class Pusher:
         # A peer that is asked may do its own work first, and ask this node in turn: then its question ends nothing.
         if pushed is None or pushed.is_questioned:
             return None
-        exchange = pushed.ask.exchange
+        exchange_id = pushed.request.exchange_id
         # A peer that has fetched all of it decides this moment, and only its word counts: it may find values that are
         # not finite, and as long as it has not decided it must not get a newer proposal.
-        is_decided = self._proposals.is_fetched(exchange) and pushed.tries == 0
-        if not is_decided and self._monotonic_s() < pushed.due_s:
+        is_decided = self._context.proposals.is_fetched(exchange_id) and pushed.tries == 0
+        if not is_decided and self._context.monotonic_s() < pushed.due_s:
             return None
-        if self._proposals.withdraw(exchange):
+        if self._context.proposals.withdraw(exchange_id):
             return self._end(pushed, Outcome.RETURNED, "it was not fetched in time")
         return self._question(pushed, client)
 
-    def _question(self, pushed: _Pushed, client: Client) -> Exchange | None:
+    def _question(self, pushed: _Pushed, client: Client) -> ExchangeResult | None:
         """Ask the peer of a push that it has begun to fetch; None while that is not known."""
         pushed.tries += 1
-        pushed.due_s = self._monotonic_s() + client.patience_s
-        exchange = pushed.ask.exchange
+        pushed.due_s = self._context.monotonic_s() + client.patience_s
+        exchange_id = pushed.request.exchange_id
         pushed.is_questioned = True
         try:
-            answer = self._proposer.settle(pushed.peer, exchange, client)
+            answer = self._context.proposer.settle(pushed.peer, exchange_id, client)
         except TransportError as error:
             if pushed.tries < _SETTLE_TRIES:
                 return None
@@ -151,25 +128,20 @@ class Pusher:
 
     def _compare(self, pushed: _Pushed, answer: Accepted) -> None:
         """Note whether the peer can take what is pushed. It comes to the same result, and takes nothing if not."""
-        own, peer = pushed.ask.reference.state, State(None, answer.clock, lineage=answer.lineage)
-        pushed.relation = self._standing.relation(peer, own)
+        own, peer = pushed.request.reference.state, State(None, answer.clock, lineage=answer.lineage)
+        pushed.relation = self._context.standing.relation(peer, own)
         if not pushed.relation.mixes:
             pushed.why_apart = reason_apart(pushed.peer, pushed.relation, own, peer)
 
-    def _end(self, pushed: _Pushed, outcome: Outcome, reason: str = "") -> Exchange:
+    def _end(self, pushed: _Pushed, outcome: Outcome, reason: str = "") -> ExchangeResult:
         self._pushed = None
-        self._proposer.end(pushed.ask, outcome)
-        return Exchange(
-            outcome,
-            pushed.ask,
-            ExchangeKind.PUSH,
-            pushed.peer,
-            pushed.ask.exchange,
-            weight=pushed.ask.mass,
-            duration_s=self._monotonic_s() - pushed.began_s,
-            reason=reason,
+        self._context.proposer.end(pushed.request, outcome)
+        return replace(
+            pushed.request.ended(outcome, pushed.peer, reason),
+            weight=pushed.request.plan.mass,
+            duration_s=self._context.monotonic_s() - pushed.began_s,
             elder=pushed.peer if pushed.relation is Relation.ELDER and outcome is Outcome.RETURNED else None,
         )
 
     def _incarnation_of(self, peer: str) -> bytes:
-        return self._membership[peer].incarnation or b""
+        return self._context.membership[peer].incarnation or b""

@@ -1,35 +1,36 @@
-"""Ended exchanges on their way to the trainer.
+"""Results of exchanges on their way to the trainer, and how two of them become one.
 
-Must not know: what is in them, beyond whether two pushes can become one. Runs in: put by the thread that makes the
-exchanges, taken by the trainer.
+Runs in: put by the thread that makes the exchanges, taken by the trainer.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from dataclasses import replace
 
-from dpwa.exchange.result import Exchange, Outcome
-from dpwa.methods.base import ExchangeKind
+from dpwa.methods.exchange import ExchangeKind, ExchangeResult, Outcome
+from dpwa.snapshot.lineage import Relation
+from dpwa.snapshot.state import State
 
-__all__ = ["Results"]
+__all__ = ["Results", "merged"]
 
 
 class Results:
     """A mailbox. It stays short: a node begins one exchange at a time, and what peers push is merged into one."""
 
     def __init__(self) -> None:
-        self._ended: deque[Exchange] = deque()
+        self._ended: deque[ExchangeResult] = deque()
         self._change = threading.Condition()
         self._is_closed = False
 
-    def put(self, exchange: Exchange) -> None:
+    def put(self, result: ExchangeResult) -> None:
         """Add one."""
         with self._change:
-            self._ended.append(exchange)
+            self._ended.append(result)
             self._change.notify()
 
-    def take(self, wait_s: float) -> Exchange | None:
+    def take(self, wait_s: float) -> ExchangeResult | None:
         """The next one, waiting at most so long; None if there is none."""
         if not self._ended and wait_s <= 0:  # the usual case costs no lock
             return None
@@ -47,11 +48,31 @@ class Results:
             self._ended.clear()
             self._change.notify_all()
 
-    def recall_push(self) -> Exchange | None:
+    def recall_push(self) -> ExchangeResult | None:
         """Take back values that peers have pushed and the trainer has not taken; None if there are none."""
         with self._change:
-            for exchange in self._ended:
-                if exchange.kind is ExchangeKind.PUSH and exchange.outcome is Outcome.BLENDED:
-                    self._ended.remove(exchange)
-                    return exchange
+            for result in self._ended:
+                if result.kind is ExchangeKind.PUSH and result.outcome is Outcome.BLENDED:
+                    self._ended.remove(result)
+                    return result
             return None
+
+
+def merged(earlier: ExchangeResult, later: ExchangeResult) -> ExchangeResult:
+    """Two results with values as one, in the staging of the earlier; each counts by its weight."""
+    weight = earlier.weight + later.weight
+    share = later.weight / weight if weight > 0 else 0.0
+    if earlier.staging is not None and later.staging is not None:
+        earlier.staging.merge(later.staging, share)
+    one, other = earlier.peer_state, later.peer_state
+    clock = one.clock + share * (other.clock - one.clock)
+    return replace(
+        later,
+        peer_state=State(other.loss, clock, weight, max(one.round, other.round), min(one.lineage, other.lineage)),
+        weight=weight,
+        relation=Relation.NEAR if earlier.relation is Relation.NEAR else later.relation,
+        merged=earlier.merged + later.merged,
+        staging=earlier.staging,
+        received_bytes=earlier.received_bytes + later.received_bytes,
+        is_shared=earlier.is_shared and later.is_shared,
+    )

@@ -1,6 +1,6 @@
 """Which part of a snapshot an exchange pulls: all of it, or a rotating share of its parameters.
 
-Must not know: sockets, threads, time. Runs in: the thread that performs the exchange.
+Runs in: the thread that performs the exchange.
 """
 
 from __future__ import annotations

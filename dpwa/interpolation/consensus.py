@@ -33,7 +33,7 @@ class ConsensusControl:
 
     Args:
         target: relative distance to keep, above 0.
-        late_target: relative distance to keep late in training; None for the same all along.
+        late_target: relative distance to keep late in training; None: the same throughout.
         late_clock: clock at which the target begins to move, in updates; it arrives at twice that clock.
         gain: how strongly an error moves the factor, above 0 and up to 1.
         value: the largest factor and the one to begin with, above 0 and up to 1; the smallest is a hundredth of it.
@@ -79,7 +79,7 @@ class ConsensusControl:
         """The distance to keep at a clock.
 
         Args:
-            clock: the own model's, in updates.
+            clock: of this node's model, in updates.
         """
         if self._late is None:
             return self._target
@@ -93,9 +93,9 @@ class ConsensusControl:
         """Take one measured distance and return the factor for the exchange that it was measured in.
 
         Args:
-            distance: ||x_peer - x_own|| / ||x_own||. None, NaN, infinity (as with an own norm of 0) or a negative
+            distance: ||x_peer - x_own|| / ||x_own||. None, NaN, infinity (as with a norm of 0) or a negative
                 number is no measurement: the present factor stays.
-            clock: the own model's, in updates.
+            clock: of this node's model, in updates.
         """
         if distance is None or not (math.isfinite(distance) and distance >= 0):
             return self._factor

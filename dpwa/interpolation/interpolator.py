@@ -1,173 +1,21 @@
-"""How much of a peer goes into a blend: the names of the rules, custom rules, and the guards around every rule.
+"""A rule for the factor with the guards around it, so that no rule and no peer can produce a factor that does harm.
 
-A rule is a small class with a method `factor(own, peer)` that looks at two states and answers the share of the peer,
-0 (keep mine) to 1 (take the peer's). `Interpolator` puts the guards around a rule, so that no rule and no peer can
-produce a factor that harms this node. A custom rule needs no change here: see `register` and docs/interpolation.md.
-
-Must not know: models, tensors, sockets, threads, time, files. Runs in: any thread; nothing here keeps state between
-calls but `LossSmoother`, which belongs to the thread that made it, and rules with a memory.
+Must not know: models, tensors, time, files. Runs in: any thread; `Interpolator` keeps no state between calls,
+`LossSmoother` belongs to the thread that made it.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import TypeVar, cast
+from typing import cast
 
 from dpwa.custom_code import blamed
 from dpwa.errors import ConfigError
-from dpwa.interpolation.rules import Clock, Consensus, Constant, DistanceInterpolation, Interpolation, Loss, Staleness
+from dpwa.interpolation.rules import DistanceInterpolation, Interpolation
 from dpwa.snapshot.state import State
 
-__all__ = [
-    "Clock",
-    "Consensus",
-    "Constant",
-    "DistanceInterpolation",
-    "Interpolation",
-    "Interpolator",
-    "Loss",
-    "LossSmoother",
-    "Staleness",
-    "find_rule",
-    "make_rule",
-    "register",
-    "resolve",
-]
-
-
-Rule = TypeVar("Rule", bound=type[Interpolation])
-
-_rules: dict[str, type[Interpolation]] = {
-    "constant": Constant,
-    "clock": Clock,
-    "loss": Loss,
-    "staleness": Staleness,
-    "consensus": Consensus,
-}
-
-
-def register(name: str) -> Callable[[Rule], Rule]:
-    """Class decorator: makes a rule known as `interpolation: NAME`.
-
-    Args:
-        name: word for the config; without a colon, because `module:Class` names a class directly.
-
-    Raises:
-        ConfigError: the name has a colon, or another class already has this name.
-    """
-    if ":" in name or not name:
-        raise ConfigError(f'registering an interpolation: expected a word without a colon as its name, got "{name}"')
-
-    def add(rule: Rule) -> Rule:
-        known = _rules.get(name)
-        # The same class again is a module that was loaded twice, which is harmless.
-        if known is not None and (known.__module__, known.__qualname__) != (rule.__module__, rule.__qualname__):
-            raise ConfigError(
-                f'registering {rule.__module__}.{rule.__qualname__} as interpolation "{name}": the name belongs to '
-                f"{known.__module__}.{known.__qualname__} already; choose another name"
-            )
-        _rules[name] = rule
-        return rule
-
-    return add
-
-
-def resolve(name: str, options: Mapping[str, object]) -> Interpolation:
-    """Make the rule that a config names.
-
-    Args:
-        name: a registered word ("constant", "clock" …, or one of a custom module), or "module:Class".
-        options: keyword arguments of the rule's constructor.
-
-    Raises:
-        ConfigError: no such rule, its module cannot be imported, or its constructor does not take these options.
-    """
-    return make_rule(find_rule(name), options)
-
-
-def find_rule(name: str) -> type[Interpolation]:
-    """The class that a config names; imports its module if the name is "module:Class".
-
-    Raises:
-        ConfigError: no such rule, or its module cannot be imported.
-    """
-    rule = _rule_from_module(name) if ":" in name else _rules.get(name)
-    if rule is None:
-        near = get_close_matches(name, _rules, n=1)
-        hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(sorted(_rules))}."
-        raise ConfigError(
-            f'there is no interpolation "{name}", {hint} A custom rule is written "module:Class", '
-            f"or its module is listed under plugins"
-        )
-    if not callable(getattr(rule, "factor", None)):
-        raise ConfigError(f'interpolation "{name}": expected a class with a method factor(own, peer), found none')
-    return rule
-
-
-def make_rule(rule: type[Interpolation], options: Mapping[str, object]) -> Interpolation:
-    """Construct a rule.
-
-    Args:
-        rule: its class.
-        options: keyword arguments of its constructor.
-
-    Raises:
-        ConfigError: the constructor does not take these options; every wrong one is named.
-    """
-    _check_options(rule, options)
-    try:
-        return rule(**options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{rule.__qualname__} refused its options: {error}") from error
-
-
-def _rule_from_module(name: str) -> type[Interpolation]:
-    """The class behind "module:Class"."""
-    module_name, _, class_name = name.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), class_name]):
-        raise ConfigError(
-            f'interpolation "{name}": expected "module:Class", the names of a module and of a class in it'
-        )
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(
-            f'interpolation "{name}": the module {module_name} cannot be imported ({type(error).__name__}: {error}); '
-            f"put it beside the config file or in the current folder, or install it"
-        ) from error
-    rule = getattr(module, class_name, None)
-    if not inspect.isclass(rule):
-        classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
-        near = get_close_matches(class_name, classes, n=1)
-        hint = f', did you mean "{module_name}:{near[0]}"?' if near else ""
-        raise ConfigError(f'interpolation "{name}": the module {module_name} has no class {class_name}{hint}')
-    return cast("type[Interpolation]", rule)  # `find_rule` checks that it has the method
-
-
-def _check_options(rule: type[Interpolation], options: Mapping[str, object]) -> None:
-    """Refuse options that the constructor does not take and name those that it misses."""
-    parameters = inspect.signature(rule).parameters.values()
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    known = [parameter.name for parameter in named]
-    problems = []
-    for option in options:
-        if option not in known and not takes_any:
-            near = get_close_matches(option, known, n=1)
-            hint = f'did you mean "{near[0]}"?' if near else f"it takes: {', '.join(known) or 'none'}"
-            problems.append(f'{rule.__qualname__} has no option "{option}", {hint}')
-    problems += [
-        f'{rule.__qualname__} needs the option "{parameter.name}", which has no default'
-        for parameter in named
-        if parameter.default is parameter.empty and parameter.name not in options
-    ]
-    if problems:
-        raise ConfigError(problems)
+__all__ = ["Interpolator", "LossSmoother"]
 
 
 @dataclass(frozen=True)
@@ -177,15 +25,15 @@ class Interpolator:
     In this order:
 
     1. A peer whose loss is NaN or infinite, or whose clock is negative or not finite, gets 0: it has diverged or lies.
-    2. With an own loss of NaN or infinity, a peer with a finite loss gets `factor_max`: the own model is lost. Any
+    2. If this node's loss is NaN or infinite, a peer with a finite loss gets `factor_max`: this model is lost. Any
        other peer gets 0, because nothing says that its model is better.
     3. The rule is asked. An answer that is no finite number becomes 0.
-    4. With an own loss below `divergence_threshold`, the factor shrinks by loss / divergence_threshold.
+    4. While this node's loss is below `divergence_threshold`, the factor shrinks by loss / divergence_threshold.
     5. The factor is kept within `factor_min` and `factor_max`.
 
     Attributes:
         rule: the rule inside.
-        divergence_threshold: own loss below which the factor shrinks; 0 switches this off.
+        divergence_threshold: loss of this node below which the factor shrinks; 0: never.
         factor_min: smallest factor for a healthy peer, 0 to 1.
         factor_max: largest factor, factor_min to 1.
     """
@@ -217,7 +65,7 @@ class Interpolator:
         Args:
             own: this node's state.
             peer: the peer's state.
-            distance: ||x_peer - x_own|| / ||x_own||; a rule that uses it is told None instead of a negative number,
+            distance: ||x_peer - x_own|| / ||x_own||; a rule that uses it gets None instead of a negative number,
                 NaN or infinity.
 
         Raises:

@@ -1,22 +1,36 @@
-"""The rules for the factor, and what they look at.
+"""The rules for the factor, what each of them declares, and their options.
 
 A rule is a small class with a method `factor(own, peer)` that looks at two states and answers the share of the peer,
-0 (keep mine) to 1 (take the peer's). `interpolation` has their names and the guards around them.
+0 (keep mine) to 1 (take the peer's). `registry` finds a rule by its name, `interpolator` puts guards around it.
 
-Must not know: models, tensors, sockets, threads, time, files, the config. Runs in: any thread; only `Consensus` keeps
-state between calls: it belongs to one node and is called by one thread at a time.
+Must not know: models, tensors, time, files. Runs in: any thread; only `Consensus` keeps state between calls: it belongs
+to one node and is called by one thread at a time.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, Protocol
+
+from pydantic import Field
 
 from dpwa.errors import ConfigError, number_problems
 from dpwa.interpolation.consensus import ConsensusControl
+from dpwa.options import Options, Problem
 from dpwa.snapshot.state import State
 
-__all__ = ["Clock", "Consensus", "Constant", "DistanceInterpolation", "Interpolation", "Loss", "Staleness"]
+__all__ = [
+    "BuiltInRule",
+    "Clock",
+    "Consensus",
+    "Constant",
+    "DistanceInterpolation",
+    "Interpolation",
+    "Loss",
+    "Staleness",
+]
 
 
 class Interpolation(Protocol):
@@ -28,7 +42,7 @@ class Interpolation(Protocol):
 
 
 class DistanceInterpolation(Protocol):
-    """A rule that is also told how far the two models are apart; it has the class attribute `uses_distance = True`."""
+    """A rule that also gets the distance between the two models; it has the class attribute `uses_distance = True`."""
 
     uses_distance: bool
 
@@ -43,8 +57,81 @@ class DistanceInterpolation(Protocol):
         ...
 
 
-class Constant:
+class BuiltInRule(ABC):
+    """What dpwa's own rules declare; the config, `dpwa check`, the lab and the tables of the docs read it.
+
+    A custom rule needs nothing of this.
+    """
+
+    name: ClassVar[str]
+    """Its word in the cluster file."""
+    summary: ClassVar[str]
+    """The factor, in one line."""
+    description: ClassVar[str]
+    """What `dpwa check` prints; `{options.key}` is the value of an option."""
+    options: ClassVar[type[Options]]
+    """Its section in the cluster file, and the keyword arguments of its constructor. Where the largest factor is an
+    option, it is called `value`."""
+
+    @abstractmethod
+    def factor(self, own: State, peer: State) -> float:
+        """The share of the peer in the blend, 0 (keep mine) to 1 (take the peer's)."""
+
+
+class NoOptions(Options):
+    """Options of a rule that has none."""
+
+
+class ConstantOptions(Options):
+    """Options of the rule constant."""
+
+    value: float = Field(0.5, ge=0, le=1, description="The factor of every exchange.")
+
+
+class StalenessOptions(Options):
+    """Options of the rule staleness."""
+
+    value: float = Field(0.5, ge=0, le=1, description="The factor for a peer that is not behind.")
+    half_life: float = Field(10.0, gt=0, description="Updates that a peer must be behind to weigh half as much.")
+
+
+class ConsensusOptions(Options):
+    """Options of the rule consensus."""
+
+    target: float = Field(
+        0.05, gt=0, description="Distance to keep between models, relative to the norm of this node's model."
+    )
+    late_target: float | None = Field(
+        None, gt=0, description="Distance to keep late in training; null: the same throughout."
+    )
+    late_clock: float | None = Field(
+        None, gt=0, description="Clock at which the target begins to move; it arrives at twice that clock."
+    )
+    gain: float = Field(0.5, gt=0, le=1, description="How strongly a distance off the target moves the factor.")
+    value: float = Field(0.5, gt=0, le=1, description="The largest factor, and the first.")
+
+    def between(self) -> Iterator[Problem]:
+        """See `Options.between`."""
+        for given, missing in (("late_target", "late_clock"), ("late_clock", "late_target")):
+            if getattr(self, given) is not None and getattr(self, missing) is None:
+                yield Problem((given,), f"expected {missing} with it; write both, or neither")
+
+    @property
+    def late(self) -> str:
+        """The change of the target, in words; empty for none."""
+        if self.late_target is None or self.late_clock is None:
+            return ""
+        begin, end = self.late_clock, 2 * self.late_clock
+        return f", and of {self.late_target:g} from clock {end:g} on (the change begins at {begin:g})"
+
+
+class Constant(BuiltInRule):
     """Always the same share of the peer."""
+
+    name = "constant"
+    summary = "value"
+    description = "constant {options.value:g}"
+    options = ConstantOptions
 
     def __init__(self, value: float = 0.5) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
@@ -56,31 +143,41 @@ class Constant:
         return self.value
 
 
-class Clock:
+class Clock(BuiltInRule):
     """An older model, one with more updates in it, weighs more: peer_clock / (clock + peer_clock)."""
+
+    name = "clock"
+    summary = "peer_clock / (clock + peer_clock)"
+    description = "the older model weighs more, peer_clock / (clock + peer_clock)"
+    options = NoOptions
 
     def factor(self, own: State, peer: State) -> float:
         """The peer's part of the two clocks together."""
         return _part(peer.clock, own.clock)
 
 
-class Loss:
+class Loss(BuiltInRule):
     """The model with the lower loss weighs more: loss / (loss + peer_loss).
 
     Losses below zero count as zero, because the formula has no meaning for them. With a loss unknown: 0.5.
     """
 
+    name = "loss"
+    summary = "loss / (loss + peer_loss)"
+    description = "the lower loss weighs more, loss / (loss + peer_loss)"
+    options = NoOptions
+
     def factor(self, own: State, peer: State) -> float:
-        """The own part of the two losses together."""
+        """This node's part of the two losses together."""
         if own.loss is None or peer.loss is None:
             return 0.5
         return _part(max(own.loss, 0.0), max(peer.loss, 0.0))
 
 
-class Staleness:
+class Staleness(BuiltInRule):
     """A peer that is behind weighs less, half as much for each `half_life` updates: value * 2^(-age / half_life).
 
-    The age is own clock - peer clock, and 0 for a peer that is ahead. The idea is that of a learning rate that shrinks
+    The age is clock - peer_clock, and 0 for a peer that is ahead. The idea is that of a learning rate that shrinks
     with a gradient's age (Zhang et al., "Staleness-aware Async-SGD for Distributed Deep Learning", IJCAI 2016), with
     an exponential decay.
 
@@ -91,6 +188,11 @@ class Staleness:
     Raises:
         ConfigError: an option is out of its limits.
     """
+
+    name = "staleness"
+    summary = "value * 2^(-age / half_life)"
+    description = "{options.value:g}, halved for each {options.half_life:g} updates that the peer is behind"
+    options = StalenessOptions
 
     def __init__(self, value: float = 0.5, half_life: float = 10.0) -> None:
         problems = number_problems("value of interpolation staleness", value, least=0, most=1)
@@ -105,11 +207,11 @@ class Staleness:
         return self.value * math.pow(2.0, -max(own.clock - peer.clock, 0.0) / self.half_life)
 
 
-class Consensus:
+class Consensus(BuiltInRule):
     """Averages as much as it takes to keep the models at a target distance from each other: see `ConsensusControl`.
 
-    The rule has a memory, so every node needs its own. The states matter only through the own clock, by which the
-    target moves late in training.
+    The rule has a memory, so every node needs one of its own. Of the states only this node's clock matters: the target
+    moves by it late in training.
 
     Args: those of `ConsensusControl`.
 
@@ -117,6 +219,13 @@ class Consensus:
         ConfigError: an option is out of its limits, or one of late_target and late_clock misses the other.
     """
 
+    name = "consensus"
+    summary = "turned by a controller, up to value"
+    description = (
+        "up to {options.value:g}, controlled to keep models at a distance of {options.target:g} of their norm"
+        "{options.late}"
+    )
+    options = ConsensusOptions
     uses_distance = True
 
     def __init__(

@@ -119,8 +119,8 @@ def run_demo(json_path: Path | None, run_dir: Path | None) -> int:
     """Runs the demo from start to end.
 
     Args:
-        json_path: file that gets the numbers; None for none.
-        run_dir: the run folder; None for a new one under `runs`.
+        json_path: file for the numbers; None: no file.
+        run_dir: the run folder; None: a new one under `runs`.
 
     Returns:
         The exit code: 0, or 1 when a node failed, or 128 plus the number of the signal that ended the demo.
@@ -183,7 +183,7 @@ def _cluster_commands(config: ClusterConfig, folder: Path) -> list[NodeCommand]:
 
 
 def _alone_commands(config: ClusterConfig, cluster: Sequence[NodeCommand], folder: Path) -> list[NodeCommand]:
-    """The same nodes with the same shards, each in a cluster that holds nobody else."""
+    """The same nodes with the same shards, each in a cluster of its own."""
     commands = []
     for index, (node, command) in enumerate(zip(config.nodes, cluster, strict=True)):
         run_dir = make_run_dir(config.model_copy(update={"nodes": (node,)}), _alone_dir(folder, node.name))

@@ -1,7 +1,7 @@
 """What the nodes' journals say of their ends: an exit code of 0 can hide a training that was not finished.
 
-`os._exit(0)` ends a process without a word: dpwa is not closed, and no model is saved. `sys.exit(0)` in the middle
-closes dpwa, but the node's peers have waited for it in vain if they called `finish`. Both look like success.
+`os._exit(0)` ends a process at once: dpwa is not closed, and no model is saved. `sys.exit(0)` in mid-training closes
+dpwa, but peers that call `finish` wait for that node in vain. Both look like success.
 
 Must not know: processes, what an exchange is. Runs in: the launcher's main thread, when all nodes have ended.
 """

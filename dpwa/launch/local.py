@@ -12,6 +12,7 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,9 +22,10 @@ from typing import TYPE_CHECKING
 
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.launch.endings import ending_of, remarks
-from dpwa.launch.output import LinePrinter
+from dpwa.launch.output import LinePrinter, prefix_chars
 from dpwa.launch.ports import port_problem
 from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
+from dpwa.launch.terminal import size_variables
 from dpwa.launch.this_host import local_node_names
 from dpwa.node.run_token import make_token
 from dpwa.observe.journal import OUTPUT_FILE, node_folder, output_max_bytes
@@ -47,6 +49,14 @@ __all__ = [
 
 _RUNS_DIR = Path("runs")
 _CONFIG_NAME = "config.yaml"
+
+_PYTHONS = ("python", "python3")
+_HAS_NONE = 3
+# Without the current folder: a script's own folder stands in its place.
+_HAS_DPWA = (
+    "import sys; from importlib.util import find_spec; del sys.path[0]; "
+    f"sys.exit({_HAS_NONE} * (find_spec('dpwa') is None))"
+)
 
 _END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PASSED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -88,6 +98,7 @@ def launch(
     problems = [*_command_problems(argv), *_port_problems(config, chosen, cluster_file)]
     if problems:
         raise ConfigError(problems)
+    argv = _with_a_python_that_has_dpwa(argv)
     run_dir = make_run_dir(config, run_dir)
     if len(chosen) == len(config.nodes):  # else nodes of other launches would have no way to know it
         make_token(run_dir)
@@ -121,14 +132,17 @@ def node_commands(
     """
     common = dict(os.environ)
     common.update(_thread_limits(common, len(names)))
+    common.update(size_variables(prefix_chars(names), common))
     common.setdefault("PYTHONUNBUFFERED", "1")  # else a node's lines come in blocks, and the last ones never
     common["DPWA_CONFIG"] = str((config_path or run_dir / _CONFIG_NAME).absolute())
     common["DPWA_RUN_DIR"] = str(run_dir.absolute())
+    common["DPWA_WORLD_SIZE"] = str(len(config.nodes))
+    ranks = {node.name: rank for rank, node in enumerate(config.nodes)}
     return [
         NodeCommand(
             name=config.node(name).name,
             argv=tuple(argv),
-            environment={**common, "DPWA_NODE": name},
+            environment={**common, "DPWA_NODE": name, "DPWA_RANK": str(ranks[name])},
             output_path=_output_path(run_dir, name).absolute(),
             output_max_bytes=output_max_bytes(config.journal_max_bytes),
         )
@@ -257,6 +271,21 @@ def _command_problems(argv: Sequence[str]) -> list[str]:
         return [f"cannot start {argv[0]}: there is no such program, or it is not executable; correct the command"]
     hint = f"; the Python that runs dpwa is {sys.executable}" if argv[0].startswith("python") else ""
     return [f"cannot start {argv[0]}: there is no such program in PATH; correct the command{hint}"]
+
+
+def _with_a_python_that_has_dpwa(argv: Sequence[str]) -> Sequence[str]:
+    """The command; with this Python for one that has no dpwa, as when an environment was not activated."""
+    found = shutil.which(argv[0])
+    if argv[0] not in _PYTHONS or found in (None, sys.executable):
+        return argv
+    # Asked, and not compared by links: a virtual environment's python is a link to one that knows other packages.
+    asked = subprocess.run([found, "-c", _HAS_DPWA], check=False, capture_output=True, stdin=subprocess.DEVNULL)
+    if asked.returncode != _HAS_NONE:
+        return argv
+    _tell(
+        f"dpwa: {found} has no dpwa, so {sys.executable} runs the command; activate its environment, or name a Python"
+    )
+    return [sys.executable, *argv[1:]]
 
 
 def _port_problems(config: ClusterConfig, names: Sequence[str], cluster_file: Path) -> list[str]:

@@ -3,21 +3,19 @@
 The rules, in the order of the data:
 - Every byte goes to the node's `output.log` first, unchanged. The file has a limit and an older generation. While it
   cannot be written, as on a full disk, what is not kept is counted, and a line in the file says so later.
-- Lines are bounded, bytes that are no UTF-8 are replaced, and a progress bar (text that a carriage return takes back)
-  is shown about once a second instead of at each stroke.
+- The bytes are cut into bounded lines, and progress bars and the stacks of an interrupt are folded: `folding.py`.
 - Control sequences other than colours are not passed on, so one node cannot move the cursor of all.
 - A slow reader of the launcher's output slows the nodes down, as a pipe does. A reader that has stopped (Ctrl-S, a
   pager that waits) does not: after `STUCK_S` lines are left out of what is shown, and counted.
 
 Must not know: nodes as processes, the config. All runs in the event loop's thread, except that `LinePrinter`
-is called from there and writes in a thread of its own, because a write to a terminal can block for ever
+is called from there and writes in a thread of its own, because a write to a terminal can block forever
 and the loop has signals to answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import codecs
 import os
 import queue
 import re
@@ -26,15 +24,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dpwa.launch.folding import InterruptFolder, LineSplitter
 from dpwa.observe.bounded_file import BoundedFile
 from dpwa.observe.journal import DEFAULT_MAX_BYTES, output_max_bytes
 from dpwa.observe.steady_file import LostBytes, SteadyFile
 
-__all__ = ["LINE_LIMIT", "STUCK_S", "LinePrinter", "LineSplitter", "NodeOutput", "OutputPipe", "printable"]
-
-LINE_LIMIT = 8192
-"""Longest line that is shown, in characters; longer ones are shown in pieces. Far more than people read in one line,
-and little enough to hold for each node."""
+__all__ = ["STUCK_S", "LinePrinter", "NodeOutput", "OutputPipe", "prefix_chars", "printable"]
 
 STUCK_S = 2.0
 """A reader that takes nothing for this long is taken to have stopped, in seconds."""
@@ -42,12 +37,11 @@ STUCK_S = 2.0
 OUTPUT_MAX_BYTES = output_max_bytes(DEFAULT_MAX_BYTES)
 """What is kept of a node's output unless the cluster file says otherwise."""
 
-_PROGRESS_INTERVAL_S = 1.0
+_SEPARATOR = " | "
 _ROOM_POLL_S = 0.05
 _QUEUE_LIMIT_LINES = 2000
 _WRITE_BYTES = 4096  # small writes, so that a slow reader is seen to make progress
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)  # no red: that is for errors
-_LINE_END = re.compile(r"\r\n|\n|\r")
 _CONTROL = re.compile(
     r"(?P<colour>\x1b\[[0-9;:]*m)"
     r"|\x1b\[[0-?]*[ -/]*[@-~]"  # other sequences with parameters: cursor, erase, modes
@@ -56,56 +50,14 @@ _CONTROL = re.compile(
 )
 
 
+def prefix_chars(names: Sequence[str]) -> int:
+    """Characters before each line that is shown."""
+    return max((len(name) for name in names), default=0) + len(_SEPARATOR)
+
+
 def printable(line: str) -> str:
     """The line without control characters, except tabs and colours."""
     return _CONTROL.sub(lambda match: match["colour"] or "", line)
-
-
-class LineSplitter:
-    """Turns a stream of bytes into lines of bounded length.
-
-    Args:
-        clock: seconds on a clock that never goes back; decides which strokes of a progress bar are shown.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._rest = ""
-        self._progress_shown_s = -_PROGRESS_INTERVAL_S
-
-    def feed(self, data: bytes) -> list[str]:
-        """Takes the next bytes; returns the lines that they complete."""
-        text = self._rest + self._decoder.decode(data)
-        lines: list[str] = []
-        start = 0
-        for end in _LINE_END.finditer(text):
-            is_progress = end.group() == "\r"
-            if is_progress and end.end() == len(text):
-                break  # may be the first half of \r\n
-            piece = text[start : end.start()]
-            start = end.end()
-            if not is_progress or (piece and self._shows_progress()):
-                lines += _pieces(piece)
-        *whole, self._rest = _pieces(text[start:])
-        return lines + whole
-
-    def finish(self) -> list[str]:
-        """The stream has ended; returns what was left without a line end."""
-        rest = (self._rest + self._decoder.decode(b"", final=True)).rstrip("\r")
-        self._rest = ""
-        return [rest] if rest else []
-
-    def _shows_progress(self) -> bool:
-        now_s = self._clock()
-        if now_s - self._progress_shown_s < _PROGRESS_INTERVAL_S:
-            return False
-        self._progress_shown_s = now_s
-        return True
-
-
-def _pieces(line: str) -> list[str]:
-    return [line[start : start + LINE_LIMIT] for start in range(0, max(len(line), 1), LINE_LIMIT)]
 
 
 class NodeOutput:
@@ -119,6 +71,8 @@ class NodeOutput:
 
     def __init__(self, path: Path | None, on_line: Callable[[str], None], *, max_bytes: int = OUTPUT_MAX_BYTES) -> None:
         self.show = on_line
+        self.folds_interrupts = False
+        """Whether stacks of KeyboardInterrupt are left out of what is shown: the launcher has sent the interrupt."""
         self._log: SteadyFile | None = None
         if path is not None:
             try:
@@ -149,7 +103,7 @@ class NodeOutput:
             self._log = None
 
     def _tell_lost(self, error: OSError) -> None:
-        self.show(f"[dpwa] the output of this node is no longer kept, until that works again: {error}")
+        self.show(f"[dpwa] the output of this node is not being kept until that works again: {error}")
 
     def _tell_resumed(self, loss: LostBytes) -> None:
         self.show(f"[dpwa] the output of this node is kept again; {loss.count} bytes are missing")
@@ -171,6 +125,7 @@ class OutputPipe(asyncio.Protocol):
         self._output = output
         self._has_room = has_room
         self._splitter = LineSplitter()
+        self._folder = InterruptFolder()
         self._ended = asyncio.Event()
         self._is_draining = False
         self._transport: asyncio.ReadTransport | None = None
@@ -184,7 +139,7 @@ class OutputPipe(asyncio.Protocol):
         """The node has printed something (called by asyncio)."""
         self._output.keep(data)
         for line in self._splitter.feed(data):
-            self._output.show(line)
+            self._show(line)
         if not self._is_draining and not self._has_room() and self._transport is not None:
             self._transport.pause_reading()
             asyncio.get_running_loop().call_later(_ROOM_POLL_S, self._resume_when_room)
@@ -192,6 +147,8 @@ class OutputPipe(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature is asyncio's
         """Nobody holds the write end any more, or the transport was closed (called by asyncio)."""
         for line in self._splitter.finish():
+            self._show(line)
+        for line in self._folder.finish():
             self._output.show(line)
         self._ended.set()
 
@@ -200,7 +157,7 @@ class OutputPipe(asyncio.Protocol):
 
         Args:
             timeout_s: longest wait for the end of the stream. A process that left the node's group may hold the
-                pipe open for ever; what it prints later is nobody's.
+                pipe open forever; what it prints later is dropped.
         """
         if self._transport is None:
             return
@@ -211,6 +168,10 @@ class OutputPipe(asyncio.Protocol):
         except asyncio.TimeoutError:
             self._transport.close()
             await self._ended.wait()
+
+    def _show(self, line: str) -> None:
+        for one in self._folder.feed(line) if self._output.folds_interrupts else (line,):
+            self._output.show(one)
 
     def _resume_when_room(self) -> None:
         if self._transport is None or self._is_draining:
@@ -235,8 +196,8 @@ class LinePrinter:
         self, descriptor: int, names: Sequence[str], *, has_colours: bool, on_reader_gone: Callable[[], None]
     ) -> None:
         self._descriptor = descriptor
-        width = max((len(name) for name in names), default=0)
-        self._prefixes = {name: f"{name:<{width}} | " for name in names}
+        width = prefix_chars(names) - len(_SEPARATOR)
+        self._prefixes = {name: f"{name:<{width}}{_SEPARATOR}" for name in names}
         self._line_end = "\n"
         if has_colours:
             for index, name in enumerate(names):

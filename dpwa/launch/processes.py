@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from asyncio.subprocess import DEVNULL, STDOUT, Process
+from asyncio.subprocess import STDOUT, Process
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 
 from dpwa.launch.guard import GRACE_S, SAVING_TIMEOUT_S, Guard, is_saving, signal_group
-from dpwa.launch.output import OUTPUT_MAX_BYTES, NodeOutput, OutputPipe
+from dpwa.launch.output import OUTPUT_MAX_BYTES, NodeOutput, OutputPipe, prefix_chars
+from dpwa.launch.terminal import QuietInput
 
 __all__ = ["NodeCommand", "NodeEnd", "OnFailure", "Supervisor", "restart_delay_s"]
 
@@ -208,7 +209,8 @@ class Supervisor:
 
     def _end_groups(self, signal_number: int) -> None:
         self._stop_signal = signal_number  # a node that is being started at this moment gets it when it is known
-        for group in self._groups:
+        for group, output in self._groups.items():
+            output.folds_interrupts = True
             signal_group(group, signal_number)
 
     def _end_late(self, loop: asyncio.AbstractEventLoop, *, has_told: bool = False) -> None:
@@ -273,9 +275,11 @@ class Supervisor:
         """One life of one node: its exit code, and how long it lived in seconds."""
         started_at_s = asyncio.get_running_loop().time()
         pipe = OutputPipe(output, self._has_room)
+        quiet = QuietInput(prefix_chars([each.name for each in self._commands]))
         try:
-            process = await _start(command, pipe)
+            process = await _start(command, pipe, quiet)
         except _NotStarted as error:
+            quiet.close()
             output.say(str(error))
             return error.exit_code, 0.0
         self._groups[process.pid] = output
@@ -291,6 +295,7 @@ class Supervisor:
             await process.wait()
             self._groups.pop(process.pid, None)
             self._guard.forget(process.pid)
+            quiet.close()
             await pipe.drain(_DRAIN_S)
         return exit_code, asyncio.get_running_loop().time() - started_at_s
 
@@ -303,7 +308,7 @@ class _NotStarted(Exception):
         super().__init__(message)
 
 
-async def _start(command: NodeCommand, pipe: OutputPipe) -> Process:
+async def _start(command: NodeCommand, pipe: OutputPipe, quiet: QuietInput) -> Process:
     # A pipe of our own, and not asyncio's PIPE: with that, some versions of `Process.wait` return only when the last
     # holder of the pipe has ended, and a worker that outlives its node would be waited for instead of killed.
     read_end, write_end = os.pipe()
@@ -312,7 +317,7 @@ async def _start(command: NodeCommand, pipe: OutputPipe) -> Process:
         return await asyncio.create_subprocess_exec(
             *command.argv,
             env=command.environment,
-            stdin=DEVNULL,
+            stdin=quiet.descriptor,
             stdout=write_end,
             stderr=STDOUT,
             start_new_session=True,
@@ -323,6 +328,7 @@ async def _start(command: NodeCommand, pipe: OutputPipe) -> Process:
         raise _NotStarted(f"cannot start {command.argv[0]}: {error.strerror or error}", exit_code) from error
     finally:
         os.close(write_end)
+        quiet.given()
 
 
 def _reason(exit_code: int) -> str:

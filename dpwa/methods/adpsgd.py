@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
+from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
 from dpwa.snapshot.state import State
 from dpwa.topology.neighbourhood import Neighbourhood
 
@@ -30,6 +30,7 @@ class Symmetric(Method):
         share: of the difference, for each side; below 1/2 they do not meet in the middle.
     """
 
+    exchanges_slices = True
     kind = ExchangeKind.PAIR
     conservation = Conservation.DOUBLY
 
@@ -49,10 +50,10 @@ class Symmetric(Method):
             return None
         return Plan(ExchangeKind.PAIR, peers=self.links.meets(self.round), fraction=self.fraction)
 
-    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+    def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`."""
         self._pairs += 1
-        return Blend(self._share)
+        return self._share
 
     def statistics(self) -> Mapping[str, float]:
         """See `Method.statistics`."""
@@ -61,6 +62,13 @@ class Symmetric(Method):
 
 class ADPSGD(Symmetric):
     """See the module; it has no options of its own."""
+
+    name = "adpsgd"
+    summary = "random pairs meet in the middle"
+    description = (
+        "each step meets one random neighbour {often}, and both go to the middle. Doubly stochastic: the mean is "
+        "conserved"
+    )
 
     def __init__(self, links: Neighbourhood, count: int, probability: float) -> None:
         super().__init__(links, count, probability, share=0.5)

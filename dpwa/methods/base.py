@@ -3,7 +3,7 @@
 A method is one class. The node asks it at each step boundary, always in the trainer's thread; transport, threads and
 bookkeeping of messages are the node's. docs/methods.md has a worked example of a custom one.
 
-Must not know: sockets, threads, time, torch; random numbers are passed in. Runs in: the trainer's thread, but for
+Must not know: time; random numbers are passed in. Runs in: the trainer's thread, but for
 `statistics`, which any thread may call.
 """
 
@@ -11,30 +11,19 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import Enum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from dpwa.snapshot.layout import Buffer, Layout, Section, Snapshot
-from dpwa.snapshot.staging import Values
+from dpwa.methods.exchange import ExchangeKind, ExchangeResult, Plan
+from dpwa.options import Options
 from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
-__all__ = ["Arrival", "Blend", "Conservation", "ExchangeKind", "Method", "Plan"]
+if TYPE_CHECKING:  # numpy: the cluster file's keys come from the methods, and a launcher that reads it does not need it
+    from dpwa.snapshot.layout import Buffer, Layout, Section
 
-
-class ExchangeKind(str, Enum):
-    """The ways to exchange; each is a protocol between two nodes."""
-
-    PULL = "pull"
-    """Fetch the newest snapshot of one peer. Nothing changes there."""
-    GATHER = "gather"
-    """Fetch the snapshots of one round from all in-neighbours."""
-    PUSH = "push"
-    """Give the own snapshot and a mass to one peer, exactly once or not at all."""
-    PAIR = "pair"
-    """Change places with one peer's snapshot: both sides move by the same two snapshots, or neither."""
+__all__ = ["Conservation", "ExchangeKind", "ExchangeResult", "Method", "Plan"]
 
 
 class Conservation(str, Enum):
@@ -49,68 +38,33 @@ class Conservation(str, Enum):
     """The mean of all models is conserved by every exchange."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """An exchange to begin.
-
-    Attributes:
-        kind: the way to exchange; None only tells a peer that this node has finished.
-        peers: whom to ask: names with weights, by which one is chosen (GATHER: all, and the weights are those of the
-            blend). None: any peer, all with equal weight.
-        fraction: share of the parameters to exchange, above 0 up to 1.
-        mass: what a push carries.
-        wait_s: how long the next step may wait for the exchange to end.
-    """
-
-    kind: ExchangeKind | None
-    peers: Mapping[str, float] | None = None
-    fraction: float = 1.0
-    mass: float = 0.0
-    wait_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """Values that came, ready to be blended into the own model.
-
-    Attributes:
-        kind: the way they came.
-        peer_state: state of the peer's snapshot; of the last one when several were merged.
-        reference: the own snapshot that differences were made against; None where values are absolute.
-        values: section by section: differences, or the peer's values.
-        factor: share of the peer by the interpolation (kind PULL), else 0.
-        share: share of the parameters that came.
-        weight: sum of the masses (PUSH) or weights (GATHER) that were merged.
-        missed: neighbours that a GATHER did not reach in time.
-    """
-
-    kind: ExchangeKind
-    peer_state: State
-    reference: Snapshot | None
-    values: Sequence[Values]
-    factor: float = 0.0
-    share: float = 1.0
-    weight: float = 0.0
-    missed: int = 0
-
-
-@dataclass(frozen=True)
-class Blend:
-    """How to apply an arrival: `model += factor * difference`, or the share `factor` of the way to a value.
-
-    Attributes:
-        factor: share of the arrival. Its values may have been changed in place before.
-    """
-
-    factor: float
-
-
 class Method(ABC):
     """An averaging method, as one node runs it.
 
     Args of every method's constructor: `links` (whom the node may exchange with), `count` (nodes in the cluster),
     `probability` (the config's `pull_probability`: of an exchange in a step), and the method's own options by keyword.
     """
+
+    # --- What a method declares; the config, `dpwa check`, the lab and the tables of the docs read it --------------
+
+    name: ClassVar[str] = ""
+    """Its word in the cluster file; a custom method has none, it is written as "module:Class"."""
+    summary: ClassVar[str] = "a custom method"
+    """What it does, in one line."""
+    description: ClassVar[str] = "a custom one; a step begins an exchange {often}"
+    """What a step does and what that conserves, as `dpwa check` prints it: `{options.key}` is the value of an option,
+    `{often}` the probability of an exchange, `{wait}` how long a step waits for the answer."""
+    options: ClassVar[type[Options] | None] = None
+    """Its section in the cluster file, and the keyword arguments of its constructor; None: it has no options."""
+    uses_interpolation: ClassVar[bool] = False
+    """Whether the config's interpolation decides the factor."""
+    uses_probability: ClassVar[bool] = True
+    """Whether `pull_probability` decides when an exchange begins."""
+    exchanges_slices: ClassVar[bool] = False
+    """Whether an exchange may carry a share of the parameters: the config's `pull_fraction`."""
+
+    blends_by_rows: ClassVar[bool] = False
+    """Whether the rows of the topology's matrix are the weights of the blend, and so must sum to 1."""
 
     kind: ClassVar[ExchangeKind]
     conservation: ClassVar[Conservation]
@@ -121,6 +75,11 @@ class Method(ABC):
     trained one. False for a method that itself says who gets whose model."""
     fraction = 1.0
     """Share of the parameters in an exchange; for the kinds PULL and PAIR."""
+
+    @classmethod
+    def variant(cls, options: Options | None) -> type[Method]:  # noqa: ARG003
+        """The class that runs with these options: this one, unless its options choose between several."""
+        return cls
 
     def __init__(self, links: Neighbourhood, count: int, probability: float) -> None:
         self.links = links
@@ -133,12 +92,12 @@ class Method(ABC):
 
     @property
     def mass(self) -> float:
-        """Weight of the own model, published with each snapshot; 0 for methods without."""
+        """Weight of this node's model, published with each snapshot; 0 for methods without."""
         return 0.0
 
     @property
     def pair_rounds(self) -> tuple[int, int] | None:
-        """The lowest and highest round of peers whose proposal of a pair is welcome now; None for nobody's."""
+        """The lowest and highest round of peers whose proposal of a pair is welcome now; None: nobody's is."""
         return (0, MAX_COUNTER)
 
     @property
@@ -155,8 +114,16 @@ class Method(ABC):
         """The exchange to begin now, or None. Not asked while one is under way."""
 
     @abstractmethod
-    def blend(self, arrival: Arrival, own: State) -> Blend:
-        """How to apply values that came: those of an own plan, or of a peer's push or pair."""
+    def blend(self, result: ExchangeResult, own_state: State) -> float:
+        """The factor by which values that came are applied: those of this node's plan, or of a peer's push or pair.
+
+        `model += factor * difference`, or the share `factor` of the way to a value. The values may be changed in place
+        before.
+
+        Args:
+            result: what came; its outcome is `BLENDED`.
+            own_state: of this node's model now.
+        """
 
     def gave(self, mass: float) -> None:
         """A push with this mass is on its way: the node no longer has it."""
@@ -165,8 +132,8 @@ class Method(ABC):
         """A push has failed, or was never taken: the mass is the node's again.
 
         Returns:
-            The share of the way that the own model goes back to what was given away: what comes back is that model,
-            and not what has become of the own one since.
+            The share of the way that this node's model goes back to what was given away: what comes back is that
+            model, and not what this node's has become since.
         """
         return 0.0
 

@@ -1,6 +1,6 @@
-"""What a method answers, checked: a method may be anybody's code, and a mistake in it is told as what it is.
+"""What a method answers, checked: a method may be anybody's code, and the error for a mistake in it names the method.
 
-Must not know: sockets, threads. Runs in: the trainer's thread.
+Runs in: the trainer's thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from dpwa.custom_code import blamed
 from dpwa.errors import ConfigError
-from dpwa.methods.base import Arrival, ExchangeKind, Method, Plan
+from dpwa.methods.base import ExchangeKind, ExchangeResult, Method, Plan
 from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, State
 
 __all__ = ["factor_of", "mass_and_round", "plan_of"]
@@ -24,13 +24,8 @@ _Answer = TypeVar("_Answer")
 def plan_of(method: Method, rng: random.Random, peers: Collection[str]) -> Plan | None:
     """The exchange that a method begins now.
 
-    Args:
-        method: it.
-        rng: source of its choices.
-        peers: names of all other nodes.
-
     Raises:
-        ConfigError: your own method raised something, or its plan cannot be carried out.
+        ConfigError: a custom method raised something, or its plan cannot be carried out.
     """
     plan = _asked(method, "plan", lambda: method.plan(rng))
     if plan is not None:
@@ -40,19 +35,19 @@ def plan_of(method: Method, rng: random.Random, peers: Collection[str]) -> Plan 
     return plan
 
 
-def factor_of(method: Method, arrival: Arrival, own: State) -> float:
-    """By which factor a method applies what came.
+def factor_of(method: Method, result: ExchangeResult, own_state: State) -> float:
+    """The factor by which a method applies what came.
 
     Raises:
-        ConfigError: your own method raised something, or the factor is no finite number.
+        ConfigError: a custom method raised something, or the factor is no finite number.
     """
-    blend = _asked(method, "blend", lambda: method.blend(arrival, own))
+    answer = _asked(method, "blend", lambda: method.blend(result, own_state))
     try:
-        factor = float(blend.factor)
-    except (AttributeError, TypeError, ValueError):
+        factor = float(answer)
+    except (TypeError, ValueError):
         factor = math.nan
     if not math.isfinite(factor):
-        raise ConfigError(f"{_name(method)}: blend() answered {blend!r}: expected a Blend with a finite number")
+        raise ConfigError(f"{_name(method)}: blend() answered {answer!r}: expected a finite number")
     return factor
 
 
@@ -60,7 +55,7 @@ def mass_and_round(method: Method) -> tuple[float, int]:
     """The mass and the round of a method's model, in the types that travel.
 
     Raises:
-        ConfigError: your own method raised something, or a number is not of its kind or out of its limits.
+        ConfigError: a custom method raised something, or a number is not of its kind or out of its limits.
     """
     mass, round_ = _asked(method, "mass and round", lambda: (method.mass, method.round))
     try:

@@ -13,12 +13,34 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from typing import Any
 
-from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
+from pydantic import Field
+
+from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
+from dpwa.options import Options
 from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
-__all__ = ["DPSGD"]
+__all__ = ["DPSGD", "DPSGDOptions"]
+
+
+class DPSGDOptions(Options):
+    """Options of the method dpsgd."""
+
+    every: int = Field(1, ge=1, le=1_000_000, description="Training steps in a round.")
+    deadline_ms: int = Field(
+        1000, ge=1, le=600_000, description="Milliseconds that a step may wait for the neighbours of its round."
+    )
+
+    @property
+    def rounds(self) -> str:
+        """How often there is a round, in words."""
+        return "each step is a round" if self.every == 1 else f"every {self.every} steps are a round"
+
+    def arguments(self) -> dict[str, Any]:
+        """See `Options.arguments`; here milliseconds become seconds."""
+        return {"every": self.every, "deadline_s": self.deadline_ms / 1000}
 
 
 class DPSGD(Method):
@@ -30,6 +52,15 @@ class DPSGD(Method):
         deadline_s: how long a step may wait for its round.
     """
 
+    name = "dpsgd"
+    summary = "rounds of a mixing matrix"
+    description = (
+        "{options.rounds}; a node blends all neighbours' models of the round by the topology's weights, waiting up to "
+        "{options.deadline_ms} ms. The mean is conserved by rounds that miss nobody, if the matrix is doubly stochastic"
+    )
+    options = DPSGDOptions
+    uses_probability = False
+    blends_by_rows = True
     kind = ExchangeKind.GATHER
     conservation = Conservation.DOUBLY
 
@@ -62,11 +93,11 @@ class DPSGD(Method):
         neighbours = self.links.row(self.round)
         return Plan(ExchangeKind.GATHER, peers=neighbours, wait_s=self._deadline_s)
 
-    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+    def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`: what came is the weighted mean of differences, so its factor is the sum of weights."""
         self._rounds += 1
-        self._missed += arrival.missed
-        return Blend(arrival.weight)
+        self._missed += result.missed
+        return result.weight
 
     def statistics(self) -> Mapping[str, float]:
         """See `Method.statistics`."""

@@ -9,10 +9,19 @@ Must not know: sockets, threads, time. Runs in: the trainer's thread.
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from dpwa.methods.adpsgd import Symmetric
+from dpwa.options import Options
 from dpwa.topology.neighbourhood import Neighbourhood
 
-__all__ = ["Elastic"]
+__all__ = ["Elastic", "ElasticOptions"]
+
+
+class ElasticOptions(Options):
+    """Options of the method elastic."""
+
+    alpha: float = Field(0.25, gt=0, le=0.5, description="Share of the difference that each side goes; 0.5 meets.")
 
 
 class Elastic(Symmetric):
@@ -22,6 +31,14 @@ class Elastic(Symmetric):
         links, count, probability: see `Method`.
         alpha: a, above 0 up to 1/2; 1/2 is AD-PSGD.
     """
+
+    name = "elastic"
+    summary = "random pairs on an elastic"
+    description = (
+        "each step meets one random neighbour {often}, and both go {options.alpha:g} of the way to the other. Doubly "
+        "stochastic: the mean is conserved"
+    )
+    options = ElasticOptions
 
     def __init__(self, links: Neighbourhood, count: int, probability: float, *, alpha: float = 0.25) -> None:
         super().__init__(links, count, probability, share=alpha)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpwa.errors import ConfigError
-from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
+from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
 from dpwa.snapshot.state import MAX_MASS, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
@@ -31,6 +31,12 @@ _LEAST_SHARE = 2.0**-40
 class GoSGD(Method):
     """See the module; it has no options of its own: p is the config's `pull_probability`."""
 
+    name = "gosgd"
+    summary = "push a copy and half of the mass to a random peer"
+    description = (
+        "each step gives model and half of the mass to one random neighbour {often}. Column-stochastic: the mean by "
+        "mass is conserved, whatever is lost or late"
+    )
     kind = ExchangeKind.PUSH
     conservation = Conservation.COLUMN
     own_share = 0.5
@@ -84,15 +90,15 @@ class GoSGD(Method):
         if takes_over:
             self._mass = 0.0
 
-    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+    def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`."""
-        mass = min(self._mass + arrival.weight, MAX_MASS)
+        mass = min(self._mass + result.weight, MAX_MASS)
         if mass <= 0.0:
-            return Blend(0.0)
-        factor = min(arrival.weight / mass, 1.0)
+            return 0.0
+        factor = min(result.weight / mass, 1.0)
         self._mass = mass
         self._has_blended = True
-        return Blend(factor)
+        return factor
 
     def statistics(self) -> Mapping[str, float]:
         """See `Method.statistics`."""

@@ -16,23 +16,34 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+from pydantic import Field
 
 from dpwa.errors import InternalError
-from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
-from dpwa.methods.outer import OuterOptimizer
-from dpwa.snapshot.layout import Buffer, Layout, Role, Section, TensorSpec
-from dpwa.snapshot.staging import Values, parameter_arrays, section_values
+from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
+from dpwa.options import Options
 from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
-__all__ = ["NoLoCo"]
+if TYPE_CHECKING:  # numpy; see `PairedAnchor`
+    from dpwa.methods.paired_anchor import PairedAnchor
+    from dpwa.snapshot.layout import Buffer, Layout, Section
+
+__all__ = ["NoLoCo", "NoLoCoOptions"]
 
 # A node is ready for a peer's proposal a little before its own H steps are over.
 _READY_SHARE = 0.1
+
+
+class NoLoCoOptions(Options):
+    """Options of the method noloco."""
+
+    every: int = Field(50, ge=1, le=1_000_000, description="H: local steps between two outer steps.")
+    beta: float = Field(0.7, gt=0, le=2, description="How much of the mean progress the anchor goes.")
+    gamma: float = Field(0.7, ge=0, lt=2, description="How much the anchors of a pair pull at each other.")
+    momentum: float = Field(0.5, ge=0, lt=1, description="Share of the last outer step in the next.")
+    window: int = Field(2, ge=0, le=1_000_000, description="Outer steps that a partner may be ahead or behind.")
 
 
 class NoLoCo(Method):
@@ -47,6 +58,14 @@ class NoLoCo(Method):
         window: outer steps that a partner may be ahead or behind.
     """
 
+    name = "noloco"
+    summary = "outer steps in random pairs"
+    description = (
+        "after {options.every} local steps two nodes within {options.window} outer steps of each other make one "
+        "together. Doubly stochastic: the anchors move as their mean would"
+    )
+    options = NoLoCoOptions
+    uses_probability = False
     kind = ExchangeKind.PAIR
     conservation = Conservation.DOUBLY
     repays = False  # an outer step belongs to the anchor of its moment
@@ -66,11 +85,9 @@ class NoLoCo(Method):
         super().__init__(links, count, probability)
         self._every = every
         self._window = window
-        self._options: dict[str, Any] = {"learning_rate": beta, "anchor_pull": gamma, "momentum": momentum}
+        self._outer_options = {"beta": beta, "gamma": gamma, "momentum": momentum}
         self._since = 0
-        self._outer: OuterOptimizer | None = None
-        self._layout: Layout | None = None
-        self._restarts = True
+        self._anchor: PairedAnchor | None = None
         self._refused = 0
         self._ended_after = 0  # outer steps of a node that has been closed
 
@@ -96,90 +113,57 @@ class NoLoCo(Method):
 
     def extend(self, layout: Layout) -> Layout:
         """See `Method.extend`: an anchor for each section of parameters."""
-        self._layout = layout
-        anchors = [
-            TensorSpec(f"anchor of {section.dtype} parameters", (section.size,), str(section.value_type), Role.ANCHOR)
-            for section in layout.sections
-            if section.role is Role.PARAMETER
-        ]
-        return Layout([*layout.tensors, *anchors])
+        from dpwa.methods.paired_anchor import PairedAnchor  # noqa: PLC0415 - numpy, which only a node needs
+
+        self._anchor = PairedAnchor(layout, **self._outer_options)
+        return self._anchor.extended_layout
 
     def fill(self, own: Buffer, rest: Buffer, sections: tuple[Section, ...]) -> None:
         """See `Method.fill`."""
-        theta, outer = self._parameters(own), self._outer
-        if outer is None:
-            outer = self._outer = OuterOptimizer(theta, nesterov=False, **self._options)
-        elif self._restarts:
-            outer.restart(theta)
-        self._restarts = False
-        model_bytes = len(own)
-        for section, anchor in zip(sections, outer.anchors, strict=True):
-            start = section.start_byte - model_bytes
-            rest[start : start + anchor.nbytes].view(anchor.dtype)[:] = anchor
+        if self._anchor is None:
+            raise InternalError("a method that extends the layout was not asked to")
+        self._anchor.fill(own, rest, sections)
 
     def joined(self, peer: State, *, takes_over: bool) -> None:
         """See `Method.joined`: the anchor is where this node begins to train."""
         super().joined(peer, takes_over=takes_over)
-        self._restarts = True
+        if self._anchor is not None:
+            self._anchor.restart()
         self._since = 0
 
-    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+    def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`."""
-        if arrival.reference is None or self._outer is None:
+        if result.reference is None or self._anchor is None:
             raise InternalError("a pair without a reference")
-        memory = np.frombuffer(arrival.reference.memory, np.uint8)
-        theta = self._parameters(memory)
-        differences = [values.array for values in arrival.values if values.section.role is Role.PARAMETER]
-        anchors = [values.array for values in arrival.values if values.section.role is Role.ANCHOR]
-        if not self._outer.pair_step(theta, differences, anchors, out=differences):
+        if not self._anchor.pair_step(result.reference.memory, result.values):
             self._refused += 1
-            return Blend(0.0)
-        for values in arrival.values:
-            if values.section.role is Role.BUFFER:
-                _meet(values, memory)
+            return 0.0
         # Whoever was behind is back in the window.
-        self.round = min(max(self.round, arrival.peer_state.round) + 1, MAX_COUNTER)
+        self.round = min(max(self.round, result.peer_state.round) + 1, MAX_COUNTER)
         self._since = 0
-        return Blend(1.0)
+        return 1.0
 
     def statistics(self) -> Mapping[str, float]:
         """See `Method.statistics`."""
+        anchor = self._anchor
         return {
-            "outer_steps": float(self._ended_after if self._outer is None else self._outer.steps),
+            "outer_steps": float(self._ended_after if anchor is None else anchor.steps),
             "outer_refused": float(self._refused),
         }
 
     def close(self) -> None:
         """See `Method.close`."""
-        if self._outer is not None:
-            self._ended_after, self._outer = self._outer.steps, None
+        if self._anchor is not None:
+            self._ended_after, self._anchor = self._anchor.steps, None
 
     def state_dict(self) -> dict[str, Any]:
         """See `Method.state_dict`."""
-        outer = {} if self._outer is None else self._outer.state_dict()
+        outer = {} if self._anchor is None else self._anchor.state_dict()
         return {**super().state_dict(), "since": self._since, "outer": outer}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Method.load_state_dict`. The model has been loaded before."""
         super().load_state_dict(state)
         self._since = int(state["since"])
-        if state["outer"] and self._layout is not None:
-            zeros = [
-                np.zeros(section.size, section.value_type)
-                for section in self._layout.sections
-                if section.role is Role.PARAMETER
-            ]
-            outer = OuterOptimizer(zeros, nesterov=False, **self._options)
-            outer.load_state_dict(state["outer"])
-            self._outer, self._restarts = outer, False
-
-    def _parameters(self, memory: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
-        if self._layout is None:
-            raise InternalError("a method that extends the layout was not asked to")
-        return parameter_arrays(self._layout, memory)
-
-
-def _meet(values: Values, memory: npt.NDArray[np.uint8]) -> None:
-    """Running statistics of both in the middle, in place; they have no momentum."""
-    np.add(values.array, section_values(values.section, memory), out=values.array)
-    np.multiply(values.array, 0.5, out=values.array)
+        if state["outer"] and self._anchor is not None:
+            self._anchor.load_state_dict(state["outer"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 
-from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
+from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
 from dpwa.snapshot.state import State
 
 __all__ = ["Pull"]
@@ -20,6 +20,14 @@ __all__ = ["Pull"]
 class Pull(Method):
     """See the module; it has no options of its own: the config's `interpolation` rules the factor."""
 
+    name = "pull"
+    summary = "pull a random peer's newest model, blend by a factor"
+    description = (
+        "each step asks one random neighbour {often}, and {wait}. Row-stochastic: models agree, at an average that is "
+        "not exactly the mean"
+    )
+    uses_interpolation = True
+    exchanges_slices = True
     kind = ExchangeKind.PULL
     conservation = Conservation.ROW
 
@@ -29,6 +37,6 @@ class Pull(Method):
             return None
         return Plan(ExchangeKind.PULL, peers=self.links.hears(self.round), fraction=self.fraction)
 
-    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+    def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`: the factor is ready, because the rule was asked where the states were at hand."""
-        return Blend(arrival.factor)
+        return result.factor

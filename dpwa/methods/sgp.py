@@ -14,13 +14,28 @@ Must not know: sockets, threads, time. Runs in: the trainer's thread.
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from dpwa.methods.gosgd import GoSGD
+from dpwa.options import Options
 from dpwa.topology.neighbourhood import Neighbourhood
 
-__all__ = ["SGP"]
+__all__ = ["SGP", "SGPOptions"]
 
 # A step that is right to so many digits is left alone.
 _RIGHT_ENOUGH = 1e-4
+
+
+class SGPOptions(Options):
+    """Options of the method sgp."""
+
+    debias: bool = Field(
+        True,  # noqa: FBT003 - the default of a field
+        description="Whether a training step counts by 1 / weight; false saves a pass over the model.",
+    )
+    least_weight: float = Field(
+        0.5, gt=0, le=1, description="The weight that a node counts as having at least; 0.5: no step more than doubles."
+    )
 
 
 class SGP(GoSGD):
@@ -34,6 +49,14 @@ class SGP(GoSGD):
             anything has half; nodes that do not push in step have moments with far less, in which 1 / w would multiply
             a step until the model diverges. What is cut off is lost to the sum.
     """
+
+    name = "sgp"
+    summary = "stochastic gradient push"
+    description = (
+        "each step gives model and half of the weight to an out-neighbour {often}, and counts by 1 / weight. "
+        "Column-stochastic: the mean by weight is conserved, whatever is lost or late"
+    )
+    options = SGPOptions
 
     def __init__(
         self, links: Neighbourhood, count: int, probability: float, *, debias: bool = True, least_weight: float = 0.5

@@ -1,6 +1,6 @@
 """Puts the parts of a node together.
 
-Must not know: the trainer, sockets. Runs in: the trainer's thread, once per node.
+Runs in: the trainer's thread, once per node.
 """
 
 from __future__ import annotations
@@ -11,30 +11,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpwa.config.cluster import ClusterConfig
-from dpwa.exchange.accept import Accepter
+from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.exchanger import Exchanger
 from dpwa.exchange.fetch import Fetcher, Identity
 from dpwa.exchange.flow_control import FlowControl
-from dpwa.exchange.gather import Gatherer
-from dpwa.exchange.lineage import Standing
 from dpwa.exchange.link_codecs import LinkCodecs
 from dpwa.exchange.membership import Membership
-from dpwa.exchange.pair import Pairer
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.propose import Proposer
-from dpwa.exchange.push import Pusher
 from dpwa.exchange.results import Results
 from dpwa.exchange.service import Service
 from dpwa.exchange.slices import Rotation
 from dpwa.methods.base import ExchangeKind, Method
-from dpwa.snapshot.codecs import Codec
+from dpwa.methods.diloco import OuterMomentum
 from dpwa.snapshot.layout import Layout
+from dpwa.snapshot.lineage import Standing
+from dpwa.snapshot.model import Model
 from dpwa.snapshot.staging import Staging, encoded_chunk_bytes
+from dpwa.snapshot.state import Codec
 from dpwa.transport.faults import Faults
 from dpwa.transport.faulty import FaultyWay, LossyProposals
 from dpwa.transport.interface import Ends
 
-__all__ = ["Assembly", "assemble"]
+__all__ = ["Assembly", "assemble", "outer_momentum"]
 
 
 @dataclass(frozen=True)
@@ -43,26 +42,20 @@ class Assembly:
 
     Attributes:
         wiring: the two ends for the transport.
-        membership: who is there.
-        proposals: pushes and pairs under way.
-        standing: what the own model is.
-        stagings: hold the values to blend.
-        faults: to inject; None without.
+        context: what its exchanges work with.
+        faults: to inject; None: none.
     """
 
     wiring: Ends
-    membership: Membership
-    proposals: Proposals
-    standing: Standing
-    stagings: tuple[Staging, ...]
+    context: ExchangeContext
     faults: Faults | None = None
 
     def close(self) -> None:
         """Let go of all memory as large as the model; the threads have ended. Counts and scores stay."""
-        for staging in self.stagings:
+        for staging in self.context.stagings:
             staging.close()
         self.wiring.exchanger.close()
-        self.proposals.close_all()
+        self.context.proposals.close_all()
 
 
 def assemble(
@@ -98,7 +91,7 @@ def assemble(
 
     peers = tuple(peer.name for peer in config.peers_of(name))
     identity = Identity(run, name, incarnation)
-    membership, results = Membership(peers), Results()
+    membership = Membership(peers)
     proposals = Proposals(name, incarnation) if faults is None else LossyProposals(name, incarnation, faults)
     interpolator = config.interpolator()
     standing = Standing(incarnation, heeds_age=method.heeds_age)
@@ -115,7 +108,6 @@ def assemble(
     if faults is not None and faults.options.noise.scale > 0:
         for staging in stagings:
             staging.disturb = faults.disturb
-    rotation = Rotation(layout, rng("part"), config.least_fraction)
     flow_control = FlowControl(peers, config.flow_control, rng("peer"))
     fetcher = Fetcher(
         identity=identity,
@@ -130,53 +122,23 @@ def assemble(
         flow_control=flow_control,
         standing=standing,
     )
-    proposer = Proposer(fetcher, proposals)
-    exchanger = Exchanger(
+    context = ExchangeContext(
         fetcher=fetcher,
+        proposer=Proposer(fetcher, proposals),
+        proposals=proposals,
         stagings=stagings,
-        interpolator=interpolator,
-        standing=standing,
-        blends_when_joining=kind is ExchangeKind.PULL,
+        rotation=Rotation(layout, rng("part"), method.fraction),
+        results=Results(),
         flow_control=flow_control,
         membership=membership,
-        rotation=rotation,
-        proposer=proposer,
-        pusher=Pusher(
-            proposer=proposer,
-            proposals=proposals,
-            membership=membership,
-            standing=standing,
-            monotonic_s=monotonic_s,
-        ),
-        pairer=Pairer(
-            proposer=proposer,
-            fetcher=fetcher,
-            proposals=proposals,
-            standing=standing,
-            repays=method.repays,
-            monotonic_s=monotonic_s,
-        ),
-        accepter=Accepter(
-            fetcher=fetcher,
-            stagings=stagings,
-            rotation=rotation,
-            proposals=proposals,
-            standing=standing,
-            results=results,
-            monotonic_s=monotonic_s,
-        ),
-        gatherer=Gatherer(
-            fetcher=fetcher,
-            stagings=stagings,
-            rotation=rotation,
-            flow_control=flow_control,
-            membership=membership,
-            standing=standing,
-            rng=rng("order"),
-            monotonic_s=monotonic_s,
-        ),
-        results=results,
+        standing=standing,
         monotonic_s=monotonic_s,
+    )
+    exchanger = Exchanger(
+        context,
+        method,
+        interpolator,
+        rng("order"),
         through=None if faults is None else FaultyWay(faults, layout=layout, monotonic_s=monotonic_s).through,
     )
     service = Service(
@@ -188,4 +150,20 @@ def assemble(
         kind=kind,
         standing=standing,
     )
-    return Assembly(Ends(service, exchanger), membership, proposals, standing, stagings, faults)
+    return Assembly(Ends(service, exchanger), context, faults)
+
+
+def outer_momentum(config: ClusterConfig, model: Model) -> OuterMomentum | None:
+    """The outer momentum of a node, which begins with the model as it is; None: disabled."""
+    outer = config.outer
+    if outer.every is None:
+        return None
+    momentum = OuterMomentum(
+        model,
+        every=outer.every,
+        learning_rate=outer.learning_rate,
+        momentum=outer.momentum,
+        nesterov=outer.nesterov,
+    )
+    momentum.restart()
+    return momentum

@@ -1,7 +1,7 @@
-"""What happens at a step boundary: a training step is counted, what has come is applied, the next exchange begins.
+"""What happens at a step boundary: count a training step, apply finished exchanges, begin the next one.
 
-Must not know: sockets, files, the life of a node. Runs in: the trainer's thread; `_hand_out` in the copy waiter for
-copies that a GPU makes.
+Must not know: files, the life of a node. Runs in: the trainer's thread; `_hand_out` in the copy waiter for copies that
+a GPU makes.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from functools import partial
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.exchange.budget import Budget
-from dpwa.exchange.lineage import Standing
-from dpwa.exchange.messages import NO_EXCHANGE
-from dpwa.exchange.proposals import Proposals
-from dpwa.exchange.result import Ask, Exchange, Outcome
+from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.service import Service
 from dpwa.interpolation.interpolator import LossSmoother
-from dpwa.methods.base import Arrival, ExchangeKind, Method, Plan
+from dpwa.methods.base import Method
 from dpwa.methods.checked import factor_of, mass_and_round, plan_of
 from dpwa.methods.diloco import OuterMomentum
+from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeRequest, ExchangeResult, Outcome, Plan
 from dpwa.node.extended_model import ExtendedModel
+from dpwa.node.farewell import Farewell
 from dpwa.node.joining import Joining
 from dpwa.node.pressure import Pressure
 from dpwa.node.publishing import SnapshotPublisher, Taken
@@ -54,16 +53,14 @@ class Boundary:
         name: the node.
         model: the model, with what the method sends beside it.
         method: the averaging method.
-        outer: outer momentum on top of it; None for none.
-        faults: what is injected into the training; None for nothing.
-        service: what peers are told.
-        proposals: pushes and pairs under way.
-        standing: what the own model is.
+        outer: outer momentum on top of it; None: disabled.
+        faults: what is injected into the training; None: nothing.
+        service: answers the peers.
+        context: of the node's exchanges.
         publisher: takes the snapshots.
         transport: makes the exchanges.
         record: counts them.
         event: writes a line of the journal.
-        monotonic_s: the clock.
     """
 
     def __init__(
@@ -76,13 +73,11 @@ class Boundary:
         outer: OuterMomentum | None,
         faults: NodeFaults | None,
         service: Service,
-        proposals: Proposals,
-        standing: Standing,
+        context: ExchangeContext,
         publisher: SnapshotPublisher,
         transport: Transport,
         record: Record,
         event: Callable[..., None],
-        monotonic_s: Callable[[], float],
     ) -> None:
         self._config = config
         self._name = name
@@ -91,36 +86,37 @@ class Boundary:
         self.outer = outer
         self._faults = faults
         self._service = service
-        self._proposals = proposals
+        self._proposals = context.proposals
         self._publisher = publisher
         self._transport = transport
         self._record = record
         self._event = event
         self._pressure = Pressure(name, transport.counters.guarded, event)
-        self._monotonic_s = monotonic_s
+        self._monotonic_s = context.monotonic_s
         self._peers = tuple(peer.name for peer in config.peers_of(name))
         self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
         self._smoother = LossSmoother(config.loss_smoothing)
         self._budget = Budget(
             config.bandwidth_limit_bytes_per_s, model_bytes=model.layout.total_bytes, most_fraction=config.pull_fraction
         )
-        self._standing = standing
+        self._standing = context.standing
+        self.farewell = Farewell(self._peers, context, service)
         self.step = 0
         self.in_flight = False
         """Whether an exchange that this node has begun is under way."""
         self.wait_s = config.wait_s
         """How long the next step may wait for it."""
-        self._joining = Joining(standing, service, method, has_peers=bool(self._peers))
+        self._joining = Joining(context.standing, service, method, has_peers=bool(self._peers))
         # Pairs that have been applied: the node is free for another when a snapshot that holds them is served.
         self._applied_pairs: list[bytes] = []
         self._last: Taken | None = None  # what the next training step is measured from
         self._given: Taken | None = None  # what a push under way carries
-        self._resumed_s = monotonic_s()
+        self._resumed_s = context.monotonic_s()
         self._has_warned = False
 
     @property
     def state(self) -> State:
-        """Of the own model; what a snapshot says of it when it is taken."""
+        """Of this node's model; what a snapshot says of it when it is taken."""
         return self._standing.own
 
     @state.setter
@@ -141,7 +137,7 @@ class Boundary:
         self._event = _ignore
 
     def advance(self, loss: float | None) -> None:
-        """Count a training step, and apply what has come.
+        """Count a training step, and apply finished exchanges.
 
         Args:
             loss: of the step; None if unknown.
@@ -153,9 +149,9 @@ class Boundary:
         self._correct()
         self.state = _aged(self.state, self.state.clock + 1.0)
         self.note_loss(loss)
-        self._service.step = self.step
-        interval_s = min(self._monotonic_s() - self._resumed_s, _LONGEST_STEP_S)
-        self._service.step_interval_s += _INTERVAL_WEIGHT * (interval_s - self._service.step_interval_s)
+        mean_s, interval_s = self._service.serving.step_interval_s, self._monotonic_s() - self._resumed_s
+        mean_s += _INTERVAL_WEIGHT * (min(interval_s, _LONGEST_STEP_S) - mean_s)
+        self._service.tell(step=self.step, step_interval_s=mean_s)
         self.collect(self.wait_s)
         outer = self.outer  # `close` may come in between, from a signal handler
         if outer is not None:
@@ -176,61 +172,61 @@ class Boundary:
     # --- Exchanges ------------------------------------------------------------------------------------------------
 
     def collect(self, wait_s: float) -> None:
-        """Take the exchanges that have ended, own ones and peers', and apply them.
+        """Take the exchanges that have ended, this node's and those of peers, and apply them.
 
         Args:
-            wait_s: how long to wait for the own one in all, however many of peers come meanwhile.
+            wait_s: how long to wait for this node's in all, however many of peers come meanwhile.
         """
         deadline_s = self._monotonic_s() + wait_s
         while True:
-            exchange = self._transport.take(max(0.0, deadline_s - self._monotonic_s()) if self.in_flight else 0.0)
-            if exchange is None:
+            result = self._transport.take(max(0.0, deadline_s - self._monotonic_s()) if self.in_flight else 0.0)
+            if result is None:
                 return
-            if exchange.ask is not None:
+            if result.request is not None:
                 self.in_flight = False
                 self.wait_s = self._config.wait_s
-            self._end(exchange)
+            self._end(result)
 
-    def _end(self, exchange: Exchange) -> None:
-        factor = self._apply(exchange) if exchange.outcome is Outcome.BLENDED else 0.0
-        if exchange.kind is ExchangeKind.PUSH and exchange.ask is not None:
-            self._end_push(exchange.outcome, exchange.ask.mass)
-        self._end_engagement(exchange, factor)
-        if exchange.staging is not None:
-            exchange.staging.is_free = True
-        if exchange.received_bytes and not exchange.is_shared:
+    def _end(self, result: ExchangeResult) -> None:
+        request = result.request
+        factor = self._apply(result) if result.outcome is Outcome.BLENDED else 0.0
+        if result.kind is ExchangeKind.PUSH and request is not None:
+            self._end_push(result.outcome, request.plan.mass)
+        self._end_engagement(result, factor)
+        if result.staging is not None:
+            result.staging.is_free = True
+        if result.received_bytes and not result.is_shared:
             # A joining node takes the whole model, whatever part the budget had planned; a slow link bears less of it.
-            is_whole = exchange.share > 0.0 and not exchange.is_shortened
-            is_planned = exchange.ask is not None and not exchange.ask.joining and is_whole
-            self._budget.spent(exchange.received_bytes, self._monotonic_s(), complete=is_planned)
-        ask = exchange.ask
-        if ask is not None and ask.finished and exchange.peer is not None and not exchange.outcome.is_failure:
-            self._service.told_finished.add(exchange.peer)
-        if exchange.outcome is Outcome.OWN_NOT_FINITE:
-            self._warn_of_own_model(exchange.reason)
-        self._record.note(exchange, factor)
+            is_whole = result.share > 0.0 and not result.is_shortened
+            is_planned = request is not None and not request.joining and is_whole
+            self._budget.spent(result.received_bytes, self._monotonic_s(), complete=is_planned)
+        if request is not None and request.finished and result.peer is not None and not result.outcome.is_failure:
+            self.farewell.told.add(result.peer)
+        if result.outcome is Outcome.OWN_NOT_FINITE:
+            self._warn_of_own_model(result.reason)
+        self._record.note(result, factor)
         # A method's numbers may have any names; what the exchange itself says comes first.
-        self._event("exchange", **{**self._method.statistics(), **exchange_fields(exchange, self.step, factor)})
-        if self._joining.ended(exchange, factor, self._publisher.version) and self.outer is not None:
+        self._event("exchange", **{**self._method.statistics(), **exchange_fields(result, self.step, factor)})
+        if self._joining.ended(result, factor, self._publisher.version) and self.outer is not None:
             self.outer.restart()
-        if exchange.staging is not None and self._proposals.has_notice:
+        if result.staging is not None and self._proposals.has_notice:
             self._proposals.wake()  # there is room for it now
 
     def _warn_of_own_model(self, reason: str) -> None:
-        """Say it once: nobody else is told, because no peer can do anything about it."""
+        """Warn once; peers are not warned, because they can do nothing about it."""
         if not self._has_warned:
             self._has_warned = True
             _logger.warning("node %s: %s (further ones only in the journal)", self._name, reason)
 
-    def _end_engagement(self, exchange: Exchange, factor: float) -> None:
+    def _end_engagement(self, result: ExchangeResult, factor: float) -> None:
         """Let peers' pairs in again; after a change of the model as soon as a snapshot with it is served."""
-        is_joining = exchange.ask is not None and exchange.ask.joining and self._method.kind is ExchangeKind.PAIR
-        if not is_joining and (exchange.kind is not ExchangeKind.PAIR or exchange.exchange == NO_EXCHANGE):
+        is_joining = result.request is not None and result.request.joining and self._method.kind is ExchangeKind.PAIR
+        if not is_joining and (result.kind is not ExchangeKind.PAIR or result.exchange_id == NO_EXCHANGE):
             return
         if factor > 0.0:
-            self._applied_pairs.append(exchange.exchange)
+            self._applied_pairs.append(result.exchange_id)
         else:
-            self._proposals.disengage(exchange.exchange)
+            self._proposals.disengage(result.exchange_id)
 
     def _end_push(self, outcome: Outcome, mass: float) -> None:
         if outcome is Outcome.LOST:
@@ -245,31 +241,21 @@ class Boundary:
                 self._model.go_towards(self._given.buffer, share)
         self._given = None
 
-    def _apply(self, exchange: Exchange) -> float:
-        """Blend what has come; the factor by which, 0 for nothing."""
-        peer, staging, reference = exchange.peer_state, exchange.staging, exchange.reference
-        if peer is None or staging is None or self._joining.is_outdated(exchange):
+    def _apply(self, result: ExchangeResult) -> float:
+        """Blend the values, if there are any; the factor by which, 0 if not at all."""
+        peer, reference = result.peer_state, result.reference
+        if result.staging is None or self._joining.is_outdated(result):
             return 0.0
-        factor, values = exchange.factor, staging.values
-        if exchange.relation.mixes and not exchange.takes_over and (exchange.ask is None or not exchange.ask.joining):
-            arrival = Arrival(
-                kind=exchange.kind or ExchangeKind.PULL,
-                peer_state=peer,
-                reference=reference,
-                values=values,
-                factor=exchange.factor,
-                share=exchange.share,
-                weight=exchange.weight,
-                missed=exchange.missed,
-            )
-            factor = factor_of(self._method, arrival, self.state)
+        factor = result.factor
+        if result.relation.mixes and not result.takes_over and (result.request is None or not result.request.joining):
+            factor = factor_of(self._method, result, self.state)
         if factor == 0.0:
             return 0.0
-        self._model.blend(values, factor)
+        self._model.blend(result.values, factor)
         own = self.state
         is_delta = self._config.blend == "delta" and reference is not None
         base = reference.state.clock if is_delta and reference is not None else own.clock
-        clock = own.clock + min(factor, 1.0) * exchange.share * (peer.clock - base)
+        clock = own.clock + min(factor, 1.0) * result.share * (peer.clock - base)
         self.state = _aged(own, clock)
         return factor
 
@@ -289,9 +275,11 @@ class Boundary:
         self._last = taken if self._method.corrects_steps else None
         if plan is not None and plan.kind is ExchangeKind.PUSH:
             self._given = taken
-        ask = self._ask(plan, taken.snapshot) if plan is not None else None
+        request = self._request(plan, taken.snapshot) if plan is not None else None
         serving = not is_aside
-        hand_out = partial(self._hand_out, taken.snapshot, ask, self._applied_pairs if serving else [], serving=serving)
+        hand_out = partial(
+            self._hand_out, taken.snapshot, request, self._applied_pairs if serving else [], serving=serving
+        )
         if serving:
             self._applied_pairs = []
             self._service.wanted = False  # before the swap: a pull that comes between asks for one publish too many
@@ -324,14 +312,16 @@ class Boundary:
 
     def _plan(self) -> Plan | None:
         """The exchange to begin at this step boundary."""
-        self._service.pair_rounds = self._method.pair_rounds
+        pair_rounds = self._method.pair_rounds
+        if pair_rounds != self._service.serving.pair_rounds:
+            self._service.tell(pair_rounds=pair_rounds)
         if self.in_flight or not self._peers:
             return None
         if self._joining.is_on:
             # What a pair has come to must not be in the staging that the pull fills, nor the pull in a pair's snapshot.
             return self._joining.plan() if self._method.kind is not ExchangeKind.PAIR or self._engage() else None
-        if self._service.finished:
-            peers = dict.fromkeys(self._service.to_finish_with, 1.0) or None
+        if self._service.serving.finished:
+            peers = dict.fromkeys(self.farewell.to_tell, 1.0) or None
             if self._method.kind is ExchangeKind.PULL:
                 return self._within_budget(Plan(ExchangeKind.PULL, peers=peers))
             return Plan(None, peers=peers)
@@ -348,38 +338,32 @@ class Boundary:
         return is_engaged
 
     def _within_budget(self, plan: Plan) -> Plan | None:
-        fraction = self._budget.next_fraction(self._monotonic_s(), self._service.step_interval_s)
+        fraction = self._budget.next_fraction(self._monotonic_s(), self._service.serving.step_interval_s)
         return None if fraction is None else replace(plan, fraction=min(fraction, plan.fraction))
 
-    def _ask(self, plan: Plan, snapshot: Snapshot) -> Ask:
+    def _request(self, plan: Plan, snapshot: Snapshot) -> ExchangeRequest:
         self.in_flight = True
-        exchange = NO_EXCHANGE
+        exchange_id = NO_EXCHANGE
         if plan.kind in (ExchangeKind.PUSH, ExchangeKind.PAIR):
-            exchange = self._proposals.open(snapshot)
+            exchange_id = self._proposals.open(snapshot)
         if plan.kind is ExchangeKind.PUSH:
             self._method.gave(plan.mass)
         self.wait_s = max(self._config.wait_s, plan.wait_s + _HAND_OVER_S if plan.wait_s > 0 else 0.0)
-        return Ask(
-            snapshot,
-            plan.kind,
-            peers=plan.peers,
-            fraction=plan.fraction,
-            mass=plan.mass,
-            wait_s=plan.wait_s,
-            exchange=exchange,
-            joining=self._joining.is_on,
-            finished=self._service.finished,
+        return ExchangeRequest(
+            plan, snapshot, exchange_id, joining=self._joining.is_on, finished=self._service.serving.finished
         )
 
-    def _hand_out(self, snapshot: Snapshot, ask: Ask | None, pairs: Sequence[bytes], *, serving: bool) -> None:
+    def _hand_out(
+        self, snapshot: Snapshot, request: ExchangeRequest | None, pairs: Sequence[bytes], *, serving: bool
+    ) -> None:
         """Serve a snapshot that is complete, and have an exchange made with it; in any thread, one at a time."""
         if serving:
             self._publisher.hand_out(snapshot)
-            for exchange in pairs:
-                self._proposals.disengage(exchange)
+            for exchange_id in pairs:
+                self._proposals.disengage(exchange_id)
             self._transport.published()
-        if ask is not None:
-            self._transport.ask(ask)
+        if request is not None:
+            self._transport.ask(request)
 
 
 def _aged(state: State, clock: float) -> State:

@@ -1,21 +1,20 @@
 """The phase in which a node joins, and the lineage that it is of.
 
-A node joins with the first exchange that brings the snapshot of a healthy peer. Until then it pulls whole models, and
-begins and takes part in nothing else; it trains on all the same. That nobody can be reached ends nothing: the peer that
-comes back may be the one that has trained for hours. A node that finds out later that a peer's model is to replace its
-own joins once more.
+A node joins with the first exchange that brings the snapshot of a healthy peer. Until then it trains, pulls whole
+models, and takes part in nothing else, also while nobody can be reached: the peer that comes back may be the one that
+has trained for hours. A node that finds out later that a peer's model is to replace its own joins once more.
 
-Must not know: sockets, files, how an exchange is made. Runs in: the trainer's thread.
+Must not know: how an exchange is made. Runs in: the trainer's thread.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from dpwa.exchange.lineage import Relation, Standing
-from dpwa.exchange.result import Exchange, Outcome
 from dpwa.exchange.service import Service
-from dpwa.methods.base import ExchangeKind, Method, Plan
+from dpwa.methods.base import Method
+from dpwa.methods.exchange import ExchangeKind, ExchangeResult, Outcome, Plan
+from dpwa.snapshot.lineage import Relation, Standing
 
 __all__ = ["Joining"]
 
@@ -24,9 +23,9 @@ class Joining:
     """Joins for one node.
 
     Args:
-        standing: what the own model is.
-        service: told whether the node takes part.
-        method: told when it has joined.
+        standing: what this node's model is.
+        service: answers peers by whether the node takes part.
+        method: hears when the node has joined.
         has_peers: whether there is anybody to join.
     """
 
@@ -39,60 +38,56 @@ class Joining:
         self._replaced_version = 0
 
     def plan(self) -> Plan:
-        """The pull to begin: of the peer whose model is to replace the own one, or of any."""
+        """The pull to begin: of the peer whose model is to replace this node's, or of any."""
         return Plan(ExchangeKind.PULL, peers=None if self._elder is None else {self._elder: 1.0})
 
-    def is_outdated(self, exchange: Exchange) -> bool:
-        """Whether an exchange was made with a model that has been replaced since."""
-        return exchange.reference is not None and exchange.reference.version <= self._replaced_version
+    def is_outdated(self, result: ExchangeResult) -> bool:
+        """Whether the exchange was made with a model that has been replaced since."""
+        return result.reference is not None and result.reference.version <= self._replaced_version
 
-    def ended(self, exchange: Exchange, factor: float, version: int) -> bool:
+    def ended(self, result: ExchangeResult, factor: float, version: int) -> bool:
         """Note the end of an exchange, after it was applied.
 
         Args:
-            exchange: it.
+            result: of the exchange.
             factor: by which it was applied.
-            version: of the newest own snapshot.
+            version: of this node's newest snapshot.
 
         Returns:
-            Whether the own model was replaced.
+            Whether this node's model was replaced.
         """
-        is_own_pull = exchange.ask is not None and exchange.ask.joining
+        is_own_pull = result.request is not None and result.request.joining
         if is_own_pull:
             self._elder = None  # tried; if that has failed, any peer may lead further
-        if exchange.takes_over:
+        if result.takes_over:
             self._standing.is_changing = False
-        peer = exchange.peer_state
-        if exchange.outcome is Outcome.BLENDED and peer is not None:
-            self._adopt(exchange, factor)
-            is_replaced = exchange.takes_over and factor > 0.0
+        peer = result.peer_state
+        if result.outcome is Outcome.BLENDED:
+            self._adopt(result, factor)
+            is_replaced = result.takes_over and factor > 0.0
             if is_replaced:
                 self._replaced_version = version
             if is_replaced or (self.is_on and is_own_pull and not peer.has_diverged):
                 self._method.joined(peer, takes_over=is_replaced)
                 self._take_part()
                 return is_replaced
-        if exchange.elder is not None and not self.is_on:
+        if result.elder is not None and not self.is_on:
             self.is_on = True
-            self._elder = exchange.elder
-            self._service.joined = False
-            self._service.first_round = None
+            self._elder = result.elder
+            self._service.tell(first_round=None)
         return False
 
     def _take_part(self) -> None:
         self.is_on = False
-        self._service.joined = True
-        self._service.first_round = self._method.round
+        self._service.tell(first_round=self._method.round)
 
-    def _adopt(self, exchange: Exchange, factor: float) -> None:
-        """Be of the lineage that the own model is of by now."""
-        own, peer = self._standing.own, exchange.peer_state
-        if peer is None:
-            return
+    def _adopt(self, result: ExchangeResult, factor: float) -> None:
+        """Be of the lineage that this node's model is of by now."""
+        own, peer = self._standing.own, result.peer_state
         lineage = own.lineage
-        if exchange.relation is Relation.NEAR and not peer.has_diverged and not self.is_outdated(exchange):
+        if result.relation is Relation.NEAR and not peer.has_diverged and not self.is_outdated(result):
             lineage = min(own.lineage, peer.lineage)
-        elif factor > 0.0 and not exchange.relation.mixes:
+        elif factor > 0.0 and not result.relation.mixes:
             lineage = peer.lineage
         if lineage != own.lineage:
             self._standing.own = replace(own, lineage=lineage)

@@ -1,12 +1,11 @@
 """The node: the one object that an adapter needs. It publishes, has exchanges made and applies them.
 
-Must not know: torch or any other framework (a `Model` gives it what it needs), sockets. Runs in: every method in the
+It imports no framework: a `Model` gives it what it needs. Runs in: every method in the
 trainer's thread; `statistics` in any.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import time
@@ -20,18 +19,17 @@ from typing import Any
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, DpwaError, InternalError, NodeClosed
-from dpwa.exchange.messages import INCARNATION_BYTES, LINEAGE_BYTES
+from dpwa.exchange.messages import INCARNATION_BYTES
 from dpwa.methods.base import ExchangeKind
-from dpwa.methods.diloco import OuterMomentum
-from dpwa.node.assembly import assemble
+from dpwa.node.assembly import assemble, outer_momentum
 from dpwa.node.boundary import Boundary
+from dpwa.node.checkpoint import restore, to_keep
 from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.publishing import SnapshotPublisher
 from dpwa.node.record import NodeStatistics, Record
 from dpwa.node.run_token import run_in_requests
 from dpwa.observe.journal import Journal, node_folder
 from dpwa.snapshot.model import Model
-from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.transport.faults import Faults, NodeFaults
 from dpwa.transport.interface import MakeTransport, Transport
 from dpwa.transport.zeromq import ZmqTransport
@@ -43,9 +41,6 @@ _CLOSE_TIMEOUT_S = 1.5
 
 # While a finished node waits for the others it exchanges at most this often: they need the processor more.
 _FINISH_PAUSE_S = 0.02
-
-# Until a peer that has finished has asked this node whether it has, too: it does so next.
-_FAREWELL_S = 1.0
 
 # A push is taken or comes back within the config's timeout and a little more.
 _SETTLE_TIMEOUT_S = 10.0
@@ -117,16 +112,14 @@ class Node:
             name,
             model=self._model,
             method=self.method,
-            outer=_outer_momentum(config, model),
+            outer=outer_momentum(config, model),
             faults=self._faults,
             service=self._service,
-            proposals=self._parts.proposals,
-            standing=self._parts.standing,
+            context=self._parts.context,
             publisher=self._publisher,
             transport=self._transport,
             record=self._record,
             event=self._event,
-            monotonic_s=monotonic_s,
         )
 
     def _snapshot_slots(self) -> int:
@@ -216,7 +209,7 @@ class Node:
             if self._journal is not None:
                 try:
                     self._event("close", **self.method.statistics())
-                finally:  # an own method's numbers may raise anything
+                finally:  # the numbers of a custom method may raise anything
                     self._journal.close(max(0.1, deadline_s - time.monotonic()))
         if was_running:
             self._raise_background_error()
@@ -263,7 +256,7 @@ class Node:
     # --- Training -------------------------------------------------------------------------------------------------
 
     def step(self, loss: float | None = None) -> None:
-        """Tell that a training step was made: apply what has come, publish, begin the next exchange.
+        """Count a training step: apply finished exchanges, publish, begin the next one.
 
         The order matters: the snapshot that the next exchange refers to must hold the blend before it, or that blend
         would count twice.
@@ -321,22 +314,13 @@ class Node:
             return self._finish(time.monotonic() + timeout_s)
 
     def _finish(self, deadline_s: float) -> bool:
-        self._service.finished = True
-        flow_control = self._parts.wiring.exchanger.flow_control
-        farewell_s = math.inf
+        self._service.tell(finished=True)
+        farewell = self._boundary.farewell
         while True:
             self._boundary.collect(min(_FINISH_PAUSE_S, max(0.0, deadline_s - time.monotonic())))
-            present = [peer for peer in self._peers if not flow_control.is_failing(peer)]
-            # Both by what peers have answered to this node: anybody could send requests in their names.
-            training = [peer for peer in present if not self._parts.membership[peer].finished]
             now_s = time.monotonic()
-            if not training and self._service.told_finished.issuperset(present):
-                farewell_s = min(farewell_s, now_s + _FAREWELL_S)
-            else:
-                farewell_s = math.inf
-            # Whoever leaves before the last peer has asked is taken for a failure by it.
-            is_missed = now_s < farewell_s and not self._service.asked_at_the_end.issuperset(present)
-            if (farewell_s < math.inf and not is_missed) or now_s >= deadline_s:
+            if farewell.is_over(now_s) or now_s >= deadline_s:
+                training = farewell.training
                 self._event("finish", still_training=training)
                 return not training
             self._boundary.publish_and_ask()
@@ -364,14 +348,7 @@ class Node:
         while self.method.kind is ExchangeKind.PUSH and self._boundary.in_flight and time.monotonic() < deadline_s:
             with self._training():
                 self._boundary.collect(_SETTLE_PAUSE_S)
-        return {
-            "clock": self._boundary.state.clock,
-            "lineage": self._boundary.state.lineage.hex(),
-            "loss": self._boundary.state.loss,
-            "method": self.config.method,
-            "of_method": self.method.state_dict(),
-            "of_outer": None if self._boundary.outer is None else self._boundary.outer.state_dict(),
-        }
+        return to_keep(self._boundary, self.method, self.config.method)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave, before the first step; the model has been loaded.
@@ -379,40 +356,7 @@ class Node:
         Raises:
             ConfigError: it is of another method or model, or damaged.
         """
-        if self._boundary.step:
-            raise ConfigError(
-                f"node {self.name}: a checkpoint is loaded before the first step, not after {self._boundary.step}"
-            )
-        if state.get("method") != self.config.method:
-            raise ConfigError(
-                f"node {self.name}: the checkpoint was made with method {state.get('method')}, the cluster file says "
-                f"{self.config.method}"
-            )
-        clock = float(state["clock"])
-        if not (math.isfinite(clock) and 0 <= clock <= MAX_COUNTER):
-            raise ConfigError(
-                f"node {self.name}: the checkpoint has a clock of {clock}, expected a number from 0 to 2^53"
-            )
-        lineage = self._lineage_of(state)
-        self._boundary.state = State(state["loss"], clock, lineage=lineage)
-        self.method.load_state_dict(state["of_method"])
-        if self._boundary.outer is not None and state["of_outer"] is not None:
-            self._boundary.outer.load_state_dict(state["of_outer"])
-
-    def _lineage_of(self, state: Mapping[str, Any]) -> bytes:
-        """The lineage in a checkpoint; one of an earlier version of dpwa has none, and the node keeps its own."""
-        said = state.get("lineage")
-        if said is None:
-            return self._incarnation
-        try:
-            lineage = bytes.fromhex(said)
-        except (TypeError, ValueError):
-            lineage = b""
-        if len(lineage) != LINEAGE_BYTES:
-            raise ConfigError(
-                f"node {self.name}: the checkpoint has a lineage of {said!r}, expected {2 * LINEAGE_BYTES} hex digits"
-            )
-        return lineage
+        restore(self._boundary, self.method, self.config.method, self.name, state)
 
     # --- What it did ----------------------------------------------------------------------------------------------
 
@@ -426,7 +370,7 @@ class Node:
             served=counters.served,
             bytes_out=counters.bytes_out + counters.shared_out * self._model.layout.total_bytes,
             protocol_errors=counters.protocol_errors,
-            scores=self._parts.wiring.exchanger.flow_control.scores(),
+            scores=self._parts.context.flow_control.scores(),
             method=self.method.statistics(),
             faults={} if self._faults is None else self._faults.faults.counts(),
             inventory=self._model.inventory,
@@ -439,18 +383,3 @@ class Node:
     def _event(self, event: str, /, **fields: object) -> None:
         if self._journal is not None:
             self._journal.record(event, **{**fields, "step": self._boundary.step})
-
-
-def _outer_momentum(config: ClusterConfig, model: Model) -> OuterMomentum | None:
-    outer = config.outer
-    if outer.every is None:
-        return None
-    momentum = OuterMomentum(
-        model,
-        every=outer.every,
-        learning_rate=outer.learning_rate,
-        momentum=outer.momentum,
-        nesterov=outer.nesterov,
-    )
-    momentum.restart()
-    return momentum

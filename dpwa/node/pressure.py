@@ -1,9 +1,9 @@
-"""What a node tells its user while others press on it: buffers that are held, connections that were closed.
+"""What a node reports to its user while others press on it: buffers that are held, connections that were closed.
 
-The log is told once, in words. The journal gets counts, at most one line in ten seconds, so that an attack fills no
+The log gets one warning, in words. The journal gets counts, at most one line in ten seconds, so that an attack fills no
 disk.
 
-Must not know: sockets, exchanges. Runs in: the trainer's thread.
+Runs in: the trainer's thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BETWEEN_EVENTS_S = 10.0
 
 
 class Pressure:
-    """Tells it for one node.
+    """Reports it for one node.
 
     Args:
         node: its name.

@@ -1,6 +1,6 @@
-"""Snapshots of the own model: the buffers they live in, and how they become visible to peers.
+"""Snapshots of this node's model: the buffers they live in, and how they become visible to peers.
 
-Must not know: exchanges, methods, sockets. Runs in: the trainer's thread; `hand_out` in the copy waiter for copies
+Must not know: exchanges, methods. Runs in: the trainer's thread; `hand_out` in the copy waiter for copies
 that a GPU makes, one at a time.
 """
 
@@ -44,7 +44,7 @@ class Taken:
     """A snapshot that was taken.
 
     Attributes:
-        snapshot: it; its memory is complete once `ready` has returned.
+        snapshot: its memory is complete once `ready` has returned.
         ready: blocks until the copy is there; None if it is.
         buffer: the same bytes, writable; does not keep them from being reused.
         is_complete: set when they are there, or never will be.
@@ -156,7 +156,7 @@ class SnapshotPublisher:
         except SegmentUnusable as error:
             _logger.warning("node %s: %s; its snapshots are streamed", node, error)
             return
-        self._service.token = self._segment.token
+        self._service.tell(token=self._segment.token)
 
     def take(self, *, step: int, taken_s: float, state: State) -> Taken | None:
         """Copy the model. Never waits.
@@ -165,14 +165,15 @@ class SnapshotPublisher:
             None if slow peers hold all buffers.
         """
         lease = self._pool.lease()
-        self._service.is_short = lease is None
+        if self._service.serving.is_short is not (lease is None):
+            self._service.tell(is_short=lease is None)
         if lease is None:
             return None
         self._aside.release_if_idle(taken_s)
         return self._copy(lease, step, taken_s, state)
 
     def take_aside(self, *, step: int, taken_s: float, state: State) -> Taken | None:
-        """Copy the model to where peers cannot have it as the newest: for an own exchange when all buffers are held.
+        """Copy the model to where peers cannot have it as the newest: for an exchange while all buffers are held.
 
         Returns:
             None if even that copy is still in use.
@@ -201,15 +202,14 @@ class SnapshotPublisher:
         """Let peers have a snapshot that is complete: the newest from now on."""
         if self._segment is not None and snapshot.slot is not None:
             self._segment.mark(snapshot.slot, snapshot.version)
-        newest = self._service.snapshot
+        newest, last_round = self._service.serving.snapshot, self._service.serving.last_round
         if newest is not None and newest.state.round != snapshot.state.round and self._service.keeps_rounds:
-            self._service.last_round = newest
-        self._service.snapshot = snapshot
+            last_round = newest
+        self._service.tell(snapshot=snapshot, last_round=last_round)
 
     def close(self) -> None:
         """Let go of all buffers at once."""
-        self._service.snapshot = None
-        self._service.last_round = None
+        self._service.close()
         self._pool.close()
         self._aside.close()
         if self._segment is not None:

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 
-from dpwa.exchange.messages import NO_EXCHANGE
-from dpwa.exchange.result import Exchange, Outcome
-from dpwa.methods.base import ExchangeKind
+from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeResult, Outcome
 from dpwa.observe.plain_values import plain
 from dpwa.snapshot.model import Inventory
 from dpwa.snapshot.state import State
@@ -101,18 +99,13 @@ class Record:
         self._sampled = (started_s, 0)
         self._has_told = False
 
-    def note(self, exchange: Exchange, factor: float) -> None:
-        """Count an exchange that has ended, and was applied if there was something to apply.
-
-        Args:
-            exchange: it.
-            factor: by which it was applied.
-        """
-        self._outcomes[exchange.outcome.value] += 1
-        self._failures += exchange.outcome.is_failure
-        self._bytes_in += exchange.received_bytes
-        if exchange.outcome is Outcome.BLENDED:
-            self._last_blend = (exchange.peer, factor)
+    def note(self, result: ExchangeResult, factor: float) -> None:
+        """Count an exchange that has ended, and was applied by this factor if there was something to apply."""
+        self._outcomes[result.outcome.value] += 1
+        self._failures += result.outcome.is_failure
+        self._bytes_in += result.received_bytes
+        if result.outcome is Outcome.BLENDED:
+            self._last_blend = (result.peer, factor)
 
     def log(self, values: Mapping[str, object]) -> None:
         """Add values of the training script, as they are now, to every further line of metrics."""
@@ -190,40 +183,40 @@ class Record:
         }
 
 
-def exchange_fields(exchange: Exchange, step: int, factor: float) -> dict[str, object]:
-    """What the journal tells of an exchange that was taken at a step of the trainer, and applied by a factor."""
+def exchange_fields(result: ExchangeResult, step: int, factor: float) -> dict[str, object]:
+    """What the journal says of an exchange whose result was taken at a step of the trainer, and applied by a factor."""
     fields: dict[str, object] = {
-        "outcome": exchange.outcome.value,
-        "peer": exchange.peer,
-        "duration_s": round(exchange.duration_s, 6),
+        "outcome": result.outcome.value,
+        "peer": result.peer,
+        "duration_s": round(result.duration_s, 6),
     }
-    if exchange.kind not in (None, ExchangeKind.PULL):
-        fields |= {"kind": exchange.kind.value, "own": exchange.ask is not None}
-    if exchange.exchange != NO_EXCHANGE:
-        fields["exchange"] = exchange.exchange.hex()
-    if exchange.peer_state is not None:
-        fields |= _blend_fields(exchange, exchange.peer_state, step, factor)
-    if exchange.missed:
-        fields["missed"] = exchange.missed
-    if exchange.reason:
-        fields["reason"] = exchange.reason
-    if exchange.note:
-        fields["note"] = exchange.note
+    if result.kind not in (None, ExchangeKind.PULL):
+        fields |= {"kind": result.kind.value, "own": result.request is not None}
+    if result.exchange_id != NO_EXCHANGE:
+        fields["exchange_id"] = result.exchange_id.hex()
+    if result.staging is not None:
+        fields |= _blend_fields(result, step, factor)
+    if result.missed:
+        fields["missed"] = result.missed
+    if result.reason:
+        fields["reason"] = result.reason
+    if result.note:
+        fields["note"] = result.note
     return fields
 
 
-def _blend_fields(exchange: Exchange, peer: State, step: int, factor: float) -> dict[str, object]:
+def _blend_fields(result: ExchangeResult, step: int, factor: float) -> dict[str, object]:
     fields: dict[str, object] = {
-        "version": exchange.version,
-        "peer_clock": peer.clock,
-        "peer_loss": peer.loss,
+        "version": result.version,
+        "peer_clock": result.peer_state.clock,
+        "peer_loss": result.peer_state.loss,
         "factor": factor,
-        "bytes": exchange.received_bytes,
-        "share": exchange.share,
-        "via": "shared_memory" if exchange.is_shared else "stream",
-        "codec": exchange.codec.name.lower(),
+        "bytes": result.received_bytes,
+        "share": result.share,
+        "via": "shared_memory" if result.is_shared else "stream",
+        "codec": result.codec.name.lower(),
     }
-    reference = exchange.reference
+    reference = result.reference
     if reference is not None:
         fields |= {
             "own_version": reference.version,
@@ -231,10 +224,10 @@ def _blend_fields(exchange: Exchange, peer: State, step: int, factor: float) -> 
             "loss": reference.state.loss,
             "late_steps": step - reference.step,
         }
-    if exchange.takes_over:
+    if result.takes_over:
         fields["takes_over"] = True
-    if exchange.distance is not None:
-        fields["distance"] = exchange.distance
-    if exchange.kind in (ExchangeKind.PUSH, ExchangeKind.GATHER):
-        fields |= {"weight": exchange.weight, "merged": exchange.merged}
+    if result.distance is not None:
+        fields["distance"] = result.distance
+    if result.kind in (ExchangeKind.PUSH, ExchangeKind.GATHER):
+        fields |= {"weight": result.weight, "merged": result.merged}
     return fields

@@ -46,7 +46,7 @@ def run_in_requests(run_id: str, folder: Path | None) -> str:
 
     Args:
         run_id: the public id.
-        folder: the run folder; None for none.
+        folder: the run folder; None if there is none.
 
     Raises:
         ConfigError: there is a token, and it is not a secret of this user, or is damaged.

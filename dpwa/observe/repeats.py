@@ -96,7 +96,7 @@ def _kind_of(event: Event) -> tuple[object, ...] | None:
     outcome = fields.get("outcome")
     if event.name != "exchange" or outcome not in _COUNTED or "version" in fields:
         return None
-    if "exchange" in fields and outcome != "no_peer":  # a peer may have a line about the same one
+    if "exchange_id" in fields and outcome != "no_peer":  # a peer may have a line about the same one
         return None
     return tuple(fields.get(name) for name in _SAME)
 

@@ -15,33 +15,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from enum import IntEnum
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from dpwa.snapshot.dtypes import DTYPES, ITEM_BYTES, widen_bfloat16
+from dpwa.snapshot.state import Codec
 
-__all__ = ["BLOCK_VALUES", "Codec", "decode", "encode", "encoded_bytes"]
+__all__ = ["BLOCK_VALUES", "decode", "encode", "encoded_bytes"]
 
 _Array = npt.NDArray[Any]
 _Float32s = npt.NDArray[np.float32]
 _Words = npt.NDArray[np.uint16]
-
-
-class Codec(IntEnum):
-    """How a snapshot's bytes are encoded. Append only."""
-
-    RAW = 0
-    """Each tensor in its own dtype, little-endian, in the order of the layout."""
-    FP16 = 1
-    """Float16: half the bytes of float32."""
-    BF16 = 2
-    """Bfloat16: half the bytes, the range of float32, fewer digits."""
-    INT8 = 3
-    """8-bit integers with a scale per block: a quarter of the bytes."""
-
 
 BLOCK_VALUES: Final = 256
 """Values that share a scale in INT8: four bytes of scale are 1.6 % on top, and one large value spoils few others."""
@@ -117,7 +103,7 @@ def decode(codec: Codec, dtype: str, data: memoryview, out: _Array) -> None:
 
 
 def _travels_as(codec: Codec, dtype: str) -> str:
-    """The dtype on the wire, for every codec but INT8. What has two bytes already stays as it is."""
+    """The dtype on the wire, for every codec but INT8. Two-byte dtypes stay as they are."""
     if dtype in ("float64", "float32"):
         return _NARROWED_TO.get(codec, dtype)
     return dtype

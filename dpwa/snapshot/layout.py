@@ -108,7 +108,7 @@ class Section:
 
 
 class Layout:
-    """Where each tensor stands in the flat bytes of a snapshot. Immutable; any thread.
+    """Where each tensor is in the flat bytes of a snapshot. Immutable; any thread.
 
     Tensors are grouped by role and dtype, in the order given within each group, so that equal models give
     equal layouts.
@@ -144,7 +144,7 @@ class Layout:
 
     @cached_property
     def text(self) -> str:
-        """One line per tensor: what a peer is told when its layout differs."""
+        """One line per tensor: sent to a peer whose layout differs."""
         return "\n".join(str(spec) for spec in self.tensors)
 
     @cached_property
@@ -211,7 +211,7 @@ class Snapshot:
         step: the trainer's step at which the copy was made.
         taken_s: the monotonic time of the copy.
         state: loss and clock at that moment.
-        slot: where it stands in the node's shared segment; None if it stands in private memory.
+        slot: its place in the node's shared segment; None if it is in private memory.
         memory: the flat bytes, read-only. Whoever holds it, or a slice of it, keeps the buffer from being reused.
     """
 
@@ -239,7 +239,7 @@ class Lease:
 
 
 class BufferPool:
-    """A bounded set of equal buffers, each of which comes back by itself when nobody refers to it any more.
+    """A bounded set of equal buffers, each of which comes back when the last reference to it is gone.
 
     Reuse by reference count, and not by an explicit release, is what makes a torn snapshot impossible: ZeroMQ
     sends straight from a snapshot's memory and lets go of it at a time that no caller can see.
@@ -266,7 +266,7 @@ class BufferPool:
         self._free.clear()
 
     def take_back(self, index: int, base: Buffer) -> None:
-        """Note that nobody refers to a buffer any more. Any thread; called by the lease's end alone."""
+        """The last reference to a buffer is gone. Any thread; called only by the end of the lease."""
         if not self._is_closed:
             self._free.append((index, base))
 
@@ -283,7 +283,7 @@ class BufferPool:
         # this object dies exactly when the last slice does. (Slices of a numpy array would hold `base` instead.)
         exporter = base[:]
         # The pool is referred to weakly: the registry of finalizers would else keep it, and through it everything that
-        # keeps this very object, alive for ever.
+        # keeps this very object, alive forever.
         weakref.finalize(exporter, _give_back, weakref.ref(self), index, base).atexit = False
         return Lease(index, base, exporter.data.toreadonly())
 

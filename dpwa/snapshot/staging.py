@@ -1,10 +1,10 @@
 """The arithmetic of a blend, up to the last multiply-add that the trainer does itself.
 
-A `Staging` takes a peer's snapshot piece by piece, as it arrives, and makes of it what the trainer adds or
-interpolates in one pass: for parameters under delta blending the difference to the own snapshot of the exchange, else
-the peer's values. Working piece by piece keeps the numbers in the processor's cache and needs no buffer for the peer's
-own bytes. Half precision becomes float32 here, because `factor * (peer - own)` falls below the resolution of bfloat16
-near consensus.
+A `Staging` takes a peer's snapshot piece by piece as it arrives and turns it into what the trainer adds or
+interpolates in one pass: under delta blending, the difference between the peer's parameters and this node's snapshot of
+the exchange; otherwise the peer's values. Working piece by piece keeps the numbers in the processor's cache and needs
+no buffer for the peer's bytes. Half precision becomes float32 here, because `factor * (peer - own)` falls below the
+resolution of bfloat16 near consensus.
 
 Must not know: sockets, threads, torch. Runs in: the thread that performs the exchange.
 """
@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpwa.snapshot.codecs import Codec, decode, encode, encoded_bytes
+from dpwa.snapshot.codecs import decode, encode, encoded_bytes
 from dpwa.snapshot.dtypes import DTYPES, widened
 from dpwa.snapshot.layout import Layout, Role, Section
+from dpwa.snapshot.state import Codec
 
 __all__ = [
     "Staging",
@@ -82,6 +83,9 @@ class Staging:
             for section in layout.sections
         )
         """What the trainer blends when all pieces have been accepted, section by section."""
+        self.reference: memoryview | None = None
+        """This node's snapshot that differences are made against, from before `begin` to `finish`; None where values
+        are absolute."""
         self._own: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         self._is_finite = True
         self._measures_distance = measures_distance and not absolute
@@ -89,18 +93,17 @@ class Staging:
 
     @property
     def distance(self) -> float | None:
-        """Distance of the peer's parameters from the own ones, relative to these; None if it was not measured."""
+        """Distance of the peer's parameters from this node's, relative to the latter; None if it was not measured."""
         difference, own = self._squares
         return math.sqrt(difference / own) if own > 0 else None
 
-    def begin(self, reference: memoryview | None, *, whole: bool) -> None:
-        """Forget the last exchange.
+    def begin(self, *, whole: bool) -> None:
+        """Start from nothing, also after a way that failed.
 
         Args:
-            reference: the own snapshot of this exchange; None where no differences are made.
             whole: every byte will be accepted. Otherwise the differences that do not come are zero.
         """
-        self._own = np.frombuffer(reference or b"", np.uint8)
+        self._own = np.frombuffer(self.reference or b"", np.uint8)
         self._is_finite = True
         self._squares = [0.0, 0.0]
         if not whole:
@@ -168,11 +171,11 @@ class Staging:
     def close(self) -> None:
         """Let go of the buffers."""
         self.values = ()
-        self._own = np.empty(0, np.uint8)
+        self.finish()
 
     def finish(self) -> bool:
-        """Whether everything that was accepted, and the own snapshot beside it, was finite: then it may be blended."""
-        self._own = np.empty(0, np.uint8)  # lets go of the reference's buffer
+        """Whether all accepted values, and this node's snapshot beside them, were finite and so may be blended."""
+        self.reference, self._own = None, np.empty(0, np.uint8)  # the snapshot's buffer can be used again
         return self._is_finite
 
     def first_not_finite(self) -> str | None:

@@ -1,4 +1,4 @@
-"""What travels with a snapshot, and the range of its numbers.
+"""What travels with a snapshot, the range of its numbers, and the names of the codecs. Imports no numpy.
 
 Must not know: methods, rules, the wire. Runs in: any thread; everything here is frozen.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Final
 
-__all__ = ["MAX_COUNTER", "MAX_MASS", "State"]
+__all__ = ["MAX_COUNTER", "MAX_MASS", "Codec", "State"]
 
 MAX_COUNTER: Final = 2**53
 """Versions, steps, nonces: every integer up to here is exact in a float, too; 1,000 a second last 285,000 years."""
@@ -28,7 +29,7 @@ class State:
         clock: age of the model: the number of training updates that went into it.
         mass: weight of the model in the sum that push methods conserve; 0 with other methods.
         round: how many rounds of exchanges the node has been through.
-        lineage: id of the models that this one has been averaged with; see `dpwa.exchange.lineage`.
+        lineage: id of the models that this one has been averaged with; see `dpwa.snapshot.lineage`.
     """
 
     loss: float | None
@@ -41,3 +42,16 @@ class State:
     def has_diverged(self) -> bool:
         """Whether the loss is NaN or infinite."""
         return self.loss is not None and not math.isfinite(self.loss)
+
+
+class Codec(IntEnum):
+    """How a snapshot's bytes are encoded. Append only."""
+
+    RAW = 0
+    """Each tensor in its own dtype, little-endian, in the order of the layout."""
+    FP16 = 1
+    """Float16: half the bytes of float32."""
+    BF16 = 2
+    """Bfloat16: half the bytes, the range of float32, fewer digits."""
+    INT8 = 3
+    """8-bit integers with a scale per block: a quarter of the bytes."""

@@ -65,9 +65,10 @@ def _fewest_factors(number: int, largest: int) -> tuple[int, ...] | None:
 
 
 def _hyper_hypercube(nodes: Sequence[int], most_partners: int) -> list[Pairs]:
-    """Algorithm 1: one round per digit of a node's place, written in a mixed base; those that differ in this digit
+    """Algorithm 1, for numbers of nodes without a prime factor above `most_partners` + 1.
 
-    alone average. For numbers of nodes without a prime factor above `most_partners` + 1.
+    A node's place is written in a mixed base. There is one round per digit; nodes that differ in this digit alone
+    average.
     """
     rounds = []
     stride = 1
@@ -83,12 +84,12 @@ def _hyper_hypercube(nodes: Sequence[int], most_partners: int) -> list[Pairs]:
 
 
 def _simple(nodes: Sequence[int], most_partners: int) -> list[Pairs]:
-    """Algorithm 2. The number of nodes is written in base k + 1; its digits a_1, a_2 … make groups of a_l (k + 1)^p_l
+    """Algorithm 2, for any number of nodes.
 
-    nodes, each of a_l blocks.
+    The number is written in base k + 1; each digit a_l makes a group of a_l (k + 1)^p_l nodes, in a_l blocks.
 
     Every group first averages by itself. Then each group in turn, the largest first, gives the smaller ones together
-    their right mean: each of their nodes meets one node of each of its blocks, with a weight that leaves the mean of
+    the right mean: each of their nodes meets one node of each of its blocks, with a weight that leaves the mean of
     everything both to the blocks and to the rest. Last, each block averages by itself again.
     """
     if _fewest_factors(len(nodes), most_partners + 1) is not None:
@@ -129,7 +130,7 @@ def _joined(parts: Iterable[Iterable[int]]) -> list[int]:
 
 
 def _side_by_side(tracks: Iterable[Sequence[Pairs]]) -> list[Pairs]:
-    """Rounds of nodes that have nothing to do with each other, at the same time."""
+    """The rounds of nodes that do not meet, made at the same time."""
     rounds: list[Pairs] = []
     for track in tracks:
         rounds += ({} for _ in range(len(track) - len(rounds)))

@@ -74,7 +74,7 @@ def can_average(rounds: Sequence[Mixing], *, in_turn: bool) -> bool:
     """Whether models come together, given that in some round everyone can be reached by everyone.
 
     They always do if every node gives itself a weight in every round. Otherwise rounds may only pass models on: with
-    the matrix [[0, 1], [1, 0]] two nodes swap theirs for ever.
+    the matrix [[0, 1], [1, 0]] two nodes swap their models forever.
 
     Args:
         rounds: the matrices.

@@ -54,7 +54,7 @@ def draw_topology(path: Path, topology: Topology, names: Sequence[str], graph: s
 
     Args:
         path: the PNG file.
-        topology: of a static schedule: one graph beside its matrix; of others the first rounds, six at most.
+        topology: a static one is drawn as one graph beside its matrix, any other one by its first rounds, six at most.
         names: of the nodes.
         graph: name of the graph, which decides where the nodes stand.
 
@@ -105,9 +105,9 @@ def _title(topology: Topology, graph: str, rounds: int) -> str:
 
 
 def _places(count: int, graph: str) -> NDArray[np.float64]:
-    """Where the nodes stand, within the square from -1 to 1; shape (n, 2). The first is on top, the others follow
+    """Where the nodes stand, within the square from -1 to 1; shape (n, 2).
 
-    clockwise; the hub of a star is in the middle, and a grid is a grid.
+    The first is on top, the others follow clockwise; the hub of a star is in the middle, and a grid is a grid.
     """
     if graph == "grid":
         rows, columns = most_square(count)

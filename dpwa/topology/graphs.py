@@ -34,18 +34,18 @@ RANDOM = frozenset({"random_regular", "erdos_renyi", "small_world"})
 """Graphs that are drawn."""
 
 SYMMETRIC = RANDOM | {"complete", "ring", "grid", "torus", "star", "hypercube"}
-"""Graphs in which whoever hears is heard."""
+"""Graphs in which nodes hear each other or not at all."""
 
 REGULAR = frozenset({"complete", "ring", "directed_ring", "torus", "hypercube", "exponential", "random_regular"})
 """Graphs in which all nodes hear, and are heard by, equally many others."""
 
 _MOST_DRAWS = 100
-"""A random graph that is to stay as it is gets drawn anew until it is connected, this often at most."""
+"""How often a random graph is drawn again, at most, until one is connected; for graphs that stay the same."""
 
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What some graphs can be told.
+    """Options of those graphs that have some.
 
     Attributes:
         degree: neighbours of each node in random_regular, and in small_world before the rewiring.
@@ -70,7 +70,7 @@ def edges_of(
     Args:
         graph: its name.
         count: number of nodes; one that the graph exists for.
-        options: what the graph is told.
+        options: of the graph.
         seed: for random graphs.
         until_connected: draw a random graph again if it is not connected. It may still not be, at a low probability.
     """
@@ -115,9 +115,9 @@ def complete(count: int) -> Edges:
 
 
 def exponential_offsets(count: int) -> list[int]:
-    """1, 2, 4 … below `count`: how far away a node of the exponential graphs listens (Ying et al. 2021,
+    """1, 2, 4 … below `count`: how far away a node of the exponential graphs listens.
 
-    arXiv 2110.13363, section 3).
+    Ying et al. 2021, arXiv 2110.13363, section 3.
     """
     return [1 << power for power in range((count - 1).bit_length())]
 
@@ -164,7 +164,7 @@ def _draw_once(graph: str, count: int, options: GraphOptions, seed: int) -> Edge
 
 
 def is_strongly_connected(edges: Edges, count: int) -> bool:
-    """Whether what any node knows gets to every other in the end."""
+    """Whether what any node knows reaches every other in the end."""
     return len(strong_groups(edges, count)) == 1
 
 

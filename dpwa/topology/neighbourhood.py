@@ -26,7 +26,7 @@ class Neighbourhood:
     Args:
         topology: who hears whom.
         names: of all nodes, in the topology's order.
-        node: the own number.
+        node: the node's number.
     """
 
     def __init__(self, topology: _Topology, names: Sequence[str], node: int) -> None:

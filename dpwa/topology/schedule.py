@@ -38,7 +38,7 @@ from dpwa.topology.weights import weighted
 __all__ = ["OWN_ROUNDS", "RANDOM_WEIGHTS", "Topology", "TopologySpec", "default_weights", "make_topology", "union_of"]
 
 OWN_ROUNDS = frozenset({"one_peer_exponential", "base_graph"})
-"""Graphs that are another one in each round, and bring their weights."""
+"""Graphs that differ from round to round and have weights of their own."""
 
 RANDOM_WEIGHTS = frozenset({"random_row", "random_column", "random_doubly"})
 """Weights that are drawn."""
@@ -55,9 +55,9 @@ class TopologySpec:
 
     Attributes:
         graph: name of the graph; "matrix" for given matrices.
-        weights: name of the weights; without meaning where the graph brings its own.
+        weights: name of the weights; ignored where the graph has weights of its own.
         is_random: whether every round is drawn: the graph, the weights, or which one of the matrices.
-        options: what the graph is told.
+        options: of the graph.
         most_partners: k of base_graph.
         matrices: the given ones.
         seed: of all that is drawn.
@@ -84,7 +84,7 @@ class Topology:
     Nodes are numbered from 0 in the order of the cluster file.
 
     Args:
-        rounds: the matrices that are used in turn; with `draw`, those that it draws from, if there are such.
+        rounds: the matrices that are used in turn; with `draw`, those that it draws from, if any.
         draw: the matrix of a round of a random schedule.
         conservation: what every matrix keeps.
         support: who may ever hear whom.
@@ -140,7 +140,7 @@ class Topology:
 
     @property
     def draws_from(self) -> tuple[Mixing, ...]:
-        """The matrices of a period; of a random schedule, those that it draws from, if it does not make new ones."""
+        """The matrices of a period; for a random schedule, those that it draws from, unless it makes new ones."""
         return self._rounds
 
     def mixing(self, round_: int) -> Mixing:
@@ -174,16 +174,16 @@ class Topology:
         return self.mixing(round_).own(node)
 
 
-def make_topology(plan: TopologySpec, count: int) -> Topology:
+def make_topology(spec: TopologySpec, count: int) -> Topology:
     """The topology of `count` nodes.
 
     Raises:
-        ConfigError: the plan's weights do not exist on its graph.
+        ConfigError: such weights do not exist on this graph.
     """
-    fingerprint = _fingerprint(plan, count)
-    if plan.is_random:
-        return _random(plan, count, fingerprint)
-    rounds = _rounds(plan, count)
+    fingerprint = _fingerprint(spec, count)
+    if spec.is_random:
+        return _random(spec, count, fingerprint)
+    rounds = _rounds(spec, count)
     conservation = conservation_of(tuple(rounds))
     if conservation is None:
         raise ValueError("expected matrices that all keep the same, rows or columns")
@@ -194,27 +194,27 @@ def make_topology(plan: TopologySpec, count: int) -> Topology:
     return Topology(rounds, conservation=conservation, support=support, count=count, fingerprint=fingerprint)
 
 
-def _rounds(plan: TopologySpec, count: int) -> list[Mixing]:
+def _rounds(spec: TopologySpec, count: int) -> list[Mixing]:
     """The matrices of a period."""
-    if plan.graph == "matrix":
-        return [SparseMixing.of(matrix) for matrix in plan.matrices]
-    if plan.graph == "one_peer_exponential":
+    if spec.graph == "matrix":
+        return [SparseMixing.of(matrix) for matrix in spec.matrices]
+    if spec.graph == "one_peer_exponential":
         return [_one_peer(count, offset) for offset in exponential_offsets(count) or [0]]
-    if plan.graph == "base_graph":
-        return [_symmetric(pairs, count) for pairs in base_graph(count, plan.most_partners) or [{}]]
-    if plan.graph == "complete" and plan.weights in _EQUAL_WEIGHTS:
+    if spec.graph == "base_graph":
+        return [_symmetric(pairs, count) for pairs in base_graph(count, spec.most_partners) or [{}]]
+    if spec.graph == "complete" and spec.weights in _EQUAL_WEIGHTS:
         return [CompleteMixing(count)]
-    seed = (plan.seed, 0)
-    return [weighted(edges_of(plan.graph, count, plan.options, seed), count, plan.weights, seed)]
+    seed = (spec.seed, 0)
+    return [weighted(edges_of(spec.graph, count, spec.options, seed), count, spec.weights, seed)]
 
 
-def _random(plan: TopologySpec, count: int, fingerprint: str) -> Topology:
+def _random(spec: TopologySpec, count: int, fingerprint: str) -> Topology:
     """A topology whose rounds are drawn."""
-    if plan.graph in OWN_ROUNDS or plan.graph == "matrix":
-        choices = _rounds(plan, count)
+    if spec.graph in OWN_ROUNDS or spec.graph == "matrix":
+        choices = _rounds(spec, count)
 
         def choose(round_: int) -> Mixing:
-            (drawn,) = np.random.SeedSequence((plan.seed, round_)).generate_state(1, np.uint64)
+            (drawn,) = np.random.SeedSequence((spec.seed, round_)).generate_state(1, np.uint64)
             return choices[int(drawn) % len(choices)]
 
         conservation = conservation_of(tuple(choices)) or "row"
@@ -226,38 +226,38 @@ def _random(plan: TopologySpec, count: int, fingerprint: str) -> Topology:
             count=count,
             fingerprint=fingerprint,
         )
-    fixed = None if plan.graph in RANDOM else edges_of(plan.graph, count, plan.options)
+    fixed = None if spec.graph in RANDOM else edges_of(spec.graph, count, spec.options)
 
     def draw(round_: int) -> Mixing:
-        seed = (plan.seed, round_)
+        seed = (spec.seed, round_)
         edges = fixed
         if edges is None:
-            edges = edges_of(plan.graph, count, plan.options, seed, until_connected=False)
-        return weighted(edges, count, plan.weights, seed)
+            edges = edges_of(spec.graph, count, spec.options, seed, until_connected=False)
+        return weighted(edges, count, spec.weights, seed)
 
     return Topology(
         (),
         draw=draw,
-        conservation=_promised(plan),
+        conservation=_promised(spec),
         support=lambda: complete(count) if fixed is None else fixed,
         count=count,
         fingerprint=fingerprint,
     )
 
 
-def _promised(plan: TopologySpec) -> Conservation:
-    """What every matrix will keep that such a plan draws."""
-    if plan.weights in ("metropolis", "random_doubly"):
+def _promised(spec: TopologySpec) -> Conservation:
+    """What every matrix will keep that such a spec draws."""
+    if spec.weights in ("metropolis", "random_doubly"):
         return "doubly"
-    if plan.weights in ("uniform", "uniform_column") and plan.graph in REGULAR:
+    if spec.weights in ("uniform", "uniform_column") and spec.graph in REGULAR:
         return "doubly"
-    return "column" if plan.weights in ("uniform_column", "random_column") else "row"
+    return "column" if spec.weights in ("uniform_column", "random_column") else "row"
 
 
 def _one_peer(count: int, offset: int) -> Mixing:
-    """Everyone hears the one that is `offset` before it, half and half (Ying et al. 2021, arXiv 2110.13363,
+    """Everyone hears the one that is `offset` before it, half and half.
 
-    section 4; Assran et al. 2019, arXiv 1811.10792, appendix A).
+    Ying et al. 2021, arXiv 2110.13363, section 4; Assran et al. 2019, arXiv 1811.10792, appendix A.
     """
     edges = sorted_edges((node, (node - offset) % count) for node in range(count))
     return SparseMixing(edges, np.full(len(edges), 0.5), np.full(count, 1 - 0.5 * (len(edges) > 0)))
@@ -278,10 +278,10 @@ def union_of(rounds: Sequence[Mixing]) -> Edges:
     return np.unique(np.concatenate([mixing.edges for mixing in rounds]), axis=0)
 
 
-def _fingerprint(plan: TopologySpec, count: int) -> str:
+def _fingerprint(spec: TopologySpec, count: int) -> str:
     """A hash of all that the matrices follow from; cheap, unlike a hash of the matrices."""
-    hashed = hashlib.sha256(repr((count, plan.graph, plan.weights, plan.is_random, plan.options)).encode())
-    hashed.update(repr((plan.most_partners, plan.seed, len(plan.matrices))).encode())
-    for matrix in plan.matrices:
+    hashed = hashlib.sha256(repr((count, spec.graph, spec.weights, spec.is_random, spec.options)).encode())
+    hashed.update(repr((spec.most_partners, spec.seed, len(spec.matrices))).encode())
+    for matrix in spec.matrices:
         hashed.update(np.ascontiguousarray(matrix, "<f8").tobytes())
     return hashed.hexdigest()[:16]

@@ -17,9 +17,11 @@ from typing import TypeVar
 import zmq
 
 from dpwa.errors import ConfigError, NodeClosed, PeerTimeout, PeerUnreachable, RemoteProtocolError
-from dpwa.exchange.client import Pulled, Target
+from dpwa.exchange.client import Pulled
 from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Message, More, Propose, PullRequest, Settle
 from dpwa.exchange.patience import Patience
+from dpwa.exchange.slices import Slice
+from dpwa.snapshot.staging import Staging
 from dpwa.transport.connection import Connection
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
@@ -85,9 +87,13 @@ class ZmqClient:
         """See `Client.can_share`."""
         return self._segments.can_share(peer)
 
-    def pull(self, peer: str, pull: PullRequest, target: Target, within_s: float | None = None) -> Pulled:
+    def pull(
+        self, peer: str, request: PullRequest, staging: Staging, part: Slice, within_s: float | None = None
+    ) -> Pulled:
         """See `Client.pull`."""
-        return self._ask(peer, pull, lambda talk: Reception(talk, self._segments, pull, target).run(), within_s)
+        return self._ask(
+            peer, request, lambda talk: Reception(talk, self._segments, request, staging, part).run(), within_s
+        )
 
     def request(self, peer: str, message: Propose | Settle) -> Message:
         """See `Client.request`."""

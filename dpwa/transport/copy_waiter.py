@@ -6,22 +6,23 @@ that waits for a peer's next publish, and that peer for this one: each would hol
 
 It is started by the first such copy, so models in the processor's memory never have it.
 
-Must not know: GPUs, what a snapshot is. Runs in: the thread named `dpwa-publish-…`; `defer` and `stop` are called by
+Runs in: the thread named `dpwa-publish-…`; `defer` and `stop` are called by
 the trainer's thread.
 """
 
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Callable
+
+from dpwa.transport.worker_thread import WorkerThread
 
 __all__ = ["CopyWaiter"]
 
 Job = tuple[Callable[[], None], Callable[[], None]]
 
 
-class CopyWaiter:
+class CopyWaiter(WorkerThread):
     """Waits for one thing after the other, and does what is to follow each.
 
     Args:
@@ -29,10 +30,8 @@ class CopyWaiter:
     """
 
     def __init__(self, name: str) -> None:
-        self.error: BaseException | None = None
+        super().__init__("publish", name)
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # no more than there are snapshot buffers
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=f"dpwa-publish-{name}", daemon=True)
 
     def defer(self, ready: Callable[[], None], then: Callable[[], None]) -> None:
         """Have `ready` called, which blocks, and `then` after it; in the order of the calls. Never waits."""
@@ -40,30 +39,21 @@ class CopyWaiter:
             self._thread.start()
         self._jobs.put((ready, then))
 
-    def stop(self, timeout_s: float) -> bool:
-        """End the thread; nothing follows what it waits for. True if it ended in time. May be called again.
-
-        It still waits for all copies: whoever else waits for one of them must not wait for ever.
-        """
-        self._stopping = True
+    def _interrupt(self) -> None:
+        """See `WorkerThread`. It still waits for all copies: whoever else waits for one must not wait forever."""
         self._jobs.put(None)
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            return False
+
+    def _let_go(self) -> None:
         self._jobs = queue.SimpleQueue()  # each job that was not begun holds a snapshot
-        return True
 
     # --- Copy waiter -------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _work(self) -> None:
         while self._did_next():
             pass
-        while not self._jobs.empty():  # of what is deferred after an error, nobody waits for the end
-            self._did_next()
 
     def _did_next(self) -> bool:
-        """Do one job; False if it failed or there are no more.
+        """Do one job; False if there are no more.
 
         A function, so that an idle thread holds no snapshot's buffer.
         """
@@ -71,10 +61,17 @@ class CopyWaiter:
         if job is None:
             return False
         ready, then = job
-        try:
-            ready()
-            if not self._stopping and self.error is None:
-                then()
-        except BaseException as error:  # noqa: BLE001  the one broad catch of this thread: kept, raised to the trainer
-            self.error = self.error or error
-        return self.error is None
+        ready()
+        if not self._stopping:
+            then()
+        return True
+
+    def _end(self) -> None:
+        """See `WorkerThread`. Copies that are still under way are waited for, and nothing follows them."""
+        while not self._jobs.empty():
+            job = self._jobs.get()
+            try:
+                if job is not None:
+                    job[0]()
+            except BaseException as error:  # noqa: BLE001  as in the base: kept, raised to the trainer
+                self.error = self.error or error

@@ -1,4 +1,4 @@
-"""The door of a node: who is let in, who is shown out, and what the user is told of it, once.
+"""The door of a node: who is let in, who is shown out, and the one warning to the user about it.
 
 It looks at the connections often enough that nobody can make the node hold much between two looks: what ZeroMQ collects
 of a message before it is complete is bounded by what its I/O thread can read in that time.

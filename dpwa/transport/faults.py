@@ -58,8 +58,8 @@ class Faults:
 
     Args:
         options: what is wanted.
-        node: own name.
-        record: told of each fault, as keywords; from any thread.
+        node: its name.
+        record: called with each fault, as keywords; from any thread.
     """
 
     def __init__(self, options: FaultOptions, node: str, record: Callable[..., None]) -> None:

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpwa.errors import PeerTimeout, PeerUnreachable, TransportError
-from dpwa.exchange.client import Client, Pulled, Target
+from dpwa.exchange.client import Client, Pulled
 from dpwa.exchange.messages import Message, Offer, Propose, PullRequest, Settle
 from dpwa.exchange.proposals import Proposals
-from dpwa.snapshot.codecs import Codec
+from dpwa.exchange.slices import Slice
 from dpwa.snapshot.layout import Layout
 from dpwa.snapshot.staging import Staging
+from dpwa.snapshot.state import Codec
 from dpwa.transport.faults import Fate, Faults, Lost
 
 __all__ = ["FaultyWay", "LossyProposals"]
@@ -35,13 +36,13 @@ class _Tap(Staging):
         self._on_piece: Callable[[int], None] | None = None
 
     def aim(self, behind: Staging | None, on_piece: Callable[[int], None] | None = None) -> None:
-        """Stand before a staging; `on_piece` is told the size of each piece, and may raise."""
+        """Stand before a staging; `on_piece` gets the size of each piece, and may raise."""
         self._behind, self._on_piece = behind, on_piece
 
-    def begin(self, reference: memoryview | None, *, whole: bool) -> None:
+    def begin(self, *, whole: bool) -> None:
         """See `Staging.begin`."""
         if self._behind is not None:
-            self._behind.begin(reference, whole=whole)
+            self._behind.begin(whole=whole)
 
     def accept(self, first_byte: int, stop_byte: int, data: memoryview, codec: Codec = Codec.RAW) -> None:
         """See `Staging.accept`."""
@@ -52,8 +53,8 @@ class _Tap(Staging):
 
 
 @dataclass
-class _Ask:
-    """One ask under way: what it is, when it began, and how long its answer is waited for."""
+class _Attempt:
+    """One request under way: what it is, when it began, and how long its answer is waited for."""
 
     peer: str
     hit: str
@@ -84,39 +85,44 @@ class _FaultyClient:
         """See `Client.pause`."""
         self._inner.pause(pause_s)
 
-    def pull(self, peer: str, pull: PullRequest, target: Target, within_s: float | None = None) -> Pulled:
+    def pull(
+        self, peer: str, request: PullRequest, staging: Staging, part: Slice, within_s: float | None = None
+    ) -> Pulled:
         """See `Client.pull`."""
-        ask, fate = self._set_out(peer, "pull", within_s)
+        attempt, fate = self._set_out(peer, "pull", within_s)
         is_watched = fate.lost is Lost.ANSWER or self._faults.options.bandwidth is not None
-        watched = target
         if is_watched:
-            self._tap.aim(target.staging, lambda size: self._on_piece(ask, fate, size))
-            watched = Target(self._tap, target.reference, target.part)
-        pulled = self._inner.pull(peer, pull, watched, self._left_s(ask) if within_s is not None else None)
+            self._tap.aim(staging, lambda size: self._on_piece(attempt, fate, size))
+        left_s = self._left_s(attempt) if within_s is not None else None
+        pulled = self._inner.pull(peer, request, self._tap if is_watched else staging, part, left_s)
         if fate.lost is Lost.ANSWER:  # one without a snapshot
-            self._lose(ask, Lost.ANSWER)
-        if ask.held_up_s > 0:
+            self._lose(attempt, Lost.ANSWER)
+        if attempt.held_up_s > 0:
             self._faults.happened(
-                "bandwidth", peer=peer, hit=ask.hit, bytes=ask.received_bytes, waited_s=round(ask.held_up_s, 6)
+                "bandwidth",
+                peer=peer,
+                hit=attempt.hit,
+                bytes=attempt.received_bytes,
+                waited_s=round(attempt.held_up_s, 6),
             )
         if fate.is_duplicated:
-            self._faults.happened("duplicate", peer=peer, hit=ask.hit)
+            self._faults.happened("duplicate", peer=peer, hit=attempt.hit)
             self._tap.aim(None)
             with contextlib.suppress(TransportError):
-                self._inner.pull(peer, pull, Target(self._tap, target.reference, target.part), within_s)
+                self._inner.pull(peer, request, self._tap, part, within_s)
         if self._faults.options.noise.scale > 0 and isinstance(pulled.answer, Offer):
-            self._faults.happened("noise", peer=peer, hit=ask.hit)  # it was added while the values came
+            self._faults.happened("noise", peer=peer, hit=attempt.hit)  # it was added while the values came
         return pulled
 
     def request(self, peer: str, message: Propose | Settle) -> Message:
         """See `Client.request`."""
         is_proposal = isinstance(message, Propose)
         hit = "proposal" if is_proposal else "question"
-        ask, fate = self._set_out(peer, hit, None, can_be_held=is_proposal and peer not in self._held)
+        attempt, fate = self._set_out(peer, hit, None, can_be_held=is_proposal and peer not in self._held)
         if fate.is_held and isinstance(message, Propose):
             self._held[peer] = message
             self._faults.happened("reorder", peer=peer, hit=hit)
-            raise self._timed_out(ask, "the proposal was held back by an injected fault")
+            raise self._timed_out(attempt, "the proposal was held back by an injected fault")
         answer = self._inner.request(peer, message)
         if fate.is_duplicated:
             self._faults.happened("duplicate", peer=peer, hit=hit)
@@ -124,7 +130,7 @@ class _FaultyClient:
         if is_proposal and peer in self._held:
             self._deliver(peer, self._held.pop(peer))
         if fate.lost is Lost.ANSWER:
-            self._lose(ask, Lost.ANSWER)
+            self._lose(attempt, Lost.ANSWER)
         return answer
 
     def _deliver(self, peer: str, message: Propose | Settle) -> None:
@@ -132,10 +138,12 @@ class _FaultyClient:
         with contextlib.suppress(TransportError):
             self._inner.request(peer, message)
 
-    def _set_out(self, peer: str, hit: str, within_s: float | None, *, can_be_held: bool = False) -> tuple[_Ask, Fate]:
-        """Begin an ask: raise if it does not reach the peer."""
+    def _set_out(
+        self, peer: str, hit: str, within_s: float | None, *, can_be_held: bool = False
+    ) -> tuple[_Attempt, Fate]:
+        """Begin a request: raise if it does not reach the peer."""
         limit_s = self.patience_s if within_s is None else min(self.patience_s, within_s)
-        ask = _Ask(peer, hit, self._monotonic_s(), limit_s)
+        attempt = _Attempt(peer, hit, self._monotonic_s(), limit_s)
         if self._faults.separates(peer):
             self._faults.happened("partition", peer=peer, hit=hit)
             raise PeerUnreachable(peer, "cut off by an injected partition")
@@ -145,44 +153,44 @@ class _FaultyClient:
             if self.patience_s > 0:
                 self._inner.pause(min(fate.delay_s, limit_s))
         if fate.lost is Lost.REQUEST:
-            self._lose(ask, Lost.REQUEST)
-        return ask, fate
+            self._lose(attempt, Lost.REQUEST)
+        return attempt, fate
 
-    def _on_piece(self, ask: _Ask, fate: Fate, size: int) -> None:
+    def _on_piece(self, attempt: _Attempt, fate: Fate, size: int) -> None:
         """Look at a piece of the answer to a pull: let it pass, late if the link is slow, or lose it."""
         if fate.lost is Lost.ANSWER:
-            self._lose(ask, Lost.ANSWER)
+            self._lose(attempt, Lost.ANSWER)
         rate_bytes_per_s = self._faults.options.bandwidth_bytes_per_s
         if rate_bytes_per_s is None:
             return
-        ask.received_bytes += size
-        due_s = ask.received_bytes / rate_bytes_per_s
+        attempt.received_bytes += size
+        due_s = attempt.received_bytes / rate_bytes_per_s
         if self.patience_s == 0:
-            ask.held_up_s = due_s
+            attempt.held_up_s = due_s
             return
-        if due_s > ask.limit_s:
-            self._faults.happened("bandwidth", peer=ask.peer, hit=ask.hit, bytes=ask.received_bytes)
-            error = self._timed_out(ask, "no complete answer in time over a link slowed down by an injected fault")
-            error.received_bytes, error.transfer_s = int(rate_bytes_per_s * ask.limit_s), ask.limit_s
+        if due_s > attempt.limit_s:
+            self._faults.happened("bandwidth", peer=attempt.peer, hit=attempt.hit, bytes=attempt.received_bytes)
+            error = self._timed_out(attempt, "no complete answer in time over a link slowed down by an injected fault")
+            error.received_bytes, error.transfer_s = int(rate_bytes_per_s * attempt.limit_s), attempt.limit_s
             raise error
-        pause_s = ask.began_s + due_s - self._monotonic_s()
+        pause_s = attempt.began_s + due_s - self._monotonic_s()
         if pause_s > 0:
-            ask.held_up_s += pause_s
+            attempt.held_up_s += pause_s
             self._inner.pause(pause_s)
 
-    def _lose(self, ask: _Ask, lost: Lost) -> None:
+    def _lose(self, attempt: _Attempt, lost: Lost) -> None:
         """Raise what the asker of a lost message sees."""
-        self._faults.happened("drop", peer=ask.peer, hit=ask.hit, lost=lost.value)
-        raise self._timed_out(ask, f"the {lost.value} was lost by an injected fault")
+        self._faults.happened("drop", peer=attempt.peer, hit=attempt.hit, lost=lost.value)
+        raise self._timed_out(attempt, f"the {lost.value} was lost by an injected fault")
 
-    def _timed_out(self, ask: _Ask, reason: str) -> PeerTimeout:
+    def _timed_out(self, attempt: _Attempt, reason: str) -> PeerTimeout:
         """The error after the wait for an answer that does not come."""
-        if self.patience_s > 0 and (left_s := self._left_s(ask)) > 0:
+        if self.patience_s > 0 and (left_s := self._left_s(attempt)) > 0:
             self._inner.pause(left_s)
-        return PeerTimeout(ask.peer, reason)
+        return PeerTimeout(attempt.peer, reason)
 
-    def _left_s(self, ask: _Ask) -> float:
-        return max(0.0, ask.began_s + ask.limit_s - self._monotonic_s())
+    def _left_s(self, attempt: _Attempt) -> float:
+        return max(0.0, attempt.began_s + attempt.limit_s - self._monotonic_s())
 
 
 class FaultyWay:
@@ -221,11 +229,11 @@ class LossyProposals(Proposals):
         super().__init__(node, incarnation)
         self._faults = faults
 
-    def fetched(self, exchange: bytes) -> None:
+    def fetched(self, exchange_id: bytes) -> None:
         """See `Proposals.fetched`."""
         if self._faults.loses_done():
             own = self._own
-            peer = own.peer if own is not None and own.exchange == exchange else None
+            peer = own.peer if own is not None and own.exchange_id == exchange_id else None
             self._faults.happened("drop_done", peer=peer, hit="done")
             return
-        super().fetched(exchange)
+        super().fetched(exchange_id)

@@ -15,14 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dpwa.errors import InternalError, ModelMismatch, PeerUnreachable
-from dpwa.exchange.client import Pulled, Target
-from dpwa.exchange.messages import NO_EXCHANGE, Message, Mismatch, Offer, Propose, PullRequest, Settle
-from dpwa.exchange.result import Ask, Exchange
+from dpwa.exchange.client import Pulled
+from dpwa.exchange.messages import Message, Mismatch, Offer, Propose, PullRequest, Settle
 from dpwa.exchange.service import Request, Service
+from dpwa.exchange.slices import Slice
 from dpwa.methods.base import ExchangeKind
-from dpwa.snapshot.codecs import Codec
+from dpwa.methods.exchange import NO_EXCHANGE, ExchangeRequest, ExchangeResult
 from dpwa.snapshot.layout import Snapshot
-from dpwa.snapshot.staging import encode_chunk
+from dpwa.snapshot.staging import Staging, encode_chunk
+from dpwa.snapshot.state import Codec
 from dpwa.transport.interface import Ends
 from dpwa.transport.rx import RxCounters
 
@@ -48,9 +49,16 @@ class InMemoryNetwork:
         """See `Client.can_share`: all memory is one here."""
         return False
 
-    def pull(self, peer: str, pull: PullRequest, target: Target, within_s: float | None = None) -> Pulled:  # noqa: ARG002
+    def pull(
+        self,
+        peer: str,
+        request: PullRequest,
+        staging: Staging,
+        part: Slice,
+        within_s: float | None = None,  # noqa: ARG002
+    ) -> Pulled:
         """See `Client.pull`; the network is every node's client."""
-        return self._find(peer).serve(pull, target)
+        return self._find(peer).serve(request, staging, part)
 
     def request(self, peer: str, message: Propose | Settle) -> Message:
         """See `Client.request`."""
@@ -85,7 +93,7 @@ class InMemoryTransport:
         self._name = name
         self._service: Service = wiring.service
         self._exchanger = wiring.exchanger
-        self._ask: Ask | None = None
+        self._pending: ExchangeRequest | None = None
 
     def start(self) -> None:
         """See `Transport.start`."""
@@ -101,20 +109,20 @@ class InMemoryTransport:
         ready()
         then()
 
-    def ask(self, ask: Ask) -> None:
+    def ask(self, request: ExchangeRequest) -> None:
         """See `Transport.ask`. A pull is made when it is taken: it lasts exactly from the ask to there."""
-        if ask.kind in (ExchangeKind.PUSH, ExchangeKind.PAIR) and not ask.joining:
-            self._exchanger.perform(ask, self._network)
+        if request.plan.kind in (ExchangeKind.PUSH, ExchangeKind.PAIR) and not request.joining:
+            self._exchanger.perform(request, self._network)
         else:
-            self._ask = ask
+            self._pending = request
 
-    def take(self, wait_s: float) -> Exchange | None:  # noqa: ARG002  (there is nothing to wait for)
+    def take(self, wait_s: float) -> ExchangeResult | None:  # noqa: ARG002  (there is nothing to wait for)
         """See `Transport.take`."""
-        ask, self._ask = self._ask, None
-        if ask is not None:
-            self._exchanger.perform(ask, self._network)
+        request, self._pending = self._pending, None
+        if request is not None:
+            self._exchanger.perform(request, self._network)
         self._exchanger.work(self._network)
-        return self._exchanger.results.take(0.0)
+        return self._exchanger.context.results.take(0.0)
 
     def error(self) -> BaseException | None:
         """See `Transport.error`: there is no background thread."""
@@ -130,7 +138,7 @@ class InMemoryTransport:
         self._exchanger.work(self._network)
         return answer
 
-    def serve(self, pull: PullRequest, target: Target) -> Pulled:
+    def serve(self, pull: PullRequest, staging: Staging, part: Slice) -> Pulled:
         """Answer a peer's pull."""
         answer, snapshot = self._answered(pull)
         if isinstance(answer, Mismatch):
@@ -138,18 +146,18 @@ class InMemoryTransport:
         if not isinstance(answer, Offer) or snapshot is None:
             self.counters.refused += 1
             return Pulled(answer)
-        target.begin()
+        staging.begin(whole=part.is_whole)
         received = 0
-        for index in target.part.chunks():
+        for index in part.chunks():
             first_byte = index * pull.chunk_bytes
             stop_byte = min(first_byte + pull.chunk_bytes, len(snapshot.memory))
             codec, body = encode_chunk(self._service.layout, snapshot.memory, first_byte, stop_byte, Codec(pull.codec))
-            target.staging.accept(first_byte, stop_byte, memoryview(body), codec)
+            staging.accept(first_byte, stop_byte, memoryview(body), codec)
             received += len(body)
         self.counters.served += 1
         self.counters.bytes_out += received
-        if pull.exchange != NO_EXCHANGE:
-            self._service.proposals.fetched(pull.exchange)
+        if pull.exchange_id != NO_EXCHANGE:
+            self._service.proposals.fetched(pull.exchange_id)
         return Pulled(answer, received)
 
     def _answered(self, request: Request) -> tuple[Message, Snapshot | None]:

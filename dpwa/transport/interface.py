@@ -1,6 +1,6 @@
 """What a node needs of a transport. `zeromq.py` and `in_memory.py` have it; one conformance suite tests both.
 
-Must not know: how. Runs in: every method is called by the trainer's thread; `published` and `ask` also by what was
+Runs in: every method is called by the trainer's thread; `published` and `ask` also by what was
 deferred.
 """
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dpwa.exchange.exchanger import Exchanger
-from dpwa.exchange.result import Ask, Exchange
 from dpwa.exchange.service import Service
+from dpwa.methods.exchange import ExchangeRequest, ExchangeResult
 from dpwa.transport.rx import RxCounters
 
 __all__ = ["Ends", "MakeTransport", "Transport"]
@@ -24,7 +24,7 @@ class Ends:
 
     Attributes:
         service: answers the peers.
-        exchanger: makes this node's own exchanges.
+        exchanger: makes this node's exchanges.
     """
 
     service: Service
@@ -55,14 +55,18 @@ class Transport(Protocol):
         The trainer does not wait, and `then` may run in another thread. What either raises is a background error.
         """
 
-    def ask(self, ask: Ask) -> None:
+    def ask(self, request: ExchangeRequest) -> None:
         """Have one exchange made; never waits. At most one is under way.
 
         Of a push that the peer accepts the end comes when the peer has taken it.
         """
 
-    def take(self, wait_s: float) -> Exchange | None:
-        """An exchange that has ended, an own one or a peer's, waiting at most so long for it; None if there is none."""
+    def take(self, wait_s: float) -> ExchangeResult | None:
+        """The result of an exchange that has ended, this node's or a peer's; None if none has.
+
+        Args:
+            wait_s: the longest wait for one.
+        """
 
     def error(self) -> BaseException | None:
         """What ended a background thread, if one has ended by itself."""

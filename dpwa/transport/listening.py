@@ -1,7 +1,7 @@
 """Where a node listens, and that it stops listening for a while when the process has no descriptor left.
 
 With no descriptor free, accepting fails, the connection stays in the queue, and ZeroMQ's I/O thread tries again at
-once, for ever: a whole core for nothing. Connections that stand are served meanwhile.
+once, forever: a whole core for nothing. Connections that stand are served meanwhile.
 
 The listening socket is made here and handed to ZeroMQ. When ZeroMQ binds a TCP address itself it looks up the network
 interfaces, and where no descriptor is left for that, an assertion in libzmq 4.3.5 ends the process.

@@ -9,7 +9,7 @@ import time
 from collections import deque
 
 from dpwa.errors import PeerTimeout
-from dpwa.exchange.client import Pulled, Target
+from dpwa.exchange.client import Pulled
 from dpwa.exchange.messages import (
     Busy,
     Chunk,
@@ -23,8 +23,9 @@ from dpwa.exchange.messages import (
     PullRequest,
     Refused,
 )
-from dpwa.snapshot.codecs import Codec
-from dpwa.snapshot.staging import encoded_chunk_bytes
+from dpwa.exchange.slices import Slice
+from dpwa.snapshot.staging import Staging, encoded_chunk_bytes
+from dpwa.snapshot.state import Codec
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.segments import Segments
 from dpwa.transport.shared_memory import SegmentUnusable
@@ -44,7 +45,8 @@ class Reception:
         conversation: about the pull, which has been sent.
         segments: the peers' shared memory.
         pull: the request.
-        target: where it goes.
+        staging: where it goes.
+        part: the chunks that are wanted.
     """
 
     def __init__(
@@ -52,13 +54,15 @@ class Reception:
         conversation: Conversation,
         segments: Segments,
         pull: PullRequest,
-        target: Target,
+        staging: Staging,
+        part: Slice,
     ) -> None:
         self._conversation = conversation
         self._peer, self._socket = conversation.peer, conversation.socket
         self._segments = segments
         self._pull = pull
-        self._target = target
+        self._staging = staging
+        self._part = part
 
     def run(self) -> Pulled:
         """Take the whole answer off the socket.
@@ -79,7 +83,7 @@ class Reception:
         return Pulled(answer)
 
     def _take(self, offer: Offer) -> Pulled:
-        staging = self._target.staging
+        staging = self._staging
         if offer.total_bytes != staging.layout.total_bytes:
             raise self._conversation.illegal(
                 f"offer of {offer.total_bytes} bytes, expected {staging.layout.total_bytes}"
@@ -87,14 +91,14 @@ class Reception:
         if offer.slot >= 0 and not self._pull.shared:
             raise self._conversation.illegal("shared memory that was not asked for")
         start_s = time.monotonic()
-        self._target.begin()
+        staging.begin(whole=self._part.is_whole)
         note = ""
         if offer.slot >= 0:
             try:
                 received = self._read_shared(offer)
             except SegmentUnusable as error:
                 note = str(error)
-                self._target.begin()
+                staging.begin(whole=self._part.is_whole)
             else:
                 self._conversation.send(Done(self._pull.nonce))
                 return Pulled(offer, received, is_shared=True, transfer_s=time.monotonic() - start_s)
@@ -107,13 +111,13 @@ class Reception:
         if reader.version(offer.slot) != offer.version:
             raise SegmentUnusable(f"the slot that peer {self._peer} offered holds another version")
         memory = reader.read(offer.slot)
-        part, received = self._target.part, 0
+        part, received = self._part, 0
         for first, count in part.ranges:
             stop_byte = min((first + count) * part.chunk_bytes, len(memory))
             for first_byte in range(first * part.chunk_bytes, stop_byte, _READ_BYTES):
                 self._conversation.look()
                 next_byte = min(first_byte + _READ_BYTES, stop_byte)
-                self._target.staging.accept(first_byte, next_byte, memory[first_byte:next_byte])
+                self._staging.accept(first_byte, next_byte, memory[first_byte:next_byte])
                 received += next_byte - first_byte
         if reader.version(offer.slot) != offer.version:
             raise SegmentUnusable(f"the slot that peer {self._peer} offered was overwritten while it was read")
@@ -121,7 +125,7 @@ class Reception:
 
     def _receive_chunks(self, *, is_first_requested: bool) -> int:
         """Receive all chunks of the part, asking for a few at a time; the bytes received."""
-        part = self._target.part
+        part = self._part
         requests = deque(part.requests())
         expected: deque[int] = deque()
         if is_first_requested:  # the pull itself has asked for the first run
@@ -148,7 +152,7 @@ class Reception:
             raise self._conversation.illegal(
                 f"chunk {index} in codec {chunk.codec}, asked for codec {self._pull.codec}"
             )
-        codec, staging = Codec(chunk.codec), self._target.staging
+        codec, staging = Codec(chunk.codec), self._staging
         first_byte = index * self._pull.chunk_bytes
         stop_byte = min(first_byte + self._pull.chunk_bytes, staging.layout.total_bytes)
         body = self._socket.recv(copy=False)

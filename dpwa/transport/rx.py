@@ -3,8 +3,8 @@
 One ROUTER socket takes pulls from any number of peers. Each peer gets a window of chunks and asks for more as it
 receives them, so that peers are served in turn, and one that stops reading costs a window and nothing else.
 
-Must not know: the model, scores, blending. Runs in: the thread named `dpwa-rx-…`; `start`, `wake` and `stop` are
-called by the trainer's thread. The socket is made, used and closed in the Rx thread alone.
+Runs in: the thread named `dpwa-rx-…`; `start`, `published` and `stop` are called by the trainer's thread. The socket is
+made, used and closed in the Rx thread alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import zmq
 
 from dpwa.errors import InternalError, RemoteProtocolError
 from dpwa.exchange.messages import (
-    NO_EXCHANGE,
     Busy,
     Done,
     Mismatch,
@@ -31,6 +30,7 @@ from dpwa.exchange.messages import (
     Settle,
 )
 from dpwa.exchange.service import Request, Service
+from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.transport.connection_rules import Cause, PeerConnection, framed_bytes
 from dpwa.transport.door import Door, most_connections
 from dpwa.transport.doorbell import Doorbell
@@ -38,6 +38,7 @@ from dpwa.transport.sending import RxCounters, Sender
 from dpwa.transport.sockets import Links, router
 from dpwa.transport.transfers import Transfer, TransferRules, Waiting
 from dpwa.transport.wire import decode
+from dpwa.transport.worker_thread import WorkerThread
 
 __all__ = ["RxCounters", "RxThread"]
 
@@ -76,7 +77,7 @@ class _Peers:
         return connection.identity in self.transfers or connection.identity in self.waiting
 
 
-class RxThread:
+class RxThread(WorkerThread):
     """Serves one node.
 
     Args:
@@ -102,8 +103,8 @@ class RxThread:
         peers: int,
         timeout_s: float,
     ) -> None:
+        super().__init__("rx", name)
         self.counters = RxCounters()
-        self.error: BaseException | None = None
         self._context = context
         self._name = name
         self._host, self._port = host, port
@@ -115,9 +116,7 @@ class RxThread:
         self._short_since_s: float | None = None
         self._bell = Doorbell()
         self._ready = threading.Event()
-        self._stopping = False
         self._peers = _Peers()
-        self._thread = threading.Thread(target=self._run, name=f"dpwa-rx-{name}", daemon=True)
 
     def start(self) -> None:
         """Listen, and return when the socket is bound.
@@ -125,7 +124,7 @@ class RxThread:
         Raises:
             ConfigError: the address cannot be listened on.
         """
-        self._thread.start()
+        super().start()
         if not self._ready.wait(_START_TIMEOUT_S):
             self.error = InternalError(f"the Rx thread of node {self._name} was not ready after {_START_TIMEOUT_S:g} s")
         if self.error is not None:
@@ -140,44 +139,37 @@ class RxThread:
         if self._peers.waiting:
             self._bell.ring()
 
-    def stop(self, timeout_s: float) -> bool:
-        """End the thread; True if it ended in time. May be called again, and before `start`."""
-        self._stopping = True
+    def _interrupt(self) -> None:
         self._bell.ring()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            return False
+
+    def _let_go(self) -> None:
         self._bell.close()
-        return True
 
     # --- Rx thread ------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        try:
-            with contextlib.closing(router(self._context, self._links.curve)) as socket:
-                door = Door(
-                    self._context,
-                    socket,
-                    name=self._name,
-                    host=self._host,
-                    port=self._port,
-                    links=self._links,
-                    most=self._most_connections,
-                    transfer_s=self._rules.longest_s,
-                    counts=self.counters.guarded,
-                    is_engaged=self._peers.has,
-                )
-                with contextlib.closing(door):
-                    self._door = door
-                    self._sender = Sender(socket, door, self._service, self.counters, self._peers.forget)
-                    self._ready.set()
-                    self._serve(socket)
-        except Exception as error:  # noqa: BLE001  the one broad catch of this thread: kept, and raised to the trainer
-            self.error = error
-        finally:
-            self._ready.set()
-            self._peers.clear()  # the door knows it, too, and each transfer holds a snapshot
+    def _work(self) -> None:
+        with contextlib.closing(router(self._context, self._links.curve)) as socket:
+            door = Door(
+                self._context,
+                socket,
+                name=self._name,
+                host=self._host,
+                port=self._port,
+                links=self._links,
+                most=self._most_connections,
+                transfer_s=self._rules.longest_s,
+                counts=self.counters.guarded,
+                is_engaged=self._peers.has,
+            )
+            with contextlib.closing(door):
+                self._door = door
+                self._sender = Sender(socket, door, self._service, self.counters, self._peers.forget)
+                self._ready.set()
+                self._serve(socket)
+
+    def _end(self) -> None:
+        self._ready.set()  # also for a start that failed
+        self._peers.clear()  # the door knows it, too, and each transfer holds a snapshot
 
     def _serve(self, socket: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
@@ -192,7 +184,7 @@ class RxThread:
             self._receive_all(socket)
             self._answer_waiting()
             now_s = time.monotonic()
-            if self._door.watch(now_s, is_alarmed=self._service.is_short):
+            if self._door.watch(now_s, is_alarmed=self._service.serving.is_short):
                 self._free_buffers(now_s)
             self._drop_overdue(now_s)
 
@@ -331,8 +323,8 @@ class RxThread:
                 transfer.connection.has_completed = True
                 transfer.connection.last_request_s = now_s
             self._peers.forget(identity)
-            if transfer.pull.exchange != NO_EXCHANGE:
-                self._service.proposals.fetched(transfer.pull.exchange)
+            if transfer.pull.exchange_id != NO_EXCHANGE:
+                self._service.proposals.fetched(transfer.pull.exchange_id)
 
     # --- Transfers that have lasted too long ----------------------------------------------------------------------
 
@@ -343,13 +335,14 @@ class RxThread:
 
     def _free_buffers(self, now_s: float) -> None:
         """While the trainer finds no buffer: end transfers that hold one and make no progress, the oldest first."""
-        if not self._service.is_short:
+        serving = self._service.serving
+        if not serving.is_short:
             self._short_since_s = None
             return
         if self._short_since_s is None:
             self._short_since_s = now_s
         short_s = now_s - self._short_since_s
-        for identity in self._rules.in_the_way(self._peers.transfers, self._service.snapshot, short_s, now_s):
+        for identity in self._rules.in_the_way(self._peers.transfers, serving.snapshot, short_s, now_s):
             self._give_up(identity, Cause.HOLDING)
         for connection in list(self._door.connections.standing):  # what was replaced may hold one, too
             grace_s = self._rules.grace_s(connection)

@@ -12,8 +12,8 @@ import zmq
 
 from dpwa.exchange.messages import Chunk, Message, Mismatch
 from dpwa.exchange.service import Service
-from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.staging import encode_chunk
+from dpwa.snapshot.state import Codec
 from dpwa.transport.connection_rules import Cause, framed_bytes
 from dpwa.transport.door import Door
 from dpwa.transport.transfers import Transfer

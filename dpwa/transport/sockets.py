@@ -51,7 +51,7 @@ _ENOUGH_DESCRIPTORS = 8192
 # One message is header and body; a window of chunks plus a few small answers must fit, and no more.
 _QUEUE_MESSAGES = 2 * MAX_WINDOW
 
-# For the own host name, at the start.
+# For this host's own name, at the start.
 _RESOLVE_TIMEOUT_S = 4.0
 
 _COMMON: dict[int, int] = {
@@ -84,7 +84,7 @@ class Links:
     Attributes:
         listen: ZeroMQ endpoint to serve at; None for the address of the cluster file.
         peers: ZeroMQ endpoint of each peer that is not reached at its address.
-        curve: keys for encryption; None for none.
+        curve: keys for encryption; None: no encryption.
     """
 
     listen: str | None = None

@@ -5,7 +5,7 @@ other end who waits for it; and one that makes so little progress that it cannot
 Hopeless ones are ended only when they are in the way: when they hold the buffers that the trainer needs, or the places
 of others.
 
-Must not know: sockets, threads, the clock (the time is passed in). Runs in: the Rx thread.
+Must not know: the clock (the time is passed in). Runs in: the Rx thread.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Transfer:
 
     Attributes:
         pull: what was asked for.
-        snapshot: it.
+        snapshot: what is on its way.
         is_shared: the peer reads it from shared memory.
         connection: it goes through; None if that is not known.
         began_s: monotonic time of the offer.

@@ -17,7 +17,7 @@ import msgpack
 
 from dpwa.errors import RemoteProtocolError
 from dpwa.exchange.messages import (
-    EXCHANGE_BYTES,
+    EXCHANGE_ID_BYTES,
     FINGERPRINT_BYTES,
     INCARNATION_BYTES,
     LINEAGE_BYTES,
@@ -90,8 +90,8 @@ _RULES: Final[dict[str, _Rule]] = {
     "slot": _integer(-1, MAX_SLOTS - 1),
     "token": _bytes(TOKEN_BYTES),
     "reason": _text(MAX_TEXT_CHARS),
-    "exchange": _bytes(EXCHANGE_BYTES),
-    "previous": _bytes(EXCHANGE_BYTES),
+    "exchange_id": _bytes(EXCHANGE_ID_BYTES),
+    "previous": _bytes(EXCHANGE_ID_BYTES),
     "is_pair": _boolean,
     "gives_up": _boolean,
     "mass": lambda value: type(value) is float and 0.0 <= value <= MAX_MASS,

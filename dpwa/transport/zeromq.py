@@ -1,6 +1,6 @@
 """A node's transport over ZeroMQ: its context, its Rx thread and its Tx thread.
 
-Must not know: what is exchanged. Runs in: the trainer's thread; the work is done in the two threads.
+Runs in: the trainer's thread; the work is done in the two threads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import zmq
 from dpwa.config import hosts
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import InternalError
-from dpwa.exchange.result import Ask, Exchange
+from dpwa.methods.exchange import ExchangeRequest, ExchangeResult
 from dpwa.transport.client import ZmqClient
 from dpwa.transport.copy_waiter import CopyWaiter
 from dpwa.transport.doorbell import Doorbell
@@ -25,10 +25,11 @@ from dpwa.transport.rx import RxThread
 from dpwa.transport.segments import Segments
 from dpwa.transport.sockets import Links, close_inherited, keep_freed_memory, raise_descriptor_limit, require_libzmq
 from dpwa.transport.tx import TxThread
+from dpwa.transport.worker_thread import WorkerThread
 
 __all__ = ["ZmqTransport"]
 
-# As long as a wait for a thread may be told to take; it ends with the thread.
+# The longest that one wait for a thread takes; it ends with the thread.
 _LONG_S = 3600.0
 
 
@@ -87,12 +88,12 @@ class ZmqTransport:
             )
 
         self._tx = TxThread(name=name, exchanger=wiring.exchanger, make_client=make_client)
-        self._results = wiring.exchanger.results
+        self._results = wiring.exchanger.context.results
         self._proposals = wiring.service.proposals
         self._proposals.wake = self._tx.wake
         self._proposals.decided = self._rx.published
         self._proposals.guard(time.monotonic)
-        self._publisher = CopyWaiter(name)
+        self._copy_waiter = CopyWaiter(name)
         self.counters = self._rx.counters
         self._is_closed = False
 
@@ -109,19 +110,19 @@ class ZmqTransport:
 
     def defer(self, ready: Callable[[], None], then: Callable[[], None]) -> None:
         """See `Transport.defer`."""
-        self._publisher.defer(ready, then)
+        self._copy_waiter.defer(ready, then)
 
-    def ask(self, ask: Ask) -> None:
+    def ask(self, request: ExchangeRequest) -> None:
         """See `Transport.ask`."""
-        self._tx.ask(ask)
+        self._tx.ask(request)
 
-    def take(self, wait_s: float) -> Exchange | None:
+    def take(self, wait_s: float) -> ExchangeResult | None:
         """See `Transport.take`."""
         return self._results.take(wait_s)
 
     def error(self) -> BaseException | None:
         """See `Transport.error`."""
-        return self._rx.error or self._tx.error or self._publisher.error
+        return self._rx.error or self._tx.error or self._copy_waiter.error
 
     def close(self, timeout_s: float) -> None:
         """See `Transport.close`."""
@@ -136,26 +137,24 @@ class ZmqTransport:
         def left_s() -> float:
             return max(0.0, deadline_s - time.monotonic())
 
-        # All are told before one is waited for, so that each has the whole time.
-        parts: dict[str, TxThread | RxThread | CopyWaiter] = {
-            "Tx": self._tx,
-            "Rx": self._rx,
-            "publish": self._publisher,
+        # All are stopped before one is waited for, so that each has the whole time.
+        parts: dict[str, WorkerThread] = {
+            "Tx thread": self._tx,
+            "Rx thread": self._rx,
+            "copy waiter": self._copy_waiter,
         }
         for part in parts.values():
             part.stop(0.0)
         # The copy waiter comes last: it may wait for a GPU, and what it would hand out finds nobody any more.
         stuck = [thread for thread, part in parts.items() if not part.stop(left_s())]
-        if "Tx" in stuck or "Rx" in stuck:
+        if stuck and stuck != ["copy waiter"]:
             # A daemon, so that it does not hold up the interpreter's end.
             args = (self._context, self._tx, self._rx)
             threading.Thread(target=_end_later, args=args, name=f"dpwa-end-{self._name}", daemon=True).start()
         else:
             _end(self._context)
         if stuck:
-            raise InternalError(
-                f"node {self._name}: the {' and '.join(stuck)} thread did not end within {timeout_s:g} s"
-            )
+            raise InternalError(f"node {self._name}: the {' and the '.join(stuck)} did not end within {timeout_s:g} s")
 
     @property
     def port(self) -> int:
@@ -168,7 +167,7 @@ def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     context.destroy(linger=0)
 
 
-def _end_later(context: zmq.Context[zmq.Socket[bytes]], tx: TxThread, rx: RxThread) -> None:
+def _end_later(context: zmq.Context[zmq.Socket[bytes]], tx: WorkerThread, rx: WorkerThread) -> None:
     """End a context when the last of its threads has come back from where it was stuck."""
     for thread in (tx, rx):
         while not thread.stop(_LONG_S):

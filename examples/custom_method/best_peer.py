@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Mapping
 
-from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
+from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
 from dpwa.snapshot.state import State
 from dpwa.topology.neighbourhood import Neighbourhood
 
@@ -31,7 +31,6 @@ class BestPeer(Method):
             raise ValueError(f"explore: expected a number above 0 up to 1, got {explore}")
         self._explore = explore
         self._losses: dict[str, float] = {}
-        self._asked: str | None = None
 
     def plan(self, rng: random.Random) -> Plan | None:
         """The exchange to begin at this step, or None."""
@@ -39,20 +38,18 @@ class BestPeer(Method):
         if not neighbours or rng.random() >= self.probability:
             return None
         known = [peer for peer in neighbours if peer in self._losses]
-        if known and rng.random() >= self._explore:
-            self._asked = min(known, key=self._losses.__getitem__)
-        else:
-            self._asked = rng.choice(neighbours)
-        # Nobody tells a method that an exchange has failed. Whoever does not answer is so no longer the best.
-        self._losses.pop(self._asked, None)
-        return Plan(ExchangeKind.PULL, peers={self._asked: 1.0}, fraction=self.fraction)
+        knows_best = known and rng.random() >= self._explore
+        peer = min(known, key=self._losses.__getitem__) if knows_best else rng.choice(neighbours)
+        # A method does not hear of failures. This way, a peer that does not answer is no longer the best.
+        self._losses.pop(peer, None)
+        return Plan(ExchangeKind.PULL, peers={peer: 1.0}, fraction=self.fraction)
 
-    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
-        """How to apply what came: by the factor of the config's interpolation, with all of its guards."""
-        loss = arrival.peer_state.loss
-        if self._asked is not None and loss is not None and math.isfinite(loss):
-            self._losses[self._asked] = loss
-        return Blend(arrival.factor)
+    def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
+        """The factor by which what came is applied: that of the config's interpolation, with all of its guards."""
+        loss = result.peer_state.loss
+        if result.peer is not None and loss is not None and math.isfinite(loss):
+            self._losses[result.peer] = loss
+        return result.factor
 
     def statistics(self) -> Mapping[str, float]:
         """Numbers for `statistics()` and the journal."""

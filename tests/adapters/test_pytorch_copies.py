@@ -260,7 +260,8 @@ def test_what_goes_by_way_of_flat_memory_is_bit_for_bit_what_goes_directly(blend
         assert snapshots[0].tobytes() == snapshots[1].tobytes()
         for model, snapshot in zip(models, snapshots, strict=True):
             staging = Staging(model.layout, absolute=blend == "absolute")
-            staging.begin(snapshot.data, whole=True)
+            staging.reference = snapshot.data
+            staging.begin(whole=True)
             staging.accept(0, len(published), published.data)
             assert staging.finish()
             model.blend(staging.values, 0.3)

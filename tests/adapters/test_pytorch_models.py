@@ -33,7 +33,8 @@ def blended(
     assert mine.layout.fingerprint == theirs.layout.fingerprint
     staging = Staging(mine.layout, absolute=config.blend == "absolute")
     reference, received = copied(mine), copied(theirs)
-    staging.begin(reference.data, whole=True)
+    staging.reference = reference.data
+    staging.begin(whole=True)
     staging.accept(0, len(received), received.data)
     assert staging.finish()
     if meanwhile is not None:
@@ -238,7 +239,8 @@ def test_a_blend_works_in_place_whatever_the_memory_format(device, dtype):
     again = make(9.0)
     staged = _TorchModel(again, ClusterConfig.for_localhost(1, blend="absolute"))
     staging = Staging(staged.layout, absolute=True)
-    staging.begin(published.data, whole=True)
+    staging.reference = published.data
+    staging.begin(whole=True)
     staging.accept(0, len(published), published.data)
     assert staging.finish()
     staged.blend(staging.values, 1.0)

@@ -16,7 +16,8 @@ from dpwa.config.cluster import FIRST_PORT, MAX_NODES, ClusterConfig, json_schem
 from dpwa.config.describe import describe
 from dpwa.config.sections import NodeConfig
 from dpwa.errors import ConfigError
-from dpwa.interpolation.interpolator import Constant, Loss
+from dpwa.interpolation import registry
+from dpwa.interpolation.rules import Constant, Loss
 from dpwa.snapshot.state import State
 
 EXPECTED_RATE = (
@@ -270,6 +271,41 @@ def test_all_problems_come_at_once_in_the_order_of_the_file():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("flow_control: {score_min: 600, score_start: x}", "flow_control.score_start"),
+        ("factor_min: 0.6\nfactor_max: x", "factor_max"),
+        ("consensus: {late_target: 0.1, late_clock: x}", "consensus.late_clock"),
+        ("method: gosgd\npull_fraction: x", "pull_fraction"),
+        ("blend: absolut\npull_fraction: 0.5", "blend"),
+        ("topology: {graph: random_regular, degree: x}", "topology.degree"),
+        ("faults: {kill: [{node: w3, step: x}]}", "faults.kill[0].step"),
+        ("plugins: x\ninterpolation: of-a-plugin", "plugins"),
+    ],
+)
+def test_a_wrong_value_is_not_compared_with_others(text, place, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        ClusterConfig.load(write(tmp_path, NODES + text))
+    assert [problem.split(": ")[1] for problem in caught.value.problems] == [place]
+
+
+@pytest.mark.parametrize("wrong", ["{name: w2}", "{port: 21001}", "3", "{name: 2, port: 21001}"])
+def test_a_wrong_node_is_not_missed_by_topology_and_faults(wrong, tmp_path):
+    others = "topology: {edges: [[w1, w2]]}\nfaults: {slow: {w2: 5}}\n"
+    with pytest.raises(ConfigError) as caught:
+        ClusterConfig.load(write(tmp_path, f"nodes: [{{name: w1, port: 21000}}, {wrong}]\n{others}"))
+    (problem,) = caught.value.problems
+    assert ": nodes[1]" in problem
+
+
+def test_what_is_right_of_a_wrong_node_is_compared_with_the_others():
+    problems = problems_of("nodes: [{name: a, port: 1}, {name: a, port: x}, {nmae: b, port: 1}]")
+    assert [problem.split(": ")[1] for problem in problems] == [
+        *("nodes[1].name", "nodes[1].port", "nodes[2].name", "nodes[2].nmae", "nodes[2].port")
+    ]
+
+
 def test_the_constructor_refuses_what_does_not_go_together():
     with pytest.raises(ValidationError, match="give each its own"):
         ClusterConfig(nodes=(NodeConfig(name="a", port=1), NodeConfig(name="b", port=1)))
@@ -408,9 +444,7 @@ def write(folder, text):
 def clean_imports(monkeypatch):
     """Modules and rules that a test brings in are forgotten after it."""
     known = dict(sys.modules)
-    monkeypatch.setattr(
-        "dpwa.interpolation.interpolator._rules", dict(sys.modules["dpwa.interpolation.interpolator"]._rules)
-    )
+    monkeypatch.setattr("dpwa.interpolation.registry._known", dict(registry._known))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield
     for name in set(sys.modules) - set(known):
@@ -418,7 +452,7 @@ def clean_imports(monkeypatch):
 
 
 RULE = """
-from dpwa.interpolation.interpolator import register
+from dpwa.interpolation.registry import register
 
 @register("mine")
 class Mine:

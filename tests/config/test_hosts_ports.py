@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import DpwaError
 from dpwa.launch import ports
-from dpwa.launch.ports import FIRST_PORT, LAST_PORT, free_ports, port_problem
+from dpwa.launch.ports import HIGHEST_PORT, LOWEST_PORT, free_ports, port_problem
 from dpwa.launch.this_host import is_local, local_node_names
 
 ELSEWHERE = "203.0.113.77"  # TEST-NET-3: nobody's address
@@ -42,7 +45,7 @@ def test_the_nodes_of_this_host_come_in_the_order_of_the_file() -> None:
 def test_free_ports_are_different_and_can_all_be_bound_at_once() -> None:
     found = free_ports(50)
     assert len(set(found)) == 50
-    assert all(FIRST_PORT <= port <= LAST_PORT for port in found)
+    assert all(LOWEST_PORT <= port <= HIGHEST_PORT for port in found)
     sockets = [socket.create_server(("127.0.0.1", port)) for port in found]
     for held in sockets:
         held.close()
@@ -50,20 +53,20 @@ def test_free_ports_are_different_and_can_all_be_bound_at_once() -> None:
 
 def test_free_ports_lie_below_the_range_of_outgoing_connections() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        assert server.getsockname()[1] > LAST_PORT  # the kernel chose it from that range
+        assert server.getsockname()[1] > HIGHEST_PORT  # the kernel chose it from that range
 
 
 def test_a_port_in_use_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = sorted(free_ports(2))
     with socket.create_server(("127.0.0.1", first)):
-        monkeypatch.setattr(ports, "FIRST_PORT", first)
-        monkeypatch.setattr(ports, "LAST_PORT", first)
+        monkeypatch.setattr(ports, "LOWEST_PORT", first)
+        monkeypatch.setattr(ports, "HIGHEST_PORT", first)
         with pytest.raises(
             DpwaError, match=f"looking for 1 free ports on 127.0.0.1 from {first} to {first}: found only 0"
         ):
             free_ports(1)
-        monkeypatch.setattr(ports, "FIRST_PORT", second)
-        monkeypatch.setattr(ports, "LAST_PORT", second)
+        monkeypatch.setattr(ports, "LOWEST_PORT", second)
+        monkeypatch.setattr(ports, "HIGHEST_PORT", second)
         assert free_ports(1) == [second]
 
 
@@ -88,9 +91,11 @@ def test_a_port_just_left_by_a_server_with_a_client_is_no_problem() -> None:
 def test_a_port_in_use_is_named_with_its_host_and_a_way_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert port_problem("localhost", port) == (
-            f"port {port} on localhost is in use; stop the program that holds it or change the port"
-        )
+        problem = port_problem("localhost", port)
+    who = "the program that holds it"
+    if sys.platform == "linux":
+        who = f"process {os.getpid()} ({Path('/proc/self/comm').read_text().strip()})"
+    assert problem == f"port {port} on localhost is in use; stop {who} or change the port"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def _problems(tmp_path, text: str) -> list[str]:
     [
         ("method: gosdg", 'there is no method "gosdg", did you mean "gosgd"?'),
         ("method: mine", "known: adpsgd, dpsgd, elastic, gosgd, noloco, pull, sgp, sparta"),
-        ("method: 'nowhere:Method'", "the module 'nowhere' cannot be imported"),
+        ("method: 'nowhere:Method'", "the module nowhere cannot be imported"),
         ("method: 'dpwa.methods.pull:Nothing'", "a class that inherits from dpwa.methods.base.Method, found None"),
         ("method: 'dpwa.methods.base:Method'", "the class does not define blend, plan"),
         ("pull_probability: 1.5", "a number from 0 to 1, got 1.5"),

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scheduled_network import PATIENCE_S, Fate, ScheduledCluster
 
-from dpwa.exchange.result import Outcome
 from dpwa.methods.base import ExchangeKind
+from dpwa.methods.exchange import Outcome
 
 COUNT = 3
 START = np.array([[1.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 100.0]])
@@ -110,7 +110,8 @@ class Ledger(Exchanges):
         life = self.cluster.present[number]
         numbers = life.node.statistics().method
         self.gone += numbers["mass"]
-        waiting = [ended for ended in life.transport.waiting if ended.kind is ExchangeKind.PUSH and ended.ask is None]
+        pushes = [ended for ended in life.transport.waiting if ended.kind is ExchangeKind.PUSH]
+        waiting = [ended for ended in pushes if ended.request is None]
         self.gone_perhaps += numbers["mass_under_way"] + sum(ended.weight for ended in waiting)
 
     @property

@@ -18,6 +18,7 @@ from fake_peers import pull_of
 from method_support import counted, masses, settle, weighted_sum
 
 from dpwa.exchange import messages
+from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.node.node import Node
 from dpwa.transport.wire import decode, encode
 from support import DEADLINE_S, Cluster, VectorModel, step_until, wait_until
@@ -86,14 +87,14 @@ def attack(nodes: list[Node], forge: Callable[[Node, Node, int], messages.Messag
         strangers.close()
 
 
-def propose_as(by: Node, exchange: bytes, incarnation: bytes, **changed) -> messages.Propose:
+def propose_as(by: Node, exchange_id: bytes, incarnation: bytes, **changed) -> messages.Propose:
     fields = {
         "nonce": 1,
         "run": by.config.run_id,
         "node": by.name,
         "incarnation": incarnation,
         "fingerprint": by._model.layout.fingerprint,
-        "exchange": exchange,
+        "exchange_id": exchange_id,
         "is_pair": by.config.method == "adpsgd",
         "mass": 0.5,
         "clock": 1.0,
@@ -105,13 +106,13 @@ def propose_as(by: Node, exchange: bytes, incarnation: bytes, **changed) -> mess
     return messages.Propose(**{**fields, **changed})
 
 
-def settle_as(by: Node, exchange: bytes = messages.NO_EXCHANGE, **changed) -> messages.Settle:
+def settle_as(by: Node, exchange_id: bytes = NO_EXCHANGE, **changed) -> messages.Settle:
     fields = {
         "nonce": 1,
         "run": by.config.run_id,
         "node": by.name,
         "incarnation": by._incarnation,
-        "exchange": exchange,
+        "exchange_id": exchange_id,
         "gives_up": False,
         "finished": False,
     }
@@ -130,15 +131,15 @@ def _random_lives(_: Node, by: Node, __: int) -> messages.Message:
 
 
 def _newest_snapshot(_: Node, by: Node, __: int) -> messages.Message:
-    return propose_as(by, messages.NO_EXCHANGE, bytes(8))
+    return propose_as(by, NO_EXCHANGE, bytes(8))
 
 
 def _gives_up(_: Node, by: Node, number: int) -> messages.Message:
     """The number of the proposal under way, or of the next one; what stands behind it nobody can know."""
-    count = by._parts.proposals._count + number // 12 % 2
+    count = by._parts.context.proposals._count + number // 12 % 2
     random_bytes = 4 * (number // 24 % 2)
-    exchange = by._incarnation + count.to_bytes(8 - random_bytes, "big") + secrets.token_bytes(random_bytes)
-    return settle_as(by, exchange, gives_up=True)
+    exchange_id = by._incarnation + count.to_bytes(8 - random_bytes, "big") + secrets.token_bytes(random_bytes)
+    return settle_as(by, exchange_id, gives_up=True)
 
 
 _FORGERIES = {
@@ -211,7 +212,7 @@ def test_a_cluster_that_starts_amid_forged_proposals_gets_to_know_its_peers_all_
     def have_pushed_to_all() -> bool:
         zeromq.step_all()
         return all(
-            node._parts.proposals.proof_for(peer.name) != messages.NO_EXCHANGE
+            node._parts.context.proposals.proof_for(peer.name) != NO_EXCHANGE
             for node, peer in itertools.permutations(nodes, 2)
         )
 
@@ -263,7 +264,7 @@ def test_a_node_that_finishes_does_not_take_a_strangers_word_that_its_peers_have
             for node in others:
                 node.step(1.0)
         assert answers == {}
-        assert not any(first._parts.membership[peer.name].finished for peer in others)
+        assert not any(first._parts.context.membership[peer.name].finished for peer in others)
         more, theirs = finishing(others)
         for thread in (*threads, *more):
             thread.join(DEADLINE_S)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from dpwa.errors import ConfigError
-from dpwa.exchange.result import Exchange, Outcome
-from dpwa.methods.base import Arrival, ExchangeKind
+from dpwa.methods.exchange import ExchangeKind, ExchangeResult, Outcome
 from dpwa.methods.gosgd import GoSGD
 from dpwa.methods.noloco import NoLoCo
 from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, State
@@ -80,8 +79,8 @@ def test_masses_and_rounds_stop_at_what_may_be_sent(in_memory):
     method = node.method
     assert isinstance(method, GoSGD)
     for _ in range(3):
-        arrival = Arrival(ExchangeKind.PUSH, State(None, 1.0), None, (), weight=MAX_MASS)
-        assert 0.0 <= method.blend(arrival, State(None, 1.0)).factor <= 1.0
+        pushed = ExchangeResult(Outcome.BLENDED, ExchangeKind.PUSH, weight=MAX_MASS)
+        assert 0.0 <= method.blend(pushed, State(None, 1.0)) <= 1.0
     assert method.mass == MAX_MASS
     method.round = MAX_COUNTER
     method.advance()
@@ -102,12 +101,12 @@ def test_the_round_of_noloco_stops_at_what_may_be_sent(in_memory):
 def test_a_snapshot_that_was_blended_is_not_blended_again_by_a_peer_that_repeats_it(in_memory):
     first, liar = in_memory.start([VectorModel([0.0]), VectorModel([4.0])], constant={"value": 0.5}, **FLOW)
     in_memory.step_all(4)
-    old = liar._service.snapshot
+    old = liar._service.serving.snapshot
     in_memory.step_all(3)
     blended, before = first.statistics().blended, in_memory.models[0].vector.copy()
     in_memory.models[0].vector[:] = before = np.array([50.0])
     for _ in range(20):
-        liar._service.snapshot = old
+        liar._service.tell(snapshot=old)
         first.step(1.0)
     assert first.statistics().exchanges["protocol_error"] >= 1
     assert first.statistics().blended <= blended + 1, "but for the one that was under way"
@@ -123,7 +122,7 @@ def test_a_life_of_a_peer_that_was_replaced_does_not_come_back(in_memory):
         first.step(1.0)
     exchanges = first.statistics().exchanges
     assert exchanges["protocol_error"] >= 1
-    known = first._parts.wiring.exchanger._fetcher.history._given["w2"]
+    known = first._parts.wiring.exchanger.context.fetcher.history._given["w2"]
     assert len(known.former) == 1
     liar._service._incarnation = known.incarnation
     blended = first.statistics().blended
@@ -185,8 +184,13 @@ class RaisesInPlan(Pull):
 
 
 class RaisesInBlend(Pull):
-    def blend(self, arrival, own):
+    def blend(self, result, own_state):
         raise KeyError("w9")
+
+
+class NoFactor(Pull):
+    def blend(self, result, own_state):
+        return None
 
 
 class AsksAStranger(Pull):
@@ -223,6 +227,7 @@ def own_code(tmp_path, monkeypatch):
         ({"interpolation": "own_code:Raises"}, r"interpolation Raises of module own_code: .*KeyError\('accuracy'\)"),
         ({"method": "own_code:RaisesInPlan"}, r"RaisesInPlan.* of module own_code: plan raised .*no such round"),
         ({"method": "own_code:RaisesInBlend"}, r"RaisesInBlend.* of module own_code: blend raised KeyError\('w9'\)"),
+        ({"method": "own_code:NoFactor"}, r"NoFactor.*blend\(\) answered None: expected a finite number"),
         (
             {"method": "own_code:AsksAStranger"},
             r"AsksAStranger.*there is no peer 'w9' in the cluster file.*peers are w[12]",
@@ -262,9 +267,9 @@ def test_a_step_waits_for_its_exchange_once_however_many_of_peers_come_meanwhile
     first, _ = in_memory.start([VectorModel([0.0]), VectorModel([4.0])], wait_ms=100)
     boundary = first._boundary
     monkeypatch.setattr(boundary, "_monotonic_s", lambda: now_s[0])
-    peers = iter([Exchange(Outcome.TOLD, None, None, "w2")] * 10)
+    peers = iter([ExchangeResult(Outcome.TOLD, None, None, "w2")] * 10)
 
-    def take(wait_s: float) -> Exchange | None:
+    def take(wait_s: float) -> ExchangeResult | None:
         passed_s = min(wait_s, 0.04)
         now_s[0] += passed_s
         return next(peers, None) if passed_s > 0 else None

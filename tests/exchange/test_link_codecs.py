@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dpwa.exchange.link_codecs import LinkCodecs, in_words
-from dpwa.snapshot.codecs import Codec
+from dpwa.snapshot.state import Codec
 
 RAW = 40_000_000
 SIZES = {Codec.RAW: RAW, Codec.FP16: RAW // 2, Codec.BF16: RAW // 2, Codec.INT8: RAW // 4}

@@ -9,7 +9,8 @@ import pytest
 from scheduled_network import Fate, Life, ScheduledCluster
 
 from dpwa.errors import PeerUnreachable
-from dpwa.exchange.messages import NO_EXCHANGE, Propose, Settle, Verdict
+from dpwa.exchange.messages import Propose, Settle, Verdict
+from dpwa.methods.exchange import NO_EXCHANGE
 from support import VectorModel
 
 START = [np.zeros(4), np.full(4, 8.0), np.full(4, 4.0)]
@@ -23,7 +24,7 @@ def cut(in_memory, monkeypatch):
 
     def lose_words(peer, message):
         answer = request(peer, message)
-        if peer in names and isinstance(message, Settle) and message.exchange != NO_EXCHANGE:
+        if peer in names and isinstance(message, Settle) and message.exchange_id != NO_EXCHANGE:
             raise PeerUnreachable(peer, "cut off by the test")
         return answer
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scheduled_network import PATIENCE_S, Fate, Life, ScheduledCluster
 
-from dpwa.exchange.messages import NO_EXCHANGE, Propose, Verdict
+from dpwa.exchange.messages import Propose, Verdict
 from dpwa.exchange.proposals import Answer, Proposals
+from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.state import State
 
@@ -117,9 +118,9 @@ def test_a_push_that_is_declined_and_accepted_when_it_comes_again_has_one_end(ma
     first, second = cluster.living
     before = weighted_sum(cluster)
     begins(first)
-    second.transport.service.joined = False
+    second.transport.service.tell(first_round=None)
     go_on(first, 2)  # the answer that declines is on its way
-    second.transport.service.joined = True
+    second.transport.service.tell(first_round=0)
     cluster.network.deliver_again(-1)
     go_on(second, 2)  # fetches it
     go_on(first, 1)
@@ -294,7 +295,7 @@ def test_a_late_message_of_a_former_life_changes_nothing_for_the_present_one():
     assert book.consider(new, None) is Answer.ACCEPTED
     assert book.decide(new, has_all=True) is Verdict.TAKEN
     assert book.consider(old, None) is Answer.STALE
-    assert book.settle("w1", new.exchange, gives_up=False) is Verdict.TAKEN
+    assert book.settle("w1", new.exchange_id, gives_up=False) is Verdict.TAKEN
 
 
 def test_the_book_remembers_a_few_lives_and_a_few_failures_of_a_peer_and_no_more():
@@ -336,10 +337,10 @@ def test_a_prepared_pair_is_taken_when_it_is_settled_and_aborted_when_its_propos
         book = Proposals("w2", bytes(8))
         pair = propose(1, 1, is_pair=True)
         assert book.consider(pair, SNAPSHOT) is Answer.ACCEPTED
-        assert book.settle("w1", pair.exchange, gives_up=False) is Verdict.PENDING
+        assert book.settle("w1", pair.exchange_id, gives_up=False) is Verdict.PENDING
         assert book.decide(pair, has_all=True) is Verdict.PENDING
-        assert book.settle("w1", pair.exchange, gives_up=gives_up) is verdict
-        assert book.settle("w1", pair.exchange, gives_up=not gives_up) is verdict
+        assert book.settle("w1", pair.exchange_id, gives_up=gives_up) is verdict
+        assert book.settle("w1", pair.exchange_id, gives_up=not gives_up) is verdict
         assert book.abort(pair) is verdict
 
 
@@ -353,8 +354,8 @@ def taken(book: Proposals, proposal: Propose) -> bytes:
     assert notice is not None
     assert notice.propose is proposal
     assert book.decide(proposal, has_all=True) is not Verdict.ABORTED
-    assert book.settle(proposal.node, proposal.exchange, gives_up=False) is Verdict.TAKEN
-    return proposal.exchange
+    assert book.settle(proposal.node, proposal.exchange_id, gives_up=False) is Verdict.TAKEN
+    return proposal.exchange_id
 
 
 def denied(book: Proposals, proposal: Propose) -> None:
@@ -370,7 +371,7 @@ def test_an_id_belongs_to_the_life_that_is_stated_and_is_not_the_one_for_the_new
     book = Proposals("w2", bytes(8))
     of_another = dataclasses.replace(propose(1, 1), incarnation=bytes([2]) * 8)
     newest = dataclasses.replace(propose(0, 0), incarnation=bytes(8))
-    assert newest.exchange == NO_EXCHANGE
+    assert newest.exchange_id == NO_EXCHANGE
     assert book.consider(of_another, None) is Answer.STALE
     assert book.consider(newest, None) is Answer.STALE
     assert not book.has_notice
@@ -389,7 +390,7 @@ def test_made_up_lives_do_not_make_a_book_forget_what_it_has_taken():
     taken(book, one)
     for life in range(2, 200):
         denied(book, propose(life, 1))
-    assert book.settle("w1", one.exchange, gives_up=True) is Verdict.TAKEN
+    assert book.settle("w1", one.exchange_id, gives_up=True) is Verdict.TAKEN
     assert book.consider(one, None) is Answer.ACCEPTED
     assert not book.has_notice, "it is not taken a second time"
 
@@ -403,7 +404,7 @@ def test_lives_that_could_not_be_asked_do_not_make_a_book_forget_what_it_has_tak
         assert book.consider(propose(life, 1), None) is Answer.ACCEPTED
         assert book.next_notice() is not None
         assert book.decide(propose(life, 1), has_all=False) is Verdict.ABORTED
-    assert book.settle("w1", one.exchange, gives_up=True) is Verdict.TAKEN
+    assert book.settle("w1", one.exchange_id, gives_up=True) is Verdict.TAKEN
 
 
 def test_a_proposal_that_was_told_to_have_failed_is_not_taken_up_when_a_copy_of_it_comes():
@@ -412,7 +413,7 @@ def test_a_proposal_that_was_told_to_have_failed_is_not_taken_up_when_a_copy_of_
     assert book.consider(one, None) is Answer.ACCEPTED
     assert book.next_notice() is not None
     assert book.decide(one, has_all=False) is Verdict.ABORTED
-    assert book.settle("w1", one.exchange, gives_up=False) is Verdict.ABORTED
+    assert book.settle("w1", one.exchange_id, gives_up=False) is Verdict.ABORTED
     assert book.consider(one, None) is Answer.STALE
 
 
@@ -423,8 +424,8 @@ def test_a_proposal_that_waits_or_is_being_fetched_is_under_way_and_can_be_given
         assert book.consider(one, None) is Answer.ACCEPTED
         if is_begun:
             assert book.next_notice() is not None
-        assert book.settle("w3", one.exchange, gives_up=True) is Verdict.ABORTED, "it is not that node's"
-        told = book.settle("w1", one.exchange, gives_up=gives_up)
+        assert book.settle("w3", one.exchange_id, gives_up=True) is Verdict.ABORTED, "it is not that node's"
+        told = book.settle("w1", one.exchange_id, gives_up=gives_up)
         assert told is (Verdict.ABORTED if gives_up else Verdict.PENDING)
         assert book.decide(one, has_all=True) is (Verdict.ABORTED if gives_up else Verdict.TAKEN)
 
@@ -475,7 +476,7 @@ def test_a_proposal_that_its_proposer_has_taken_back_makes_room_for_its_next_one
     assert notice is not None
     assert notice.propose is present
     assert book.next_notice() is None
-    assert book.settle("w1", late.exchange, gives_up=False) is Verdict.ABORTED
+    assert book.settle("w1", late.exchange_id, gives_up=False) is Verdict.ABORTED
 
 
 @pytest.mark.parametrize("cost_s", [0.001, 2.5], ids=["a peer that denies", "a hung one"])
@@ -502,7 +503,7 @@ def test_fetching_what_strangers_have_made_up_takes_at_most_a_quarter_of_the_tim
         assert notice is not None
         assert notice.propose is true
         assert book.decide(true, has_all=True) is Verdict.TAKEN
-        known = true.exchange
+        known = true.exchange_id
         now_s += 0.05
     assert 0 < lost_s < 300.0 * 0.26
 
@@ -518,6 +519,6 @@ def test_a_strangers_pair_does_not_keep_a_node_from_others_while_it_waits():
     assert notice is not None
     now_s += 2.5
     book.deny(notice.propose)
-    book.disengage(notice.propose.exchange)
+    book.disengage(notice.propose.exchange_id)
     assert book.consider(propose(3, 2, is_pair=True, node="w3"), SNAPSHOT) is Answer.BUSY
     assert book.consider(propose(1, 2, is_pair=True, previous=known), SNAPSHOT) is Answer.ACCEPTED

@@ -7,16 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwa.errors import ConfigError
-from dpwa.interpolation.interpolator import (
-    Clock,
-    Constant,
-    Interpolator,
-    Loss,
-    LossSmoother,
-    find_rule,
-    register,
-    resolve,
-)
+from dpwa.interpolation.interpolator import Interpolator, LossSmoother
+from dpwa.interpolation.registry import find_rule, register, resolve
+from dpwa.interpolation.rules import Clock, Constant, Loss
 from dpwa.snapshot.state import State
 
 any_float = st.floats()
@@ -207,12 +200,12 @@ def test_the_three_rules_resolve_by_name():
         ("a:b:c", {}, 'expected "module:Class"'),
         ("no_such_module_here:Rule", {}, "the module no_such_module_here cannot be imported"),
         (
-            "dpwa.interpolation.interpolator:Los",
+            "dpwa.interpolation.rules:Los",
             {},
-            'has no class Los, did you mean "dpwa.interpolation.interpolator:Loss"?',
+            'has no class Los, did you mean "dpwa.interpolation.rules:Loss"?',
         ),
-        ("dpwa.interpolation.interpolator:Nothing", {}, "has no class Nothing"),
-        ("dpwa.interpolation.interpolator:State", {}, "expected a class with a method factor"),
+        ("dpwa.interpolation.rules:Nothing", {}, "has no class Nothing"),
+        ("dpwa.interpolation.rules:State", {}, "expected a class with a method factor"),
         ("tests_rule_options:Needy", {}, 'Needy needs the option "must", which has no default'),
         ("tests_rule_options:Needy", {"must": 0}, "Needy refused its options: must not be 0"),
     ],
@@ -269,7 +262,7 @@ class Third:
 @pytest.fixture
 def custom_rules(monkeypatch):
     """Rules registered in a test are forgotten after it."""
-    monkeypatch.setattr("dpwa.interpolation.interpolator._rules", {"constant": Constant, "clock": Clock, "loss": Loss})
+    monkeypatch.setattr("dpwa.interpolation.registry._known", {"constant": Constant, "clock": Clock, "loss": Loss})
 
 
 def test_weight_zero_does_not_smooth():

@@ -11,7 +11,9 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.config.describe import describe
 from dpwa.errors import ConfigError, number_problems
 from dpwa.interpolation.consensus import ConsensusControl
-from dpwa.interpolation.interpolator import Consensus, Constant, Interpolator, Staleness, find_rule, resolve
+from dpwa.interpolation.interpolator import Interpolator
+from dpwa.interpolation.registry import find_rule, resolve
+from dpwa.interpolation.rules import Consensus, Constant, Staleness
 from dpwa.snapshot.state import State
 
 NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}]\n"

@@ -31,7 +31,7 @@ from dpwa.lab.training.loop import Recipe, Task, train
 from dpwa.lab.training.models import build
 from dpwa.lab.training.strategy import Strategy
 from dpwa.launch.ports import free_ports
-from dpwa.methods.base import Arrival, ExchangeKind
+from dpwa.methods.exchange import ExchangeKind, ExchangeResult, Outcome
 from dpwa.snapshot.state import State
 from support import wait_until
 
@@ -267,8 +267,8 @@ def test_the_method_takes_the_mean_of_those_that_came_whatever_their_weights_sum
     method = FederatedRounds(None, 3, 1.0)
     method.gather({"w1": 0.2, "w2": 0.8}, 5.0)
     assert (method.missed, method.plan(None).wait_s) == (2, 5.0)
-    arrival = Arrival(ExchangeKind.GATHER, State(None, 0.0), None, (), weight=0.2, missed=1)
-    assert method.blend(arrival, State(None, 0.0)).factor == 1.0
+    gathered = ExchangeResult(Outcome.BLENDED, ExchangeKind.GATHER, weight=0.2, missed=1)
+    assert method.blend(gathered, State(None, 0.0)) == 1.0
     assert method.statistics() == {"gathered": 1.0, "missed": 1.0}
 
 
@@ -451,7 +451,7 @@ def test_a_client_that_hears_first_that_the_server_has_finished_still_gets_the_l
             return rounds_by_hand(federation, number, lambda _, model: set_to(model, torch.full((size,), 7.0)))[-1]
         client = begun(federation, number, some_model(number))
         try:
-            membership = client._node._node._parts.membership
+            membership = client._node._node._parts.context.membership
             wait_until(lambda: membership.may_have_left(SERVER), "the server has told this client that it has finished")
             client.finish()
             return flat(client.model)

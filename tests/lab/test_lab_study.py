@@ -258,6 +258,27 @@ def test_a_mistake_is_told_with_what_was_expected(text: str, message: str) -> No
     assert message in found[0]
 
 
+def test_a_custom_method_is_a_strategy_like_dpwas_own() -> None:
+    study = study_of(
+        "strategies:\n"
+        "  - strategy: best_peer:BestPeer\n"
+        "    cluster: {interpolation: loss, custom_method: {explore: 0.1}}\n"
+        "grid: {cluster.pull_probability: [1, 0.5], cluster.sgp.debias: [true, false], mu: [1, 2]}\n"
+    )
+    assert labels(study) == [f"best_peer:BestPeer, pull_probability={share}" for share in ("1", "0.5")]
+    kind = study.cells()[0].kind
+    assert kind.is_method
+    assert kind.name == "best_peer:BestPeer"
+
+
+def test_the_module_of_a_custom_method_is_looked_for_before_anything_runs(tmp_path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("study: s\nstrategies: ['no_such_module_here:Method']\n")
+    assert labels(Study.load(path)) == ["no_such_module_here:Method"]
+    with pytest.raises(ConfigError, match=r"study.yaml:2:14: .*the module no_such_module_here cannot be imported"):
+        Study.load(path, for_running=True)
+
+
 def test_too_many_rows_are_refused_before_they_are_made() -> None:
     values = ", ".join(map(str, range(1, 1001)))
     found = problems_of(f"strategies: [pull]\ngrid: {{n_epochs: [{values}], batch_size: [{values}]}}\n")

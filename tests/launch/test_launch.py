@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from dpwa.launch import guard, processes
+from dpwa.launch.folding import LINE_LIMIT
 from dpwa.launch.local import NodeCommand, NodeEnd, OnFailure, Supervisor
-from dpwa.launch.output import LINE_LIMIT
 from dpwa.launch.processes import restart_delay_s
 
 # A worker that ignores what it can, and the pids of it and of its parent, on one line. `os.read(r, 1)` waits for it.

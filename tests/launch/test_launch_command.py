@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -205,13 +206,41 @@ def test_every_port_in_use_gives_a_line_and_nothing_is_started(folder: Path) -> 
         with_nodes(folder, f"name: w1, port: {ports[0]}", "name: w2, port: 21001", f"name: w3, port: {ports[1]}")
         done = launch(folder, "cluster.yaml", "--node", "w1", "--node", "w3", "--", "touch", "started")
     assert done.returncode == 2
+    (who,) = set(re.findall(r"stop (.*) or change the port", done.stderr))
+    assert str(os.getpid()) in who or sys.platform != "linux"
     assert done.stderr.splitlines() == [
-        f"cluster.yaml: node {name}: port {port} on localhost is in use; "
-        "stop the program that holds it or change the port"
+        f"cluster.yaml: node {name}: port {port} on localhost is in use; stop {who} or change the port"
         for name, port in (("w1", ports[0]), ("w3", ports[1]))
     ]
     assert not (folder / "started").exists()
     assert not (folder / "runs").exists()
+
+
+def test_each_node_finds_its_rank_and_the_size_of_the_whole_cluster(folder: Path) -> None:
+    with_nodes(folder, *(f"name: {name}, port: {port}" for name, port in zip("cab", free_ports(3), strict=True)))
+    code = "import os; print(os.environ['DPWA_NODE'], os.environ['DPWA_RANK'], os.environ['DPWA_WORLD_SIZE'])"
+    done = launch(folder, "cluster.yaml", "--node", "a", "--node", "b", "--", sys.executable, "-c", code)
+    assert sorted(done.stdout.splitlines()) == ["a | a 1 3", "b | b 2 3"]
+
+
+def _python_without_dpwa(folder: Path) -> Path:
+    python = folder / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+@pytest.mark.parametrize("has_dpwa", [False, True])
+def test_python_is_the_one_that_runs_dpwa_where_that_of_path_has_none(
+    folder: Path, has_dpwa: bool, monkeypatch
+) -> None:
+    python = Path(sys.executable) if has_dpwa else _python_without_dpwa(folder)
+    monkeypatch.setenv("PATH", str(python.parent), prepend=os.pathsep)
+    with_nodes(folder, f"name: w1, port: {free_ports(1)[0]}")
+    done = launch(folder, "cluster.yaml", "--", "python", "-c", "import dpwa, sys; print(sys.executable)")
+    assert done.stdout.splitlines() == [f"w1 | {sys.executable}"]
+    assert (f"dpwa: {python} has no dpwa, so {sys.executable} runs the command" in done.stderr) is not has_dpwa
 
 
 def test_a_file_without_a_node_for_this_host_says_how_to_choose_one(folder: Path) -> None:

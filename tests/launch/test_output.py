@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwa.launch import output
-from dpwa.launch.output import LINE_LIMIT, LinePrinter, LineSplitter, NodeOutput, printable
+from dpwa.launch.folding import LINE_LIMIT, LineSplitter
+from dpwa.launch.output import LinePrinter, NodeOutput, printable
 from dpwa.observe.bounded_file import generations
 
 
@@ -90,7 +91,7 @@ def test_a_full_disk_is_told_once_and_the_lines_go_on() -> None:
     kept.keep(b"two\n")
     kept.say("three")
     assert len(lines) == 2
-    assert "no longer kept" in lines[0]
+    assert "not being kept" in lines[0]
     assert lines[1] == "[dpwa] three"
 
 

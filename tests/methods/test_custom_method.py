@@ -104,6 +104,5 @@ def test_a_method_says_what_is_wrong_with_its_options():
     ],
 )
 def test_a_method_that_is_not_there_is_refused(name, words):
-    config = ClusterConfig.for_localhost(2, method=name)
     with pytest.raises(ConfigError, match=words):
-        config.method_for("w1")
+        ClusterConfig.for_localhost(2, method=name).method_for("w1")

@@ -139,7 +139,7 @@ def test_a_step_after_a_snapshot_that_could_not_be_taken_is_not_measured_from_an
     sums = weighted_sum(in_memory)
     slow_readers = []
     for _ in range(8):
-        slow_readers.append(first._service.snapshot.memory)
+        slow_readers.append(first._service.serving.snapshot.memory)
         in_memory.step_all()
     assert first.statistics().publish_skipped > 3
     slow_readers.clear()

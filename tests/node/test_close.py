@@ -102,7 +102,7 @@ def test_close_while_the_values_of_an_exchange_are_blended_says_that_the_node_is
 
     def closed_first(_values: object, factor: float) -> None:
         node.close()
-        blend(node._parts.stagings[0].values, factor)
+        blend(node._parts.context.stagings[0].values, factor)
         raise AssertionError("a closed node has blended")
 
     node._model.blend = closed_first

@@ -126,22 +126,22 @@ def test_the_trainer_goes_on_while_a_copy_has_not_ended(zeromq):
 
 def test_peers_are_served_the_former_snapshot_until_the_next_is_complete(zeromq):
     first, second, model = held_node(zeromq)
-    served = first._service.snapshot
+    served = first._service.serving.snapshot
     answered = sum(second.statistics().exchanges.values())
     # The peer is answered meanwhile, though the node's newest copy has not ended.
     step_until(second, lambda: sum(second.statistics().exchanges.values()) >= answered + 3, "answers")
-    assert first._service.snapshot is served
+    assert first._service.serving.snapshot is served
     assert second.statistics().failures == 0
     model.leave.set()
-    wait_until(lambda: first._service.snapshot is not served, "the next snapshot is served")
-    assert first._service.snapshot.version > served.version
-    assert np.isfinite(first._service.snapshot.memory.cast("d")[0])
+    wait_until(lambda: first._service.serving.snapshot is not served, "the next snapshot is served")
+    assert first._service.serving.snapshot.version > served.version
+    assert np.isfinite(first._service.serving.snapshot.memory.cast("d")[0])
 
 
 def test_an_exchange_begins_only_when_the_snapshot_that_it_refers_to_is_complete(zeromq):
     model = LateModel([8.0], held=True)
     first, second = zeromq.start([model, VectorModel([0.0])], wait_ms=0, constant={"value": 0.25})
-    step_until(second, lambda: second._service.snapshot is not None, "the peer can be asked")
+    step_until(second, lambda: second._service.serving.snapshot is not None, "the peer can be asked")
     first.step(1.0)
     assert model.waiting.wait(DEADLINE_S)
     for _ in range(20):
@@ -162,10 +162,10 @@ def test_closing_while_a_copy_does_not_end_takes_less_than_two_seconds_and_says_
         first.close()
     assert time.monotonic() - start_s < 2.0
     first.close()
-    served = first._service.snapshot
+    served = first._service.serving.snapshot
     model.leave.set()
     wait_until(lambda: not publish_threads(), "the thread ends when the copy does")
-    assert first._service.snapshot is served  # nothing is handed out any more
+    assert first._service.serving.snapshot is served  # nothing is handed out any more
 
 
 def test_closing_waits_for_a_copy_that_ends_in_time(zeromq):

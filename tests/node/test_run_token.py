@@ -135,7 +135,7 @@ def test_a_stranger_who_knows_the_public_run_can_neither_pull_nor_propose(zeromq
         propose = messages.Propose(
             2, pull.run, "w2", b"i" * 8, pull.fingerprint, b"i" * 8 + bytes(8), False, 0.5, 1.0, None, 0, 0, 0
         )
-        settle = messages.Settle(3, pull.run, "w2", b"i" * 8, propose.exchange, gives_up=True, finished=True)
+        settle = messages.Settle(3, pull.run, "w2", b"i" * 8, propose.exchange_id, gives_up=True, finished=True)
         for request in (pull, propose, settle):
             dealer.send(encode(request))
             (frame,) = dealer.recv_multipart()

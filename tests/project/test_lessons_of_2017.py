@@ -21,6 +21,7 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 from support import ROOT, VectorModel, step_until, wait_until
 
+WINGS = ("dpwa", "adapters")
 SOURCES = sorted(path for folder in ("dpwa", "adapters", "examples") for path in (ROOT / folder).rglob("*.py"))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
@@ -180,11 +181,32 @@ def test_every_link_and_file_that_a_page_names_exists(page):
     assert missing == []
 
 
-def test_the_map_of_the_code_names_every_file():
+def _map_of_the_code() -> list[list[str]]:
+    """The lines of each wing: blocks of the section "Map" that are indented."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    files = [path for folder in ("dpwa", "adapters") for path in (ROOT / folder).rglob("*.py")]
-    unnamed = [path.name for path in files if not path.name.startswith("_") and path.name not in text]
-    assert unnamed == []
+    section = text.split("\n## Map\n")[1].split("\n## ")[0]
+    blocks = [block.splitlines() for block in section.split("\n\n")]
+    return [block for block in blocks if block[0].startswith("    ")]
+
+
+def test_the_map_of_the_code_names_every_file_in_its_folder_and_no_other():
+    named, folders = [], {}
+    for line in (line for wing in _map_of_the_code() for line in wing):
+        depth = len(line) - len(line.lstrip())
+        opened = re.match(r"\s+([a-z_/]+)/", line)
+        parents = [folder for at, folder in sorted(folders.items()) if at < depth]
+        if opened:
+            folders = {at: folder for at, folder in folders.items() if at < depth}
+            folders[depth] = "/".join([*parents[-1:], opened[1]])
+        where = folders[depth] if opened else parents[-1]
+        named += [f"{where}/{name}" for name in re.findall(r"\b\w+\.py\b", line) if where.split("/")[0] in WINGS]
+    files = [path for folder in WINGS for path in (ROOT / folder).rglob("*.py")]
+    there = [str(path.relative_to(ROOT)) for path in files if path.name not in ("__init__.py", "_version.py")]
+    assert sorted(named) == sorted(there)
+
+
+def test_a_wing_of_the_map_can_be_read_at_one_glance():
+    assert all(len(wing) <= 60 for wing in _map_of_the_code())
 
 
 def test_the_readmes_loop_is_python():

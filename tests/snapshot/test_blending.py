@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwa.snapshot.codecs import Codec
 from dpwa.snapshot.layout import Layout, Role, TensorSpec
 from dpwa.snapshot.staging import Staging, encode_chunk, encoded_chunk_bytes
+from dpwa.snapshot.state import Codec
 
 _DTYPES = ["float64", "float32", "bfloat16", "float16"]
 
@@ -33,7 +33,8 @@ def _staged(
 ) -> Staging:
     """A staging that has taken all of the peer's snapshot, in chunks."""
     staging = Staging(layout, absolute=absolute)
-    staging.begin(own.data, whole=True)
+    staging.reference = own.data
+    staging.begin(whole=True)
     chunk_bytes = chunk_bytes or max(64, layout.total_bytes)
     for first_byte in range(0, layout.total_bytes, chunk_bytes):
         stop_byte = min(first_byte + chunk_bytes, layout.total_bytes)
@@ -150,7 +151,8 @@ def test_parameters_that_a_part_leaves_out_get_a_difference_of_zero():
     layout = Layout([TensorSpec("a", (64,), "float32")])
     own, peer = _memory(layout, [torch.zeros(64)]), _memory(layout, [torch.ones(64)])
     staging = _staged(layout, peer, own)  # leaves ones behind
-    staging.begin(own.data, whole=False)
+    staging.reference = own.data
+    staging.begin(whole=False)
     staging.accept(64, 128, peer.data[64:128])
     assert staging.finish()
     assert list(staging.values[0].array) == [0.0] * 16 + [1.0] * 16 + [0.0] * 32
@@ -160,10 +162,12 @@ def test_a_part_with_a_value_that_is_not_finite_is_found_and_the_next_exchange_s
     layout = Layout([TensorSpec("a", (64,), "float32")])
     own, sick = _memory(layout, [torch.zeros(64)]), _memory(layout, [torch.full((64,), torch.nan)])
     staging = Staging(layout, absolute=False)
-    staging.begin(own.data, whole=False)
+    staging.reference = own.data
+    staging.begin(whole=False)
     staging.accept(0, 64, sick.data[:64])
     assert not staging.finish()
-    staging.begin(own.data, whole=False)
+    staging.reference = own.data
+    staging.begin(whole=False)
     staging.accept(0, 64, own.data[:64])
     assert staging.finish()
     assert not staging.values[0].array.any()

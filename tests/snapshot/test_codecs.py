@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dpwa.snapshot.codecs import BLOCK_VALUES, Codec, decode, encode, encoded_bytes
+from dpwa.snapshot.codecs import BLOCK_VALUES, decode, encode, encoded_bytes
+from dpwa.snapshot.state import Codec
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 HALVES = (Codec.FP16, Codec.BF16)

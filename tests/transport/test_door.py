@@ -10,12 +10,12 @@ import zmq
 from fake_peers import node_with_absent_peer, pull_of
 from strangers import Stranger
 
-from dpwa.exchange.lineage import Standing
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.service import Service
 from dpwa.methods.base import ExchangeKind
 from dpwa.node.publishing import SnapshotPublisher
+from dpwa.snapshot.lineage import Standing
 from dpwa.snapshot.state import State
 from dpwa.transport import wire
 from dpwa.transport.connections import Connections
@@ -52,7 +52,7 @@ def test_the_copy_aside_gives_its_memory_back_when_it_is_not_needed_any_more():
     publisher = SnapshotPublisher(source, service, 1)
     served = publisher.take(step=1, taken_s=0.0, state=State(None, 0.0))
     assert publisher.take(step=2, taken_s=1.0, state=State(None, 0.0)) is None
-    assert service.is_short
+    assert service.serving.is_short
     aside = publisher.take_aside(step=2, taken_s=1.0, state=State(None, 0.0))
     assert bytes(aside.snapshot.memory) == source.vector.tobytes()
     assert publisher.take_aside(step=2, taken_s=1.0, state=State(None, 0.0)) is None  # it is in use
@@ -60,7 +60,7 @@ def test_the_copy_aside_gives_its_memory_back_when_it_is_not_needed_any_more():
     del aside, served
     for taken_s in (5.0, 20.0):
         assert publisher.take(step=3, taken_s=taken_s, state=State(None, 0.0)) is not None
-        assert not service.is_short
+        assert not service.serving.is_short
     assert not buffer.any()  # the system has it back
     again = publisher.take_aside(step=4, taken_s=21.0, state=State(None, 0.0))
     assert bytes(again.snapshot.memory) == source.vector.tobytes()

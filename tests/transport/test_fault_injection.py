@@ -78,19 +78,19 @@ def fault_events(run_dir: Path, node: str) -> list[dict]:
         ),
         ("{noise: {scale: -1}}", ["25: faults.noise.scale: expected a number from 0 to 1000, got -1"]),
         (
-            "{slow: {w9: 3, w1: -4, w2: soon}}",
+            "{slow: {w9: 3, w1: -4, w2: soon}, kill: [{node: w33, step: 0}]}",
             [
-                '17: faults.slow.w9: expected the name of a node, got "w9"; write the name of one under nodes',
                 "28: faults.slow.w1: expected milliseconds from 0 to 600000, got -4",
                 '36: faults.slow.w2: expected milliseconds from 0 to 600000, got "soon"',
+                "68: faults.kill[0].step: expected a whole number of at least 1, got 0",
             ],
         ),
         (
-            "{kill: [{node: w33, step: 0}, {node: w1, step: 3}, {node: w1, step: 3}]}",
+            "{slow: {w9: 3}, kill: [{node: w33, step: 1}, {node: w1, step: 3}, {node: w1, step: 3}]}",
             [
-                '24: faults.kill[0].node: expected the name of a node, got "w33"; did you mean "w3"?',
-                "35: faults.kill[0].step: expected a whole number of at least 1, got 0",
-                "60: faults.kill[2]: faults.kill[1] kills w1 in step 3 too; a node dies once in a step",
+                '17: faults.slow.w9: expected the name of a node, got "w9"; write the name of one under nodes',
+                '40: faults.kill[0].node: expected the name of a node, got "w33"; did you mean "w3"?',
+                "76: faults.kill[2]: faults.kill[1] kills w1 in step 3 too; a node dies once in a step",
             ],
         ),
         (
@@ -166,9 +166,9 @@ def test_without_faults_nothing_stands_between_a_node_and_its_transport(in_memor
     (node, _) = in_memory.start([VectorModel([0.0]), VectorModel([1.0])], faults={"seed": 7})
     parts = node._parts
     assert parts.faults is None
-    assert parts.wiring.exchanger._faulty_way is None
-    assert type(parts.proposals) is Proposals
-    assert [staging.disturb for staging in parts.stagings] == [None]
+    assert parts.wiring.exchanger._through is None
+    assert type(parts.context.proposals) is Proposals
+    assert [staging.disturb for staging in parts.context.stagings] == [None]
     assert node.statistics().faults == {}
 
 
@@ -386,7 +386,8 @@ def test_running_statistics_get_no_noise():
     staging = Staging(layout, absolute=True)
     staging.disturb = Faults(FaultOptions(noise={"scale": 1.0}), "w1", lambda **_: None).disturb
     memory = memoryview(bytearray(layout.total_bytes))
-    staging.begin(memory, whole=True)
+    staging.reference = memory
+    staging.begin(whole=True)
     staging.accept(0, layout.total_bytes, memory)
     by_name = {values.section.role.value: values.array for values in staging.values}
     assert by_name["parameter"].all()
@@ -484,9 +485,9 @@ def settle(cluster: Cluster) -> None:
         cluster.step_all()
         return all(
             not node._boundary.in_flight
-            and not node._parts.proposals.has_notice
-            and node._parts.proposals._pair is None
-            and not node._parts.wiring.exchanger.results._ended
+            and not node._parts.context.proposals.has_notice
+            and node._parts.context.proposals._pair is None
+            and not node._parts.wiring.exchanger.context.results._ended
             for node in cluster.nodes
         )
 

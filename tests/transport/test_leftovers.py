@@ -26,8 +26,12 @@ import os, sys, time
 from dpwa.transport.shared_memory import Segment
 segment = Segment(run_id=sys.argv[1], node="w1", incarnation=os.urandom(8), size_bytes=100_000, slots=2)
 segment.slot(0)[:] = 1
-if len(sys.argv) > 2 and os.fork() == 0:
-    time.sleep(60)
+if len(sys.argv) > 2:
+    lives, tell = os.pipe()
+    if os.fork() == 0:
+        os.write(tell, b"the worker runs")
+        time.sleep(60)
+    os.read(lives, 1)
 print("pid", os.getpid(), flush=True)
 sys.stdin.read()
 """

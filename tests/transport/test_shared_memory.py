@@ -21,7 +21,6 @@ from shared_memory_peer import INCARNATION, train
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
 from dpwa.exchange import messages
-from dpwa.exchange.client import Target
 from dpwa.exchange.slices import Slice
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
@@ -517,9 +516,10 @@ def test_no_read_of_a_slot_that_is_written_at_full_speed_is_torn(run, children):
     segments = Segments(run_id=run, neighbours=["w1"], size_bytes=layout.total_bytes)
     staging = Staging(layout, absolute=True)
     own = np.zeros(layout.total_bytes, np.uint8)
-    target = Target(staging, own.data, Slice(messages.MAX_CHUNK_BYTES, ((0, 1),), 1.0))
+    staging.reference = own.data
+    whole = Slice(messages.MAX_CHUNK_BYTES, ((0, 1),), 1.0)
     pull = messages.PullRequest(1, run, "w2", bytes(8), layout.fingerprint, bytes(8), 0, 0, 1 << 20, 0, 1, True, False)
-    reception = Reception(Conversation("w1", None, lambda: False, pull, lambda: None), segments, pull, target)
+    reception = Reception(Conversation("w1", None, lambda: False, pull, lambda: None), segments, pull, staging, whole)
     slot = segments.reader("w1", INCARNATION, token)
     read, versions, reasons = 0, set(), Counter()
     end_s = time.monotonic() + 2.0
@@ -528,7 +528,7 @@ def test_no_read_of_a_slot_that_is_written_at_full_speed_is_torn(run, children):
         if version == 0:
             continue
         offer = messages.Offer(1, INCARNATION, version, 0.0, None, layout.total_bytes, 0, token, False)
-        target.begin()
+        staging.begin(whole=True)
         try:
             received = reception._read_shared(offer)
         except SegmentUnusable as error:

@@ -366,7 +366,9 @@ def test_whoever_holds_all_buffers_does_not_stop_the_own_exchanges(zeromq, metho
     zeromq.step_all(5)
     node, held = nodes[0], []
     wait_until(
-        lambda: held.append(node._service.snapshot) or zeromq.step_all() or node.statistics().publish_skipped >= 3,
+        lambda: (
+            held.append(node._service.serving.snapshot) or zeromq.step_all() or node.statistics().publish_skipped >= 3
+        ),
         "all buffers are held",
     )
     before, skipped = node.statistics(), node.statistics().publish_skipped
@@ -390,7 +392,7 @@ def test_a_node_that_cannot_publish_says_so_once(zeromq, caplog):
     with caplog.at_level(logging.WARNING, "dpwa"):
 
         def told() -> bool:
-            held.append(node._service.snapshot)
+            held.append(node._service.serving.snapshot)
             node._service.wanted = True
             node.step(1.0)
             return any("held all buffers" in record.message for record in caplog.records)

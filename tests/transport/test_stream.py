@@ -18,7 +18,7 @@ from dpwa.exchange import messages
 from dpwa.exchange.slices import CHUNK_BYTES, RUN, chunk_count
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
-from dpwa.snapshot.codecs import Codec
+from dpwa.snapshot.state import Codec
 from dpwa.transport import client, wire
 from dpwa.transport.sockets import CurveKeys, Links
 from dpwa.transport.zeromq import ZmqTransport
@@ -96,7 +96,7 @@ def test_a_small_pull_among_large_ones_is_answered_within_two_turns_of_the_other
     node, _ = node_with_absent_peer(zeromq, size=BIG, timeout_ms=20_000)
     pullers = [Puller(peers.dealer(zeromq), node) for _ in range(7)]
     _read_for(pullers, 0.5)
-    node._service.step_interval_s = 0.0  # nobody waits for the next publish
+    node._service.tell(step_interval_s=0.0)  # nobody waits for the next publish
     small = peers.dealer(zeromq)
     turn = 7 * 2 * RUN  # chunks that the others may have asked for at one time
     for nonce in range(1, 21):

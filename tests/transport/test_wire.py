@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from dpwa.errors import RemoteProtocolError
 from dpwa.exchange import messages
-from dpwa.snapshot.codecs import Codec
-from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS
+from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, Codec
 from dpwa.transport import wire
 
 _NAMES = st.text(st.characters(categories=["L", "N"]), max_size=64)
@@ -43,7 +42,7 @@ _FIELDS = {
     "slot": st.integers(-1, messages.MAX_SLOTS - 1),
     "token": st.binary(min_size=16, max_size=16),
     "reason": _NAMES,
-    "exchange": st.binary(min_size=16, max_size=16),
+    "exchange_id": st.binary(min_size=16, max_size=16),
     "previous": st.binary(min_size=16, max_size=16),
     "round": st.integers(-1, MAX_COUNTER),
     "mass": st.floats(0, MAX_MASS),
@@ -143,7 +142,7 @@ _SETTLED = messages.Settled(1, b"i" * 8, 1, False)
         (_PROPOSE, "lineage", b"nine byte"),
         (_ACCEPTED, "lineage", None),
         (_ACCEPTED, "clock", -1.0),
-        (_PULL, "exchange", b"short"),
+        (_PULL, "exchange_id", b"short"),
         (_PULL, "round", -2),
         (_OFFER, "mass", -1.0),
         (_OFFER, "mass", float("nan")),

@@ -14,7 +14,7 @@ from typing import Any
 
 from dpwa.lab.report.results import TrialResult, seeds_text
 from dpwa.lab.report.summary import Summary
-from dpwa.lab.study.kinds import STRATEGIES
+from dpwa.lab.study.kinds import kind_of
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.study_rows import is_used
 
@@ -203,7 +203,7 @@ def differing_settings(settings: Sequence[Settings]) -> tuple[list[str], dict[st
 
 def used_settings(settings: Settings) -> dict[str, str]:
     """The settings that the strategy uses, by dotted keys."""
-    kind = STRATEGIES[settings.strategy]
+    kind = kind_of(settings.strategy)
     values = {key: value for key, value in settings.to_json().items() if is_used(kind, (key,))}
     # The strategy first, as readers expect.
     found = {"strategy": settings.strategy, **_flat(values)}

@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["STRATEGIES", "Start", "StrategyKind", "process_names"]
+from dpwa.methods.base import Method
+from dpwa.methods.registry import METHODS
+
+__all__ = ["STRATEGIES", "Start", "StrategyKind", "is_strategy", "kind_of", "process_names"]
 
 
 class Start(str, Enum):
@@ -30,7 +33,7 @@ class StrategyKind:
         name: its name in a study file.
         text: what it does, in one line.
         start: what starts its processes.
-        is_method: it is one of dpwa's averaging methods, with the same name in a cluster file.
+        is_method: an averaging method, with the same name in a cluster file.
         is_one_process: a single process sees all data, whatever `nodes` says.
         splits_batch: every update uses one batch of all data, and each process computes a part of it. There is one
             model, and no partition.
@@ -51,22 +54,11 @@ class StrategyKind:
     extra: str = ""
 
 
-def _method(name: str, text: str, *, waits: bool = False) -> StrategyKind:
-    return StrategyKind(name, text, is_method=True, waits=waits)
-
-
 STRATEGIES: dict[str, StrategyKind] = {
     kind.name: kind
     for kind in (
         StrategyKind("single", "one process, all data", is_one_process=True),
-        _method("pull", "pull a random peer's newest model, blend by a factor"),
-        _method("gosgd", "push a copy and half of the mass to a random peer"),
-        _method("sgp", "stochastic gradient push"),
-        _method("adpsgd", "random pairs meet in the middle"),
-        _method("dpsgd", "synchronous rounds of a mixing matrix"),
-        _method("noloco", "outer steps in random pairs"),
-        _method("elastic", "random pairs, pulled together as by a spring"),
-        _method("sparta", "pull a small share of the parameters at a time"),
+        *(StrategyKind(method.name, method.summary, is_method=True) for method in METHODS.values()),
         StrategyKind("fedavg", "a server averages what clients have learned locally", waits=True, has_server=True),
         StrategyKind("fedprox", "fedavg, with clients held near the round's model", waits=True, has_server=True),
         StrategyKind("param_avg", "MPI: average parameters every avg_freq epochs", Start.MPI, waits=True, extra="mpi"),
@@ -97,7 +89,21 @@ STRATEGIES: dict[str, StrategyKind] = {
         ),
     )
 }
-"""All strategies, in the order in which they are listed."""
+"""All strategies with a word of their own, in the order in which they are listed."""
+
+
+def is_strategy(word: str) -> bool:
+    """Whether a study file may name a strategy so: by its word, or as "module:Class", a custom averaging method."""
+    return ":" in word or word in STRATEGIES
+
+
+def kind_of(word: str) -> StrategyKind:
+    """The strategy that a study file names.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return StrategyKind(word, Method.summary, is_method=True) if ":" in word else STRATEGIES[word]
 
 
 def process_names(kind: StrategyKind, nodes: int) -> tuple[str, ...]:

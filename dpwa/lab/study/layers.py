@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpwa.config.yaml_file import Place
+from dpwa.options import Place
 
 __all__ = ["Layers"]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from dpwa.config.sections import Options
+from dpwa.options import Options
 
 __all__ = ["CommonSettings", "KillOptions", "LabelOptions", "PartitionOptions", "Settings", "SlowOptions"]
 

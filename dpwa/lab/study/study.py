@@ -15,12 +15,13 @@ from pydantic import ValidationError
 
 from dpwa.config import yaml_file
 from dpwa.config.lines import lines_of
-from dpwa.config.problems import Problem, problems_of
+from dpwa.config.problems import problems_of
 from dpwa.config.yaml_file import ClusterFile
 from dpwa.errors import ConfigError
 from dpwa.lab.study.study_file import StudyOptions
 from dpwa.lab.study.study_rows import Row, rows_of, slug
 from dpwa.lab.study.trial import Trial
+from dpwa.options import Problem
 
 __all__ = ["Row", "Study", "trial_folder_name"]
 

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from dpwa.config.problems import OWN_TEXT
 from dpwa.config.sections import Name
-from dpwa.lab.study.kinds import STRATEGIES
+from dpwa.lab.study.kinds import STRATEGIES, is_strategy
 from dpwa.lab.study.settings import CommonSettings
 
 __all__ = ["RowOptions", "StudyOptions"]
@@ -22,12 +22,12 @@ _MOST_SEEDS = 100
 
 
 def _checked_strategy(word: str) -> str:
-    if word in STRATEGIES:
+    if is_strategy(word):
         return word
     near = get_close_matches(word, STRATEGIES, n=1)
     hint = f'; did you mean "{near[0]}"?' if near else ""
     raise PydanticCustomError(
-        OWN_TEXT, "{expected}", {"expected": f"expected one of {', '.join(STRATEGIES)}", "hint": hint}
+        OWN_TEXT, "{expected}", {"expected": f"expected one of {', '.join(STRATEGIES)}, or module:Class", "hint": hint}
     )
 
 

@@ -12,7 +12,7 @@ Must not know: lines and columns. Runs in: any thread.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import product
@@ -22,11 +22,13 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from dpwa.config.cluster import FIRST_PORT, cluster_problems
-from dpwa.config.problems import Problem, problems_of
-from dpwa.config.yaml_file import Place
-from dpwa.lab.study.kinds import STRATEGIES, StrategyKind
+from dpwa.config.problems import problems_of
+from dpwa.interpolation.registry import RULES
+from dpwa.lab.study.kinds import STRATEGIES, StrategyKind, is_strategy, kind_of
 from dpwa.lab.study.layers import Layers
 from dpwa.lab.study.settings import CommonSettings, Settings
+from dpwa.methods.registry import METHODS
+from dpwa.options import Place, Problem
 
 __all__ = ["Row", "is_used", "rows_of", "shown_setting", "slug"]
 
@@ -36,24 +38,35 @@ Choices: TypeAlias = "list[tuple[int, Any]]"
 _MOST_ROWS = 500
 _GIVEN_BY_THE_LAB = ("run", "nodes", "method", "seed")
 
-_USERS: Mapping[str, frozenset[str]] = {
-    "cluster": frozenset(kind.name for kind in STRATEGIES.values() if kind.is_method),
-    "avg_freq": frozenset({"param_avg", "w_param_avg"}),
-    "lambda": frozenset({"w_param_avg"}),
-    "every_steps": frozenset({"allreduce_every_h"}),
-    "client_fraction": frozenset({"fedavg", "fedprox"}),
-    "local_epochs": frozenset({"fedavg", "fedprox"}),
-    "mu": frozenset({"fedprox"}),
-    "slow": frozenset(kind.name for kind in STRATEGIES.values() if not kind.is_one_process),
-    "kill": frozenset(kind.name for kind in STRATEGIES.values() if not kind.is_one_process),
+_Uses: TypeAlias = Callable[[StrategyKind], bool]
+
+
+def _named(*names: str) -> _Uses:
+    return lambda kind: kind.name in names
+
+
+def _declared(flag: str) -> _Uses:
+    """Whether a method says so of itself. A custom method is not asked: it may use everything."""
+    return lambda kind: bool(getattr(METHODS.get(kind.name), flag, True))
+
+
+_USERS: Mapping[str, _Uses] = {
+    "cluster": lambda kind: kind.is_method,
+    "avg_freq": _named("param_avg", "w_param_avg"),
+    "lambda": _named("w_param_avg"),
+    "every_steps": _named("allreduce_every_h"),
+    "client_fraction": _named("fedavg", "fedprox"),
+    "local_epochs": _named("fedavg", "fedprox"),
+    "mu": _named("fedprox"),
+    "slow": lambda kind: not kind.is_one_process,
+    "kill": lambda kind: not kind.is_one_process,
 }
 """The settings that not every strategy uses, and the strategies that use them."""
 
-_WITH_RULE = frozenset({"pull", "sparta"})
-_USERS_IN_CLUSTER: Mapping[str, frozenset[str]] = {
-    **{word: frozenset({word}) for word in ("sgp", "dpsgd", "noloco", "elastic", "sparta")},
-    **dict.fromkeys(("interpolation", "constant", "clock", "loss", "staleness", "consensus"), _WITH_RULE),
-    "pull_probability": _USERS["cluster"] - {"dpsgd", "noloco"},
+_USERS_IN_CLUSTER: Mapping[str, _Uses] = {
+    **{name: _named(name) for name, method in METHODS.items() if method.options is not None},
+    **dict.fromkeys(("interpolation", *RULES), _declared("uses_interpolation")),
+    "pull_probability": _declared("uses_probability"),
 }
 """The same for keys of the cluster file."""
 
@@ -94,9 +107,9 @@ def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], 
     entries = values.get("strategies")
     for index, given in enumerate(entries if isinstance(entries, list) else ()):
         entry = {"strategy": given} if isinstance(given, str) else given
-        kind = STRATEGIES.get(str(entry.get("strategy"))) if isinstance(entry, dict) else None
-        if kind is None:
+        if not isinstance(entry, dict) or not is_strategy(str(entry.get("strategy"))):
             continue  # reported by the check of single values
+        kind = kind_of(str(entry["strategy"]))
         problems += _unused_problems(kind, entry, index)
         points = _points(kind, entry, grid)
         if len(drafts) + math.prod(len(found) for _, found in points) > _MOST_ROWS:
@@ -182,10 +195,10 @@ def is_used(kind: StrategyKind, path: tuple[str, ...]) -> bool:
     """Whether a strategy uses a setting."""
     if path[0] == "partition" and kind.is_one_process:
         return False
-    if path[0] in _USERS and kind.name not in _USERS[path[0]]:
+    if path[0] in _USERS and not _USERS[path[0]](kind):
         return False
     inside = path[1] if path[0] == "cluster" and len(path) > 1 else ""
-    return inside not in _USERS_IN_CLUSTER or kind.name in _USERS_IN_CLUSTER[inside]
+    return inside not in _USERS_IN_CLUSTER or _USERS_IN_CLUSTER[inside](kind)
 
 
 def _is_multiplying(kind: StrategyKind, path: tuple[str, ...]) -> bool:
@@ -209,8 +222,8 @@ def _is_set(entry: Mapping[str, Any], path: tuple[str, ...]) -> bool:
 def _unused_problems(kind: StrategyKind, entry: Mapping[str, Any], index: int) -> Iterator[Problem]:
     for key in entry:
         if key in _known_keys() and not is_used(kind, (key,)):
-            users = f"is for {', '.join(name for name in STRATEGIES if name in _USERS[key])}" if key in _USERS else ""
-            what = users or "has no meaning for a single process that sees all data"
+            users = [user.name for user in STRATEGIES.values() if key in _USERS and _USERS[key](user)]
+            what = f"is for {', '.join(users)}" if users else "has no meaning for a single process that sees all data"
             yield Problem(
                 ("strategies", index, key), f"{key} {what}; {kind.name} does not use it: remove it", at_key=True
             )
@@ -294,7 +307,8 @@ def _cluster_problems(values: Mapping[str, Any], kind: StrategyKind, folder: Pat
     given = {key: value for key, value in cluster.items() if key not in _GIVEN_BY_THE_LAB}
     nodes = [{"name": f"w{number}", "port": FIRST_PORT + number} for number in range(1, _nodes(values) + 1)]
     for found in cluster_problems({"method": kind.name, "nodes": nodes, **given}, folder):
-        yield replace(found, place=("cluster", *found.place))
+        # What is wrong with the method is wrong with the row's strategy.
+        yield replace(found, place=("strategy",) if found.place == ("method",) else ("cluster", *found.place))
 
 
 def _nodes(values: Mapping[str, Any]) -> int:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpwa.lab.study.kinds import STRATEGIES, StrategyKind, process_names
+from dpwa.lab.study.kinds import StrategyKind, kind_of, process_names
 from dpwa.lab.study.settings import Settings
 
 __all__ = ["Trial", "TrialFolder", "step_at", "write_json"]
@@ -56,7 +56,7 @@ class Trial:
     @property
     def kind(self) -> StrategyKind:
         """The strategy."""
-        return STRATEGIES[self.settings.strategy]
+        return kind_of(self.settings.strategy)
 
     @property
     def process_names(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from dpwa.methods.base import Arrival, Blend, Conservation, ExchangeKind, Method, Plan
+from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
 from dpwa.snapshot.state import State
 from dpwa.topology.neighbourhood import Neighbourhood
 
@@ -91,11 +91,11 @@ class FederatedRounds(Method):
         """See `Method.plan`."""
         return self.planned
 
-    def blend(self, arrival: Arrival, own: State) -> Blend:  # noqa: ARG002
+    def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`: the mean of those that came, whatever the sum of their weights."""
-        self.missed = arrival.missed
+        self.missed = result.missed
         self._gathered += 1
-        return Blend(1.0)
+        return 1.0
 
     def joined(self, peer: State, *, takes_over: bool) -> None:  # noqa: ARG002
         """See `Method.joined`."""

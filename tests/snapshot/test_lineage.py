@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpwa.exchange.history import History
-from dpwa.exchange.lineage import Relation, Standing
+from dpwa.snapshot.lineage import Relation, Standing
 from dpwa.snapshot.state import State
 
 

@@ -1,0 +1,149 @@
+"""The keys of a cluster file: what each may hold, and its default.
+
+The sections of methods and rules are those that the methods and rules declare themselves.
+
+Must not know: files, what the values mean together. Runs in: any thread; options never change.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, JsonValue, create_model
+
+from dpwa.config.faults import FaultOptions
+from dpwa.config.sections import DataRate, FlowControlOptions, Name, NodeConfig, OuterOptions
+from dpwa.config.topology import TopologyOptions
+from dpwa.errors import ConfigError
+from dpwa.interpolation.registry import RULES
+from dpwa.methods.registry import METHODS, find_method
+from dpwa.options import Options, Problem, refuse
+
+__all__ = ["MAX_NODES", "ClusterKeys"]
+
+MAX_NODES = 4096
+
+
+def _checked_method(word: str) -> str:
+    if ":" not in word:  # a custom method is looked for later, when single values are right
+        try:
+            find_method(word)
+        except ConfigError as error:
+            refuse(Problem((), text) for text in error.problems)
+    return word
+
+
+class _PlainKeys(Options):
+    """The keys that are there whichever methods and rules there are."""
+
+    run: Name = Field(
+        "dpwa", description="Name of the training run; nodes of different runs do not talk to each other."
+    )
+    nodes: tuple[NodeConfig, ...] = Field(
+        strict=False, min_length=1, max_length=MAX_NODES, description="The nodes of the cluster; the only required key."
+    )
+    topology: TopologyOptions = Field(
+        TopologyOptions(), description="Who exchanges with whom, and with which weights; a word is the name of a graph."
+    )
+    method: Annotated[str, AfterValidator(_checked_method)] = Field(
+        "pull",
+        min_length=1,
+        description=f'The averaging method: {", ".join(METHODS)}, or a custom "module:Class".',
+    )
+    custom_method: dict[str, JsonValue] = Field(
+        {}, description="Options of a custom method: arguments of its constructor."
+    )
+    outer: OuterOptions = Field(
+        OuterOptions(),
+        description="Options of outer momentum on top of the method, as in DiLoCo; off by default.",
+    )
+    pull_probability: float = Field(
+        1.0, ge=0, le=1, description="Probability that a step begins an exchange: a pull, a push or a pair."
+    )
+    timeout_ms: int = Field(2500, ge=1, le=600_000, description="Milliseconds for one exchange, from request to end.")
+    connect_timeout_ms: int = Field(
+        500, ge=1, le=600_000, description="Milliseconds for making a connection to a peer, within timeout_ms."
+    )
+    wait_ms: int = Field(
+        0, ge=0, le=600_000, description="Milliseconds that a step may wait for its exchange; 0 never waits."
+    )
+    interpolation: str = Field(
+        "constant",
+        min_length=1,
+        description=f'Rule for the factor: {", ".join(RULES)}, or a custom "module:Class".',
+    )
+    custom_rule: dict[str, JsonValue] = Field({}, description="Options of a custom rule: arguments of its constructor.")
+    plugins: tuple[str, ...] = Field(
+        (), strict=False, description="Python modules to import first, because they register custom rules."
+    )
+    factor_min: float = Field(0.0, ge=0, le=1, description="Lower bound of the factor for a healthy peer.")
+    factor_max: float = Field(1.0, ge=0, le=1, description="Upper bound of the factor.")
+    divergence_threshold: float = Field(
+        0.0,
+        ge=0,
+        description="Loss of this node below which the factor shrinks by loss / divergence_threshold; 0 is off.",
+    )
+    loss_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the past in the moving average of the loss; 0 is off."
+    )
+    blend: Literal["delta", "absolute"] = Field(
+        "delta", description="delta keeps the steps made during an exchange; absolute blends as the 2017 dpwa did."
+    )
+    buffers: Literal["blend", "keep"] = Field(
+        "blend", description="Whether floating-point buffers, such as BatchNorm statistics, are blended."
+    )
+    frozen_parameters: Literal["keep", "blend"] = Field(
+        "keep", description="Whether parameters that need no gradient are blended."
+    )
+    codec: Literal["auto", "raw", "fp16", "bf16", "int8"] = Field(
+        "auto", description="How parameters travel: auto sends them as they are on fast links, smaller on slow ones."
+    )
+    shared_memory: Literal["auto", "off"] = Field(
+        "auto", description="Whether nodes of one host and user read each other's snapshots from shared memory."
+    )
+    pull_fraction: float = Field(
+        1.0, gt=0, le=1, description="Share of the parameters that an exchange pulls, a different part each time."
+    )
+    bandwidth_limit: DataRate = Field(
+        None,
+        description='Most that a node receives, such as "20 MB/s"; null is no limit. Shared memory is not counted.',
+    )
+    max_connections: int = Field(
+        6, ge=1, le=4096, description="Connections to peers kept open; the least recently used one is closed."
+    )
+    memory: Literal["normal", "low"] = Field(
+        "normal", description="Memory beside the model: normal keeps three snapshots, low two."
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the choice of peers and of the pulls.")
+    flow_control: FlowControlOptions = Field(FlowControlOptions(), description="How often a failing peer is asked.")
+    faults: FaultOptions = Field(FaultOptions(), description="Faults to inject, for experiments; none by default.")
+    metrics_interval_ms: int = Field(
+        1000, ge=10, le=3_600_000, description="Milliseconds between two lines of a node's metrics file."
+    )
+    journal_max_mb: int = Field(
+        256,
+        ge=8,
+        le=1_000_000,
+        description="Most megabytes that a node's events, metrics and kept output take together; the oldest go first.",
+    )
+    insecure: bool = Field(
+        False,  # noqa: FBT003 - the default of a field
+        description="Must be true when nodes talk over a network, because nothing is encrypted or authenticated yet.",
+    )
+
+
+def _sections() -> dict[str, Any]:
+    """For each section that a method or a rule declares: its name, class and default."""
+    methods = {name: method.options for name, method in METHODS.items() if method.options is not None}
+    rules = {name: rule.options for name, rule in RULES.items()}
+    return {
+        name: (options, Field(options(), description=f"Options for {key}: {name}."))
+        for key, declared in (("method", methods), ("interpolation", rules))
+        for name, options in declared.items()
+    }
+
+
+if TYPE_CHECKING:
+    ClusterKeys = _PlainKeys
+else:
+    ClusterKeys = create_model("ClusterKeys", __base__=_PlainKeys, **_sections())

@@ -1,0 +1,98 @@
+"""A pull: fetch the newest snapshot of one peer, and weigh it.
+
+It does not choose the peer. Runs in: the thread that makes the exchanges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dpwa.errors import RemoteProtocolError
+from dpwa.exchange.client import Client
+from dpwa.exchange.context import ExchangeContext
+from dpwa.exchange.fetch import NOTHING_YET
+from dpwa.interpolation.interpolator import Interpolator
+from dpwa.methods.exchange import ExchangeRequest, ExchangeResult, Outcome
+from dpwa.snapshot.lineage import JOIN_LEAD, Relation, reason_apart
+from dpwa.snapshot.staging import Staging
+
+__all__ = ["Puller"]
+
+
+class Puller:
+    """Pulls for one node.
+
+    Args:
+        context: of the node's exchanges.
+        interpolator: computes the factor.
+        blends_when_joining: whether a joining node's pull blends, if the peer is not far ahead.
+    """
+
+    def __init__(self, context: ExchangeContext, interpolator: Interpolator, *, blends_when_joining: bool) -> None:
+        self._context = context
+        self._interpolator = interpolator
+        self._blends_when_joining = blends_when_joining
+
+    def pull(self, peer: str, request: ExchangeRequest, client: Client) -> ExchangeResult:
+        """Pull from a peer: the whole model while this node joins, else the part whose turn it is.
+
+        Raises:
+            TransportError: it came to nothing.
+        """
+        fetcher, rotation = self._context.fetcher, self._context.rotation
+        fraction = fetcher.fitting_fraction(peer, request.plan.fraction)
+        part = rotation.whole() if request.joining else rotation.next(fraction)
+        # Another part of a snapshot that was blended in part is worth having; the whole of it a second time is not.
+        have = (fetcher.history.have(peer) if part.is_whole else None) or NOTHING_YET
+        staging = next(staging for staging in self._context.stagings if staging.is_free)
+        begun = ExchangeResult(
+            Outcome.NOT_READY, request.plan.kind, request, peer, is_shortened=fraction < request.plan.fraction
+        )
+        result = fetcher.fetch(peer, begun, client, staging, part, have=have, shrinks=not request.joining)
+        if not result.outcome.has_snapshot:
+            return result
+        history, version = fetcher.history, result.version
+        if history.is_older(peer, version) or (part.is_whole and history.has_all(peer, version)):
+            raise RemoteProtocolError(peer, f"sent version {version} of its snapshots after that or a newer")
+        if history.has_all(peer, version):
+            return replace(result, outcome=Outcome.NOT_MODIFIED, staging=None, reason="")
+        history.take(peer, version, part.share)
+        if result.outcome is not Outcome.BLENDED:
+            return result
+        return self._weighed(peer, request, result, staging, is_whole=part.is_whole)
+
+    def _weighed(
+        self, peer: str, request: ExchangeRequest, result: ExchangeResult, staging: Staging, *, is_whole: bool
+    ) -> ExchangeResult:
+        """The result with the factor, and whether the peer's model replaces this node's."""
+        own, relation = request.reference.state, result.relation
+        factor = self._factor(request, result, staging.distance)
+        # A node that goes on from a checkpoint is of its peers' lineage and may be far behind all the same.
+        is_far_ahead = relation is Relation.ELDER or (
+            request.joining and result.peer_state.clock >= own.clock + JOIN_LEAD
+        )
+        takes_over = is_far_ahead and factor > 0.0 and is_whole
+        is_to_be_pulled = relation is Relation.ELDER and factor > 0.0 and not takes_over
+        if takes_over:
+            factor = 1.0
+        elif relation is Relation.ELDER or (request.joining and not self._blends_when_joining):
+            factor = 0.0
+        is_apart = not relation.mixes and factor == 0.0
+        staging.is_free = False
+        self._context.standing.is_changing = takes_over
+        return replace(
+            result,
+            factor=factor,
+            distance=staging.distance,
+            takes_over=takes_over,
+            elder=peer if is_to_be_pulled else None,
+            reason=reason_apart(peer, relation, own, result.peer_state) if is_apart else "",
+        )
+
+    def _factor(self, request: ExchangeRequest, result: ExchangeResult, distance: float | None) -> float:
+        """The share of the peer that the rule gives."""
+        own = request.reference.state
+        # A model that has diverged is lost: whatever is finite is better, as young as it may be.
+        if result.relation is Relation.YOUNGER and not own.has_diverged:
+            return 0.0
+        return self._interpolator.factor(own, result.peer_state, distance)
