@@ -266,7 +266,7 @@ def test_a_custom_method_is_a_strategy_like_dpwas_own() -> None:
         "grid: {cluster.pull_probability: [1, 0.5], cluster.sgp.debias: [true, false], mu: [1, 2]}\n"
     )
     assert labels(study) == [f"best_peer:BestPeer, pull_probability={share}" for share in ("1", "0.5")]
-    kind = study.cells()[0].kind
+    kind = study.trials()[0].kind
     assert kind.is_method
     assert kind.name == "best_peer:BestPeer"
 

@@ -70,7 +70,7 @@ class FederatedClient(Strategy):
             raise PeerUnreachable(
                 self._server,
                 f"its model for round {round_} did not come: it has ended, or it has left out this client, which missed "
-                "the deadline of a round. The server's own messages say which",
+                "a deadline. The server's own messages say which",
             )
         self.optimizer.state.clear()
         if self._mu > 0:
