@@ -9,12 +9,14 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow flake test-tensorflow lint bench bench-methods bench-gpu bench-quick studies clean
+.PHONY: help demo test test-all coverage test-slow flake test-tensorflow lint bench bench-methods bench-gpu bench-quick studies clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about half a minute)"
-	@echo "make test         the tests"
-	@echo "make test-slow    the tests that take more than a few seconds each"
+	@echo "make test         the tests to run before a commit (less than two minutes on two cores)"
+	@echo "make test-all     these, and what starts processes, trains, attacks, measures or draws (a quarter of an hour)"
+	@echo "make coverage     make test-all, and which share of the code it runs: at least 90 % (what CI runs)"
+	@echo "make test-slow    what takes longer still, such as a whole demo and floods of ten seconds"
 	@echo "make flake        the tests of faults, of strangers and of life and death, 20 times in a row (TIMES=20; about an hour)"
 	@echo "make test-tensorflow  compares TensorFlow's trainings with torch's (needs tensorflow-cpu)"
 	@echo "make lint         ruff, mypy, and which folder may import which (import-linter)"
@@ -31,8 +33,15 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest
 
+test-all: $(STAMP)
+	@$(BIN)/python -m pytest -m 'not slow' --hypothesis-profile=thorough
+
+# Afterwards, .venv/bin/coverage report shows each file.
+coverage: $(STAMP)
+	@$(BIN)/python -m pytest -m 'not slow' --hypothesis-profile=thorough --cov --cov-report=
+
 test-slow: $(STAMP)
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow --hypothesis-profile=thorough
 
 # Tests that start processes, inject faults or attack: trusted only after twenty passes in a row.
 # make flake TIMES=5 TESTS=tests/launch/test_faults.py
@@ -45,7 +54,7 @@ TESTS ?= $(addprefix tests/,$(addsuffix .py,launch/test_faults node/test_joining
 	exchange/test_pairing adapters/test_pytorch_memory))
 flake: $(STAMP)
 	@for pass in $$(seq $(TIMES)); do \
-		echo "pass $$pass of $(TIMES)"; $(BIN)/python -m pytest -q -p no:cacheprovider $(TESTS) || exit 1; \
+		echo "pass $$pass of $(TIMES)"; $(BIN)/python -m pytest -q -m 'not slow' -p no:cacheprovider $(TESTS) || exit 1; \
 	done
 
 # DPWA_TENSORFLOW_PYTHON=~/tensorflow/bin/python make test-tensorflow     TensorFlow in an environment of its own
@@ -98,7 +107,7 @@ bench-quick: $(STAMP)
 	done
 
 clean:
-	rm -rf .venv build dist dpwa.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist dpwa.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	@test -x $(BIN)/python || { echo "Making .venv"; $(PYTHON) -m venv .venv; }

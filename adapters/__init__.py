@@ -1,1 +1,1 @@
-"""Adapters: everything that knows a framework. They use dpwa's public API, and dpwa itself never imports them."""
+"""Adapters: everything that knows a framework. They take the core's names from `dpwa` itself; the core imports none."""

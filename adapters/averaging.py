@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dpwa.errors import ConfigError
+from dpwa import ConfigError
 
 __all__ = ["average_models", "load_model", "save_model_file"]
 

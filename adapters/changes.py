@@ -1,12 +1,12 @@
-"""Notices that a model is no longer the one that was taken: a tensor replaced, a layer unfrozen, a part exchanged.
+"""Notices that a model is no longer the one that was taken: a tensor replaced, a layer unfrozen, a part swapped.
 
-Two looks, both cheap beside a training step, whose own work per tensor takes several microseconds at least:
+It checks two things, both cheap beside a training step, which spends at least several microseconds on each tensor:
 
-- Whether every exchanged tensor still stands where it was taken from: at every step.
-- Whether the rest has changed (parts, names, dtypes, shapes, devices, frozen parameters that are trained now): some
-  modules at every step, in turn, so that all have been looked at after 64 steps.
+- At every step, whether each exchanged tensor is still where it was taken from.
+- Whether anything else has changed: parts, names, dtypes, shapes, devices, frozen parameters that are now trained. Each
+  step checks the next few modules in turn, so that 64 steps check all of them.
 
-Must not know: copies, blends, nodes. Runs in: the trainer's thread.
+Runs in: the trainer's thread.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dpwa.snapshot.layout import Role
+from dpwa import Role
 
 from .selection import Selection, holder_of
 
 __all__ = ["STEPS_PER_ROUND", "Watch"]
 
 STEPS_PER_ROUND = 64
-"""A change of whatever kind is found within so many steps."""
+"""Any change is found within this many steps."""
 
 _Holder = Mapping[str, Tensor | None]
 
@@ -83,12 +83,7 @@ def _children(module: nn.Module) -> Mapping[str, nn.Module | None]:
 
 
 class Watch:
-    """Remembers what a model was when it was taken.
-
-    Args:
-        module: the model.
-        selection: the tensors that were chosen of it.
-    """
+    """Remembers a model, and the tensors selected from it, as they were when it was taken."""
 
     def __init__(self, module: nn.Module, selection: Selection) -> None:
         chosen = selection.exchanged.values()
@@ -101,7 +96,7 @@ class Watch:
         self._next = 0
 
     def replaced(self) -> list[int]:
-        """Numbers of the exchanged tensors, in the order of the selection, that another object stands for now."""
+        """Which exchanged tensors have been replaced by another object: their numbers in the order of the selection."""
         # Nearly always none: one pass without a list.
         for holder, key, tensor in self._places:
             if holder.get(key) is not tensor:
@@ -111,12 +106,12 @@ class Watch:
         return []
 
     def follow(self, number: int, tensor: Tensor) -> None:
-        """Expect another object for an exchanged tensor from here on."""
+        """From now on expect this object for an exchanged tensor."""
         holder, key, _ = self._places[number]
         self._places[number] = (holder, key, tensor)
 
     def has_changed(self) -> bool:
-        """Look at the next modules in turn."""
+        """Check the next modules in turn."""
         for _ in range(-(-len(self._parts) // STEPS_PER_ROUND)):
             part = self._parts[self._next]
             self._next = (self._next + 1) % len(self._parts)
@@ -125,5 +120,5 @@ class Watch:
         return False
 
     def has_changed_anywhere(self) -> bool:
-        """Look at all modules."""
+        """Check all modules."""
         return any(part.has_changed() for part in self._parts)

@@ -1,9 +1,9 @@
-"""What one node may be: one process that holds the whole model.
+"""Refuses models that several processes share: a node is one process that holds the whole model.
 
-dpwa changes parameters in place in its own process alone. Under DistributedDataParallel or FSDP other processes hold
-copies or shards of the same model and would not see it, so such a model is refused.
+dpwa changes parameters in place, in its own process only. Under DistributedDataParallel or FSDP other processes hold
+copies or shards of the same model and would not see the change.
 
-Must not know: nodes, layouts, copies. Runs in: the trainer's thread.
+Runs in: the trainer's thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from dpwa.errors import ConfigError
+from dpwa import ConfigError
 
 __all__ = ["refuse_groups", "refuse_shard", "unwrapped"]
 
@@ -37,10 +37,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def refuse_groups(module: nn.Module) -> None:
-    """Check that no other process holds copies or shards of a model.
-
-    Args:
-        module: the model, possibly wrapped.
+    """Check that no other process holds copies or shards of a model, which may be wrapped.
 
     Raises:
         ConfigError: a DistributedDataParallel of several processes or an FSDP module holds its parameters.
@@ -53,7 +50,7 @@ def refuse_groups(module: nn.Module) -> None:
         if isinstance(part, DistributedDataParallel):
             _refuse_replicas(part, dict(part.named_parameters(prefix=name)))
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        # A model knows nothing of the DistributedDataParallel around it, and what is given may be the model inside.
+        # A model does not know the DistributedDataParallel around it, and the given one may be the model inside.
         own = dict(module.named_parameters())
         for wrapper in _all_data_parallel():
             _refuse_replicas(wrapper, own)
@@ -90,7 +87,7 @@ def _all_data_parallel() -> Iterator[DistributedDataParallel]:
             yield found
 
 
-# Types that exist only once their modules have been imported, which would take long and is the user's choice.
+# These types exist only once their modules are imported, which takes long and is the user's choice.
 
 
 def _fully_sharded_type() -> type[nn.Module] | None:

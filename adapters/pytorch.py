@@ -1,6 +1,6 @@
 """dpwa for PyTorch: wrap any training loop.
 
-    from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+    from dpwa import DpwaPyTorchAdapter
 
     with DpwaPyTorchAdapter(model) as node:
         for inputs, targets in loader:
@@ -10,8 +10,7 @@
             optimizer.zero_grad()
             node.step(loss)
 
-Must not know: sockets, threads, the wire. Runs in: the trainer's thread, which alone writes the model: in place, under
-`torch.no_grad()`, at the step boundary.
+Runs in: the trainer's thread, which alone writes the model: in place, under `torch.no_grad()`, at the step boundary.
 """
 
 from __future__ import annotations
@@ -28,15 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpwa.config.cluster import ClusterConfig
-from dpwa.errors import ConfigError
-from dpwa.node.node import Node
-from dpwa.node.record import NodeStatistics
-from dpwa.observe.journal import node_folder
+from dpwa import ClusterConfig, ConfigError, Node, NodeStatistics, node_folder
 
-from .saving import save_model as _save
+from .saving import save_model
 from .streams import LateLosses
-from .tensors import TorchModel as _TorchModel
+from .tensors import TorchModel
 from .termination import closing, raise_if_terminated, watch
 
 __all__ = ["DpwaPyTorchAdapter", "attach"]
@@ -49,13 +44,13 @@ LossLike: TypeAlias = "Tensor | float | None"
 class DpwaPyTorchAdapter:
     """Trains a model together with the other nodes of a cluster.
 
-    Exchanged are all floating-point parameters that are trained, and the floating-point buffers (BatchNorm statistics);
+    It exchanges all floating-point parameters that are trained, and the floating-point buffers (BatchNorm statistics);
     the config's `buffers` and `frozen_parameters` change that. Tied tensors travel once. Optimizer state stays local.
     All nodes must build the same model from the same initial weights: seed it.
 
-    Not exchanged are integers, buffers outside of the state dict, and buffers that hold NaN or infinite values (masks,
-    observers before the first batch) when the adapter is made, which a warning names. `statistics()` and the journal's
-    `start` event say how many tensors and bytes are exchanged, kept by the config, and ignored.
+    It does not exchange integers, buffers outside the state dict, and buffers that hold NaN or infinite values when the
+    adapter is made (masks, observers before the first batch); a warning names the latter. `statistics()` and the
+    journal's `start` event say how many tensors and bytes are exchanged, kept local by the config, and ignored.
 
     The model may change afterwards as long as the exchanged tensors keep their names, shapes and dtypes:
     `load_state_dict(assign=True)`, a new head of the same shape, `.to(device)` and `torch.compile` are followed. Any
@@ -63,7 +58,7 @@ class DpwaPyTorchAdapter:
     within 64 steps. To unfreeze layers later, train with `frozen_parameters: blend`.
 
     A node is one process that holds the whole model. FSDP modules and a DistributedDataParallel over several processes
-    are refused; one over a single process, DataParallel and `torch.compile` stand for the model inside.
+    are refused; a DistributedDataParallel over one process, DataParallel and `torch.compile` are looked through.
 
     Args:
         model: the model as it will be trained: on its device, in its dtype, with its frozen parameters frozen.
@@ -83,7 +78,7 @@ class DpwaPyTorchAdapter:
         self.config = given or ClusterConfig.alone(name or "alone")
         self.name = _node_name(self.config, name)
         self.run_dir = _run_dir(self.config, given_cluster=given is not None)
-        self._tensors = _TorchModel(model, self.config)
+        self._tensors = TorchModel(model, self.config)
         self._hook: _OptimizerHook | None = None
         self._late_losses = LateLosses()
         self._node = Node(self.config, self.name, self._tensors, run_dir=self.run_dir)
@@ -118,12 +113,12 @@ class DpwaPyTorchAdapter:
         """Call after every `optimizer.step()`. Applies a finished exchange, publishes, asks for the next one.
 
         Args:
-            loss: of this step, a number or a tensor of one element. A tensor on a CUDA GPU is not waited for: what
-                counts in this step is the newest loss that has come from there, as a rule that of the step before.
+            loss: of this step, a number or a tensor of one element. dpwa does not wait for a tensor on a CUDA GPU: this
+                step uses the newest loss that has arrived from there, usually that of the step before.
 
         Raises:
             NodeClosed: after `close`.
-            ConfigError: the loss is no single number; or the model no longer has the tensors that dpwa took.
+            ConfigError: the loss is not a single number; or the model no longer has the tensors that dpwa took.
             InternalError: a background thread failed.
         """
         raise_if_terminated()
@@ -146,12 +141,12 @@ class DpwaPyTorchAdapter:
         self._node.log(**values)
 
     def finish(self, timeout_s: float = 10.0) -> bool:
-        """Call after the last step: go on serving and blending until all peers have finished, too, or are gone.
+        """Call after the last step: keeps serving and blending until all peers have finished or are gone.
 
         Without it, a node that is done early leaves the others to train without it.
 
         Args:
-            timeout_s: wait at most so long.
+            timeout_s: the longest wait.
 
         Returns:
             False if peers were still training when the time ran out.
@@ -167,7 +162,7 @@ class DpwaPyTorchAdapter:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep beside model and optimizer: clock, mass, anchors, momentum …, as plain tensors.
 
-        Waits for a push under way, up to some seconds: a mass must be in one place.
+        Waits up to some seconds for a push that is under way: a mass must be in one place.
 
             torch.save({"model": model.state_dict(), "dpwa": node.state_dict()}, path)
 
@@ -178,15 +173,15 @@ class DpwaPyTorchAdapter:
         return cast("dict[str, Any]", _as_tensors(self._node.state_dict()))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave; call it before the first step, after the model has been loaded.
+        """Restore what `state_dict` returned. Call it before the first step, after the model has been loaded.
 
         Raises:
-            ConfigError: it is of another method or model, or damaged.
+            ConfigError: it belongs to another method or model, or is damaged.
         """
         self._node.load_state_dict(cast("dict[str, Any]", _as_arrays(state)))
 
     def statistics(self) -> NodeStatistics:
-        """What this node did so far, and how much of the model it exchanges. Any thread, any state."""
+        """What this node has done so far, and how much of the model it exchanges. Any thread, also after `close`."""
         return self._node.statistics()
 
     @property
@@ -201,7 +196,7 @@ class DpwaPyTorchAdapter:
 
         Raises:
             InternalError: a background thread failed.
-            OSError: the model cannot be written in the run folder; the message says whether it is elsewhere instead. A
+            OSError: the model cannot be written to the run folder. The message says whether it is elsewhere instead; a
                 model saved earlier is still there.
         """
         if self._is_closed or self._node.is_forked:
@@ -222,10 +217,10 @@ class DpwaPyTorchAdapter:
                 self._tensors.close()
             finally:
                 if self.run_dir is not None and self._node.statistics().step > 0:
-                    _save(self._tensors.module, node_folder(self.run_dir, self.name) / MODEL_FILE)
+                    save_model(self._tensors.module, node_folder(self.run_dir, self.name) / MODEL_FILE)
 
     def _follow_model(self, *, everywhere: bool = False) -> None:
-        """Notice that tensors of the model were replaced. A node alone exchanges nothing."""
+        """Follow tensors of the model that were replaced. A node alone exchanges nothing."""
         if self._is_closed or self.world_size == 1:
             return
         if everywhere:
@@ -248,16 +243,16 @@ def attach(
     name: str | None = None,
     config: str | os.PathLike[str] | ClusterConfig | None = None,
 ) -> DpwaPyTorchAdapter:
-    """Give an existing loop dpwa in one line: every real step of the optimizer becomes a step of the node.
+    """Add dpwa to an existing loop in one line: every real step of the optimizer becomes a step of the node.
 
     A step that a GradScaler skips does not count (a fused optimizer's on a GPU does: to know better, the trainer would
-    have to wait for the GPU). dpwa ends with the process, or with `close` of what is returned;
-    the optimizer then goes on without it.
+    have to wait for the GPU). dpwa ends with the process, or with `close` of the returned adapter; the optimizer then
+    goes on without it.
 
     Args:
         model: see `DpwaPyTorchAdapter`.
         optimizer: the one that trains the model.
-        loss: gives the loss of the latest step; needed by interpolations that look at it.
+        loss: returns the loss of the latest step; needed by interpolations that look at it.
         name: see `DpwaPyTorchAdapter`.
         config: see `DpwaPyTorchAdapter`.
 
@@ -287,7 +282,7 @@ class _OptimizerHook:
         self._handle = optimizer.register_step_post_hook(self._after_step)
 
     def remove(self) -> None:
-        """Let go of the adapter and the loss function, which the optimizer would hold as long as it lives."""
+        """Release the adapter and the loss function, which the optimizer would otherwise keep alive."""
         self._adapter = self._loss = None
         if not self._is_running:  # the optimizer is going through its hooks: an empty one stays
             self._handle.remove()
@@ -311,7 +306,7 @@ def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _as_tensors(value: object) -> object:
-    """The same with tensors for arrays, which `torch.load` takes without trusting the file."""
+    """The same with tensors instead of arrays: `torch.load` reads those without trusting the file."""
     if isinstance(value, Mapping):
         return {key: _as_tensors(item) for key, item in value.items()}
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value

@@ -1,12 +1,12 @@
 """The model of a node as a file at its end, and what is tried before a training's result is lost.
 
-A disk is often full at the end, because nobody was there when it filled up. So, in this order:
+A disk is often full at the end, because nobody was there when it filled up. So these are tried in turn:
 1. the run folder, made anew if it is gone;
-2. the run folder again without the older generations of the node's journal, if that makes room enough;
+2. the run folder without the older generations of the node's journal, if that makes enough room;
 3. the folder for temporary files.
-After 3 the model is kept, but not where everybody looks for it: that is an error all the same, which says where it is.
+After 3 the model is kept, but not where everybody looks for it. That is still an error, which says where the model is.
 
-Must not know: sockets, threads, exchanges. Runs in: the thread that closes the adapter.
+Runs in: the thread that closes the adapter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dpwa.observe.journal import older_generations
+from dpwa import older_generations
 
 from .selection import plain_name
 
@@ -79,7 +79,7 @@ def _has_made_room(folder: Path, needed_bytes: int) -> bool:
 
 
 def _saved_elsewhere(data: bytes, node: str) -> Path | None:
-    """The file for temporary files that holds the model now; None if it is not to be had."""
+    """The temporary file that holds the model now; None if it could not be written."""
     try:
         folder = tempfile.gettempdir()
         if shutil.disk_usage(folder).free < len(data):

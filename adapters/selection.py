@@ -1,9 +1,9 @@
 """Which tensors of a PyTorch module are exchanged, which stay local by the config, and which cannot be exchanged.
 
-The choice is made once, when dpwa takes the model. It is made anew when the model has changed, and then a tensor stays
-what it was: a parameter that is frozen later is still exchanged, a buffer that was left out stays out.
+The choice is made when dpwa takes the model, and again when the model has changed. A tensor then keeps its role: a
+parameter that is frozen later is still exchanged, a buffer that was left out stays out.
 
-Must not know: copies, blends, nodes. Runs in: the trainer's thread.
+Runs in: the trainer's thread.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from dpwa.errors import ConfigError
-from dpwa.snapshot.dtypes import ITEM_BYTES
-from dpwa.snapshot.layout import Layout, Role, TensorSpec
-from dpwa.snapshot.model import Inventory
+from dpwa import ITEM_BYTES, ConfigError, Inventory, Layout, Role, TensorSpec
 
 from .process_groups import refuse_shard
 
@@ -31,9 +28,8 @@ class Chosen:
     """An exchanged tensor, and where its module keeps it.
 
     Attributes:
-        tensor: it.
         role: how it is blended.
-        module: it belongs to; of several that share it the first.
+        module: the one it belongs to, or the first of several that share it.
         key: its name there.
     """
 
@@ -55,8 +51,8 @@ class Selection:
         exchanged: by name, in the module's order.
         frozen: parameters that stay local because they need no gradient, by name.
         kept_buffers: buffers that stay local because the config keeps all of them, by name.
-        ignored: tensors that cannot be averaged or are no state, by name: integers, no elements, outside of the state
-            dict, not finite.
+        ignored: tensors that cannot be averaged or are not state, by name: integers, empty ones, those outside the
+            state dict, and those that are not finite.
         tied: names of tensors that are exchanged under another name, and that name.
         left_out: names of floating-point buffers that had no values yet, or values that are not finite.
     """
@@ -88,13 +84,13 @@ class Selection:
 
 
 def select(module: nn.Module, *, buffers: bool, frozen: bool, before: Selection | None = None) -> Selection:
-    """Choose the tensors to exchange: every memory once, however many names it has.
+    """Choose the tensors to exchange: each piece of memory once, however many names it has.
 
     Args:
         module: the model.
         buffers: floating-point buffers are exchanged.
         frozen: parameters that need no gradient are exchanged.
-        before: the choice that was made when dpwa took the model; None for that first choice.
+        before: the choice made when dpwa took the model; None: this is that first choice.
 
     Raises:
         ConfigError: a tensor has no values yet, none that are finite, or cannot be written element by element.
@@ -164,7 +160,7 @@ def form_problem(layout: Layout, before: Selection, now: Selection) -> str | Non
 
 
 def _where_it_is(name: str, now: Selection) -> str:
-    """What has become of a tensor that is exchanged no longer."""
+    """What has become of a tensor that is no longer exchanged."""
     if name in now.tied:
         return f"is tied to {now.tied[name]} now"
     return "can no longer be averaged" if name in now.ignored else "is no longer in the model"
@@ -191,7 +187,7 @@ def holder_of(module: nn.Module, role: Role) -> Mapping[str, Tensor | None]:
 
 
 class _Scripted(Mapping[str, "Tensor | None"]):
-    """What a scripted module has in the place of a dictionary."""
+    """What a scripted module has instead of a dictionary."""
 
     def __init__(self, tensors: Any) -> None:
         self._tensors = tensors

@@ -1,7 +1,7 @@
-"""Copies between a GPU and the host beside the training: nothing here makes the trainer wait for the GPU.
+"""Copies between a GPU and the host while the training goes on: nothing here makes the trainer wait for the GPU.
 
-The order of things is kept by events that the GPU itself waits for. Everything that a stream is told to do can be done
-long after the call: what is read must not change, and what is written must not be read, until the event behind it.
+Events that the GPU itself waits for keep the order. A stream may do its work long after the call: until the event
+behind that work, what it reads must not change, and what it writes must not be read.
 
     to the host     the training's stream:  [gather into staging]a                    [gather]...
                     the stream down:                             waits a [copy]b
@@ -11,7 +11,7 @@ long after the call: what is read must not change, and what is written must not 
                     the training's stream:                  waits c [blend]d
                     c: the host's values may be overwritten; d' is the d of the blend before
 
-Must not know: models, nodes. Runs in: the trainer's thread; what `to_host` returns in any.
+Runs in: the trainer's thread; what `to_host` returns may run in any thread.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Array = npt.NDArray[Any]
 # cudaHostRegisterPortable: pinned for all GPUs of the process.
 _PORTABLE = 1
 
-# Losses on their way at one time. A GPU that is further behind than that drops some; only the newest one counts.
+# Losses under way at one time. When a GPU is further behind, some are dropped; only the newest one counts.
 _MOST_LOSSES = 16
 
 
 class HostMemory(NamedTuple):
-    """Memory of the host: as the node knows it, and as a GPU can reach it; one and the same where that is possible."""
+    """Host memory as the node sees it, and as a GPU can reach it: the same memory where possible."""
 
     plain: Tensor
     pinned: Tensor
@@ -63,7 +63,7 @@ class HostMemory(NamedTuple):
 
 
 class Copies(Protocol):
-    """What moves the tensors of one device. `CudaCopies` has it; tests have another for the processor."""
+    """What moves the tensors of one device: `CudaCopies`, or a stand-in on the CPU in tests."""
 
     def pin(self, array: Array) -> HostMemory:
         """An array of the host, flat, as memory to copy from and to. The same few arrays come again and again."""
@@ -93,7 +93,7 @@ class PinnedArrays:
         self._registered: list[int] = []
 
     def pin(self, array: Array, device: torch.device) -> HostMemory:
-        """The array's memory, registered with CUDA; with a pinned twin where that cannot be done."""
+        """The array's memory, registered with CUDA, or with a pinned twin where registering is impossible."""
         known = self._known.get(id(array))
         if known is None:
             plain = torch.from_numpy(array).view(-1)
@@ -207,11 +207,11 @@ class CudaCopies:
 
 
 def copies_for(device: torch.device, pinned: PinnedArrays) -> Copies | None:
-    """What moves the tensors of a device; None for one that needs, or has, no streams of copies."""
+    """What moves the tensors of a device; None: they are read and written directly."""
     return CudaCopies(device, pinned) if device.type == "cuda" else None
 
 
-# torch does not say of which types these are.
+# torch has no type hints for these.
 
 
 def _new_stream(device: torch.device) -> torch.cuda.Stream:
@@ -219,7 +219,7 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _new_event() -> torch.cuda.Event:
-    """Whoever waits for it sleeps meanwhile, instead of asking all the time."""
+    """A thread that waits for it sleeps instead of polling."""
     return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
 
@@ -228,10 +228,10 @@ def _cudart() -> Any:
 
 
 class LateLosses:
-    """Losses that are read from a GPU when they are there, and not waited for.
+    """Losses that are read from a GPU when they have arrived, without waiting for them.
 
     Args:
-        send: starts to copy a loss to the host; returns whether it is there, and where.
+        send: starts copying a loss to the host; returns a function that says whether it has arrived, and where it does.
     """
 
     def __init__(self, send: Callable[[Tensor], tuple[Callable[[], bool], Tensor]] | None = None) -> None:
@@ -239,7 +239,7 @@ class LateLosses:
         self._coming: deque[tuple[Callable[[], bool], Tensor]] = deque()
 
     def exchange(self, loss: Tensor) -> float | None:
-        """Give the loss of this step, and take the newest one that has come, of an earlier step; None if none has."""
+        """Send the loss of this step and return the newest earlier one that has arrived; None: none has."""
         newest = None
         while self._coming and self._coming[0][0]():
             newest = float(self._coming.popleft()[1])
@@ -248,7 +248,7 @@ class LateLosses:
         return newest
 
     def close(self) -> None:
-        """Let go of what has not come."""
+        """Forget the losses that have not arrived."""
         self._coming.clear()
 
 

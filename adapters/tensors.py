@@ -1,10 +1,9 @@
 """The exchanged tensors of a PyTorch module: how they are followed, copied out and blended.
 
-The tensors of a section lie behind each other in a snapshot. Those on a GPU are gathered there into one flat piece of
-memory by a fused copy, so that one transfer per section crosses the bus, and back the same way: see `streams.py`.
+The tensors of a section lie one behind the other in a snapshot. On a GPU a fused copy first gathers them into one flat
+piece of memory, so that one transfer per section crosses the bus; blends go back the same way. See `streams.py`.
 
-Must not know: sockets, threads, the wire, streams. Runs in: the trainer's thread, which alone writes the model: in
-place, under `torch.no_grad()`.
+Runs in: the trainer's thread, which alone writes the model: in place, under `torch.no_grad()`.
 """
 
 from __future__ import annotations
@@ -19,10 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpwa.config.cluster import ClusterConfig
-from dpwa.errors import ConfigError
-from dpwa.snapshot.layout import Buffer, Role, Section
-from dpwa.snapshot.staging import Values
+from dpwa import Buffer, ClusterConfig, ConfigError, Role, Section, Values
 
 from .changes import Watch
 from .process_groups import refuse_groups, unwrapped
@@ -47,8 +43,8 @@ class _Run:
     """Neighbouring tensors of one section on one device.
 
     Attributes:
-        index: of the section.
-        section: they belong to.
+        index: number of the section.
+        section: the one they belong to.
         first: their first element within the section.
         tensors: in the order of the layout.
     """
@@ -87,14 +83,14 @@ class _Run:
 
 
 class TorchModel:
-    """The exchanged tensors of a module, as `dpwa.node.Model` wants them.
+    """The exchanged tensors of a module: a `dpwa.Model`.
 
-    The tensors are those that the module holds: `check` follows it when they are replaced by others of the same form.
+    `check` follows the module when its tensors are replaced by others of the same form.
 
     Args:
         module: the model.
-        config: says whether buffers and frozen parameters belong to them.
-        find_copies: what moves the tensors of a device; None for one that is read and written directly.
+        config: says whether to exchange buffers and frozen parameters.
+        find_copies: returns what moves the tensors of a device; None: they are read and written directly.
 
     Raises:
         ConfigError: a tensor cannot be exchanged, or other processes hold a part of the model.
@@ -126,7 +122,7 @@ class TorchModel:
         self._bind()
 
     def _bind(self) -> None:
-        """Work on the tensors that are taken now."""
+        """Prepare copies and blends for the tensors that are taken now."""
         self._let_go()
         exchanged = self._taken.exchanged
         runs: list[_Run] = []
@@ -155,9 +151,9 @@ class TorchModel:
     # --- Following the module -------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Follow the module's tensors, at a step boundary. Cheap: looks at everything the first time, then in turn.
+        """Follow the module's tensors at a step boundary. Cheap: checks everything only the first time, then in turn.
 
-        Tensors that others of the same form have replaced (`load_state_dict(assign=True)`, `.to()`) are taken up.
+        Adopts tensors of the same form that have replaced others (`load_state_dict(assign=True)`, `.to()`).
 
         Raises:
             ConfigError: the model no longer has the tensors that were taken.
@@ -171,7 +167,7 @@ class TorchModel:
                 self._take_anew()
 
     def check_all(self) -> None:
-        """The same, looking at everything.
+        """Follow the module's tensors, checking everything.
 
         Raises:
             ConfigError: as `check`; or other processes hold a part of the model.
@@ -190,7 +186,7 @@ class TorchModel:
             raise
 
     def _has_followed_buffers(self) -> bool:
-        """Take up buffers that were replaced, which some models do in every step; False if more than that happened."""
+        """Adopt replaced buffers, which some models have in every step; False: something else was replaced, too."""
         replaced = self._watch.replaced()
         if not replaced:
             return True
@@ -209,10 +205,10 @@ class TorchModel:
         return True
 
     def _take_anew(self) -> None:
-        """Take up the tensors that the module has now.
+        """Adopt the tensors that the module has now.
 
         Raises:
-            ConfigError: they are not of the form in which they were taken.
+            ConfigError: their form has changed since they were taken.
         """
         now = self._select(before=self._taken)
         problem = form_problem(self.layout, self._taken, now)
@@ -225,7 +221,7 @@ class TorchModel:
 
     @torch.no_grad()
     def copy_into(self, buffer: Buffer) -> Callable[[], None] | None:
-        """See `dpwa.node.Model`."""
+        """See `dpwa.Model`."""
         known = self._views.get(id(buffer))
         if known is None:
             raw = torch.from_numpy(buffer)
@@ -246,7 +242,7 @@ class TorchModel:
 
     @torch.no_grad()
     def blend(self, values: Sequence[Values], factor: float) -> None:
-        """See `dpwa.node.Model`."""
+        """See `dpwa.Model`."""
         with self._naming_the_tensor():
             for run in self._direct:
                 section_values = values[run.index]
@@ -257,7 +253,7 @@ class TorchModel:
 
     @contextmanager
     def _naming_the_tensor(self) -> Iterator[None]:
-        """A tensor whose shape was changed in place, since `check` came by it last, makes torch raise."""
+        """Name a tensor whose shape was changed in place since `check` last saw it: there torch raises."""
         try:
             yield
         except RuntimeError:
@@ -265,10 +261,10 @@ class TorchModel:
             raise
 
     def close(self) -> None:
-        """Wait for copies under way, and let go of the memory beside the model. The node has been closed.
+        """Wait for copies under way, and release the memory beside the model. Call it after the node has been closed.
 
-        A change of the model that came after the last look at it is told in a warning: it may have come after the last
-        step, and must not fail a training that has ended.
+        A change of the model since the last check is only a warning: it may have come after the last step, and must not
+        fail a training that has ended.
         """
         if self._has_been_checked and not self._has_complained:
             try:
@@ -295,7 +291,7 @@ class TorchModel:
 
 
 class _Gpu:
-    """The tensors of one GPU, and flat memory beside them in which they leave and in which values arrive."""
+    """The tensors of one GPU, and flat memory beside them for what leaves and for values that arrive."""
 
     def __init__(self, runs: list[_Run], copies: Copies) -> None:
         self._runs = runs
@@ -340,7 +336,7 @@ class _Gpu:
 
 
 def _runs(index: int, section: Section, tensors: list[Tensor]) -> list[_Run]:
-    """A section's tensors, split where the device changes: one run, but for models that are spread over devices."""
+    """A section's tensors, split where the device changes: one run, unless the model is spread over several devices."""
     runs: list[_Run] = []
     first = 0
     for tensor in tensors:
@@ -353,7 +349,7 @@ def _runs(index: int, section: Section, tensors: list[Tensor]) -> list[_Run]:
 
 
 def _is_alike(tensor: Tensor, other: Tensor) -> bool:
-    """Whether a tensor can take the place of another one at once."""
+    """Whether a tensor can replace another one as it is."""
     return (
         is_written_elementwise(tensor)
         and tensor.dtype is other.dtype

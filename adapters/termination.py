@@ -2,18 +2,18 @@
 
 By default SIGTERM ends a process on the spot, and it is what schedulers, `docker stop`, systemd and `kill` send. So
 while a node lives, a handler raises SystemExit in the main thread instead, just where Ctrl-C would raise
-KeyboardInterrupt. Whoever wants something else sets a handler, before or after: only the default action is replaced,
-and only what stands here is taken away again.
+KeyboardInterrupt. A script that wants something else sets its own handler, before or after: only the default action is
+replaced, and only this handler is removed again.
 
-- A forked child gets the default action back: a DataLoader worker dies of SIGTERM as ever.
-- What is raised can get lost, as KeyboardInterrupt can: in a `__del__`, or in an `except:` that goes on. The next step
+- A forked child gets the default action back: a DataLoader worker dies of SIGTERM as always.
+- The exception can get lost, as KeyboardInterrupt can: in a `__del__`, or in an `except:` that goes on. The next step
   of the training raises it again.
-- SIGTERM may come twice, from a scheduler to every process and once more from the launcher. The second one must not
-  break off the saving of the model.
-- Workers that the same SIGTERM ends are no failures any more. torch reports those from its handler of SIGCHLD, in the
-  middle of whatever the main thread does, so that handler is taken away.
+- SIGTERM may come twice: from a scheduler to every process, and again from the launcher. The second one must not
+  interrupt the saving of the model.
+- Workers that the same SIGTERM ends are no longer failures. torch reports those from its handler of SIGCHLD, in the
+  middle of whatever the main thread does, so that handler is removed.
 
-Must not know: models, torch. Runs in: the main thread; without effect in others, where Python allows no handlers.
+Must not know: models, torch. Runs in: the main thread; in others it has no effect, because Python allows no handlers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["closing", "raise_if_terminated", "watch"]
 
 EXIT_CODE = 128 + signal.SIGTERM
 
-# A further SIGTERM within this time is the same one, on another way.
+# Another SIGTERM within this time is the same one, by another route.
 _SAME_S = 1.0
 
 _living: weakref.WeakSet[object] = weakref.WeakSet()
@@ -40,7 +40,7 @@ _living: weakref.WeakSet[object] = weakref.WeakSet()
 
 @dataclass
 class _State:
-    """Of this process, which has one handler whatever the number of its nodes.
+    """State of this process, which has one handler for all of its nodes.
 
     Attributes:
         pid: the process in which the handler was set.
@@ -59,7 +59,7 @@ _state = _State()
 
 
 def watch(node: object) -> None:
-    """From now on, to the end of `closing`, SIGTERM ends the script like Ctrl-C, if its action is the default one."""
+    """From now until the end of `closing`, SIGTERM ends the script as Ctrl-C does, if its action is the default one."""
     _living.add(node)
     if _is_main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         _state.pid = os.getpid()
@@ -68,7 +68,7 @@ def watch(node: object) -> None:
 
 @contextmanager
 def closing(node: object) -> Iterator[None]:
-    """Around the end of a node, which SIGTERM does not break off. After that of the last one it has its default action.
+    """Wrap the closing of a node, which SIGTERM does not interrupt. After the last one the default action is back.
 
     Raises:
         SystemExit: SIGTERM came meanwhile.
@@ -88,7 +88,7 @@ def closing(node: object) -> Iterator[None]:
 
 
 def raise_if_terminated() -> None:
-    """Raise again what SIGTERM has raised, if the script went on after all.
+    """Raise the exception of SIGTERM again, if the script went on after all.
 
     Raises:
         SystemExit: with exit code 143.

@@ -98,7 +98,7 @@ class Watch:
         """The adapter's own model with this watch."""
         watch = self
 
-        class Timing(adapter._TorchModel):  # type: ignore[misc]  # noqa: SLF001
+        class Timing(adapter.TorchModel):  # type: ignore[misc]
             def copy_into(self, buffer: Buffer) -> Callable[[], None] | None:
                 with watch.part("publish"):
                     ready = super().copy_into(buffer)
@@ -147,14 +147,14 @@ def _go_on(line: Connection, step: Callable[[], object]) -> None:
 
 def _train_with_dpwa(line: Connection, script: Script, block: GpuBlock, name: str) -> GpuTimed:
     watch = Watch(script)
-    plain = adapter._TorchModel  # noqa: SLF001
+    plain = adapter.TorchModel
     with tempfile.TemporaryDirectory(prefix="dpwa-bench-") as folder:
         os.environ["DPWA_RUN_DIR"] = folder
-        adapter._TorchModel = watch.timed_model()  # type: ignore[misc]  # noqa: SLF001
+        adapter.TorchModel = watch.timed_model()  # type: ignore[misc]
         try:
             node = adapter.DpwaPyTorchAdapter(script.model, name, block.config)
         finally:
-            adapter._TorchModel = plain  # type: ignore[misc]  # noqa: SLF001
+            adapter.TorchModel = plain  # type: ignore[misc]
         with node:
 
             def step() -> None:

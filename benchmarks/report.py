@@ -125,7 +125,7 @@ def _cell(value: Any) -> str:
 
 def draw(found: Found, path: Path) -> None:
     """The picture of one benchmark."""
-    _PICTURES[found["name"]](found)
+    PICTURES[found["name"]](found)
     plt.savefig(path, dpi=120, bbox_inches="tight")
     plt.close("all")
 
@@ -222,7 +222,7 @@ def _draw_methods(found: Found) -> None:
     plt.tight_layout()
 
 
-_PICTURES: dict[str, Callable[[Found], None]] = {
+PICTURES: dict[str, Callable[[Found], None]] = {
     "exchange": _draw_exchange,
     "overhead": _draw_overhead,
     "straggler": _draw_straggler,

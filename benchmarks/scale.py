@@ -78,7 +78,7 @@ def main() -> None:
         settle_s = given.settle if given.settle is not None else 1.0 if given.quick else max(10.0, 5 * count * PACE_S)
         measured[count], outcomes = _cluster(count, looks, settle_s)
         _report(result, count, measured[count], outcomes)
-    _report_growth(result, {count: found for count, found in measured.items() if count >= GROWTH_FROM})
+    report_growth(result, {count: found for count, found in measured.items() if count >= GROWTH_FROM})
     result.finish(given.json)
 
 
@@ -158,7 +158,7 @@ def _report(result: Result, count: int, looks: Sequence[Look], outcomes: Sequenc
     )
 
 
-def _report_growth(result: Result, measured: Mapping[int, Sequence[Look]]) -> None:
+def report_growth(result: Result, measured: Mapping[int, Sequence[Look]]) -> None:
     """Growth of each quantity, once for each of the looks, so that it has a spread."""
     counts = sorted(measured)
     if len(counts) < 2:

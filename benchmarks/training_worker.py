@@ -171,7 +171,7 @@ def _with_dpwa(script: _Script, block: Block, rank: int) -> Iterator[_Opened]:
 @contextlib.contextmanager
 def _timing_the_model(parts: _Parts) -> Iterator[None]:
     """Have the adapter use a model that notes how long it is copied and blended: about a microsecond per step."""
-    plain = adapter._TorchModel  # noqa: SLF001
+    plain = adapter.TorchModel
 
     class Timing(plain):  # type: ignore[misc, valid-type]
         """The adapter's own model with a watch."""
@@ -189,11 +189,11 @@ def _timing_the_model(parts: _Parts) -> Iterator[None]:
             super().blend(values, factor)
             parts.apply_s += time.perf_counter() - start_s
 
-    adapter._TorchModel = Timing  # noqa: SLF001
+    adapter.TorchModel = Timing
     try:
         yield
     finally:
-        adapter._TorchModel = plain  # noqa: SLF001
+        adapter.TorchModel = plain
 
 
 @contextlib.contextmanager

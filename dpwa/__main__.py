@@ -1,4 +1,4 @@
-"""`python -m dpwa` is the command `dpwa`. Knows only the command line; runs in the main thread."""
+"""`python -m dpwa` is the command `dpwa`. Runs in: the main thread."""
 
 from dpwa.cli import main
 

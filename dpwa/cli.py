@@ -1,10 +1,10 @@
 """The `dpwa` command: arguments in, exit codes and messages for people out.
 
-Each command imports what it needs when it runs, so that `dpwa --help` answers at once; torch, numpy, zmq, pydantic and
-rich must not be imported by this module. Exit codes: 0 done, 1 the run failed, 2 wrong usage or config, 128 + N ended
-by signal N.
+Each command imports what it needs when it runs, so that `dpwa --help` answers at once: this module must not import
+torch, numpy, zmq, pydantic or rich. Exit codes: 0 done, 1 the run failed, 2 wrong usage or config, 128 + N ended by
+signal N.
 
-Must not know: how anything is done. Runs in: the main thread.
+Runs in: the main thread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EXAMPLE_PACKAGES = {"matplotlib", "sklearn", "torch", "torchvision"}
 
 @contextmanager
 def _needing(packages: Container[str], command: str, extra: str) -> Iterator[None]:
-    """Tells what to install when one of these packages is missing."""
+    """Say what to install when one of these packages is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -47,7 +47,7 @@ _cluster_file = click.argument("cluster_file", metavar="CLUSTER.yaml", type=clic
 
 
 class _Commands(click.Group):
-    """Turns dpwa's errors into lines and exit codes; everything else is click's or a bug."""
+    """Turns dpwa's errors into lines and exit codes. Any other exception is click's, or a bug."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -82,7 +82,7 @@ def main(*, debug: bool) -> None:
 )
 @click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for this run.")
 def demo(json_path: Path | None, run_dir: Path | None) -> None:
-    """Watch four nodes learn together what none could alone (about two minutes)."""
+    """Watch four nodes learn together what none could alone (half a minute)."""
     with _needing(_EXAMPLE_PACKAGES, "dpwa demo", "examples"):
         from dpwa.launch.demo import run_demo  # noqa: PLC0415 - imports rich and more
 
@@ -98,7 +98,7 @@ def demo(json_path: Path | None, run_dir: Path | None) -> None:
     type=click.Choice(["continue", "stop", "restart"]),
     default="continue",
     show_default=True,
-    help="When a node fails: let the others go on, end them all, or start it again.",
+    help="When a node fails: let the others go on, end them all, or restart it.",
 )
 @click.option(
     "--max-restarts",
@@ -106,7 +106,7 @@ def demo(json_path: Path | None, run_dir: Path | None) -> None:
     type=click.IntRange(min=0),
     default=5,
     show_default=True,
-    help="With restart: how often in a row.",
+    help="With restart: how many times in a row.",
 )
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder for this run.  [default: a new one in runs/]")
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -153,7 +153,7 @@ def init(count: int) -> None:
 @main.command()
 @_cluster_file
 def check(cluster_file: Path) -> None:
-    """Check a cluster file and say what it would do."""
+    """Check a cluster file and say what it does."""
     from dpwa.config.cluster import ClusterConfig  # noqa: PLC0415
     from dpwa.config.describe import describe  # noqa: PLC0415 - see the module docstring
     from dpwa.launch.this_host import local_node_names  # noqa: PLC0415

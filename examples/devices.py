@@ -9,7 +9,7 @@ import os
 
 import torch
 
-from dpwa.config.cluster import ClusterConfig
+from dpwa import ClusterConfig
 
 __all__ = ["device_of", "device_of_this_node", "rank_of_this_node"]
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dpwa.adapters.pytorch import MODEL_FILE, DpwaPyTorchAdapter
+from dpwa import DpwaPyTorchAdapter
+from dpwa.adapters.pytorch import MODEL_FILE
 from dpwa.examples.samples import Samples, Transform, unchanged
 
 __all__ = ["accuracy_and_loss_of", "accuracy_of", "average_models", "final_models", "report_average"]

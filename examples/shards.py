@@ -13,7 +13,7 @@ __all__ = ["parse_shard", "part_of"]
 
 
 def part_of(data: Dataset[Any], shard: tuple[int, int] | None) -> Dataset[Any]:
-    """The samples that a node of this rank in a cluster of this world size would have; None for all of them."""
+    """The samples that a node of this rank in a cluster of this world size would have; None: all samples."""
     if shard is None:
         return data
     rank, world_size = shard

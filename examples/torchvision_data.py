@@ -21,8 +21,8 @@ def open_data_set(name: str, data_dir: Path | None, *, train: bool) -> Any:
 
     Args:
         name: the class in `torchvision.datasets`, such as "FashionMNIST".
-        data_dir: where the data is, or is to be put; None for ./data.
-        train: whether the training part is wanted, or else the test part.
+        data_dir: where the data is or will be put; None: ./data.
+        train: the training part; else the test part.
 
     Raises:
         OSError: the data is not there and cannot be downloaded.

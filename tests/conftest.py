@@ -11,8 +11,9 @@ import pytest
 from support import Cluster
 
 # How long an example takes is a matter of what else the machine does; pytest's own timeout ends what hangs.
-hypothesis.settings.register_profile("dpwa", deadline=None)
-hypothesis.settings.load_profile("dpwa")
+hypothesis.settings.register_profile("thorough", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
+hypothesis.settings.load_profile("quick")  # `make test-all` asks for the other one
 
 
 @pytest.fixture(autouse=True)

@@ -34,8 +34,8 @@ def open_images(data_dir: Path | None, *, train: bool) -> Images:
     """One part of the images, class by class in a folder.
 
     Args:
-        data_dir: a folder with train/CLASS/*.jpg and test/CLASS/*.jpg, or torchvision's folder; None for ./data.
-        train: whether training images are wanted, or else test images.
+        data_dir: a folder with train/CLASS/*.jpg and test/CLASS/*.jpg, or torchvision's folder; None: ./data.
+        train: training images; else test images.
 
     Raises:
         ValueError: a folder of images is empty.

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler
 
-from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+from dpwa import DpwaPyTorchAdapter
 from dpwa.examples.cifar10.data import load_samples, open_images, prepare, shift_and_mirror
 from dpwa.examples.cifar10.model import build_network
 from dpwa.examples.command_line import argument_parser

@@ -9,9 +9,7 @@ import math
 import random
 from collections.abc import Mapping
 
-from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
-from dpwa.snapshot.state import State
-from dpwa.topology.neighbourhood import Neighbourhood
+from dpwa import Conservation, ExchangeKind, ExchangeResult, Method, Neighbourhood, Plan, State
 
 
 class BestPeer(Method):

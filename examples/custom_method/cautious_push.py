@@ -3,7 +3,7 @@
 The config finds it as `method: cautious_push:CautiousPush`. Whatever share goes, the sum of all masses stays.
 """
 
-from dpwa.methods.gosgd import GoSGD
+from dpwa import GoSGD
 
 
 class CautiousPush(GoSGD):

@@ -4,8 +4,7 @@ The config finds it as `interpolation: better_only:BetterOnly`. Because of the d
 for a config with `plugins: [better_only]` and `interpolation: better-only`.
 """
 
-from dpwa.interpolation.registry import register
-from dpwa.snapshot.state import State
+from dpwa import State, register
 
 
 @register("better-only")

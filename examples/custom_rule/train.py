@@ -9,7 +9,7 @@ import argparse
 import torch
 from torch import nn
 
-from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+from dpwa import DpwaPyTorchAdapter
 
 LEARNING_RATES = [0.05, 0.001, 0.0001]
 STEPS = 3000

@@ -54,7 +54,7 @@ def shard_by_class(
     Args:
         labels: the class of each sample.
         classes_of_nodes: for each node, the classes that it holds.
-        rank: of the node whose shard is wanted, from 0.
+        rank: of the node, from 0.
         seed: the same number on every node, so that the nodes agree without talking to each other.
 
     Returns:

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+from dpwa import DpwaPyTorchAdapter
 from dpwa.examples.command_line import argument_parser
 from dpwa.examples.digits.data import load_split, shard_of_node
 from dpwa.examples.digits.model import digits_network

@@ -9,7 +9,7 @@ import argparse
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from dpwa.adapters.pytorch import attach
+from dpwa import attach
 from dpwa.examples.evaluation import report_average
 
 parser = argparse.ArgumentParser()

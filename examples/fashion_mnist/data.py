@@ -19,8 +19,8 @@ def load_samples(data_dir: Path | None, *, train: bool) -> Samples:
     """All images of one part of Fashion-MNIST, as bytes.
 
     Args:
-        data_dir: torchvision's folder; None for ./data.
-        train: whether the training part is wanted, or else the test part.
+        data_dir: torchvision's folder; None: ./data.
+        train: the training part; else the test part.
     """
     data_set = open_data_set("FashionMNIST", data_dir, train=train)
     return Samples(data_set.data.unsqueeze(1), data_set.targets.long())

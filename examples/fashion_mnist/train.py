@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler
 
-from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+from dpwa import DpwaPyTorchAdapter
 from dpwa.examples.command_line import argument_parser
 from dpwa.examples.devices import device_of_this_node
 from dpwa.examples.evaluation import accuracy_of, report_average

@@ -97,8 +97,8 @@ def replace_head(model: nn.Module) -> None:
 def replace_buffers(model: nn.Module) -> None:
     """As `.to()`, `.cuda()` and `.half()` do."""
     for part in model.modules():
-        for key, buffer in part._buffers.items():
-            part._buffers[key] = buffer.clone()
+        for key, buffer in list(part.named_buffers(recurse=False)):
+            setattr(part, key, buffer.clone())
 
 
 def reassign_statistics(model: nn.Module) -> None:

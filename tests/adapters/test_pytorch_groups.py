@@ -12,6 +12,8 @@ import pytest
 from dpwa.launch.ports import free_ports
 from support import TESTS
 
+pytestmark = pytest.mark.heavy
+
 TRAINER = TESTS / "groups_trainer.py"
 
 REPLICATED = r"is held by a DistributedDataParallel over 2 processes, .* one node of dpwa is one process"

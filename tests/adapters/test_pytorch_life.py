@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 
 import psutil
 import pytest
@@ -19,8 +18,11 @@ from torch.utils.data import DistributedSampler
 from torch_support import linear, local_cluster, until_all_have_blended
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter, attach
+from dpwa.adapters.tensors import TorchModel
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, NodeClosed
+from dpwa.node.node import Node
+from dpwa.node.publishing import SnapshotPublisher
 
 
 @pytest.fixture
@@ -265,6 +267,7 @@ print(time.time())
 """
 
 
+@pytest.mark.heavy
 def test_a_script_that_never_closes_ends_at_once_and_its_model_is_saved(monkeypatch, run_dir, tmp_path):
     (tmp_path / "cluster.yaml").write_text(local_cluster(wait_ms=0).to_yaml(), encoding="utf-8")
     monkeypatch.setenv("DPWA_CONFIG", str(tmp_path / "cluster.yaml"))
@@ -277,18 +280,22 @@ def test_a_script_that_never_closes_ends_at_once_and_its_model_is_saved(monkeypa
     assert '"event":"close"' in (run_dir / "nodes" / "w2" / "events.jsonl").read_text(encoding="utf-8")
 
 
+LARGE = (Node, TorchModel, SnapshotPublisher)
+
+
 @pytest.mark.usefixtures("run_dir")
 @pytest.mark.parametrize("method", ["pull", "gosgd", "adpsgd", "dpsgd", "noloco"])
 def test_a_closed_node_is_gone_at_once_and_does_not_wait_for_the_garbage_collector(method):
     """Its snapshots are as large as several models, and its shared segment holds a file descriptor."""
     config = local_cluster(method=method)
     gc.collect()
+    before = {id(found) for found in gc.get_objects() if type(found) in LARGE}
     gc.disable()
     try:
         with DpwaPyTorchAdapter(linear(0.0), "w1", config) as adapter:
             adapter.step(1.0)
-            parts = [weakref.ref(adapter._node), weakref.ref(adapter._tensors), weakref.ref(adapter._node._publisher)]
+            assert set(LARGE) <= {type(found) for found in gc.get_objects()}
         del adapter
-        assert [part() for part in parts] == [None, None, None]
+        assert [found for found in gc.get_objects() if type(found) in LARGE and id(found) not in before] == []
     finally:
         gc.enable()

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 SCRIPT = """
 import ctypes, json, sys
 import psutil, torch

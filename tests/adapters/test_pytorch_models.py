@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch_support import DEVICES, local_cluster
 
-from dpwa.adapters.pytorch import DpwaPyTorchAdapter, _TorchModel
+from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+from dpwa.adapters.tensors import TorchModel
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
 from dpwa.snapshot.staging import Staging
@@ -26,10 +27,10 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 def blended(
     own: nn.Module, peer: nn.Module, factor: float, *, meanwhile: Callable[[], object] | None = None, **settings: object
-) -> _TorchModel:
+) -> TorchModel:
     """Blend a peer's module into the own one, which may change while the exchange is in flight."""
     config = ClusterConfig.for_localhost(1, **settings)
-    mine, theirs = _TorchModel(own, config), _TorchModel(peer, config)
+    mine, theirs = TorchModel(own, config), TorchModel(peer, config)
     assert mine.layout.fingerprint == theirs.layout.fingerprint
     staging = Staging(mine.layout, absolute=config.blend == "absolute")
     reference, received = copied(mine), copied(theirs)
@@ -44,7 +45,7 @@ def blended(
     return mine
 
 
-def copied(model: _TorchModel) -> np.ndarray:
+def copied(model: TorchModel) -> np.ndarray:
     """A snapshot's bytes; from a GPU they come later."""
     buffer = np.empty(model.layout.total_bytes, np.uint8)
     ready = model.copy_into(buffer)
@@ -55,7 +56,7 @@ def copied(model: _TorchModel) -> np.ndarray:
 
 def exchanged(module: nn.Module, **settings: object) -> list[str]:
     """The names in the module's layout."""
-    return [spec.name for spec in _TorchModel(module, ClusterConfig.for_localhost(1, **settings)).layout.tensors]
+    return [spec.name for spec in TorchModel(module, ClusterConfig.for_localhost(1, **settings)).layout.tensors]
 
 
 def filled(module: nn.Module, value: float) -> nn.Module:
@@ -237,7 +238,7 @@ def test_a_blend_works_in_place_whatever_the_memory_format(device, dtype):
     # What is published is the values in their logical order.
     published = copied(model)
     again = make(9.0)
-    staged = _TorchModel(again, ClusterConfig.for_localhost(1, blend="absolute"))
+    staged = TorchModel(again, ClusterConfig.for_localhost(1, blend="absolute"))
     staging = Staging(staged.layout, absolute=True)
     staging.reference = published.data
     staging.begin(whole=True)
@@ -305,6 +306,7 @@ def test_the_names_that_data_parallel_gives_are_kept_for_a_model_may_have_a_part
     assert exchanged(nn.ModuleDict({"module": nn.Linear(1, 1)})) == ["module.weight", "module.bias"]
 
 
+@pytest.mark.heavy
 def test_nodes_that_train_with_autocast_and_a_grad_scaler_exchange_float32_and_learn():
     config = local_cluster(2, constant={"value": 0.5})
     torch.manual_seed(5)

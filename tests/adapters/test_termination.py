@@ -20,6 +20,8 @@ from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 from dpwa.errors import NodeClosed
 from dpwa.transport.shared_memory import SEGMENT_FOLDER
 
+pytestmark = pytest.mark.heavy
+
 # A training that never ends by itself. With an argument it has so many workers that load data.
 TRAINING = """
 import sys, time
@@ -218,13 +220,13 @@ def test_a_worker_that_ends_by_the_same_sigterm_is_no_failure_any_more():
 
 
 def test_sigterm_during_the_saving_does_not_break_it_off_and_ends_the_script_after_it(monkeypatch, run_dir):
-    save = pytorch._save
+    save = pytorch.save_model
 
     def hit(*arguments: object) -> None:
         signal.raise_signal(signal.SIGTERM)
         save(*arguments)
 
-    monkeypatch.setattr(pytorch, "_save", hit)
+    monkeypatch.setattr(pytorch, "save_model", hit)
     adapter = DpwaPyTorchAdapter(linear(1.0))
     adapter.step(1.0)
     with pytest.raises(SystemExit) as raised:

@@ -14,6 +14,8 @@ from scheduled_network import PATIENCE_S, Fate, ScheduledCluster
 from dpwa.methods.base import ExchangeKind
 from dpwa.methods.exchange import Outcome
 
+pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]  # traced, they would take three times as long
+
 COUNT = 3
 START = np.array([[1.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 100.0]])
 TROUBLE = (Fate.IS_LOST, Fate.ARRIVES_TWICE)

@@ -9,10 +9,13 @@ import random
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scheduled_network import PATIENCE_S, Fate, ScheduledCluster
+
+pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]  # traced, they would take three times as long
 
 COUNT = 4
 TRAINED, UNTRAINED = 1.0, 100.0

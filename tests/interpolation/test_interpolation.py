@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dpwa.errors import ConfigError
 from dpwa.interpolation.interpolator import Interpolator, LossSmoother
 from dpwa.interpolation.registry import find_rule, register, resolve
-from dpwa.interpolation.rules import Clock, Constant, Loss
+from dpwa.interpolation.rules import Clock, Consensus, Constant, Loss, Staleness
 from dpwa.snapshot.state import State
 
 any_float = st.floats()
@@ -210,6 +210,7 @@ def test_the_three_rules_resolve_by_name():
         ("tests_rule_options:Needy", {"must": 0}, "Needy refused its options: must not be 0"),
     ],
 )
+@pytest.mark.usefixtures("custom_rules")
 def test_a_rule_that_cannot_be_made_is_refused_with_the_reason(name, options, message, tmp_path, monkeypatch):
     (tmp_path / "tests_rule_options.py").write_text(
         "class Needy:\n"
@@ -261,8 +262,9 @@ class Third:
 
 @pytest.fixture
 def custom_rules(monkeypatch):
-    """Rules registered in a test are forgotten after it."""
-    monkeypatch.setattr("dpwa.interpolation.registry._known", {"constant": Constant, "clock": Clock, "loss": Loss})
+    """Rules registered elsewhere are unknown in a test, and those that it registers are forgotten after it."""
+    built_in = {rule.name: rule for rule in (Clock, Constant, Loss, Staleness, Consensus)}
+    monkeypatch.setattr("dpwa.interpolation.registry._known", built_in)
 
 
 def test_weight_zero_does_not_smooth():

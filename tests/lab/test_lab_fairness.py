@@ -17,6 +17,8 @@ from dpwa.lab.study.trial import TrialFolder
 from dpwa.lab.training import evaluation
 from dpwa.lab.training.machine import machine_cores
 
+pytestmark = pytest.mark.heavy
+
 RUN = Programs.run
 TRUE_EQUALS = ("parallel_sgd", "ddp", "custom_data_parallel")
 STRATEGIES = ("single", "pull", "fedavg", "param_avg", "allreduce_every_h", *TRUE_EQUALS)

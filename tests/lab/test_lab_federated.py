@@ -273,6 +273,7 @@ def test_the_method_takes_the_mean_of_those_that_came_whatever_their_weights_sum
 
 
 @pytest.mark.parametrize("shared_memory", ["auto", "off"])
+@pytest.mark.heavy
 def test_the_server_takes_the_mean_weighted_by_samples_and_the_clients_take_its_very_bits(shared_memory):
     settings = settings_of(nodes=3, n_epochs=2, cluster={"shared_memory": shared_memory})
     sizes = [100, 250, 37]

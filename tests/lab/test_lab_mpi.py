@@ -25,6 +25,8 @@ from collective_trainer import network
 from dpwa.lab.strategies.collective import allreduce_bytes, meeting_steps
 from dpwa.lab.strategies.mpi import relative_distance, weights_by_distance
 
+pytestmark = pytest.mark.heavy
+
 SIZE = 3
 PARAMETERS = sum(parameter.numel() for parameter in network().parameters())
 AVERAGED_BYTES = 4 * (PARAMETERS + 2)

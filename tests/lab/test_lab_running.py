@@ -44,6 +44,8 @@ from dpwa.lab.training.data import load
 from dpwa.lab.training.machine import machine_cores
 from support import wait_until
 
+pytestmark = pytest.mark.heavy
+
 BASE = "study: try\ndata: digits\nmodel: mlp\nnodes: 2\nn_epochs: 1\n"
 
 

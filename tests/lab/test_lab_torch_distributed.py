@@ -12,6 +12,8 @@ from collective_trainer import network
 from dpwa.lab.strategies.collective import allreduce_bytes
 from support import wait_until
 
+pytestmark = pytest.mark.heavy
+
 SIZE = 3
 PARAMETERS = sum(parameter.numel() for parameter in network().parameters())
 AVERAGED_BYTES = 4 * (PARAMETERS + 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,8 @@ from dpwa.launch.ports import free_ports
 from dpwa.launch.processes import NodeCommand, Supervisor
 from dpwa.launch.this_host import is_local
 from support import TESTS
+
+pytestmark = pytest.mark.heavy
 
 # A node of w1 and w2; w2 does as it is told in the middle, w1 ends as it should.
 TRAINING = """
@@ -168,9 +169,8 @@ def test_where_every_address_can_be_bound_to_only_the_own_ones_are_this_hosts(mo
     assert not is_local("192.0.2.77")
     asked = []
     monkeypatch.setattr(this_host, "_can_bind", lambda _family, address: bool(asked.append(address)) or True)
-    assert this_host._binds_anything(socket.AF_INET), "the fault happened"
     assert not is_local("192.0.2.77")
     assert not is_local("203.0.113.5")
     assert is_local("127.0.0.1")
     assert is_local("localhost")
-    assert asked
+    assert ("192.0.2.1", 0) in asked, "the fault happened: an address of nobody can be bound to"

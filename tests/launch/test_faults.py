@@ -18,6 +18,8 @@ from fault_launch import STEPS, Launch
 from fault_trainer import PACE_S
 from support import wait_until
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 def nodes() -> int:

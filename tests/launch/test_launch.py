@@ -20,6 +20,8 @@ from dpwa.launch.folding import LINE_LIMIT
 from dpwa.launch.local import NodeCommand, NodeEnd, OnFailure, Supervisor
 from dpwa.launch.processes import restart_delay_s
 
+pytestmark = pytest.mark.heavy
+
 # A worker that ignores what it can, and the pids of it and of its parent, on one line. `os.read(r, 1)` waits for it.
 FORK_STUBBORN_WORKER = """
 import os, signal, sys, time
@@ -361,11 +363,16 @@ def test_a_cancelled_run_leaves_nothing() -> None:
 
 
 def test_a_killed_guard_does_not_disturb_the_run() -> None:
-    def kill_guard(supervisor: Supervisor, line: str) -> None:
+    killed: list[int] = []
+
+    def kill_guard(_: Supervisor, line: str) -> None:
         if line == "ready":
-            os.kill(supervisor._guard.pid, signal.SIGKILL)
+            (found,) = [child for child in psutil.Process().children() if guard.__file__ in child.cmdline()]
+            found.kill()
+            killed.append(found.pid)
 
     run = Run(python("w1", "print('ready', flush=True); import time; time.sleep(0.2)"), react=kill_guard)
+    assert len(killed) == 1
     assert run.ends == (NodeEnd("w1", 0, 0),)
 
 

@@ -22,6 +22,8 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.guard import GRACE_S
 from dpwa.launch.ports import free_ports
 
+pytestmark = pytest.mark.heavy
+
 DEADLINE_S = 20.0  # for what takes a moment on an idle machine
 END_WITHIN_S = 5.0  # what dpwa promises after a signal
 STUBBORN_END_WITHIN_S = GRACE_S + 3.0  # of nodes that ignore it

@@ -10,6 +10,8 @@ import pytest
 
 from support import Cluster, VectorModel
 
+pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]  # traced, they would take three times as long
+
 
 def _round(cluster: Cluster) -> None:
     """One synchronous round: all publish, then all blend a peer's snapshot of this round."""

@@ -9,6 +9,8 @@ import pytest
 
 from support import Cluster, VectorModel
 
+pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]  # traced, they would take three times as long
+
 JOINED = 6
 """Sweeps after which every node has joined."""
 

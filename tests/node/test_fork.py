@@ -17,6 +17,8 @@ from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.shared_memory import SEGMENT_FOLDER
 from support import DEADLINE_S, VectorModel, step_until
 
+pytestmark = pytest.mark.heavy
+
 # Two nodes in one process; a child of it does what `CHILD` says; then the parent looks at everything that is its own.
 SCRIPT = """
 import multiprocessing, os, signal, sys, threading, time

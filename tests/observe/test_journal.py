@@ -301,7 +301,6 @@ def test_a_disk_that_hangs_costs_events_beyond_a_limit_and_no_memory(journals, m
         assert hangs.wait(5)
         for number in range(20_000):
             journal.record("exchange", outcome="blended", number=number)
-        assert len(journal._waiting) < 10_000
     finally:
         goes_on.set()
     journal.close(10)
@@ -309,7 +308,7 @@ def test_a_disk_that_hangs_costs_events_beyond_a_limit_and_no_memory(journals, m
     (lost,) = [event for event in events if event["event"] == "journal_lost"]
     written = sum(event["event"] == "exchange" for event in events)
     assert lost["count"] + written == 20_000
-    assert written > 8000, "what had room to wait is not lost"
+    assert 8000 < written < 10_000, "what had room to wait is not lost, and the rest takes no memory"
     assert "too slow" in caplog.text
 
 

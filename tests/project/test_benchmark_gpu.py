@@ -14,6 +14,8 @@ import torch
 
 from support import ROOT
 
+pytestmark = pytest.mark.heavy
+
 BENCHMARKS = ROOT / "benchmarks"
 SPREAD = {"median", "p10", "p90", "repetitions"}
 

@@ -13,6 +13,8 @@ import pytest
 
 from support import ROOT
 
+pytestmark = pytest.mark.heavy
+
 BENCHMARKS = ROOT / "benchmarks"
 
 SPREAD = {"median", "p10", "p90", "repetitions"}
@@ -148,7 +150,7 @@ def test_growth_is_the_slope_per_added_node_in_shares_of_the_smallest_cluster(mo
         count: [scale.Look(uss_mb=50.0 + count / 2, pss_mb=60.0, descriptors=25.0, threads=6.0, cpu=0.01)] * 3
         for count in (8, 16, 32, 64)
     }
-    scale._report_growth(result, looks)
+    scale.report_growth(result, looks)
     growth = result.ratios["growth"]
     assert growth["uss_mb"].value == pytest.approx(0.5 / 54.0)
     assert growth["descriptors"].value == 0.0
@@ -201,7 +203,7 @@ def test_the_report_renews_what_stands_between_the_markers_and_nothing_else(tmp_
 
 def test_the_page_has_a_place_for_every_benchmark(module):
     report = module("report")
-    for name in report._PICTURES:
+    for name in report.PICTURES:
         page = report.page_of(name).read_text(encoding="utf-8")
         assert report.between_markers(page, name, "new").count("\n\nnew\n\n") == 1
         assert (BENCHMARKS / f"{name}.py").exists()

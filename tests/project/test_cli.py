@@ -32,7 +32,9 @@ def cluster_file(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_help_answers_at_once() -> None:
+@pytest.mark.heavy
+def test_help_answers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # tracing takes as long as dpwa
     durations_s = []
     for _ in range(3):  # the best of three: other programs may keep the machine busy
         started_s = time.monotonic()

@@ -365,6 +365,7 @@ def _last_metrics(run_dir: Path, name: str) -> dict[str, object]:
     return record
 
 
+@pytest.mark.heavy
 def test_the_digits_script_runs_alone_and_learns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +375,7 @@ def test_the_digits_script_runs_alone_and_learns(
     assert float(line.split()[-1].rstrip("%")) > 80
 
 
+@pytest.mark.heavy
 def test_the_fashion_mnist_script_runs_alone_and_logs_its_accuracy(
     fashion_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +421,7 @@ def _launch(tmp_path: Path, count: int, *command: str) -> tuple[str, Path]:
     return ended.stdout, run_dir
 
 
+@pytest.mark.heavy
 def test_two_digits_nodes_learn_together_and_report_the_averaged_model(tmp_path: Path) -> None:
     output, run_dir = _launch(tmp_path, 2, "examples/digits/train.py", "--epochs", "4")
     assert "w1 | digits: test accuracy of w1: " in output
@@ -430,11 +433,13 @@ def test_two_digits_nodes_learn_together_and_report_the_averaged_model(tmp_path:
         assert exchanges > 0
 
 
+@pytest.mark.heavy
 def test_the_existing_script_runs_in_a_cluster_once_dpwa_is_added(tmp_path: Path) -> None:
     output, _ = _launch(tmp_path, 2, "examples/existing_script/after.py", "--epochs", "1")
     assert output.count("test accuracy: ") == 2
 
 
+@pytest.mark.heavy
 def test_the_existing_script_runs_before_dpwa_is_added(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,8 @@ import pytest
 
 from support import ROOT
 
+pytestmark = pytest.mark.heavy
+
 BUILT_ELSEWHERE = (".git", ".venv", "build", "dist", "data", "runs", "*.egg-info", "__pycache__", ".*_cache")
 TIMEOUT_S = 100
 

@@ -69,8 +69,8 @@ class FederatedClient(Strategy):
         if not self._take_model(round_):
             raise PeerUnreachable(
                 self._server,
-                f"its model for round {round_} did not come: it has ended, or it has left out this client for missing "
-                "a deadline. The server's own messages say which",
+                f"its model for round {round_} did not come: it has ended, or it has left out this client, which "
+                "missed the deadline of a round. The server's own messages say which",
             )
         self.optimizer.state.clear()
         if self._mu > 0:
