@@ -19,8 +19,7 @@ from dpwa.launch.local import NodeCommand, Supervisor
 __all__ = ["Ended", "EndedBySignal", "Programs"]
 
 _POLL_S = 0.25
-_GRACE_S = 10.0
-"""How long a clean end may take after SIGTERM; `dpwa launch` needs about half of it to end its nodes."""
+_GRACE_S = 10.0  # `dpwa launch` needs about half of it to end its nodes
 
 
 class EndedBySignal(Exception):
@@ -51,9 +50,14 @@ class Ended:
 
 
 class Programs:
-    """Runs programs, one at a time."""
+    """Runs programs, one at a time.
 
-    def __init__(self) -> None:
+    Args:
+        grace_s: how long a clean end may take after SIGTERM, in seconds.
+    """
+
+    def __init__(self, grace_s: float = _GRACE_S) -> None:
+        self._grace_s = grace_s
         self._signal: int | None = None
         self._at_work: Supervisor | None = None
 
@@ -90,7 +94,7 @@ class Programs:
         started_s = time.monotonic()
         is_late = False
         command = NodeCommand("", tuple(argv), environment, log)
-        self._at_work = Supervisor([command], grace_s=_GRACE_S, on_line=on_line)
+        self._at_work = Supervisor([command], grace_s=self._grace_s, on_line=on_line)
         running = asyncio.create_task(self._at_work.run())
         try:
             while not (await asyncio.wait({running}, timeout=_POLL_S))[0]:
