@@ -72,7 +72,7 @@ STRATEGIES: dict[str, StrategyKind] = {
             extra="mpi",
         ),
         StrategyKind("ddp", "torch's DistributedDataParallel", splits_batch=True, waits=True),
-        StrategyKind("allreduce_every_h", "local steps, an all-reduce of parameters every every_steps", waits=True),
+        StrategyKind("allreduce_every_h", "every_steps local steps, then an all-reduce of the parameters", waits=True),
         StrategyKind(
             "custom_data_parallel",
             "one process, one replica per device or thread, gradients summed by hand",

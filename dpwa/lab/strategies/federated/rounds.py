@@ -37,7 +37,7 @@ def samples_of(shard_size: int, batch_size: int, epochs: int) -> int:
 
 
 class FederatedRounds(Method):
-    """Gathers what it is told to, and takes the weighted mean of what has come in place of the own model.
+    """Gathers on command, and replaces this node's model with the weighted mean of the models that come.
 
     It makes no difference between server and clients: a client gathers the server's model with the weight 1, the
     server those of its clients with weights by their numbers of samples. Models are absolute values here, so that a
