@@ -263,7 +263,7 @@ def run(
     data_dir: Path | None,
     tensorflow: Path | None,
 ) -> None:
-    """Run a study, or what is left of it. Finished trials are kept, so an interrupted run continues where it stopped."""
+    """Run a study. Finished trials are kept, so an interrupted run continues where it stopped."""
     from dpwa.lab import commands  # noqa: PLC0415 - see the module docstring
 
     exit_code = commands.run_study(
