@@ -401,6 +401,7 @@ def test_the_pace_is_learned_from_trials_with_the_same_data_and_network() -> Non
     pace.learn(trial_of(n_epochs=4), 30)
     assert pace.seconds([trial_of("pull", n_epochs=3), trial_of(n_epochs=1)]) == 40
     assert pace.seconds([trial_of(), trial_of(model="mlp")]) is None
+    assert pace.seconds([trial_of(n_epochs=1), trial_of(model="mlp")], (trial_of(model="mlp"), 7)) == 17
     slow = {"slow": {"node": 1, "factor": 4}, "n_epochs": 1}
     assert [pace.seconds([trial_of(strategy, **slow)]) for strategy in ("ddp", "pull")] == [40, 10]
 

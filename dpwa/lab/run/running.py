@@ -228,15 +228,15 @@ class Runner:
         folder = self.folder.empty(trial)
         prepare(trial, folder, self._study.path.parent)
         expected_s, deadline_s = self._pace.seconds([trial]), self._pace.deadline_s(trial)
-        later_s = self._pace.seconds(other for other in self.waiting() if other != trial)
+        later = [other for other in self.waiting() if other != trial]
 
         def on_wait(elapsed_s: float) -> None:
             share = min(1.0, newest_round(folder) / trial.rounds)
             whole_s = elapsed_s / share if share >= _SHARE_TO_TRUST else expected_s
-            if whole_s is None or later_s is None:
-                progress.update(share, None)
-            else:
-                progress.update(share, max(0.0, whole_s - elapsed_s) + later_s)
+            left_s = None
+            if whole_s is not None and (later_s := self._pace.seconds(later, (trial, whole_s))) is not None:
+                left_s = max(0.0, whole_s - elapsed_s) + later_s
+            progress.update(share, left_s)
 
         with held_to(trial.settings.cores):
             ended = await self._programs.run(
