@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,7 +261,7 @@ class Runner:
         """What result.json says, if the evaluation has written one."""
         result = read_json(folder.result_json)
         if evaluated.exit_code != 0 or result is None:
-            reason = reason or f"its evaluation failed: {_error_in(folder) or f'exit code {evaluated.exit_code}'}"
+            reason = reason or f"its evaluation failed: {_error_in(folder) or evaluated.reason}"
             self._write_down(trial, folder, "failed", reason)
             return TrialOutcome(trial, "failed", reason, is_expected=False)
         remove_snapshots(folder)
@@ -302,9 +301,7 @@ def _reason(ended: Ended, deadline_s: float, folder: TrialFolder) -> str:
         return f"not done within {duration_text(deadline_s)}"
     if ended.exit_code == 0:
         return ""
-    if ended.exit_code < 0:
-        return f"killed by {signal.Signals(-ended.exit_code).name}"
-    return _error_in(folder) or f"exit code {ended.exit_code}"
+    return ended.reason if ended.exit_code < 0 else _error_in(folder) or ended.reason
 
 
 def _error_in(folder: TrialFolder) -> str:

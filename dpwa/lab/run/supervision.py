@@ -41,11 +41,13 @@ class Ended:
     Attributes:
         exit_code: negative for a signal.
         wall_s: how long it ran.
+        reason: the end in words.
         is_late: its deadline came first.
     """
 
     exit_code: int
     wall_s: float
+    reason: str = ""
     is_late: bool = False
 
 
@@ -107,7 +109,7 @@ class Programs:
             self._at_work = None
         self._check_signal()
         (end,) = running.result()
-        return Ended(end.exit_code, time.monotonic() - started_s, is_late)
+        return Ended(end.exit_code, time.monotonic() - started_s, end.reason, is_late)
 
     def _check_signal(self) -> None:
         if self._signal is not None:
