@@ -229,7 +229,7 @@ _study = click.argument("study", metavar="STUDY.yaml", type=click.Path(path_type
 @click.option("--strategies", "is_of_strategies", is_flag=True, help="List the strategies that a study can compare.")
 @click.argument("studies", metavar="[STUDY.yaml]...", nargs=-1, type=click.Path(path_type=Path))
 def list_(*, is_of_strategies: bool, studies: tuple[Path, ...]) -> None:
-    """List studies, the bundled ones by default, and how much each of them trains."""
+    """List studies and how much each trains. Without arguments: the bundled studies."""
     from dpwa.lab import commands  # noqa: PLC0415 - see the module docstring
 
     if is_of_strategies:
@@ -263,7 +263,7 @@ def run(
     data_dir: Path | None,
     tensorflow: Path | None,
 ) -> None:
-    """Run the trials of a study. An interrupted run continues where it stopped: finished trials are kept."""
+    """Run a study. Finished trials are kept, so an interrupted run continues where it stopped."""
     from dpwa.lab import commands  # noqa: PLC0415 - see the module docstring
 
     exit_code = commands.run_study(
@@ -280,7 +280,7 @@ def run(
 @lab.command()
 @click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
 def report(run_dir: Path) -> None:
-    """Write a report on a run, complete or not: a table, charts and a web page."""
+    """Report on a run, complete or not. Prints a table, and writes charts and a web page into the run folder."""
     with _needing({"jinja2", "matplotlib", "scipy"}, "dpwa lab report", "lab"):
         from dpwa.lab.report.make import make_report  # noqa: PLC0415 - see the module docstring
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from collective_trainer import Observer, drift, network, samples, values
+from dpwa.lab.strategies.collective import allreduce_bytes
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.training.loop import Recipe, Task, train
 from dpwa.lab.training.strategy import Strategy
@@ -89,6 +90,14 @@ def check_like_alone(found: list[SimpleNamespace], expected: Observer) -> None:
     np.testing.assert_array_equal(sum(result.right for result in found), right)
     mean_loss = sum(result.loss * result.count for result in found) / count
     np.testing.assert_allclose(mean_loss, loss, atol=1e-5)
+
+
+def check_sgd_on_whole_batches(found: list[SimpleNamespace], made: dict[str, Any], tmp_path: Path) -> None:
+    """The processes make the steps of one process, with a ring all-reduce of all gradients in each."""
+    expected = alone(made, tmp_path)
+    check_like_alone(found, expected)
+    step_bytes = allreduce_bytes(4 * sum(parameter.numel() for parameter in network().parameters()), len(found))
+    assert {int(result.bytes_sent) for result in found} == {len(expected.steps) * step_bytes}
 
 
 def drifted(steps: list[int], meetings: list[list[int]], weights: Any = None) -> list[list[np.ndarray]]:

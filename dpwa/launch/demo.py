@@ -1,9 +1,9 @@
-"""The demo: four nodes learn ten digits together, although each of them has seen only five.
+"""The demo: four nodes learn ten digits together, although each of them sees only five.
 
-First the four train alone, each on its own shard; then they train again, as a cluster. The tables and the picture at
-the end compare the two.
+First each of the four trains alone on its shard; then they train again, as a cluster. The table and the picture at the
+end compare the two.
 
-Must not know: how exchanges work; it starts the digits example like a user would, and reads what the nodes wrote.
+Must not know: how exchanges work; it starts the digits example as a user would, and reads what the nodes wrote.
 Runs in: the main thread of `dpwa demo`, with an event loop for the processes. The example's modules, which need torch,
 are imported when the demo starts.
 """
@@ -43,7 +43,7 @@ from dpwa.observe.live import LiveView, MetricsTail
 __all__ = ["DemoResult", "NodeResult", "run_demo"]
 
 NODE_COUNT = 4
-METRICS_INTERVAL_MS = 250  # the training takes seconds: the curves need several points in each
+METRICS_INTERVAL_MS = 250  # the training takes only seconds, and the curves need several points per second
 UPDATE_INTERVAL_S = 0.25
 OUTPUT_TAIL_LINES = 12
 TRAINING_COMMAND = (sys.executable, "-m", "dpwa.examples.digits.train")
@@ -53,13 +53,13 @@ Tails = Mapping[str, MetricsTail]
 
 @dataclass(frozen=True)
 class NodeResult:
-    """What one node reached.
+    """The result of one node.
 
     Attributes:
         name: the node.
-        digits: those of its shard.
+        digits: in its shard.
         accuracy: of its final model in the cluster, on held-out images of all digits, 0..1.
-        alone_accuracy: the same after training on the same shard without the others.
+        alone_accuracy: the same after training alone on the same shard.
     """
 
     name: str
@@ -75,9 +75,9 @@ class DemoResult:
     Attributes:
         nodes: one result each.
         averaged_accuracy: of the mean of the cluster's final models, 0..1.
-        training_s: seconds from the moment before the first step of the first node of the cluster to the moment after
-            the last step of the last one. Starting the processes and training alone are not in it; estimating the
-            accuracy on the way is.
+        training_s: seconds from the first step of the cluster's first node to the end of the last step of its last
+            node. It includes estimating the accuracy on the way, but neither starting the processes nor training
+            alone.
     """
 
     nodes: tuple[NodeResult, ...]
@@ -86,11 +86,11 @@ class DemoResult:
 
     @property
     def gain(self) -> float:
-        """By how much the averaged model is better than the mean of the nodes alone, as a difference of shares."""
+        """The averaged model's accuracy minus the mean accuracy of the nodes alone, -1..1."""
         return self.averaged_accuracy - sum(node.alone_accuracy for node in self.nodes) / len(self.nodes)
 
     def to_json(self) -> str:
-        """The numbers that a script may want to check."""
+        """The numbers, for scripts."""
         nodes = [asdict(node) for node in self.nodes]
         for node in nodes:
             del node["digits"]
@@ -108,7 +108,7 @@ class _InterruptedError(Exception):
 
 
 class _NodesFailedError(Exception):
-    """Nodes of one phase failed; each as its command and its end."""
+    """Nodes of one phase failed; `failed` has their commands and ends."""
 
     def __init__(self, failed: Sequence[tuple[NodeCommand, NodeEnd]]) -> None:
         self.failed = tuple(failed)
@@ -133,7 +133,7 @@ def run_demo(json_path: Path | None, run_dir: Path | None) -> int:
         raise ConfigError(f"--json {json_path}: expected a file in an existing folder; make {json_path.parent} first")
     console = Console()
     console.print("Four nodes learn handwritten digits; each has images of five digits only.")
-    # Before anything is started: what is missing should be said at once.
+    # Before anything starts, so that a missing package is reported at once.
     from dpwa.observe import curves  # noqa: PLC0415 - matplotlib takes a second to import
 
     _check_installed("torch", "sklearn")
@@ -149,7 +149,7 @@ def run_demo(json_path: Path | None, run_dir: Path | None) -> int:
         alone = asyncio.run(_run_phase(console, "each node alone", _alone_commands(config, cluster, folder)))
         together = asyncio.run(_run_phase(console, "all together", cluster))
     except _InterruptedError as interruption:
-        console.print("The demo was ended; all nodes were stopped.")
+        console.print("The demo was interrupted; all nodes have been stopped.")
         return 128 + interruption.signal_number
     except _NodesFailedError as failure:
         _report_failures(failure)
@@ -164,7 +164,7 @@ def run_demo(json_path: Path | None, run_dir: Path | None) -> int:
     )
     _print_result(console, result)
     elapsed_s = time.monotonic() - started_s
-    console.print(f"This took {elapsed_s:.0f} s; the cluster trained for {result.training_s:.1f} s of them.")
+    console.print(f"This took {elapsed_s:.0f} s, {result.training_s:.1f} s of them for training the cluster.")
     console.print(f"Run folder: {folder}\nCurves:     {picture}", soft_wrap=True, highlight=False)
     if json_path is not None:
         json_path.write_text(result.to_json() + "\n", encoding="utf-8")
@@ -172,7 +172,7 @@ def run_demo(json_path: Path | None, run_dir: Path | None) -> int:
 
 
 def _check_installed(*packages: str) -> None:
-    """Raises what the import of a missing package would raise, without the seconds that the import takes."""
+    """Raises what importing a missing package would raise, without importing the others, which takes seconds."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
@@ -200,12 +200,12 @@ def _alone_commands(config: ClusterConfig, cluster: Sequence[NodeCommand], folde
 
 
 def _alone_dir(folder: Path, name: str) -> Path:
-    """The run folder of a node's training alone, within the demo's."""
+    """The run folder of a node that trains alone, within the demo's."""
     return folder / "alone" / name
 
 
 async def _run_phase(console: Console, title: str, commands: Sequence[NodeCommand]) -> Tails:
-    """Runs nodes until all have ended, and shows them meanwhile.
+    """Runs nodes until all have ended, and shows their progress.
 
     Raises:
         _InterruptedError: a signal came.
@@ -231,7 +231,7 @@ async def _run_phase(console: Console, title: str, commands: Sequence[NodeComman
 
 
 def _ignore_line(name: str, line: str) -> None:
-    """What a node prints is in its output.log; the table says the same in less room."""
+    """Does nothing: a node's lines are in its output.log, and the table says the same in less room."""
 
 
 def _report_failures(failure: _NodesFailedError) -> None:
@@ -245,7 +245,7 @@ def _report_failures(failure: _NodesFailedError) -> None:
 
 
 def _measure(config: ClusterConfig, folder: Path, together: Tails) -> DemoResult:
-    """Measures the saved models anew, on all held-out images."""
+    """Measures the saved models, on all held-out images."""
     # Imported here because they need torch, which takes seconds.
     from dpwa.examples.digits.data import digits_of_node, load_split  # noqa: PLC0415
     from dpwa.examples.digits.model import digits_network  # noqa: PLC0415

@@ -1,1 +1,1 @@
-"""What a run leaves behind and how a person sees it: the journal, the metrics, live tables and charts."""
+"""What a run records and how people see it: the journal, the metrics, the live table and curves."""

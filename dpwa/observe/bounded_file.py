@@ -1,12 +1,12 @@
-"""A file that is appended to for weeks and stays below a size: it has an older generation, and no more.
+"""A file that can be appended to for weeks and never exceeds a size: it has one older generation.
 
     events.jsonl      what is written now
     events.1.jsonl    what was written before; dropped when the next one takes its place
 
-So at least the newest half of the allowed size is always there. A kill at any moment leaves files that can be read:
-the change of generations is one rename, and a line that was cut off is closed before the next one begins.
+So the newest half of the allowed size is always there. A kill at any moment leaves readable files: a change of
+generations is one rename, and a line that was cut off is closed before the next one begins.
 
-Must not know: what is written. Runs in: a `BoundedFile` in one thread at a time; the functions in any.
+Must not know: what is written. Runs in: any thread; a `BoundedFile` in one at a time.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _NOT_OPEN = -1
 
 
 def older_generation(path: Path) -> Path:
-    """The file that holds what was written before: events.1.jsonl beside events.jsonl."""
+    """The file of the older generation: events.1.jsonl for events.jsonl."""
     return path.with_name(f"{path.stem}.1{path.suffix}")
 
 
 def generations(path: Path) -> list[Path]:
-    """The files that are there, in the order in which they were written."""
+    """The files that exist, oldest first."""
     return [file for file in (older_generation(path), path) if file.exists()]
 
 
@@ -48,14 +48,14 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def open_generations(path: Path, stack: ExitStack) -> list[BinaryIO]:
-    """The files that are there, oldest first, open for reading; also while somebody else changes generations.
+    """Opens the files that exist, oldest first, even while another process changes generations.
 
     Args:
         path: the file that is written now.
         stack: closes them.
     """
     files: list[BinaryIO] = []
-    # The newest first: what it was before a change of generations is then found in the older one, and left out there.
+    # The newest first: after a change of generations in between, the older name is the same file, and is left out.
     for name in (path, older_generation(path)):
         with suppress(FileNotFoundError):
             file = stack.enter_context(name.open("rb"))
@@ -65,10 +65,10 @@ def open_generations(path: Path, stack: ExitStack) -> list[BinaryIO]:
 
 
 class UnwrittenError(OSError):
-    """Not all could be written.
+    """The data could not be written, or only in part.
 
     Attributes:
-        written_bytes: how much was, of what was to be appended.
+        written_bytes: how much of the data was written.
     """
 
     def __init__(self, error: OSError, written_bytes: int) -> None:
@@ -79,12 +79,12 @@ class UnwrittenError(OSError):
 class BoundedFile:
     """A file with a limit.
 
-    It is found again by its name at each call: one that was moved away, removed or emptied by others is made anew.
+    Each call looks for it by name: if others have moved, removed or emptied it, it is made again.
 
     Args:
-        path: the file. Its folder is not made: one that is gone for a while must be able to come back.
+        path: the file. Its folder is not made, because a mounted folder that is gone must be able to come back.
         limit_bytes: of both generations together.
-        head: gives what each further generation begins with.
+        head: returns what each further generation begins with.
     """
 
     def __init__(self, path: Path, limit_bytes: int, head: Callable[[], bytes] = bytes) -> None:
@@ -97,14 +97,14 @@ class BoundedFile:
         self._last_byte = b"\n"
 
     def append(self, data: bytes, *, starts_line: bool) -> None:
-        """Write all of it at the end.
+        """Appends data.
 
         Args:
-            data: much less than the limit.
-            starts_line: a line that is not closed there is closed first.
+            data: much smaller than the limit.
+            starts_line: the data begin a line: an unfinished line before them is closed first.
 
         Raises:
-            UnwrittenError: the operating system took only a part of it, or nothing.
+            UnwrittenError: the operating system wrote only a part of the data, or nothing.
         """
         written_before_bytes = 0
         try:
@@ -122,13 +122,13 @@ class BoundedFile:
             raise UnwrittenError(error, 0) from error
 
     def close(self) -> None:
-        """Let go of the file. It can be appended to again."""
+        """Closes the file. The next `append` opens it again."""
         if self._descriptor != _NOT_OPEN:
             descriptor, self._descriptor = self._descriptor, _NOT_OPEN
             os.close(descriptor)
 
     def _find(self) -> None:
-        """Have the file open that has the name now, and know its size and its last byte."""
+        """Opens the file that has the name now, and looks up its size and its last byte."""
         expected_bytes = self._size_bytes
         if self._descriptor != _NOT_OPEN:
             own = os.fstat(self._descriptor)
@@ -146,12 +146,12 @@ class BoundedFile:
 
     def _look(self) -> None:
         self._size_bytes = os.fstat(self._descriptor).st_size
-        # What others began has a head of its own.
+        # What another writer began has its head already.
         self._has_head = self._size_bytes > 0
         self._last_byte = os.pread(self._descriptor, 1, self._size_bytes - 1) if self._size_bytes else b"\n"
 
     def _turn(self) -> None:
-        """Make the file the older generation, and begin a new one."""
+        """Makes the file the older generation and starts a new one."""
         self.close()
         os.replace(self.path, older_generation(self.path))
         self._find()

@@ -1,7 +1,7 @@
 """Draws the curves of a run: loss and accuracy of each node over time, as one PNG.
 
-Must not know: how the nodes were started, torch. Runs in: the thread that calls it. Imports matplotlib: import this
-module only when a picture is wanted.
+Must not know: how the nodes were started. Runs in: the calling thread. Imports matplotlib: import this module only when
+a picture is wanted.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dpwa.observe.live import Record
 
 __all__ = ["draw_curves"]
 
-# 1800 pixels wide: sharp when a page shows it at half that size, with text of about 10 pixels and more.
+# 1800 pixels wide: sharp when a page shows it at half that size, with text of at least about 10 pixels.
 SIZE_INCHES = (9.0, 4.3)
 DOTS_PER_INCH = 200
 
-# Told apart also by people who do not see all colours (Okabe and Ito).
+# Distinguishable for colour-blind readers, too (Okabe and Ito).
 NODE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 AVERAGE_COLOUR = "#222222"
 
@@ -40,7 +40,7 @@ def draw_curves(
         path: the PNG file.
         together: the metrics of each node of the cluster, by name.
         alone: the metrics of the same nodes when each trained alone, by name; drawn dashed.
-        averaged_accuracy: accuracy of the mean of the cluster's final models, 0..1; drawn as a line.
+        averaged_accuracy: of the mean of the cluster's final models, 0..1; drawn as a horizontal line.
 
     Raises:
         OSError: the file cannot be written.
@@ -80,7 +80,7 @@ def _draw_node(
         linestyle=line_style,
         linewidth=width,
     )
-    # The last accuracies are measured after the last step, when the nodes have met once more.
+    # The last accuracies are measured after the last step, when the nodes have exchanged once more.
     accuracies = _points([record for record in records if record["t"] >= started_s], "test_accuracy")
     accuracy_axes.plot(
         [moment_s - started_s for moment_s, _ in accuracies],
@@ -93,7 +93,7 @@ def _draw_node(
 
 
 def _training_span(records: Sequence[Record]) -> tuple[float, float]:
-    """When the node took its first and its last step, in seconds since 1970: as it says, else as its metrics show."""
+    """Times of the first and the last step in Unix seconds, as the node reports them, otherwise from its metrics."""
     if not records:
         return 0.0, 0.0
     first_s: float = records[0]["t"]
@@ -102,12 +102,12 @@ def _training_span(records: Sequence[Record]) -> tuple[float, float]:
 
 
 def _points(records: Sequence[Record], key: str) -> list[tuple[float, float]]:
-    """Times and values. A value that is missing, or not finite and thus a word in the file, makes no point."""
+    """Times and values, without values that are missing or not finite (in the file, these are words)."""
     return [(record["t"], record[key]) for record in records if isinstance(record.get(key), (int, float))]
 
 
 def _moving_mean(values: Sequence[float]) -> list[float]:
-    """Each value with those just before it: losses of single batches jump too much to be read."""
+    """The mean of each value and those just before it: losses of single batches vary too much to be read."""
     windows = (values[max(0, end - SMOOTHED_RECORDS) : end] for end in range(1, len(values) + 1))
     return [sum(window) / len(window) for window in windows]
 

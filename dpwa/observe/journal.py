@@ -1,11 +1,11 @@
-"""The journal of one node: what happened, and how it went, as JSON lines in the run folder.
+"""The journal of one node: its events and metrics, as JSON lines in the run folder.
 
-`events.jsonl` has a line for each exchange, each failure, start and end, and counts those that repeat themselves;
-`metrics.jsonl` has one for each metrics interval. All tools that look at a run read these two files, and the older
-generations beside them (`bounded_file`). docs/architecture.md lists their fields.
+`events.jsonl` has a line for each exchange, failure, start and end, with repeated ones counted in one line;
+`metrics.jsonl` has one for each metrics interval. All tools that look at a run read these two files and their older
+generations (`bounded_file`). docs/architecture.md lists the fields.
 
-Must not know: exchanges, sockets, models. Runs in: `record` in any thread, where it costs an append to a
-list; files are written by the thread named `dpwa-journal-…`.
+Must not know: exchanges, sockets, models. Runs in: `record` in any thread, where it costs an append to a list; the
+thread named `dpwa-journal-…` writes the files.
 """
 
 from __future__ import annotations
@@ -41,39 +41,39 @@ METRICS_FILE = "metrics.jsonl"
 OUTPUT_FILE = "output.log"
 
 DEFAULT_MAX_BYTES = 256_000_000
-"""What all files of a node may have together, unless the config says otherwise."""
+"""Limit of all files of a node together, unless the config sets another one."""
 
-# How much a kill may lose of the journal, and how rarely its thread wakes up.
+# The most that a kill can lose of the journal, and how often its thread wakes up.
 _WRITE_INTERVAL_S = 0.25
 
-# Events that wait for the thread while the disk takes nothing and reports no error either, as a server that is gone.
-# At 300 exchanges a second that is half a minute; and about 8 MB.
+# Events that may wait for the thread while the disk hangs without an error, like a network drive whose server is gone.
+# That is half a minute at 300 exchanges a second, and about 8 MB.
 _WAITING_LIMIT = 8192
 
-# What is written at once, so that little is lost or repeated when a disk is full in the middle.
+# Written at a time, so that little is lost or repeated when the disk becomes full.
 _WRITE_BYTES = 64 * 1024
 
 _logger = logging.getLogger("dpwa")
 
 
 def node_folder(run_dir: Path, node: str) -> Path:
-    """The folder of one node within a run's."""
+    """The folder of one node within a run folder."""
     return run_dir / "nodes" / node
 
 
 def output_max_bytes(max_bytes: int) -> int:
-    """The share that what a node prints has in the limit of all its files."""
+    """The share of a node's printed output in the limit of all its files."""
     return max_bytes // 4
 
 
 def older_generations(folder: Path) -> list[Path]:
-    """The files of a node that nobody writes any more: what can go when room is needed for something better."""
+    """The files of a node that are no longer written: they may go when something better needs room."""
     names = (EVENTS_FILE, METRICS_FILE, OUTPUT_FILE)
     return [older for older in (older_generation(folder / name) for name in names) if older.exists()]
 
 
 class _Line(NamedTuple):
-    """A line that is to be written, and for how many events it stands."""
+    """A line to write, and the number of events that it reports."""
 
     data: bytes
     events: int
@@ -82,13 +82,13 @@ class _Line(NamedTuple):
 class Journal:
     """Writes one node's events and metrics.
 
-    A disk that is full or gone costs lines, which are counted, and never the training. Writing goes on when it can.
+    If the disk is full or gone, lines are lost and counted, but the training continues. Writing resumes when possible.
 
     Args:
-        folder: the node's folder; made if missing. Existing files are continued: a restart adds to them.
-        sample: gives the metrics of this moment; called by the journal's thread.
+        folder: the node's folder; made if missing. A restarted node appends to existing files.
+        sample: returns the present metrics; called by the journal's thread.
         metrics_interval_s: seconds between two lines of metrics.
-        max_bytes: of all files of the node together; events have half of it, metrics a quarter.
+        max_bytes: limit of all files of the node together; events may use half of it, metrics a quarter.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Journal:
         self._waiting: deque[Event] = deque()  # append and popleft are atomic
         self._overflow = 0
         self._overflow_from_s = 0.0
-        self._overflow_lock = threading.RLock()  # a signal's handler may record an event, too
+        self._overflow_lock = threading.RLock()  # a signal handler may record an event, too
         self._repeats = Repeats()
         self._start_line = b""
         self._is_start_lost = False
@@ -123,7 +123,7 @@ class Journal:
         )
         self._metrics_file = SteadyFile(
             metrics,
-            note=lambda _loss: b"",  # told among the events: every line of this file is a measurement
+            note=lambda _loss: b"",  # reported among the events: every line of this file is a measurement
             on_lost=partial(self._tell_lost, METRICS_FILE),
             on_resumed=partial(self._tell_resumed, METRICS_FILE),
         )
@@ -131,7 +131,7 @@ class Journal:
         self._thread = threading.Thread(target=self._run, name=f"dpwa-journal-{folder.name}", daemon=True)
 
     def start(self) -> None:
-        """Make the folder and the file of events, so that even a life of an instant leaves one, and start the thread.
+        """Makes the folder and the file of events, which even the shortest life leaves, and starts the thread.
 
         Raises:
             OSError: they cannot be made.
@@ -141,7 +141,7 @@ class Journal:
         self._thread.start()
 
     def record(self, event: str, /, **fields: object) -> None:
-        """Note an event of this moment."""
+        """Records an event that happens now."""
         if len(self._waiting) < _WAITING_LIMIT:
             self._waiting.append(Event(time.time(), event, fields))
             return
@@ -150,11 +150,11 @@ class Journal:
             self._overflow_from_s = self._overflow_from_s or time.time()
 
     def close(self, timeout_s: float) -> None:
-        """Write what is left and a last line of metrics. May be called again, and before `start`."""
+        """Writes what is left, and a last line of metrics. May be called again, and before `start`."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        self._sample = dict  # lets go of the node: it and its memory must not wait for the garbage collector
+        self._sample = dict  # releases the node: its memory must not wait for the garbage collector
 
     # --- In the journal's thread ----------------------------------------------------------------------------------
 
@@ -166,7 +166,7 @@ class Journal:
             is_stopping = self._stop.wait(period_s)
             now_s = time.monotonic()
             is_sampled = is_stopping or now_s >= next_metrics_s
-            if is_sampled:  # a process that was stopped for long does not make up for what it missed
+            if is_sampled:  # a process that was suspended does not catch up on what it missed
                 next_metrics_s = max(next_metrics_s, now_s - self._metrics_interval_s) + self._metrics_interval_s
             try:
                 if is_sampled:
@@ -179,25 +179,25 @@ class Journal:
 
     def _write_events(self, now_s: float, *, is_last: bool) -> None:
         events: list[Event] = []
-        for _ in range(len(self._waiting)):  # and not until none is left: the trainer goes on
+        for _ in range(len(self._waiting)):  # and not until none is left: the trainer adds more
             events += self._repeats.take(self._waiting.popleft(), now_s)
         events += self._repeats.end() if is_last else self._repeats.due(now_s)
         self._lose_overflow()
         start_line = self._last_start_line(events)
         if not (is_last or start_line) and self._events_file.skip(sum(map(_count_of, events))):
-            events = []  # no line is made that could not be written
+            events = []  # do not format lines that cannot be written
         lines = [_Line(self._line_of(event), _count_of(event)) for event in events]
         for group in _groups(lines) or [[]]:
             self._events_file.write(
                 b"".join(data for data, _ in group), partial(_lost_of, group), starts_line=True, must_try=is_last
             )
-        if start_line:  # from now on each further file begins with it
+        if start_line:  # every further file begins with it
             self._start_line, self._is_start_lost = start_line, self._events_file.is_failing
 
     def _write_metrics(self, *, must_try: bool) -> None:
         try:
             values = self._sample()
-        except Exception as error:  # noqa: BLE001  an own method's `statistics` may raise anything
+        except Exception as error:  # noqa: BLE001  a custom method's `statistics` may raise anything
             problem = f"the metrics cannot be read: {type(error).__name__}: {error}"
             self._tell_problem(problem)
             values = {"problem": problem}
@@ -208,7 +208,7 @@ class Journal:
         return line({"t": round(event.unix_s, 6), "event": event.name, **event.fields}, self._tell_problem)
 
     def _last_start_line(self, events: Sequence[Event]) -> bytes:
-        """The line that tells of this life at the beginning of a later file; empty if it has not begun just now."""
+        """The line about this life for the beginning of later files; empty if no life starts among these events."""
         starts = [event for event in events if event.name == "start"]
         if not starts:
             return b""
@@ -234,7 +234,7 @@ class Journal:
     def _tell_lost(self, file_name: str, error: OSError) -> None:
         if not self._failing:
             _logger.warning(
-                "the journal in %s cannot be written now (%s: %s): lines are lost until it can, and training goes on",
+                "the journal in %s cannot be written now (%s: %s): lines are lost until it can; training continues",
                 self._folder,
                 file_name,
                 error.strerror or error,
@@ -244,7 +244,7 @@ class Journal:
     def _tell_resumed(self, file_name: str, loss: LostBytes) -> None:
         self._failing.discard(file_name)
         if file_name == METRICS_FILE:
-            if EVENTS_FILE in self._failing:  # where it would be lost; it goes with what is lost there
+            if EVENTS_FILE in self._failing:  # the event would be lost there; it goes into that file's note
                 self._metrics_lost_line += self._lost_line(file_name, loss)
             else:
                 self.record("journal_lost", **_loss_fields(file_name, loss))
@@ -256,11 +256,11 @@ class Journal:
             self._lost_total = 0
 
     def _tell_problem(self, problem: str) -> None:
-        """Each kind of problem is told once."""
+        """Reports each kind of problem once."""
         kind = problem[:60]
         if kind not in self._told and len(self._told) < 16:
             self._told.add(kind)
-            _logger.warning("the journal in %s: %s (told once; training goes on)", self._folder, problem[:300])
+            _logger.warning("the journal in %s: %s (reported once; training continues)", self._folder, problem[:300])
 
 
 def _loss_fields(file_name: str, loss: LostBytes) -> dict[str, object]:
@@ -292,7 +292,7 @@ def _groups(lines: Sequence[_Line]) -> list[list[_Line]]:
 
 
 def _lost_of(group: Sequence[_Line], written_bytes: int) -> int:
-    """For how many events those lines stand that were not written whole."""
+    """The number of events in those lines that were not written completely."""
     lost = end_bytes = 0
     for one in group:
         end_bytes += len(one.data)

@@ -1,4 +1,4 @@
-"""From what is told to the journal to a line of strict JSON, whatever was told.
+"""Turns the fields of an event, whatever they are, into a line of strict JSON.
 
 Must not know: files, threads. Runs in: the journal's thread; pure.
 """
@@ -13,17 +13,17 @@ from dpwa.observe.plain_values import plain
 __all__ = ["LINE_LIMIT_BYTES", "line"]
 
 LINE_LIMIT_BYTES = 512 * 1024
-"""Longest line. The names of the peers of the largest cluster fit in it."""
+"""Longest line. The names of all peers in the largest cluster fit in it."""
 
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 def line(fields: Mapping[str, object], tell: Callable[[str], None]) -> bytes:
-    """One line; of fields that cannot be written, a line that says so.
+    """One line; if it would be too long, a short one that says so.
 
     Args:
-        fields: `t` and all that is to be told.
-        tell: told in words what could not be written.
+        fields: `t` and all other fields.
+        tell: called with a description of each problem.
     """
     made = _json({name: plain(value, limit_chars=LINE_LIMIT_BYTES, tell=tell) for name, value in fields.items()})
     if len(made) <= LINE_LIMIT_BYTES:

@@ -1,7 +1,7 @@
-"""Shows running nodes from their metrics files: a table that is drawn anew in a terminal, plain lines elsewhere.
+"""Shows running nodes from their metrics files: a live table in a terminal, plain lines elsewhere.
 
-Must not know: how the nodes were started, what they learn, torch. Runs in: the thread that calls `LiveView.update`
-(rich redraws the table in a thread of its own).
+Must not know: how the nodes were started, what they learn. Runs in: the thread that calls `LiveView.update` (rich
+redraws the table in its own thread).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Record = dict[str, Any]
 
 
 class MetricsTail:
-    """Reads a metrics file while a node goes on writing it, also across a change of generations.
+    """Reads a metrics file while a node writes it, even when the file changes generations.
 
     Attributes:
         records: all lines read so far, oldest first.
@@ -61,7 +61,7 @@ class MetricsTail:
         self.records: list[Record] = []
 
     def read_new(self) -> None:
-        """Reads the lines that were completed since the last call; a file that is not there yet has none."""
+        """Reads the lines that were completed since the last call. The file need not exist yet."""
         with ExitStack() as stack:
             files = open_generations(self._path, stack)
             numbers = [(status.st_dev, status.st_ino) for status in (os.fstat(file.fileno()) for file in files)]
@@ -73,7 +73,7 @@ class MetricsTail:
         if number != self._read_of:
             self._read_of, self._offset_bytes = number, 0
         file.seek(self._offset_bytes)
-        # The last line may be half written: it is left for the next call.
+        # The last line may be incomplete: it is left for the next call.
         complete, line_end, _ = file.read().rpartition(b"\n")
         self._offset_bytes += len(complete) + len(line_end)
         for line in complete.splitlines():
@@ -83,12 +83,12 @@ class MetricsTail:
 
     @property
     def last(self) -> Record:
-        """The newest line; empty when there is none yet."""
+        """The newest line; empty if there is none yet."""
         return self.records[-1] if self.records else {}
 
 
 def _parse(line: bytes) -> Record | None:
-    """A line as a record; None for one that a killed node left unfinished before its successor went on."""
+    """A line as a record; None for one that a killed node left unfinished."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -134,7 +134,7 @@ class LiveView:
             self._print_line()
 
     def update(self) -> None:
-        """Reads what is new and shows it; call it several times a second."""
+        """Reads new lines and shows them; call it several times a second."""
         for tail in self._tails.values():
             tail.read_new()
         if self._live is not None:
@@ -182,7 +182,7 @@ def _megabytes(record: Record, key: str) -> str:
 
 
 def _number(record: Record, key: str, form: str) -> str:
-    """A value for people; one that is not finite stands in the file as a word."""
+    """A value for people; in the file, a value that is not finite is a word."""
     value = record.get(key)
     return format(value, form) if isinstance(value, (int, float)) else str(value or MISSING)
 

@@ -1,9 +1,9 @@
-"""Any value as what JSON can hold: copied at once, bounded in size, and never an error.
+"""Copies any value into one that JSON can hold: at once, bounded in size, and never with an error.
 
-A script gives whatever it likes to `log()`, and an own method to the journal: arrays that go on changing, objects whose
-`__str__` fails, lists that hold themselves. None of that may reach the journal's thread as it is, or fill the disk.
+Scripts and custom methods report whatever they like: arrays that keep changing, objects whose `__str__` fails, lists
+that contain themselves. None of that may reach the journal's thread as it is, or fill the disk.
 
-Must not know: files, threads, who wants the copy. Runs in: any thread; pure.
+Must not know: files, threads. Runs in: any thread; pure.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ TEXT_LIMIT_CHARS = 1000
 """Longest text that is copied whole."""
 
 DEPTH_LIMIT = 8
-"""How deep lists and mappings may lie in each other."""
+"""How deep lists and mappings may be nested."""
 
-_VALUE_CHARS = 8  # what a number counts for in the budget
+_VALUE_CHARS = 8  # what a number costs of the limit
 
 Tell = Callable[[str], None]
 
 
 def plain(value: Any, *, limit_chars: int, tell: Tell | None = None) -> object:
-    """A copy that holds only what JSON can hold.
+    """A copy that JSON can hold.
 
-    NaN and infinity become the words "nan", "inf" and "-inf", arrays lists, and the rest text. What is too large is
-    cut, and what cannot be read becomes a text that says so.
+    NaN and infinity become the words "nan", "inf" and "-inf"; arrays become lists; everything else becomes text. What
+    is too large is cut, and what cannot be read becomes a text that says so.
 
     Args:
         value: anything.
-        limit_chars: about how much of it is copied; a number counts for 8.
-        tell: told in words what could not be read.
+        limit_chars: about how much of it is copied; a number counts as 8.
+        tell: called with a description of each value that cannot be read.
     """
     kind = type(value)
-    # Most values are such, and each of them is paid for beside the training.
+    # Most values are of these types, and their copies take time from the training.
     if kind is float:
         if math.isfinite(value):
             return value
@@ -53,7 +53,7 @@ def plain(value: Any, *, limit_chars: int, tell: Tell | None = None) -> object:
 
 
 class _Copy:
-    """One copy in the making: knows what is left of its size."""
+    """A copy in progress, with what is left of its limit."""
 
     def __init__(self, limit_chars: int, tell: Tell | None) -> None:
         self._left_chars = limit_chars
@@ -62,7 +62,7 @@ class _Copy:
     def of(self, value: object, depth: int) -> object:
         try:
             return self._of(value, depth)
-        except Exception as error:  # noqa: BLE001  whatever a foreign object raises must not end training or journal
+        except Exception as error:  # noqa: BLE001  nothing that an object raises may end the training or the journal
             problem = f"a value of type {type(value).__name__} cannot be read: {type(error).__name__}"
             if self._tell is not None:
                 self._tell(problem)

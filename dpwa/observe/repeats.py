@@ -1,9 +1,9 @@
-"""Which events of a journal are the same once more, and the one line that stands for many of them.
+"""Finds repeated events of a journal, and replaces them with one line that counts them.
 
-A node whose peers are all gone has an exchange with nobody in every step. The first one is written at once; those that
-follow become one line, which counts them, when something else happens, or after some seconds.
+A node whose peers are all gone finds no peer in every step. The first of these events is written at once; those that
+follow become one line when something else happens, or after some seconds.
 
-Must not know: files, why an exchange ended as it did. Runs in: the journal's thread; pure.
+Must not know: files. Runs in: the journal's thread; pure.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import NamedTuple
 __all__ = ["Event", "Repeats"]
 
 INTERVAL_S = 5.0
-"""For so long repeats are counted before a line tells of them, in seconds; a kill loses no more of them."""
+"""How long repeats are counted before a line reports them, in seconds. A kill loses at most these."""
 
 _KINDS_LIMIT = 1024
 
-# What tells nothing that the count does not tell. All others have numbers of their own, which readers need.
+# Outcomes that a count describes completely. Events with others have numbers of their own, which readers need.
 _COUNTED = frozenset(
     [
         *("not_modified", "not_ready", "busy", "no_peer", "gone", "told"),
@@ -30,7 +30,7 @@ _SAME = ("outcome", "peer", "kind", "own", "reason", "note")
 
 
 class Event(NamedTuple):
-    """An event of the journal: when it was, in Unix seconds, its name, and what it tells."""
+    """An event of the journal: its time in Unix seconds, its name, and its fields."""
 
     unix_s: float
     name: str
@@ -45,19 +45,16 @@ class _Run:
 
 
 class Repeats:
-    """Takes events in their order, and gives back what is to be written."""
+    """Takes events in order, and returns what to write."""
 
     def __init__(self) -> None:
-        self._runs: dict[tuple[object, ...], _Run | None] = {}  # None: the first was written, and none came since
+        self._runs: dict[
+            tuple[object, ...], _Run | None
+        ] = {}  # None: the first was written, and no other has come since
         self._next_s: float | None = None
 
     def take(self, event: Event, now_s: float) -> list[Event]:
-        """What is to be written now that this event has come.
-
-        Args:
-            event: it.
-            now_s: on a clock that never goes back.
-        """
+        """Takes an event; returns what to write now. `now_s` is on a monotonic clock."""
         kind = _kind_of(event)
         if kind is None or len(self._runs) >= _KINDS_LIMIT:
             return [*self.end(), event]
@@ -74,29 +71,29 @@ class Repeats:
         return []
 
     def due(self, now_s: float) -> list[Event]:
-        """What has been counted for long enough."""
+        """What to write because it has been counted for long enough."""
         if self._next_s is None or now_s < self._next_s:
             return []
         events = _lines(self._runs)
-        # Whatever was not repeated for that long is news when it comes again.
+        # What was not repeated for that long is written at once when it comes again.
         self._runs = {kind: None for kind, run in self._runs.items() if run is not None}
         self._next_s = now_s + INTERVAL_S if self._runs else None
         return events
 
     def end(self) -> list[Event]:
-        """What has been counted so far; what comes next is no repeat."""
+        """What has been counted so far. Whatever comes next is not a repeat."""
         events = _lines(self._runs)
         self._runs, self._next_s = {}, None
         return events
 
 
 def _kind_of(event: Event) -> tuple[object, ...] | None:
-    """What it has in common with its repeats; None for an event that stays by itself."""
+    """What an event has in common with its repeats; None for an event that is always written."""
     fields = event.fields
     outcome = fields.get("outcome")
     if event.name != "exchange" or outcome not in _COUNTED or "version" in fields:
         return None
-    if "exchange_id" in fields and outcome != "no_peer":  # a peer may have a line about the same one
+    if "exchange_id" in fields and outcome != "no_peer":  # a peer's journal may have a line about the same exchange
         return None
     return tuple(fields.get(name) for name in _SAME)
 
@@ -107,7 +104,7 @@ def _lines(runs: Mapping[tuple[object, ...], _Run | None]) -> list[Event]:
 
 
 def _line(run: _Run) -> Event:
-    """The newest of them with the number of all."""
+    """The newest of the events, with their number."""
     if run.count == 1:
         return run.last
     since = {"repeats": run.count, "first_t": round(run.first.unix_s, 6), "first_step": run.first.fields.get("step")}

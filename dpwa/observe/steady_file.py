@@ -1,6 +1,6 @@
-"""A file that may fail for a while, as on a full disk: what cannot be written is counted, and writing goes on later.
+"""A file that may fail for a while, as on a full disk: what cannot be written is counted, and writing continues later.
 
-Must not know: what is written, who is told. Runs in: one thread at a time.
+Must not know: what is written. Runs in: one thread at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["LostBytes", "SteadyFile"]
 _RETRY_S = 1.0
 _RETRY_MAX_S = 32.0
 
-# A file that fails again so soon after it came back is asked less often: each time is told to a person.
+# A file that fails again this soon after it came back is tried less often: each failure is reported to people.
 _CALM_S = 60.0
 
 
@@ -26,9 +26,9 @@ class LostBytes:
 
     Attributes:
         error: the first error.
-        count: how much, in the unit of the one who writes.
-        from_s: when it began, in Unix seconds.
-        to_s: when the last of it was lost.
+        count: how much, in the caller's unit.
+        from_s: when the first was lost, in Unix seconds.
+        to_s: when the last was lost, in Unix seconds.
     """
 
     error: OSError
@@ -38,13 +38,13 @@ class LostBytes:
 
 
 class SteadyFile:
-    """Appends to a file as long as that works.
+    """Appends to a file whenever that works.
 
     Args:
         file: the file.
-        note: gives the line that is written first when the file works again; empty for none.
-        on_lost: told when the file fails.
-        on_resumed: told when it works again.
+        note: returns the line to write first when the file works again; may be empty.
+        on_lost: called when the file fails.
+        on_resumed: called when it works again.
     """
 
     def __init__(
@@ -70,20 +70,20 @@ class SteadyFile:
         return self._loss is not None
 
     def skip(self, count: int) -> bool:
-        """Count something as lost without looking at it, if the file failed a moment ago; whether it is so."""
+        """Counts something as lost if the file failed a moment ago; returns whether it did."""
         if self._loss is None or time.monotonic() >= self._retry_at_s:
             return False
         self._count(self._loss, count)
         return True
 
     def write(self, data: bytes, lost: Callable[[int], int], *, starts_line: bool, must_try: bool = False) -> None:
-        """Append, or count what is lost. Without data it looks whether a file that failed works again.
+        """Appends data, or counts what is lost. Without data, checks whether a file that failed works again.
 
         Args:
             data: what to append.
-            lost: how much is lost of it, in the unit of the caller, if only so many bytes of it are written.
+            lost: given how many bytes were written, returns how much is lost, in the caller's unit.
             starts_line: the data begin a line.
-            must_try: also a file that failed a moment ago is tried; there is no later.
+            must_try: try even a file that failed a moment ago, because this is the last chance.
         """
         loss = self._loss
         if not must_try and self.skip(lost(0)):
@@ -103,12 +103,12 @@ class SteadyFile:
             self._resume(loss)
 
     def lose(self, error: OSError, count: int, from_s: float | None = None) -> None:
-        """Count what is lost, because of an error; the next write is tried all the same.
+        """Counts what is lost because of an error; the next write is still tried.
 
         Args:
             error: the reason.
             count: how much.
-            from_s: when that began, in Unix seconds; by default now.
+            from_s: when the first was lost, in Unix seconds; by default now.
         """
         now_s, loss = time.monotonic(), self._loss
         if loss is None:
@@ -119,7 +119,7 @@ class SteadyFile:
         self._count(loss, count)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Closes the file."""
         self._file.close()
 
     def _count(self, loss: LostBytes, count: int) -> None:

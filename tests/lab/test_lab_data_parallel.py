@@ -98,10 +98,12 @@ def three_threads():
 @pytest.mark.usefixtures("three_threads")
 def test_torch_has_its_threads_back_after_the_training():
     strategy = CustomDataParallel([CPU] * 2)
-    model = network()
+    model, shard, seen = network(), samples(8), []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
     strategy.begin(model, torch.optim.SGD(model.parameters()))
     assert torch.get_num_threads() == 1
-    assert strategy._threads.submit(torch.get_num_threads).result() == 1
+    strategy.backward(shard.images, shard.labels)
+    assert seen == [1, 1]
     strategy.close()
     assert torch.get_num_threads() == 3
 
@@ -121,9 +123,9 @@ def test_without_gpus_there_is_a_replica_for_each_thread_that_torch_may_use(tmp_
     model = network()
     strategy.begin(model, torch.optim.SGD(model.parameters()))
     strategy.close()
-    assert len(strategy._replicas) == 3
+    assert len(strategy.replicas) == 3
     # They are the same numbers in memory, so that a step of the optimizer is a step of all.
-    assert len({next(replica.parameters()).data_ptr() for replica in strategy._replicas}) == 1
+    assert len({next(replica.parameters()).data_ptr() for replica in strategy.replicas}) == 1
     assert strategy.bytes_sent == 0
 
 
@@ -135,9 +137,7 @@ def test_a_replica_on_another_device_gets_the_new_parameters_after_each_step(dev
     strategy = CustomDataParallel([first, CPU])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
     strategy.begin(model, optimizer)
-    strategy._replicas[1] = other
-    strategy._remote = [other]
-    strategy._step_bytes = 2 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    strategy.replicas[1] = other
     shard = samples(8).to(first)
     loss, _ = strategy.backward(shard.images, shard.labels)
     optimizer.step()
@@ -145,7 +145,7 @@ def test_a_replica_on_another_device_gets_the_new_parameters_after_each_step(dev
     strategy.close()
     for parameter, copied in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(parameter.detach().cpu(), copied.detach())
-    assert strategy.bytes_sent == strategy._step_bytes
+    assert strategy.bytes_sent == 2 * 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_closing_before_the_beginning_is_no_error():

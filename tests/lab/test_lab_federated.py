@@ -538,7 +538,7 @@ def test_a_client_whose_server_has_gone_says_so():
     assert "server: its model of round" in str(errors[0])
 
 
-def test_a_client_that_is_slower_than_the_deadline_is_left_behind_and_told():
+def test_a_client_that_is_slower_than_the_deadline_is_left_behind_and_reported():
     settings = settings_of(nodes=2, n_epochs=3, cluster={"custom_method": {"deadline_s": 0.5}})
     federation = Federation(settings, [100, 100])
 

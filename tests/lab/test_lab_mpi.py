@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from collective_support import (
     TRAINER,
-    alone,
-    check_like_alone,
+    check_sgd_on_whole_batches,
     drifted,
     finish,
     results,
@@ -96,10 +95,7 @@ def test_w_param_avg_with_lambda_0_is_the_plain_mean(trained):
 
 @pytest.mark.parametrize("name", ["parallel_sgd", "tiny_batches", "incomplete"])
 def test_parallel_sgd_is_sgd_on_whole_batches_whatever_the_sizes_of_the_parts(trained, name, tmp_path):
-    found, expected = trained(name), alone(TRAININGS[name], tmp_path)
-    check_like_alone(found, expected)
-    steps = len(expected.steps)
-    assert {int(result.bytes_sent) for result in found} == {steps * allreduce_bytes(4 * PARAMETERS, SIZE)}
+    check_sgd_on_whole_batches(trained(name), TRAININGS[name], tmp_path)
 
 
 def test_parts_of_parallel_sgd_differ_by_at_most_one_sample(trained):

@@ -20,6 +20,7 @@ from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.trial import TrialFolder
 from dpwa.lab.training.handicaps import Handicap, shares_of_work
 from dpwa.lab.training.recording import Recorder
+from dpwa.lab.training.snapshots import write_snapshot
 from support import wait_until
 
 
@@ -57,14 +58,13 @@ def test_the_training_clock_stands_still_while_a_snapshot_is_written(tmp_path, m
     now_s = 100.0
     monkeypatch.setattr("dpwa.lab.training.recording.time.monotonic", lambda: now_s)
     watch = recorder(tmp_path, rounds=2)
-    write = watch._write_model
 
-    def slow_write(round_: int, training_s: float) -> None:
+    def slow_write(*arguments: object, **header: float) -> None:
         nonlocal now_s
         now_s += 50.0
-        write(round_, training_s)
+        write_snapshot(*arguments, **header)
 
-    monkeypatch.setattr(watch, "_write_model", slow_write)
+    monkeypatch.setattr("dpwa.lab.training.recording.write_snapshot", slow_write)
     watch.begin(2)
     now_s += 3.0
     make_steps(watch, 1)

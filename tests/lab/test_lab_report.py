@@ -157,7 +157,7 @@ def test_a_row_that_is_done_keeps_its_remark():
     assert status_text(summary.rows[1]) == "done; w2 was killed; the others went on"
 
 
-def test_trials_that_were_not_run_and_rows_that_are_not_asked_for_are_told():
+def test_trials_that_were_not_run_and_rows_that_are_not_asked_for_are_reported():
     study = Study.from_text(STUDY)
     trials = study.trials()
     stranger = result_of(trials[0])
@@ -174,7 +174,7 @@ def test_trials_that_were_not_run_and_rows_that_are_not_asked_for_are_told():
     assert status_text(summary.rows[1]) == "not run yet"
 
 
-def test_results_of_other_settings_than_the_study_file_has_now_are_told():
+def test_results_of_other_settings_than_the_study_file_has_now_are_reported():
     study = Study.from_text(STUDY)
     old = [parsed(result_of(trial)) for trial in Study.from_text(STUDY.replace("n_epochs: 4", "n_epochs: 2")).trials()]
     assert any("before these settings changed: n_epochs" in note for note in summarise(study, old).notes)
@@ -258,7 +258,7 @@ def test_threads_beyond_the_cores_do_not_make_a_row_unfair():
     assert any(f.is_equal and f.text.startswith("All rows compute on 2 cores") for f in found)
 
 
-def test_seeds_by_different_commits_are_told_once_and_not_for_each_row():
+def test_seeds_by_different_commits_are_reported_once_and_not_for_each_row():
     change = lambda _, result: {**result, "commit": "aaaa" if result["trial"]["seed"] == 0 else "bbbb"}  # noqa: E731
     warnings = content_of(summary_of(change=change), "").warnings
     assert "Rows were made by different commits: aaaa (seed 0), bbbb (seeds 1, 2) in all rows." in warnings
@@ -269,7 +269,7 @@ def test_a_commit_with_changed_files_is_warned_of():
     assert any("not a clean commit" in warning for warning in content_of(summary, "").warnings)
 
 
-def test_settings_that_differ_are_told_apart_from_shared_ones_and_unused_ones_are_left_out():
+def test_settings_that_differ_are_reported_apart_from_shared_ones_and_unused_ones_are_left_out():
     text = STUDY.replace("[single, pull, ddp]", "[single, {strategy: fedprox, mu: 0.5}, pull, ddp]")
     content = content_of(summary_of(text), "")
     assert set(content.different) >= {"strategy", "mu"}

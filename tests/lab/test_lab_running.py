@@ -23,7 +23,8 @@ from dpwa.cli import main
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
 from dpwa.lab import commands
-from dpwa.lab.run import mpi_segments, running, starting, supervision
+from dpwa.lab.run import running, starting
+from dpwa.lab.run.mpi_segments import remove_mpi_segments
 from dpwa.lab.run.pace import Pace, duration_text
 from dpwa.lab.run.progress import RunProgress
 from dpwa.lab.run.run_folder import RunFolder, last_lines
@@ -71,9 +72,9 @@ def run_shown(text: str, *, only: tuple[str, ...] = ()) -> tuple[int, str]:
     return code, output.getvalue()
 
 
-def run_program(code: str, log: Path, **options: float) -> Ended:
+def run_program(code: str, log: Path, *, grace_s: float = 10.0, deadline_s: float) -> Ended:
     argv = [sys.executable, "-c", code]
-    return asyncio.run(Programs().run(argv, dict(os.environ), log=log, **options))
+    return asyncio.run(Programs(grace_s).run(argv, dict(os.environ), log=log, deadline_s=deadline_s))
 
 
 @pytest.fixture
@@ -150,7 +151,12 @@ def test_an_error_with_a_cause_is_reported_in_its_own_words(monkeypatch) -> None
 
 @pytest.mark.usefixtures("small_trials")
 def test_without_its_data_nothing_is_started_and_the_reason_is_given_once(monkeypatch) -> None:
-    monkeypatch.setattr(running, "data_command", starting.data_command)
+    without = running.data_command
+    monkeypatch.setattr(
+        running,
+        "data_command",
+        lambda name, cache: (starting.data_command if name == "cifar10" else without)(name, cache),
+    )
     monkeypatch.setenv("DPWA_DATA_DIR", str(Path("nowhere").absolute()))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -223,7 +229,7 @@ def test_a_failure_is_a_result_where_the_study_kills_a_node() -> None:
 
 @pytest.mark.usefixtures("small_trials")
 def test_a_row_whose_extra_is_missing_is_skipped_with_one_line(monkeypatch) -> None:
-    monkeypatch.setattr(starting, "_mpiexec", lambda: None)
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
     code, output = run_shown("strategies: [param_avg, single]\n")
     assert code == 0
     assert "[1/2] param_avg (seed 0): skipped: install dpwa[mpi]\n" in output
@@ -298,15 +304,14 @@ def test_an_interrupted_run_leaves_no_process_and_can_be_continued(tmp_path: Pat
     assert RunFolder(tmp_path / "runs/try").why_again(study.trials()[0]) == "it was interrupted"
 
 
-def test_a_process_that_does_not_want_to_end_is_killed_with_its_children(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(supervision, "_GRACE_S", 0.1)
+def test_a_process_that_does_not_want_to_end_is_killed_with_its_children(tmp_path: Path) -> None:
     code = (
         "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
         "print(child.pid, flush=True); time.sleep(60)"
     )
     log = tmp_path / "log"
-    ended = run_program(code, log, deadline_s=1.5)
+    ended = run_program(code, log, grace_s=0.1, deadline_s=1.5)
     assert ended.is_late
     assert ended.exit_code == -signal.SIGKILL
     child = int(log.read_text())
@@ -396,6 +401,7 @@ def test_the_pace_is_learned_from_trials_with_the_same_data_and_network() -> Non
     pace.learn(trial_of(n_epochs=4), 30)
     assert pace.seconds([trial_of("pull", n_epochs=3), trial_of(n_epochs=1)]) == 40
     assert pace.seconds([trial_of(), trial_of(model="mlp")]) is None
+    assert pace.seconds([trial_of(n_epochs=1), trial_of(model="mlp")], (trial_of(model="mlp"), 7)) == 17
     slow = {"slow": {"node": 1, "factor": 4}, "n_epochs": 1}
     assert [pace.seconds([trial_of(strategy, **slow)]) for strategy in ("ddp", "pull")] == [40, 10]
 
@@ -478,13 +484,12 @@ def test_the_last_lines_of_a_log_are_the_last(tmp_path: Path) -> None:
     assert last_lines(log, 2) == ["line 998", "line 999"]
 
 
-def test_segments_of_mpi_jobs_that_have_ended_are_removed(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(mpi_segments, "_FOLDER", tmp_path)
+def test_segments_of_mpi_jobs_that_have_ended_are_removed(tmp_path: Path) -> None:
     paths = {name: tmp_path / f"mpich_shm_{name}" for name in ("old", "mapped", "young")}
     for name, path in paths.items():
         path.write_bytes(bytes(mmap.PAGESIZE))
         if name != "young":
             os.utime(path, (time.time() - 60, time.time() - 60))
     with paths["mapped"].open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
-        mpi_segments.remove_mpi_segments()
+        remove_mpi_segments(tmp_path)
     assert {name for name, path in paths.items() if path.exists()} == {"mapped", "young"}

@@ -180,7 +180,7 @@ def test_only_tells_what_there_is(only: list[str], message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
+def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file() -> None:
     found = problems_of(
         """nodez: 3
 batch_size: "12"
@@ -252,7 +252,7 @@ target_accuracy: 0
         ("title: x", "strategies: missing"),
     ],
 )
-def test_a_mistake_is_told_with_what_was_expected(text: str, message: str) -> None:
+def test_a_mistake_is_reported_with_what_was_expected(text: str, message: str) -> None:
     found = problems_of(text + "\n")
     assert len(found) == 1
     assert message in found[0]
@@ -266,7 +266,7 @@ def test_a_custom_method_is_a_strategy_like_dpwas_own() -> None:
         "grid: {cluster.pull_probability: [1, 0.5], cluster.sgp.debias: [true, false], mu: [1, 2]}\n"
     )
     assert labels(study) == [f"best_peer:BestPeer, pull_probability={share}" for share in ("1", "0.5")]
-    kind = study.cells()[0].kind
+    kind = study.trials()[0].kind
     assert kind.is_method
     assert kind.name == "best_peer:BestPeer"
 

@@ -256,7 +256,7 @@ def test_the_named_python_is_used_as_it_is_named_and_asked_first(monkeypatch, tm
     assert tensorflow_python() == link
 
 
-def test_a_named_python_that_cannot_be_used_is_told_apart(monkeypatch, tmp_path):
+def test_a_named_python_that_cannot_be_used_is_reported_apart(monkeypatch, tmp_path):
     monkeypatch.setenv(PYTHON_VARIABLE, str(tmp_path / "nowhere"))
     assert tensorflow_python() is None
     assert "is not a program" in why_no_tensorflow()

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from collective_support import alone, check_like_alone, drifted, finish, results, start_ranks, training, wait
+from collective_support import check_sgd_on_whole_batches, drifted, finish, results, start_ranks, training, wait
 from collective_trainer import network
 from dpwa.lab.strategies.collective import allreduce_bytes
 from support import wait_until
@@ -39,10 +39,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["ddp", "tiny_batches", "incomplete"])
 def test_ddp_is_sgd_on_whole_batches_whatever_the_sizes_of_the_parts(trained, name, tmp_path):
-    found, expected = trained(name), alone(TRAININGS[name], tmp_path)
-    check_like_alone(found, expected)
-    steps = len(expected.steps)
-    assert {int(result.bytes_sent) for result in found} == {steps * allreduce_bytes(4 * PARAMETERS, SIZE)}
+    check_sgd_on_whole_batches(trained(name), TRAININGS[name], tmp_path)
 
 
 def test_allreduce_every_h_takes_the_exact_mean_every_so_many_steps_and_at_the_end(trained):

@@ -198,7 +198,7 @@ def test_ctrl_c_ends_all_nodes_and_the_demo(
 
     monkeypatch.setattr(demo, "LiveView", InterruptingView)
     assert run_demo(None, tmp_path / "run") == 128 + signal.SIGINT
-    assert "all nodes were stopped" in capfd.readouterr().out
+    assert "all nodes have been stopped" in capfd.readouterr().out
     assert len(pids) == 4
     for pid in pids:
         with pytest.raises(ProcessLookupError):

@@ -68,7 +68,7 @@ def test_a_second_life_adds_to_the_journal_of_the_first(tmp_path):
 def test_a_journal_that_cannot_be_written_warns_and_lets_the_training_go_on(zeromq, tmp_path, caplog):
     (tmp_path / "run" / "nodes" / "w1" / "events.jsonl").mkdir(parents=True)  # a folder in the place of the file
     nodes = zeromq.start([VectorModel([0.0]), VectorModel([1.0])], run_dir=tmp_path / "run")
-    wait_until(lambda: "training goes on" in caplog.text, "the warning")
+    wait_until(lambda: "training continues" in caplog.text, "the warning")
     zeromq.step_all(5)
     assert nodes[0].statistics().step == 5
     assert nodes[1].statistics().blended > 0
@@ -268,7 +268,7 @@ def test_a_disk_that_is_full_for_a_while_costs_lines_which_are_counted_and_no_me
         if number % 1000 == 0:
             wait_until(lambda: len(journal._waiting) < 1000, "the thread goes on")
     assert "No space left on device" in caplog.text, "the fault happened"
-    assert caplog.text.count("training goes on") == 1
+    assert caplog.text.count("training continues") == 1
     for file in files:
         file.unlink()
     wait_until(lambda: "is written again" in caplog.text, "writing resumes")

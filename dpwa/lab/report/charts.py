@@ -73,6 +73,26 @@ _BY_SEEDS = "Lines are means over the seeds; bands range from the lowest to the 
 _BY_ERROR = "The accuracy axis is logarithmic in the error (100 % minus accuracy)."
 
 
+_BY_ROUND_PANELS = (
+    _Panel("Accuracy", lambda c: c.epoch, lambda c: c.accuracy, _EPOCHS, _ACCURACY, is_accuracy=True),
+    _Panel("Loss", lambda c: c.epoch, lambda c: c.loss, _EPOCHS, "cross-entropy (nats, test set)"),
+)
+_BATCH_PANELS = (
+    _Panel("Loss", lambda c: c.batch_samples, lambda c: c.batch_loss, _SAMPLES, "loss (nats)"),
+    _Panel(
+        "Accuracy",
+        lambda c: c.batch_samples,
+        lambda c: _up_to(c.batch_accuracy, MOST_BATCH_ACCURACY),
+        _SAMPLES,
+        "accuracy (% of the batch)",
+        is_accuracy=True,
+    ),
+)
+_BYTES_PANEL = _Panel(
+    "", lambda c: c.bytes_sent, lambda c: c.accuracy, "bytes sent", _ACCURACY, is_accuracy=True, is_in_bytes=True
+)
+
+
 def charts(summary: Summary) -> list[Chart]:
     """The charts of a study for which something was measured."""
     target = summary.study.target_accuracy
@@ -82,8 +102,7 @@ def charts(summary: Summary) -> list[Chart]:
             "accuracy-by-round",
             "Accuracy and loss by round",
             f"Accuracy and loss of the aggregated model after each round. {_BY_SEEDS} {_BY_ERROR}",
-            _Panel("Accuracy", lambda c: c.epoch, lambda c: c.accuracy, _EPOCHS, _ACCURACY, is_accuracy=True),
-            _Panel("Loss", lambda c: c.epoch, lambda c: c.loss, _EPOCHS, "cross-entropy (nats, test set)"),
+            *_BY_ROUND_PANELS,
         ),
         _chart(
             summary,
@@ -99,15 +118,7 @@ def charts(summary: Summary) -> list[Chart]:
             "Accuracy by bytes sent",
             "Accuracy of the aggregated model. Bytes are those of the models or gradients that all processes together "
             "have sent. Rows that send nothing are horizontal lines at their last accuracy.",
-            _Panel(
-                "",
-                lambda c: c.bytes_sent,
-                lambda c: c.accuracy,
-                "bytes sent",
-                _ACCURACY,
-                is_accuracy=True,
-                is_in_bytes=True,
-            ),
+            _BYTES_PANEL,
         ),
         _chart(
             summary,
@@ -115,15 +126,7 @@ def charts(summary: Summary) -> list[Chart]:
             "Training batches",
             "Loss and accuracy of the training batches: means over the workers, smoothed by averaging neighbours."
             f" Accuracies above {MOST_BATCH_ACCURACY} % are drawn at {MOST_BATCH_ACCURACY} %.",
-            _Panel("Loss", lambda c: c.batch_samples, lambda c: c.batch_loss, _SAMPLES, "loss (nats)"),
-            _Panel(
-                "Accuracy",
-                lambda c: c.batch_samples,
-                lambda c: _up_to(c.batch_accuracy, MOST_BATCH_ACCURACY),
-                _SAMPLES,
-                "accuracy (% of the batch)",
-                is_accuracy=True,
-            ),
+            *_BATCH_PANELS,
         ),
         _chart(
             summary,

@@ -29,7 +29,7 @@ MOST_NAMES = 32
 MOST_CLASS_NAMES = 40
 
 NAME_EVERY = 8
-"""With too many nodes for all names, only every so many have one."""
+"""With more nodes, only every eighth has a name."""
 
 
 def draw_partition(counts: NDArray[np.integer], names: Sequence[str]) -> Figure:

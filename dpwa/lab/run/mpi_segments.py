@@ -16,7 +16,7 @@ _PATTERN = "mpich_shm_*"
 _YOUNG_S = 2.0
 
 
-def remove_mpi_segments() -> None:
+def remove_mpi_segments(folder: Path = _FOLDER) -> None:
     """Removes this user's segments that no process has mapped, except the youngest, which a job may be about to map.
 
     Only Linux says who has mapped what; elsewhere nothing is removed.
@@ -24,7 +24,7 @@ def remove_mpi_segments() -> None:
     proc = Path("/proc")
     if not proc.joinpath("self", "maps").exists():
         return
-    for path in _FOLDER.glob(_PATTERN):
+    for path in folder.glob(_PATTERN):
         with suppress(OSError):  # somebody else's, or gone meanwhile
             if time.time() - path.stat().st_mtime > _YOUNG_S and not _is_mapped(path, proc):
                 path.unlink()

@@ -30,14 +30,22 @@ class Pace:
         self._taken_s[key] = self._taken_s.get(key, 0.0) + taken_s
         self._epochs[key] = self._epochs.get(key, 0.0) + _epochs(trial)
 
-    def seconds(self, trials: Iterable[Trial]) -> float | None:
-        """About how long these trials will take; None while nothing is known of one of them."""
+    def seconds(self, trials: Iterable[Trial], running: tuple[Trial, float] | None = None) -> float | None:
+        """About how long these trials will take; None while nothing is known of one of them.
+
+        Args:
+            trials: the trials.
+            running: a trial that has not finished yet, and how long it seems to take.
+        """
+        epoch_s = {key: self._taken_s[key] / self._epochs[key] for key in self._taken_s}
+        if running is not None:
+            trial, taken_s = running
+            epoch_s.setdefault(_key(trial), taken_s / _epochs(trial))
         total_s = 0.0
         for trial in trials:
-            key = _key(trial)
-            if key not in self._taken_s:
+            if _key(trial) not in epoch_s:
                 return None
-            total_s += self._taken_s[key] / self._epochs[key] * _epochs(trial)
+            total_s += epoch_s[_key(trial)] * _epochs(trial)
         return total_s
 
     def deadline_s(self, trial: Trial) -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,15 +227,15 @@ class Runner:
         folder = self.folder.empty(trial)
         prepare(trial, folder, self._study.path.parent)
         expected_s, deadline_s = self._pace.seconds([trial]), self._pace.deadline_s(trial)
-        later_s = self._pace.seconds(other for other in self.waiting() if other != trial)
+        later = [other for other in self.waiting() if other != trial]
 
         def on_wait(elapsed_s: float) -> None:
             share = min(1.0, newest_round(folder) / trial.rounds)
             whole_s = elapsed_s / share if share >= _SHARE_TO_TRUST else expected_s
-            if whole_s is None or later_s is None:
-                progress.update(share, None)
-            else:
-                progress.update(share, max(0.0, whole_s - elapsed_s) + later_s)
+            left_s = None
+            if whole_s is not None and (later_s := self._pace.seconds(later, (trial, whole_s))) is not None:
+                left_s = max(0.0, whole_s - elapsed_s) + later_s
+            progress.update(share, left_s)
 
         with held_to(trial.settings.cores):
             ended = await self._programs.run(
@@ -262,7 +261,7 @@ class Runner:
         """What result.json says, if the evaluation has written one."""
         result = read_json(folder.result_json)
         if evaluated.exit_code != 0 or result is None:
-            reason = reason or f"its evaluation failed: {_error_in(folder) or f'exit code {evaluated.exit_code}'}"
+            reason = reason or f"its evaluation failed: {_error_in(folder) or evaluated.reason}"
             self._write_down(trial, folder, "failed", reason)
             return TrialOutcome(trial, "failed", reason, is_expected=False)
         remove_snapshots(folder)
@@ -302,9 +301,7 @@ def _reason(ended: Ended, deadline_s: float, folder: TrialFolder) -> str:
         return f"not done within {duration_text(deadline_s)}"
     if ended.exit_code == 0:
         return ""
-    if ended.exit_code < 0:
-        return f"killed by {signal.Signals(-ended.exit_code).name}"
-    return _error_in(folder) or f"exit code {ended.exit_code}"
+    return ended.reason if ended.exit_code < 0 else _error_in(folder) or ended.reason
 
 
 def _error_in(folder: TrialFolder) -> str:

@@ -19,8 +19,7 @@ from dpwa.launch.local import NodeCommand, Supervisor
 __all__ = ["Ended", "EndedBySignal", "Programs"]
 
 _POLL_S = 0.25
-_GRACE_S = 10.0
-"""How long a clean end may take after SIGTERM; `dpwa launch` needs about half of it to end its nodes."""
+_GRACE_S = 10.0  # `dpwa launch` needs about half of it to end its nodes
 
 
 class EndedBySignal(Exception):
@@ -42,18 +41,25 @@ class Ended:
     Attributes:
         exit_code: negative for a signal.
         wall_s: how long it ran.
+        reason: the end in words.
         is_late: its deadline came first.
     """
 
     exit_code: int
     wall_s: float
+    reason: str = ""
     is_late: bool = False
 
 
 class Programs:
-    """Runs programs, one at a time."""
+    """Runs programs, one at a time.
 
-    def __init__(self) -> None:
+    Args:
+        grace_s: how long a clean end may take after SIGTERM, in seconds.
+    """
+
+    def __init__(self, grace_s: float = _GRACE_S) -> None:
+        self._grace_s = grace_s
         self._signal: int | None = None
         self._at_work: Supervisor | None = None
 
@@ -90,7 +96,7 @@ class Programs:
         started_s = time.monotonic()
         is_late = False
         command = NodeCommand("", tuple(argv), environment, log)
-        self._at_work = Supervisor([command], grace_s=_GRACE_S, on_line=on_line)
+        self._at_work = Supervisor([command], grace_s=self._grace_s, on_line=on_line)
         running = asyncio.create_task(self._at_work.run())
         try:
             while not (await asyncio.wait({running}, timeout=_POLL_S))[0]:
@@ -103,7 +109,7 @@ class Programs:
             self._at_work = None
         self._check_signal()
         (end,) = running.result()
-        return Ended(end.exit_code, time.monotonic() - started_s, is_late)
+        return Ended(end.exit_code, time.monotonic() - started_s, end.reason, is_late)
 
     def _check_signal(self) -> None:
         if self._signal is not None:

@@ -46,6 +46,9 @@ class CustomDataParallel(Strategy):
     Args:
         devices: of the replicas, the model's first. None: all GPUs if the model is on a GPU, otherwise one replica for
             each thread that torch may use in this process.
+
+    Attributes:
+        replicas: the model itself, then the others; set by `begin`.
     """
 
     def __init__(self, devices: Sequence[torch.device] | None = None) -> None:
@@ -58,24 +61,22 @@ class CustomDataParallel(Strategy):
         super().begin(model, optimizer)
         own = next(model.parameters()).device
         devices = _devices_beside(own) if self._devices is None else self._devices
-        self._replicas = [model, *(_replica(model, device) for device in devices[1:])]
-        self._remote = [replica for replica in self._replicas if next(replica.parameters()).device != own]
+        self.replicas = [model, *(_replica(model, device) for device in devices[1:])]
         # One thread per replica: torch would start as many again for each of them, and those of the training thread
         # would spin while it waits, and take the cores from the replicas.
         torch.set_num_threads(1)
         self._threads = ThreadPoolExecutor(len(devices), "replica", initializer=lambda: torch.set_num_threads(1))
-        payload_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-        self._step_bytes = 2 * payload_bytes * len(self._remote)
+        self._payload_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
 
     def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """See `Strategy.backward`."""
         if self._threads is None:
             raise InternalError("custom_data_parallel: got a batch before `begin`")
         count = len(labels)
-        images_of = torch.tensor_split(images, len(self._replicas))
-        labels_of = torch.tensor_split(labels, len(self._replicas))
+        images_of = torch.tensor_split(images, len(self.replicas))
+        labels_of = torch.tensor_split(labels, len(self.replicas))
         # A batch may have fewer samples than there are replicas.
-        parts = [part for part in zip(self._replicas, images_of, labels_of, strict=True) if len(part[2])]
+        parts = [part for part in zip(self.replicas, images_of, labels_of, strict=True) if len(part[2])]
         computed = [self._threads.submit(_compute, *part, weight=1 / count) for part in parts]
         results = [future.result() for future in computed]
         self._gather([replica for replica, _, _ in parts[1:]])
@@ -99,10 +100,13 @@ class CustomDataParallel(Strategy):
     @torch.no_grad()
     def after_step(self, loss: Tensor) -> None:  # noqa: ARG002
         """See `Strategy.after_step`."""
-        for replica in self._remote:
+        first = next(self.model.parameters()).data_ptr()
+        for replica in self.replicas:
+            if next(replica.parameters()).data_ptr() == first:
+                continue
             for parameter, other in zip(self.model.parameters(), replica.parameters(), strict=True):
                 other.copy_(parameter)
-        self.bytes_sent += self._step_bytes
+            self.bytes_sent += 2 * self._payload_bytes
 
     def close(self) -> None:
         """See `Strategy.close`."""

@@ -33,7 +33,7 @@ class StrategyKind:
         name: its name in a study file.
         text: what it does, in one line.
         start: what starts its processes.
-        is_method: it is one of dpwa's averaging methods, with the same name in a cluster file.
+        is_method: an averaging method, with the same name in a cluster file.
         is_one_process: a single process sees all data, whatever `nodes` says.
         splits_batch: every update uses one batch of all data, and each process computes a part of it. There is one
             model, and no partition.
@@ -72,7 +72,7 @@ STRATEGIES: dict[str, StrategyKind] = {
             extra="mpi",
         ),
         StrategyKind("ddp", "torch's DistributedDataParallel", splits_batch=True, waits=True),
-        StrategyKind("allreduce_every_h", "local steps, an all-reduce of parameters every every_steps", waits=True),
+        StrategyKind("allreduce_every_h", "every_steps local steps, then an all-reduce of the parameters", waits=True),
         StrategyKind(
             "custom_data_parallel",
             "one process, one replica per device or thread, gradients summed by hand",

@@ -42,7 +42,7 @@ def _checked_seeds(value: Any) -> Any:
     )
 
 
-Strategy = Annotated[str, AfterValidator(_checked_strategy)]
+StrategyName = Annotated[str, AfterValidator(_checked_strategy)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(_checked_seeds), Field(strict=False)]
 Values = Annotated[tuple[JsonValue, ...], Field(strict=False, min_length=1)]
 Number = Annotated[float, Field(ge=0)]
@@ -54,7 +54,7 @@ class RowOptions(CommonSettings):
     name: str | None = Field(
         None, min_length=1, max_length=100, description="Label of the row; the strategy by default."
     )
-    strategy: Strategy = Field(description="How the processes train together; see `dpwa lab list --strategies`.")
+    strategy: StrategyName = Field(description="How the processes train together; see `dpwa lab list --strategies`.")
     literature: float | None = Field(None, ge=0, description="What the literature reports for this row.")
 
     @model_validator(mode="before")

@@ -27,7 +27,7 @@ from dpwa.lab.training.data import DataSet
 from dpwa.lab.training.machine import commit, machine
 from dpwa.lab.training.models import build, initial_weights_hash
 from dpwa.lab.training.partition import class_counts
-from dpwa.lab.training.snapshots import SavedModel, read_snapshot, read_steps
+from dpwa.lab.training.snapshots import RoundModel, read_snapshot, read_steps
 
 __all__ = ["evaluate", "main"]
 
@@ -122,7 +122,7 @@ def _initial_weights(folder: TrialFolder, names: Sequence[str], model: nn.Module
     return " ".join(sorted(found))
 
 
-def _newest(folder: TrialFolder, trial: Trial, name: str) -> SavedModel | None:
+def _newest(folder: TrialFolder, trial: Trial, name: str) -> RoundModel | None:
     """The last model that a process has saved."""
     found = (read_snapshot(folder.snapshot(name, number)) for number in range(trial.rounds, -1, -1))
     return next((snapshot for snapshot in found if snapshot is not None), None)

@@ -19,14 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["SavedModel", "read_snapshot", "read_steps", "write_snapshot", "write_steps"]
+__all__ = ["RoundModel", "read_snapshot", "read_steps", "write_snapshot", "write_steps"]
 
 _STEP_KINDS = {"loss": "float32", "right": "int32", "count": "int32", "end_s": "float64"}
 
 
 @dataclass(frozen=True)
-class SavedModel:
-    """A model that a process has saved.
+class RoundModel:
+    """The model of a process after a round.
 
     Attributes:
         tensors: by name.
@@ -67,13 +67,13 @@ def write_snapshot(
     draft.replace(path)
 
 
-def read_snapshot(path: Path) -> SavedModel | None:
+def read_snapshot(path: Path) -> RoundModel | None:
     """The model in a file; None if there is no such file."""
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
         header = {key: float(value) for key, value in (file.metadata() or {}).items()}
-        return SavedModel({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118
+        return RoundModel({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118
 
 
 def write_steps(path: Path, columns: Mapping[str, Any]) -> None:

@@ -32,16 +32,16 @@ def round_of_work(round_: int) -> int:
 
 
 def samples_of(shard_size: int, batch_size: int, epochs: int) -> int:
-    """Samples that the training function draws from a shard: an incomplete last batch is left out."""
+    """Samples that the training loop draws from a shard: an incomplete last batch is left out."""
     return epochs * max(1, shard_size // batch_size) * min(shard_size, batch_size)
 
 
 class FederatedRounds(Method):
-    """Gathers what it is told to, and takes the weighted mean of what has come in place of the own model.
+    """Gathers on command, and replaces this node's model with the weighted mean of the models that come.
 
-    It makes no difference between server and clients: a client gathers the server's model with the weight 1, the
-    server those of its clients with weights by their numbers of samples. Models are absolute values here, so that a
-    client gets the very bits of the server's.
+    Server and clients use it in the same way: a client gathers the server's model with weight 1, and the server gathers
+    its clients' models, weighted by their numbers of samples. Models travel as absolute values, so that a client gets
+    exactly the server's bits.
 
     Args:
         links, count, probability: see `Method`; not used, the trainer decides who asks whom, and when.
