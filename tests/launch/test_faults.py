@@ -117,7 +117,7 @@ def test_a_node_that_is_started_late_joins_in(launch):
     first = launch("--node", "w1", "--node", "w2", steps=120)
     wait_until(lambda: _blends(first.run_dir, "w1", "w2"), "two train together", 30)
     late = launch("--node", "w3", steps=40)
-    wait_until(lambda: _blends(first.run_dir, "w3"), "the late one blends", 30)
+    wait_until(lambda: _blends(first.run_dir, "w3"), "the late one blends", 60)
     wait_until(lambda: _blends(first.run_dir, "w1", "w3"), "an early one blends with it", 30)
     assert late.wait() == 0
     assert first.wait() == 0
