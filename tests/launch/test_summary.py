@@ -103,6 +103,7 @@ node.close()
 """
 
 
+@pytest.mark.heavy
 def test_a_launch_in_which_nothing_was_exchanged_does_not_end_in_silence(tmp_path):
     config = ClusterConfig.for_localhost(2, ports=free_ports(2))
     (tmp_path / "cluster.yaml").write_text(config.to_yaml())

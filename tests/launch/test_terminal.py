@@ -15,6 +15,8 @@ import pytest
 
 from dpwa.launch.ports import free_ports
 
+pytestmark = pytest.mark.heavy
+
 SCRIPT = """
 import os
 print("size", *os.popen("stty size").read().split())
