@@ -14,7 +14,7 @@ These are the public names; everything below them may change without notice.
 - A training script: `DpwaPyTorchAdapter` or `attach`, `ClusterConfig`, `NodeStatistics`; `average_models`.
 - A custom rule for the interpolation: `register`, `Interpolation`, `DistanceInterpolation`, `State`.
 - A custom averaging method: `Method` with `ExchangeKind`, `Conservation`, `Plan`, `ExchangeResult`, `Neighbourhood`,
-  `Snapshot`; or a subclass of `Pull`, `GoSGD`, `SGP`, `ADPSGD`, `Elastic`, `DPSGD`, `NoLoCo` or `Sparta`.
+  `Snapshot`, `Options`; or a subclass of `Pull`, `GoSGD`, `SGP`, `ADPSGD`, `Elastic`, `DPSGD`, `NoLoCo` or `Sparta`.
 - An adapter for another framework: `Node` and `Model` with `Layout`, `TensorSpec`, `Role`, `Section`, `ITEM_BYTES`,
   `Buffer`, `Values`, `Inventory`; `node_folder` and `older_generations` for what it leaves in the run folder.
 - Errors: `DpwaError` and its subclasses, see `dpwa.errors`.
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from dpwa.node.node import Node
     from dpwa.node.record import NodeStatistics
     from dpwa.observe.journal import node_folder, older_generations
+    from dpwa.options import Options
     from dpwa.snapshot.dtypes import ITEM_BYTES
     from dpwa.snapshot.layout import Buffer, Layout, Role, Section, Snapshot, TensorSpec
     from dpwa.snapshot.model import Inventory, Model
@@ -92,6 +93,7 @@ __all__ = [
     "Node",
     "NodeClosed",
     "NodeStatistics",
+    "Options",
     "PeerTimeout",
     "PeerUnreachable",
     "Plan",
@@ -135,6 +137,7 @@ _NAMES_BY_MODULE = {
     "dpwa.node.node": "Node",
     "dpwa.node.record": "NodeStatistics",
     "dpwa.observe.journal": "node_folder older_generations",
+    "dpwa.options": "Options",
     "dpwa.snapshot.dtypes": "ITEM_BYTES",
     "dpwa.snapshot.layout": "Buffer Layout Role Section Snapshot TensorSpec",
     "dpwa.snapshot.model": "Inventory Model",

@@ -20,7 +20,16 @@ HEAVY_MODULES = {"click", "networkx", "numpy", "pydantic", "rich", "torch", "yam
 PUBLIC_NAMES = {
     "training": {"DpwaPyTorchAdapter", "attach", "ClusterConfig", "NodeStatistics", "average_models", "__version__"},
     "rules": {"register", "Interpolation", "DistanceInterpolation", "State"},
-    "methods": {"Method", "ExchangeKind", "Conservation", "Plan", "Neighbourhood", "Snapshot", "ExchangeResult"},
+    "methods": {
+        "Method",
+        "ExchangeKind",
+        "Conservation",
+        "Plan",
+        "Neighbourhood",
+        "Snapshot",
+        "ExchangeResult",
+        "Options",
+    },
     "methods to begin with": {"ADPSGD", "DPSGD", "Elastic", "GoSGD", "NoLoCo", "Pull", "SGP", "Sparta"},
     "adapters": {"Node", "Model", "Inventory", "Layout", "TensorSpec", "Role", "Section", "ITEM_BYTES", "Buffer"}
     | {"Values", "node_folder", "older_generations"},
