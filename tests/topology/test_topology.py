@@ -238,7 +238,7 @@ def test_a_random_schedule_does_not_depend_on_which_rounds_were_looked_at():
 
 
 def test_drawn_weights_are_the_same_in_another_process():
-    plan = 'Plan("small_world", "random_doubly", options=GraphOptions(degree=4, rewiring=0.3), seed=11)'
+    plan = 'TopologySpec("small_world", "random_doubly", options=GraphOptions(degree=4, rewiring=0.3), seed=11)'
     code = (
         "from dpwa.topology.schedule import TopologySpec, make_topology\n"
         "from dpwa.topology.graphs import GraphOptions\n"
