@@ -218,6 +218,7 @@ def test_each_fault_of_a_message_happens_is_on_record_and_training_goes_on(clust
         assert all(event["peer"] != node.name for event in events)
 
 
+@pytest.mark.heavy
 def test_messages_are_lost_as_often_as_the_config_says(in_memory):
     drop, steps = 0.2, 1500
     nodes = in_memory.start(
@@ -452,6 +453,7 @@ def test_a_node_that_is_to_be_killed_needs_a_run_folder():
     other.close()
 
 
+@pytest.mark.heavy
 def test_a_killed_node_dies_once_and_comes_back_by_the_launcher(tmp_path):
     config = ClusterConfig.for_localhost(
         3,
@@ -523,6 +525,7 @@ def train(cluster: Cluster, count: int, seed: int, **settings: object) -> np.nda
 
 @pytest.mark.parametrize("method", ["gosgd", "sgp"])
 @pytest.mark.parametrize(("count", "seed"), [(4, 0), (4, 1), (8, 2), (8, 3)])
+@pytest.mark.heavy
 def test_pushes_keep_mass_and_mean_under_all_faults_at_once(cluster, method, count, seed):
     start = train(cluster, count, seed, method=method)
     statistics = [node.method.statistics() for node in cluster.nodes]
@@ -534,6 +537,7 @@ def test_pushes_keep_mass_and_mean_under_all_faults_at_once(cluster, method, cou
 
 @pytest.mark.parametrize("method", ["adpsgd", "elastic"])
 @pytest.mark.parametrize(("count", "seed"), [(4, 0), (8, 2)])
+@pytest.mark.heavy
 def test_pairs_keep_the_mean_to_rounding_under_all_faults_at_once(cluster, method, count, seed):
     start = train(cluster, count, seed, method=method)
     assert cluster.vectors().mean(0) == pytest.approx(start.mean(0), abs=1e-12)

@@ -485,6 +485,7 @@ def test_after_kill_9_the_next_start_of_the_node_removes_its_segment(run, tmp_pa
     assert _segments(run) == []
 
 
+@pytest.mark.heavy
 def test_after_kill_9_the_launcher_removes_the_nodes_segment(run, tmp_path, children):
     config = ClusterConfig.for_localhost(2, ports=free_ports(2), run=run, timeout_ms=500, connect_timeout_ms=200)
     (tmp_path / "cluster.yaml").write_text(config.to_yaml())
@@ -507,6 +508,7 @@ def test_after_kill_9_the_launcher_removes_the_nodes_segment(run, tmp_path, chil
 # --- Torn snapshots -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_no_read_of_a_slot_that_is_written_at_full_speed_is_torn(run, children):
     """The second lock alone: a writer that has no regard for readers. Many reads fail, and none is a mixture."""
     size = 32_768
@@ -548,6 +550,7 @@ def test_no_read_of_a_slot_that_is_written_at_full_speed_is_torn(run, children):
     assert read >= len(versions)
 
 
+@pytest.mark.heavy
 def test_nodes_at_full_speed_never_blend_a_torn_snapshot(run, tmp_path, children):
     size, seconds = 8192, 3.0
     config = ClusterConfig.for_localhost(3, ports=free_ports(3), run=run, blend="absolute", wait_ms=2000)
