@@ -535,7 +535,7 @@ def test_a_client_whose_server_has_gone_says_so():
     errors = federation.found
     assert len(errors) == 2
     assert all(isinstance(error, PeerUnreachable) for error in errors)
-    assert "server: its model of round" in str(errors[0])
+    assert "server: its model for round" in str(errors[0])
 
 
 def test_a_client_that_is_slower_than_the_deadline_is_left_behind_and_reported():

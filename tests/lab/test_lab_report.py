@@ -170,7 +170,7 @@ def test_trials_that_were_not_run_and_rows_that_are_not_asked_for_are_reported()
         'Results of "old name" are left out: the study has no such row.',
         "Not run yet: single (seeds 1, 2); pull (seeds 0, 1, 2); ddp (seeds 0, 1, 2).",
     )
-    assert status_text(summary.rows[0]) == "1 of 3 seeds done; not run yet (seed 1, 2)"
+    assert status_text(summary.rows[0]) == "1 of 3 seeds done; not run yet (seeds 1, 2)"
     assert status_text(summary.rows[1]) == "not run yet"
 
 
