@@ -16,8 +16,7 @@ Runs in: the trainer's thread, which alone writes the model: in place, under `to
 from __future__ import annotations
 
 import atexit
-import os
-import time
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -27,8 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpwa import ClusterConfig, ConfigError, Node, NodeStatistics, node_folder
+from dpwa import ConfigError, Node, NodeStatistics, node_folder
 
+from .identity import ConfigLike, given_config, identity_of, take_place
 from .saving import save_model
 from .streams import LateLosses
 from .tensors import TorchModel
@@ -37,6 +37,8 @@ from .termination import closing, raise_if_terminated, watch
 __all__ = ["DpwaPyTorchAdapter", "attach"]
 
 MODEL_FILE = "model.safetensors"
+
+_logger = logging.getLogger("dpwa")
 
 LossLike: TypeAlias = "Tensor | float | None"
 
@@ -63,26 +65,37 @@ class DpwaPyTorchAdapter:
     Args:
         model: the model as it will be trained: on its device, in its dtype, with its frozen parameters frozen.
         name: which node of the cluster this is; default: what `dpwa launch` set in DPWA_NODE.
-        config: the cluster file, or a ready config; default: what `dpwa launch` set in DPWA_CONFIG. Without either,
-            the node is alone: the script runs as if dpwa were not there.
+        config: the cluster file, a mapping with its keys, or a ready config; default: what `dpwa launch` set in
+            DPWA_CONFIG. Without either, the node is alone: the script runs as if dpwa were not there.
+        net: the 2017 dpwa's word for `model`.
+        config_file: the 2017 dpwa's word for `config`.
+
+    A second adapter for the same node in one process, as when a notebook's cell is run again, closes the first.
 
     Raises:
         ConfigError: file, name or model cannot be used, or the node's port is taken.
     """
 
     def __init__(
-        self, model: nn.Module, name: str | None = None, config: str | os.PathLike[str] | ClusterConfig | None = None
+        self,
+        model: nn.Module | None = None,
+        name: str | None = None,
+        config: ConfigLike = None,
+        *,
+        net: nn.Module | None = None,
+        config_file: ConfigLike = None,
     ) -> None:
-        name = name or os.environ.get("DPWA_NODE") or None
-        given = _given_config(config)
-        self.config = given or ClusterConfig.alone(name or "alone")
-        self.name = _node_name(self.config, name)
-        self.run_dir = _run_dir(self.config, given_cluster=given is not None)
+        model = _only(model, net, "model", "net")
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        identity = identity_of(name, _only(config, config_file, "config", "config_file"))
+        self.config, self.name, self.run_dir = identity.config, identity.name, identity.run_dir
         self._tensors = TorchModel(model, self.config)
         self._hook: _OptimizerHook | None = None
         self._late_losses = LateLosses()
         self._node = Node(self.config, self.name, self._tensors, run_dir=self.run_dir)
         self._is_closed = False
+        take_place(self, identity)
         self._node.start()
         # A script that ends without closing must not leave threads that the interpreter would stop in mid-air.
         atexit.register(self.close)
@@ -100,6 +113,25 @@ class DpwaPyTorchAdapter:
     def world_size(self) -> int:
         """How many nodes the cluster has: 1 for a script that runs alone."""
         return len(self.config.nodes)
+
+    @property
+    def folder(self) -> Path | None:
+        """This node's folder in the run folder, for files of its own; None for a script that runs alone."""
+        return None if self.run_dir is None else node_folder(self.run_dir, self.name)
+
+    @property
+    def clock(self) -> float:
+        """Age of the model: the number of training updates in it. It jumps when a peer's model is taken over."""
+        return self._node.statistics().clock
+
+    def __repr__(self) -> str:
+        did = self._node.statistics()
+        state = "closed" if self._is_closed else "alone" if self.world_size == 1 else f"of {self.world_size}"
+        return f"<dpwa node {self.name} ({state}): {did.step} steps, {did.blended} blended>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DpwaPyTorchAdapter:
+        """The adapter itself: the copy of a module that holds it, such as an average of weights, is no other node."""
+        return self
 
     def __enter__(self) -> DpwaPyTorchAdapter:
         return self
@@ -241,7 +273,7 @@ def attach(
     *,
     loss: Callable[[], LossLike] | None = None,
     name: str | None = None,
-    config: str | os.PathLike[str] | ClusterConfig | None = None,
+    config: ConfigLike = None,
 ) -> DpwaPyTorchAdapter:
     """Add dpwa to an existing loop in one line: every real step of the optimizer becomes a step of the node.
 
@@ -251,7 +283,7 @@ def attach(
 
     Args:
         model: see `DpwaPyTorchAdapter`.
-        optimizer: the one that trains the model.
+        optimizer: the one that trains the model; one that Accelerate or Lightning has wrapped is unwrapped.
         loss: returns the loss of the latest step; needed by interpolations that look at it.
         name: see `DpwaPyTorchAdapter`.
         config: see `DpwaPyTorchAdapter`.
@@ -259,7 +291,8 @@ def attach(
     Raises:
         ConfigError: as `DpwaPyTorchAdapter`; or the config's interpolation needs a loss and none is given.
     """
-    given = _given_config(config)
+    optimizer = _unwrapped(optimizer)
+    given = given_config(config)
     if loss is None and given is not None and (given.interpolation == "loss" or given.divergence_threshold > 0):
         raise ConfigError(
             "attach: this config's interpolation looks at the loss; pass loss=..., a function that returns the loss of "
@@ -268,6 +301,26 @@ def attach(
     adapter = DpwaPyTorchAdapter(model, name, given)
     adapter._hook = _OptimizerHook(adapter, optimizer, loss)  # noqa: SLF001
     return adapter
+
+
+def _unwrapped(optimizer: object) -> torch.optim.Optimizer:
+    """The optimizer that makes the steps, from within the wrappers of other frameworks."""
+    inner = optimizer
+    while inner is not None and not hasattr(inner, "_optimizer_step_post_hooks"):
+        inner = getattr(inner, "optimizer", None)
+    if not isinstance(inner, torch.optim.Optimizer):
+        raise ConfigError(f"attach: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    return inner
+
+
+def _only(value: Any, older: Any, name: str, older_name: str) -> Any:
+    """An argument that the 2017 dpwa called otherwise."""
+    if older is None:
+        return value
+    if value is not None:
+        raise ConfigError(f"{name} and {older_name} are the same argument: pass one of them")
+    _logger.warning("%s=... is the 2017 dpwa's word; it is %s=... now", older_name, name)
+    return older
 
 
 class _OptimizerHook:
@@ -316,37 +369,6 @@ def _as_arrays(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _as_arrays(item) for key, item in value.items()}
     return value.numpy() if isinstance(value, Tensor) else value
-
-
-def _given_config(config: str | os.PathLike[str] | ClusterConfig | None) -> ClusterConfig | None:
-    """The cluster that the script or the launcher names; None if neither does."""
-    if isinstance(config, ClusterConfig):
-        return config
-    path = config if config is not None else os.environ.get("DPWA_CONFIG") or None
-    return ClusterConfig.load(Path(path)) if path is not None else None
-
-
-def _node_name(config: ClusterConfig, name: str | None) -> str:
-    if name is not None:
-        return config.node(name).name
-    if len(config.nodes) == 1:
-        return config.nodes[0].name
-    names = ", ".join(node.name for node in config.nodes[:8])
-    raise ConfigError(
-        f"which node is this? Expected one of {names}, got no name; "
-        "pass name=..., set DPWA_NODE, or start with `dpwa launch`"
-    )
-
-
-def _run_dir(config: ClusterConfig, *, given_cluster: bool) -> Path | None:
-    chosen = os.environ.get("DPWA_RUN_DIR")
-    if chosen:
-        return Path(chosen).absolute()
-    if not given_cluster:
-        return None  # alone there is nothing to record
-    # Without a launcher every node started by hand gets a folder of its own; it stays the same when the script changes
-    # its working folder.
-    return Path.cwd() / "runs" / f"{config.run}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _as_float(loss: LossLike) -> float | None:

@@ -89,6 +89,15 @@ class ClusterConfig(ClusterKeys):
         return _settled(_checked(file.values), file)
 
     @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> ClusterConfig:
+        """The config of a mapping with the keys and values of a cluster file; no host is looked up.
+
+        Raises:
+            ConfigError: with every problem, each on a line.
+        """
+        return _settled(_checked(values), None)
+
+    @classmethod
     def for_localhost(cls, count: int, ports: Sequence[int] | None = None, **settings: object) -> ClusterConfig:
         """A cluster of `count` nodes w1, w2 … on this machine.
 
