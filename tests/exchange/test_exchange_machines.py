@@ -14,7 +14,7 @@ from scheduled_network import PATIENCE_S, Fate, ScheduledCluster
 from dpwa.exchange.result import Outcome
 from dpwa.methods.base import ExchangeKind
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 COUNT = 3
 START = np.array([[1.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 100.0]])

@@ -15,7 +15,7 @@ from dpwa.cli import main
 from dpwa.lab.run.starting import machine_cores
 from dpwa.lab.study.cell import CellFolder
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 TRUE_EQUALS = ("parallel_sgd", "ddp", "custom_data_parallel")
 STRATEGIES = ("single", "pull", "fedavg", "param_avg", "allreduce_every_h", *TRUE_EQUALS)
