@@ -17,12 +17,10 @@ hypothesis.settings.load_profile("quick")  # `make test-all` asks for the other 
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(request, monkeypatch, tmp_path):
+def _clean_environment(monkeypatch, tmp_path):
     """Nothing of the caller's dpwa settings reaches a test, and nothing of a test lands in the checkout."""
     for name in [name for name in os.environ if name.startswith("DPWA_")]:
         monkeypatch.delenv(name)
-    if request.node.get_closest_marker("no_cover"):  # pytest-cov pauses in this process; its processes rest, too
-        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
 
 

@@ -12,7 +12,7 @@ import pytest
 from dpwa.launch.ports import free_ports
 from support import TESTS
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 TRAINER = TESTS / "groups_trainer.py"
 

@@ -14,7 +14,7 @@ from scheduled_network import PATIENCE_S, Fate, ScheduledCluster
 from dpwa.methods.base import ExchangeKind
 from dpwa.methods.exchange import Outcome
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 COUNT = 3
 START = np.array([[1.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 100.0]])

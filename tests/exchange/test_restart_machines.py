@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scheduled_network import PATIENCE_S, Fate, ScheduledCluster
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 COUNT = 4
 TRAINED, UNTRAINED = 1.0, 100.0

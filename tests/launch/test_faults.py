@@ -18,7 +18,7 @@ from fault_launch import STEPS, Launch
 from fault_trainer import PACE_S
 from support import wait_until
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from support import Cluster, VectorModel
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 
 def _round(cluster: Cluster) -> None:

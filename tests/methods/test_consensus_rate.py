@@ -9,7 +9,7 @@ import pytest
 
 from support import Cluster, VectorModel
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 JOINED = 6
 """Sweeps after which every node has joined."""

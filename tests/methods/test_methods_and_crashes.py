@@ -20,7 +20,7 @@ from method_support import (
 from dpwa.snapshot.state import State
 from support import Cluster, VectorModel, wait_until
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 SETTINGS = {"timeout_ms": 200, "connect_timeout_ms": 50, "flow_control": {"probe_s": 0.02, "probe_max_s": 0.05}}
 LEAD = 50

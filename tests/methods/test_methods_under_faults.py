@@ -21,7 +21,7 @@ from method_support import (
 from dpwa.methods.base import Conservation
 from support import Cluster
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 FAULTS = {"drop": 0.1, "duplicate": 0.1, "reorder": 0.1}
 SETTINGS = {"faults": FAULTS, "timeout_ms": 50, "flow_control": {"probe_s": 0.01, "probe_max_s": 0.02}}

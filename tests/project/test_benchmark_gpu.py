@@ -14,7 +14,7 @@ import torch
 
 from support import ROOT
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 BENCHMARKS = ROOT / "benchmarks"
 SPREAD = {"median", "p10", "p90", "repetitions"}

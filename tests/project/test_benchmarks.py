@@ -13,7 +13,7 @@ import pytest
 
 from support import ROOT
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 BENCHMARKS = ROOT / "benchmarks"
 

@@ -33,7 +33,6 @@ def cluster_file(tmp_path: Path) -> str:
 
 
 @pytest.mark.heavy
-@pytest.mark.no_cover
 def test_help_answers_at_once() -> None:
     durations_s = []
     for _ in range(3):  # the best of three: other programs may keep the machine busy

@@ -20,7 +20,7 @@ from dpwa.transport.leftovers import remove_unowned
 from dpwa.transport.shared_memory import SEGMENT_FOLDER, Segment
 from support import TESTS, VectorModel, wait_until
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 # Owns a segment of the run argv[1] until it is killed; with a second argument it has a forked child that lives on.
 OWNER = """

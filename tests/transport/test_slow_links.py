@@ -16,7 +16,7 @@ from dpwa.transport.sockets import Links
 from dpwa.transport.zeromq import ZmqTransport
 from support import Cluster, VectorModel, wait_until
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 SIZE = 1_000_000  # float64: 8 MB, as int8 1 MB
 FAST, SLOW = 1e10, 0.6e6  # over the slow link 13 s, as int8 1.7 s

@@ -25,7 +25,7 @@ from dpwa.exchange.slices import CHUNK_BYTES
 from dpwa.transport import wire
 from support import DEADLINE_S, TESTS, VectorModel, wait_until
 
-pytestmark = [pytest.mark.heavy, pytest.mark.no_cover]
+pytestmark = pytest.mark.heavy
 
 SIZE = 50_000  # float64: 400 KB
 PACE_S = 0.05
