@@ -57,7 +57,9 @@ def launched(tmp_path: Path, end: str) -> tuple[int, list[str]]:
         timeout=60,
         check=False,
     )
-    return done.returncode, [line for line in done.stderr.splitlines() if "ended with exit" in line or "ended well" in line]
+    return done.returncode, [
+        line for line in done.stderr.splitlines() if "ended with exit" in line or "ended well" in line
+    ]
 
 
 @pytest.mark.parametrize(
