@@ -200,7 +200,7 @@ def test_more_nodes_than_samples_and_more_classes_than_there_are_are_refused() -
         partition(np.zeros(3, np.int64), of_kind("iid"), 4, seed=1)
     with pytest.raises(ConfigError, match=r"classes_per_node: expected at most 10, .* got 11"):
         partition(CLOTHES, of_kind("classes", classes_per_node=11), 4, seed=1)
-    with pytest.raises(ConfigError, match="a node would have none"):
+    with pytest.raises(ConfigError, match="a node would get none"):
         partition(np.array([0, 1, 1, 1, 1, 1]), of_kind("classes", classes_per_node=1), 5, seed=1)
 
 
