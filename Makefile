@@ -14,7 +14,7 @@ STAMP := .venv/installed
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about half a minute)"
 	@echo "make test         the tests to run before a commit (less than two minutes on two cores)"
-	@echo "make test-all     these, and what starts processes, trains, attacks, measures or draws (a quarter of an hour)"
+	@echo "make test-all     these, and what starts processes, trains, attacks or measures (a quarter of an hour)"
 	@echo "make coverage     make test, and which share of the code it runs: at least 90 %"
 	@echo "make test-heavy   what make test-all adds to make test"
 	@echo "make test-slow    what takes longer still, such as a whole demo and floods of ten seconds"

@@ -532,7 +532,6 @@ def test_check_says_nothing_of_the_default_topology_and_the_whole_report_of_othe
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
-@pytest.mark.heavy
 def test_the_command_draws_every_sample(path, tmp_path):
     picture = tmp_path / "graph.png"
     result = CliRunner().invoke(main, ["topology", "draw", str(path), "-o", str(picture)])
@@ -543,7 +542,6 @@ def test_the_command_draws_every_sample(path, tmp_path):
 @pytest.mark.parametrize(
     ("graph", "count"), [("complete", 1), ("star", 2), ("grid", 40), ("one_peer_exponential", 33), ("complete", 100)]
 )
-@pytest.mark.heavy
 def test_a_picture_can_be_drawn_of_any_number_of_nodes(graph, count, tmp_path):
     cluster = tmp_path / "c.yaml"
     cluster.write_text(f"{nodes(count)}topology: {graph}\n")
@@ -552,7 +550,6 @@ def test_a_picture_can_be_drawn_of_any_number_of_nodes(graph, count, tmp_path):
     assert (tmp_path / "graph.png").stat().st_size > 4000
 
 
-@pytest.mark.heavy
 def test_a_picture_that_cannot_be_written_is_a_problem_in_words(tmp_path):
     picture = tmp_path / "missing" / "graph.png"
     result = CliRunner().invoke(main, ["topology", "draw", str(SAMPLES[0]), "-o", str(picture)])

@@ -218,7 +218,6 @@ def test_class_counts_say_what_every_node_holds() -> None:
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 6, 16, 17, 64])
-@pytest.mark.heavy
 def test_the_picture_has_a_bar_per_node_and_a_field_per_node_and_class(nodes, tmp_path) -> None:
     counts = class_counts(CLOTHES, partition(CLOTHES, of_kind("dirichlet"), nodes, seed=1), 10)
     figure = draw_partition(counts, [f"w{number}" for number in range(1, nodes + 1)])

@@ -16,8 +16,6 @@ from dpwa.lab.report.lines import spread, style_of
 from dpwa.lab.report.make import make_report
 from lab_report_support import RunFolder, failed, result_of
 
-pytestmark = pytest.mark.heavy
-
 STRATEGIES = [
     "single",
     "pull",
