@@ -170,5 +170,10 @@ def _method_warnings(config: ClusterConfig) -> Iterator[str]:
         return
     if not method.uses_interpolation and config.interpolation != "constant":
         yield f"interpolation {config.interpolation} has no effect: it rules the factor of method pull"
+    if config.pull_probability > method.best_probability:
+        yield (
+            f"method {config.method} loses part of the training at pull_probability {config.pull_probability:g}; set it to "
+            f"{method.best_probability:g} or less (docs/methods.md says why)"
+        )
     if method.conservation is not Conservation.ROW and config.codec in ("fp16", "bf16", "int8"):
         yield f"codec {config.codec} rounds what travels, so that method {config.method} conserves only so many digits"

@@ -60,6 +60,8 @@ class Method(ABC):
     """Whether the config's interpolation decides the factor."""
     uses_probability: ClassVar[bool] = True
     """Whether `pull_probability` decides when an exchange begins."""
+    best_probability: ClassVar[float] = 1.0
+    """The highest `pull_probability` at which the method trains well; `dpwa check` warns of a higher one."""
     exchanges_slices: ClassVar[bool] = False
     """Whether an exchange may carry a share of the parameters: the config's `pull_fraction`."""
 

@@ -39,6 +39,7 @@ class GoSGD(Method):
     )
     kind = ExchangeKind.PUSH
     conservation = Conservation.COLUMN
+    best_probability = 0.2  # the mass under way is not trained: about p/4 of the progress is lost
     own_share = 0.5
     """Share of the mass that a push leaves at home."""
 

@@ -51,6 +51,7 @@ class SGP(GoSGD):
     """
 
     name = "sgp"
+    best_probability = 1.0  # a step counts in full, however light the node
     summary = "stochastic gradient push"
     description = (
         "each step gives model and half of the weight to an out-neighbour {often}, and counts by 1 / weight. "

@@ -75,6 +75,15 @@ def test_check_says_what_each_method_does_and_conserves(method):
     assert any(word in text for word in ("conserved", "Row-stochastic", "like pull", "as their mean would"))
 
 
+@pytest.mark.parametrize(
+    ("method", "probability", "is_warned"),
+    [("gosgd", 1.0, True), ("gosgd", 0.3, True), ("gosgd", 0.2, False), ("sgp", 1.0, False), ("pull", 1.0, False)],
+)
+def test_check_warns_of_a_probability_at_which_a_method_loses_training(method, probability, is_warned):
+    text = describe(ClusterConfig.for_localhost(3, method=method, pull_probability=probability), ["w1"])
+    assert (f"method {method} loses part of the training at pull_probability {probability:g}" in text) is is_warned
+
+
 def test_check_warns_of_an_interpolation_without_effect_and_of_a_codec_that_rounds():
     text = describe(ClusterConfig.for_localhost(3, method="adpsgd", interpolation="loss", codec="fp16"), ["w1"])
     assert "interpolation loss has no effect" in text
