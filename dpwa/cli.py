@@ -109,6 +109,13 @@ def demo(json_path: Path | None, run_dir: Path | None) -> None:
     help="With restart: how many times in a row.",
 )
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder for this run.  [default: a new one in runs/]")
+@click.option(
+    "--port-base",
+    "first_port",
+    metavar="PORT",
+    type=click.IntRange(1, 65535),
+    help="Give the nodes this port and the next ones instead of the file's: to run one file twice at a time.",
+)
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 def launch(
     *,
@@ -117,12 +124,13 @@ def launch(
     on_failure: str,
     max_restarts: int,
     run_dir: Path | None,
+    first_port: int | None,
     command: tuple[str, ...],
 ) -> None:
     """Start COMMAND once for each node of the file that belongs to this host.
 
     Write -- before the command, so that its options are not taken for dpwa's.
-    Each process finds its place in DPWA_CONFIG, DPWA_NODE and DPWA_RUN_DIR.
+    Each process finds its place in DPWA_CONFIG, DPWA_NODE, DPWA_RANK, DPWA_WORLD_SIZE and DPWA_RUN_DIR.
     """
     from dpwa.launch import local  # noqa: PLC0415 - see the module docstring
 
@@ -133,6 +141,7 @@ def launch(
         on_failure=local.OnFailure(on_failure),
         max_restarts=max_restarts,
         run_dir=run_dir,
+        first_port=first_port,
     )
     sys.exit(exit_code)
 

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FIRST_PORT", "MAX_NODES", "ClusterConfig", "cluster_problems", "json_schema"]
 
+_LAST_PORT = 65535
+
 FIRST_PORT = 21000
 """Where the ports of a local cluster begin. The kernel takes the near end of outgoing connections from 32768 upwards
 (Linux) or 49152 (elsewhere). A node's port below that range can never be taken by some program's outgoing connection
@@ -123,6 +125,19 @@ class ClusterConfig(ClusterKeys):
             ConfigError: `name` cannot be the name of a node.
         """
         return _settled(_checked({"nodes": [{"name": name, "port": FIRST_PORT}]}), None)
+
+    def with_ports_from(self, first_port: int) -> ClusterConfig:
+        """The same cluster on other ports: that of the first node, and the next ones for the others.
+
+        Raises:
+            ConfigError: there are not that many ports.
+        """
+        count = len(self.nodes)
+        highest = _LAST_PORT + 1 - count
+        if not 1 <= first_port <= highest:
+            raise ConfigError(f"ports of {count} nodes: expected the first to be from 1 to {highest}, got {first_port}")
+        moved = [node.model_copy(update={"port": first_port + rank}) for rank, node in enumerate(self.nodes)]
+        return self.model_copy(update={"nodes": tuple(moved)})
 
     def node(self, name: str) -> NodeConfig:
         """The node called `name`.

@@ -74,6 +74,7 @@ def launch(
     on_failure: OnFailure = OnFailure.CONTINUE,
     max_restarts: int = 5,
     run_dir: Path | None = None,
+    first_port: int | None = None,
 ) -> int:
     """Starts the command once per node of this host, shows what the nodes print, and waits for the last one.
 
@@ -84,6 +85,7 @@ def launch(
         on_failure: what to do when a node fails.
         max_restarts: how often in a row a node is started again.
         run_dir: the run folder; None makes a new one under `runs`.
+        first_port: the nodes get this port and the next ones, instead of those of the file.
 
     Returns:
         The exit code: 0 if every node ended well, 1 if not, 128 + N after signal N.
@@ -95,6 +97,8 @@ def launch(
     from dpwa.config.cluster import ClusterConfig  # noqa: PLC0415 - pydantic is slow to import, and the demo has it already
 
     config = ClusterConfig.load(cluster_file)
+    if first_port is not None:
+        config = config.with_ports_from(first_port)
     chosen = _chosen_names(config, names, cluster_file)
     problems = [*_command_problems(argv), *_port_problems(config, chosen, cluster_file)]
     if problems:
@@ -104,7 +108,9 @@ def launch(
     if len(chosen) == len(config.nodes):  # else nodes of other launches would have no way to know it
         make_token(run_dir)
     _tell(f"dpwa: {len(chosen)} of {len(config.nodes)} nodes start here: {', '.join(chosen)}; run folder {run_dir}")
-    commands = node_commands(config, chosen, argv, run_dir, config_path=cluster_file)
+    # On other ports the nodes read the run folder's file; custom rules and methods still lie beside the given one.
+    config_path, modules = (cluster_file, None) if first_port is None else (None, cluster_file.parent)
+    commands = node_commands(config, chosen, argv, run_dir, config_path=config_path, modules=modules)
     try:
         ends, signal_number = asyncio.run(_run_shown(commands, on_failure, max_restarts))
     except OSError as error:
@@ -121,6 +127,7 @@ def node_commands(
     run_dir: Path,
     *,
     config_path: Path | None = None,
+    modules: Path | None = None,
 ) -> list[NodeCommand]:
     """What to start for each of these nodes.
 
@@ -130,12 +137,15 @@ def node_commands(
         argv: the command, the same for all.
         run_dir: the run folder.
         config_path: the file that the user named, which custom rules may lie beside; None for the run folder's copy.
+        modules: a folder in which Python is to look for modules, too.
     """
     common = dict(os.environ)
     common.update(_thread_limits(common, len(names)))
     common.update(size_variables(prefix_chars(names), common))
     common.setdefault("PYTHONUNBUFFERED", "1")  # else a node's lines come in blocks, and the last ones never
     common["DPWA_CONFIG"] = str((config_path or run_dir / _CONFIG_NAME).absolute())
+    if modules is not None:
+        common["PYTHONPATH"] = os.pathsep.join(filter(None, [common.get("PYTHONPATH"), str(modules.absolute())]))
     common["DPWA_RUN_DIR"] = str(run_dir.absolute())
     common["DPWA_WORLD_SIZE"] = str(len(config.nodes))
     ranks = {node.name: rank for rank, node in enumerate(config.nodes)}

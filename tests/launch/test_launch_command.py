@@ -20,7 +20,7 @@ import pytest
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.guard import GRACE_S
-from dpwa.launch.ports import free_ports
+from dpwa.launch.ports import free_ports, port_problem
 
 pytestmark = pytest.mark.heavy
 
@@ -223,6 +223,22 @@ def test_each_node_finds_its_rank_and_the_size_of_the_whole_cluster(folder: Path
     code = "import os; print(os.environ['DPWA_NODE'], os.environ['DPWA_RANK'], os.environ['DPWA_WORLD_SIZE'])"
     done = launch(folder, "cluster.yaml", "--node", "a", "--node", "b", "--", sys.executable, "-c", code)
     assert sorted(done.stdout.splitlines()) == ["a | a 1 3", "b | b 2 3"]
+
+
+def test_one_file_runs_twice_at_a_time_on_other_ports(folder: Path) -> None:
+    with_nodes(folder, "name: a, port: 21001", "name: b, port: 21002")
+    with (folder / "cluster.yaml").open("a") as file:
+        file.write("interpolation: my_rule:Mine\n")
+    (folder / "my_rule.py").write_text("class Mine:\n    def factor(self, own, peer):\n        return 0.5\n")
+    first = next(port for port in free_ports(20) if port_problem("localhost", port + 1) is None)
+    code = (
+        "import os; from dpwa import ClusterConfig; config = ClusterConfig.load(os.environ['DPWA_CONFIG']); "
+        "print([node.port for node in config.nodes], config.interpolator().uses_distance)"
+    )
+    done = launch(folder, "cluster.yaml", "--port-base", str(first), "--", sys.executable, "-c", code)
+    assert sorted(done.stdout.splitlines()) == [f"{name} | [{first}, {first + 1}] False" for name in "ab"], done.stderr
+    refused = launch(folder, "cluster.yaml", "--port-base", "65535", "--", "true")
+    assert refused.stderr == "ports of 2 nodes: expected the first to be from 1 to 65534, got 65535\n"
 
 
 def _python_without_dpwa(folder: Path) -> Path:
