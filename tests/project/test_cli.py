@@ -126,7 +126,7 @@ def test_launch_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "launch", record)
     result = run(
         *("launch", "c.yaml", "--node", "w1", "--node", "w2", "--on-failure", "restart", "--max-restarts", "9"),
-        *("--run-dir", "here", "--", "python", "train.py", "--node", "x", "--", "y"),
+        *("--run-dir", "here", "--port-base", "24000", "--", "python", "train.py", "--node", "x", "--", "y"),
     )
     assert result.exit_code == 7
     expected = {
@@ -134,6 +134,7 @@ def test_launch_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "on_failure": local.OnFailure.RESTART,
         "max_restarts": 9,
         "run_dir": Path("here"),
+        "first_port": 24000,
     }
     assert calls == [((Path("c.yaml"), ("python", "train.py", "--node", "x", "--", "y")), expected)]
 
