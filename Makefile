@@ -16,7 +16,7 @@ help:
 	@echo "make test         the tests to run before a commit (less than two minutes on two cores)"
 	@echo "make test-all     these, and what starts processes, trains, attacks or measures (a quarter of an hour)"
 	@echo "make coverage     make test, and which share of the code it runs: at least 90 %"
-	@echo "make test-heavy   what make test-all adds to make test"
+	@echo "make test-heavy   the part of make test-all that coverage does not trace"
 	@echo "make test-slow    what takes longer still, such as a whole demo and floods of ten seconds"
 	@echo "make flake        the tests of faults, of strangers and of life and death, 20 times in a row (TIMES=20; about an hour)"
 	@echo "make test-tensorflow  compares TensorFlow's trainings with torch's (needs tensorflow-cpu)"
@@ -40,7 +40,7 @@ test-all: $(STAMP)
 # Without the heavy tests: they depend on speed and on signals, and coverage takes time and holds a lock where a signal
 # may come. Afterwards, .venv/bin/coverage report shows each file.
 coverage: $(STAMP)
-	@$(BIN)/python -m pytest --hypothesis-profile=thorough --cov --cov-report=
+	@$(BIN)/python -m pytest -m 'not heavy and not slow' --hypothesis-profile=thorough --cov --cov-report=
 
 test-heavy: $(STAMP)
 	@$(BIN)/python -m pytest -m 'heavy and not slow' --hypothesis-profile=thorough

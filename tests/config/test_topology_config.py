@@ -531,6 +531,7 @@ def test_check_says_nothing_of_the_default_topology_and_the_whole_report_of_othe
     assert "Everyone reaches everyone: strongly connected." in text
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 def test_the_command_draws_every_sample(path, tmp_path):
     picture = tmp_path / "graph.png"
@@ -539,6 +540,7 @@ def test_the_command_draws_every_sample(path, tmp_path):
     assert picture.read_bytes().startswith(PNG_SIGNATURE)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("graph", "count"), [("complete", 1), ("star", 2), ("grid", 40), ("one_peer_exponential", 33), ("complete", 100)]
 )
@@ -550,6 +552,7 @@ def test_a_picture_can_be_drawn_of_any_number_of_nodes(graph, count, tmp_path):
     assert (tmp_path / "graph.png").stat().st_size > 4000
 
 
+@pytest.mark.seconds
 def test_a_picture_that_cannot_be_written_is_a_problem_in_words(tmp_path):
     picture = tmp_path / "missing" / "graph.png"
     result = CliRunner().invoke(main, ["topology", "draw", str(SAMPLES[0]), "-o", str(picture)])

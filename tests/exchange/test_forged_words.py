@@ -23,6 +23,8 @@ from dpwa.node.node import Node
 from dpwa.transport.wire import decode, encode
 from support import DEADLINE_S, Cluster, VectorModel, step_until, wait_until
 
+pytestmark = pytest.mark.seconds
+
 SIZE = 16
 
 

@@ -24,6 +24,8 @@ from dpwa.snapshot.layout import Layout, Role, TensorSpec
 from dpwa.transport.in_memory import InMemoryTransport
 from support import VectorModel, wait_until
 
+pytestmark = pytest.mark.seconds
+
 _DTYPES = st.sampled_from(["float64", "float32", "bfloat16", "float16"])
 
 

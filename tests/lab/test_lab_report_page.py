@@ -16,6 +16,8 @@ from dpwa.lab.report.lines import spread, style_of
 from dpwa.lab.report.make import make_report
 from lab_report_support import RunFolder, failed, result_of
 
+pytestmark = pytest.mark.seconds
+
 STRATEGIES = [
     "single",
     "pull",

@@ -23,6 +23,8 @@ from dpwa.methods.base import Conservation
 from dpwa.methods.registry import METHODS as REGISTERED
 from support import VectorModel, wait_until
 
+pytestmark = pytest.mark.seconds
+
 SWEEPS = {"elastic": 120, "noloco": 160, "sparta": 160, "sparta in pairs": 240}
 """Steps of every node after which their distance is below a thousandth of the first one; 60 for most methods."""
 

@@ -24,6 +24,8 @@ from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.names import HostNames
 from support import DEADLINE_S, Cluster, VectorModel, step_until, wait_until
 
+pytestmark = pytest.mark.seconds
+
 METHODS = ["pull", "gosgd", "sgp", "adpsgd", "dpsgd", "noloco"]
 
 

@@ -23,6 +23,8 @@ from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
 from support import TESTS, VectorModel, step_until, wait_until
 
+pytestmark = pytest.mark.seconds
+
 AT_ONCE = {"probe_s": 0.01, "probe_max_s": 0.05}
 
 

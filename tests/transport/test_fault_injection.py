@@ -29,6 +29,8 @@ from dpwa.transport.faulty import FaultyWay
 from fault_launch import Launch
 from support import ROOT, Cluster, VectorModel, step_until, wait_until
 
+pytestmark = pytest.mark.seconds
+
 SAMPLES = sorted((ROOT / "samples" / "faults").glob("*.yaml"))
 NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}, {name: w3, port: 21002}]\n"
 

@@ -24,6 +24,8 @@ from dpwa.transport.sockets import CurveKeys, Links
 from dpwa.transport.zeromq import ZmqTransport
 from support import Cluster, VectorModel, step_until, wait_until
 
+pytestmark = pytest.mark.seconds
+
 BIG = 3_000_000  # float64: 24 MB
 
 
