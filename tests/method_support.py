@@ -16,7 +16,7 @@ METHODS: Mapping[str, Mapping[str, object]] = {
     "gosgd": {"method": "gosgd"},
     "sgp": {"method": "sgp"},
     "adpsgd": {"method": "adpsgd"},
-    "dpsgd": {"method": "dpsgd", "dpsgd": {"deadline_ms": 500}},
+    "dpsgd": {"method": "dpsgd", "dpsgd": {"deadline_ms": 2000}},
     "noloco": {"method": "noloco", "noloco": {"every": 2}},
     "elastic": {"method": "elastic"},
     "sparta": {"method": "sparta", "sparta": {"fraction": 0.25}},
