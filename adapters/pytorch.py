@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpwa import ConfigError, Node, NodeStatistics, node_folder
+from dpwa import MODEL_FILE, ConfigError, Node, NodeStatistics, node_folder
 
 from .identity import ConfigLike, given_config, identity_of, take_place
 from .saving import save_model
@@ -35,8 +35,6 @@ from .tensors import TorchModel
 from .termination import closing, raise_if_terminated, watch
 
 __all__ = ["DpwaPyTorchAdapter", "attach"]
-
-MODEL_FILE = "model.safetensors"
 
 _logger = logging.getLogger("dpwa")
 

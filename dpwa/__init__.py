@@ -16,7 +16,8 @@ These are the public names; everything below them may change without notice.
 - A custom averaging method: `Method` with `ExchangeKind`, `Conservation`, `Plan`, `ExchangeResult`, `Neighbourhood`,
   `Snapshot`, `Options`; or a subclass of `Pull`, `GoSGD`, `SGP`, `ADPSGD`, `Elastic`, `DPSGD`, `NoLoCo` or `Sparta`.
 - An adapter for another framework: `Node` and `Model` with `Layout`, `TensorSpec`, `Role`, `Section`, `ITEM_BYTES`,
-  `Buffer`, `Values`, `Inventory`; `node_folder` and `older_generations` for what it leaves in the run folder.
+  `Buffer`, `Values`, `Inventory`; `node_folder`, `MODEL_FILE` and `older_generations` for what it leaves in the run
+  folder.
 - Errors: `DpwaError` and its subclasses, see `dpwa.errors`.
 
 `import dpwa` is quick: each name is imported when it is first used, and only the first line of the list needs torch.
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from dpwa.methods.sparta import Sparta
     from dpwa.node.node import Node
     from dpwa.node.record import NodeStatistics
-    from dpwa.observe.journal import node_folder, older_generations
+    from dpwa.observe.journal import MODEL_FILE, node_folder, older_generations
     from dpwa.options import Options
     from dpwa.snapshot.dtypes import ITEM_BYTES
     from dpwa.snapshot.layout import Buffer, Layout, Role, Section, Snapshot, TensorSpec
@@ -69,6 +70,7 @@ __all__ = [
     "ADPSGD",
     "DPSGD",
     "ITEM_BYTES",
+    "MODEL_FILE",
     "SGP",
     "Buffer",
     "ClusterConfig",
@@ -136,7 +138,7 @@ _NAMES_BY_MODULE = {
     "dpwa.methods.sparta": "Sparta",
     "dpwa.node.node": "Node",
     "dpwa.node.record": "NodeStatistics",
-    "dpwa.observe.journal": "node_folder older_generations",
+    "dpwa.observe.journal": "MODEL_FILE node_folder older_generations",
     "dpwa.options": "Options",
     "dpwa.snapshot.dtypes": "ITEM_BYTES",
     "dpwa.snapshot.layout": "Buffer Layout Role Section Snapshot TensorSpec",

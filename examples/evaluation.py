@@ -9,14 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from dpwa import DpwaPyTorchAdapter
-from dpwa.adapters.pytorch import MODEL_FILE
+from dpwa import MODEL_FILE, DpwaPyTorchAdapter, average_models, node_folder
 from dpwa.examples.samples import Samples, Transform, unchanged
 
-__all__ = ["accuracy_and_loss_of", "accuracy_of", "average_models", "final_models", "report_average"]
+__all__ = ["accuracy_and_loss_of", "accuracy_of", "final_models", "report_average"]
 
 EVALUATION_BATCH = 128  # the activations of 500 fit into no cache, and take two thirds more time
 
@@ -52,34 +50,8 @@ def accuracy_and_loss_of(model: nn.Module, samples: Samples, prepare: Transform 
 
 def final_models(run_dir: Path, names: Sequence[str]) -> list[Path]:
     """The saved models of those of the named nodes that have ended well so far, in the order of the names."""
-    paths = [run_dir / "nodes" / name / MODEL_FILE for name in names]
+    paths = [node_folder(run_dir, name) / MODEL_FILE for name in names]
     return [path for path in paths if path.exists()]
-
-
-def average_models(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """The mean of saved models, tensor by tensor.
-
-    Floating-point tensors, which include the running statistics of BatchNorm, are averaged. Other tensors,
-    such as counters, have no useful mean: they are taken from the first model.
-
-    Args:
-        paths: safetensors files with the same tensors; at least one.
-
-    Raises:
-        ValueError: there is no file, or the files hold different tensors.
-    """
-    if not paths:
-        raise ValueError("averaging models: expected at least one file, got none")
-    first = load_file(paths[0])
-    # Sums in double precision, so that the order of the files cannot be seen in the result.
-    sums = {name: tensor.double() for name, tensor in first.items() if tensor.is_floating_point()}
-    for path in paths[1:]:
-        other = load_file(path)
-        if {name: tensor.shape for name, tensor in other.items()} != {name: t.shape for name, t in first.items()}:
-            raise ValueError(f"averaging models: {path} does not hold the same tensors as {paths[0]}")
-        for name in sums:
-            sums[name] += other[name].double()
-    return first | {name: (total / len(paths)).to(first[name].dtype) for name, total in sums.items()}
 
 
 def report_average(node: DpwaPyTorchAdapter, model: nn.Module, accuracy: Callable[[], float]) -> None:

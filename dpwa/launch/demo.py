@@ -37,7 +37,7 @@ from dpwa.launch.local import (
 from dpwa.launch.ports import free_ports
 from dpwa.node.run_token import make_token
 from dpwa.observe.bounded_file import generations
-from dpwa.observe.journal import METRICS_FILE, OUTPUT_FILE, node_folder
+from dpwa.observe.journal import METRICS_FILE, MODEL_FILE, OUTPUT_FILE, node_folder
 from dpwa.observe.live import LiveView, MetricsTail
 
 __all__ = ["DemoResult", "NodeResult", "run_demo"]
@@ -247,16 +247,17 @@ def _report_failures(failure: _NodesFailedError) -> None:
 def _measure(config: ClusterConfig, folder: Path, together: Tails) -> DemoResult:
     """Measures the saved models, on all held-out images."""
     # Imported here because they need torch, which takes seconds.
+    from dpwa.adapters.averaging import average_models  # noqa: PLC0415
     from dpwa.examples.digits.data import digits_of_node, load_split  # noqa: PLC0415
     from dpwa.examples.digits.model import digits_network  # noqa: PLC0415
-    from dpwa.examples.evaluation import accuracy_of, average_models  # noqa: PLC0415
+    from dpwa.examples.evaluation import accuracy_of  # noqa: PLC0415
 
     names = [node.name for node in config.nodes]
     _, held_out = load_split()
     network = digits_network()
 
     def accuracy(run_dir: Path, of: Sequence[str]) -> float:
-        network.load_state_dict(average_models([node_folder(run_dir, name) / "model.safetensors" for name in of]))
+        network.load_state_dict(average_models([node_folder(run_dir, name) / MODEL_FILE for name in of]))
         share: float = accuracy_of(network, held_out)
         return share
 

@@ -29,6 +29,7 @@ __all__ = [
     "DEFAULT_MAX_BYTES",
     "EVENTS_FILE",
     "METRICS_FILE",
+    "MODEL_FILE",
     "OUTPUT_FILE",
     "Journal",
     "node_folder",
@@ -39,6 +40,7 @@ __all__ = [
 EVENTS_FILE = "events.jsonl"
 METRICS_FILE = "metrics.jsonl"
 OUTPUT_FILE = "output.log"
+MODEL_FILE = "model.safetensors"
 
 DEFAULT_MAX_BYTES = 256_000_000
 """Limit of all files of a node together, unless the config sets another one."""

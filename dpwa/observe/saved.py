@@ -17,12 +17,10 @@ from safetensors import deserialize
 
 from dpwa.errors import ConfigError
 from dpwa.observe.endings import ending_of
-from dpwa.observe.journal import node_folder
+from dpwa.observe.journal import MODEL_FILE, node_folder
 from dpwa.snapshot.dtypes import widened
 
-__all__ = ["MODEL_FILE", "SavedModel", "Weighting", "distances_from_mean", "saved_models"]
-
-MODEL_FILE = "model.safetensors"
+__all__ = ["SavedModel", "Weighting", "distances_from_mean", "saved_models"]
 
 Weighting = Literal["equal", "clock", "mass"]
 

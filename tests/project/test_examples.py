@@ -25,13 +25,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from dpwa import average_models
 from dpwa.config.cluster import ClusterConfig
 from dpwa.examples import progress, torchvision_import
 from dpwa.examples.cifar10 import data as cifar10_data
 from dpwa.examples.cifar10.model import build_network
 from dpwa.examples.devices import rank_of_this_node
 from dpwa.examples.digits import data as digits_data
-from dpwa.examples.evaluation import accuracy_of, average_models, final_models
+from dpwa.examples.evaluation import accuracy_of, final_models
 from dpwa.examples.fashion_mnist import data as fashion_data
 from dpwa.examples.fashion_mnist.model import fashion_network
 from dpwa.examples.samples import Samples, normaliser
@@ -207,7 +208,7 @@ def test_an_average_keeps_half_precision(tmp_path: Path) -> None:
 def test_different_models_are_not_averaged(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "a")
     save_file({"weight": torch.zeros(4)}, tmp_path / "b")
-    with pytest.raises(ValueError, match="does not hold the same tensors"):
+    with pytest.raises(ValueError, match=r"weight is of shape \[3\]"):
         average_models([tmp_path / "a", tmp_path / "b"])
 
 

@@ -32,7 +32,7 @@ PUBLIC_NAMES = {
     },
     "methods to begin with": {"ADPSGD", "DPSGD", "Elastic", "GoSGD", "NoLoCo", "Pull", "SGP", "Sparta"},
     "adapters": {"Node", "Model", "Inventory", "Layout", "TensorSpec", "Role", "Section", "ITEM_BYTES", "Buffer"}
-    | {"Values", "node_folder", "older_generations"},
+    | {"Values", "MODEL_FILE", "node_folder", "older_generations"},
     "errors": {"ConfigError", "DpwaError", "InternalError", "ModelMismatch", "NodeClosed", "PeerTimeout"}
     | {"PeerUnreachable", "RemoteProtocolError", "TransportError"},
 }
