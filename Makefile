@@ -12,7 +12,7 @@ STAMP := .venv/installed
 .PHONY: help demo test test-all coverage test-heavy test-slow flake test-tensorflow lint bench bench-methods bench-gpu bench-quick studies clean
 
 help:
-	@echo "make demo         four nodes learn together, with a table and a picture (about half a minute)"
+	@echo "make demo         four nodes learn together, with a table and a picture (about a minute)"
 	@echo "make test         the tests to run before a commit (less than two minutes on two cores)"
 	@echo "make test-all     these, and what starts processes, trains, attacks or measures (a quarter of an hour)"
 	@echo "make coverage     make test-all without the heavy ones, and which share of the code they run: at least 90 %"

@@ -82,7 +82,7 @@ def main(*, debug: bool) -> None:
 )
 @click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for this run.")
 def demo(json_path: Path | None, run_dir: Path | None) -> None:
-    """Watch four nodes learn together what none could alone (half a minute)."""
+    """Watch four nodes learn together what none could alone (a minute)."""
     with _needing(_EXAMPLE_PACKAGES, "dpwa demo", "examples"):
         from dpwa.launch.demo import run_demo  # noqa: PLC0415 - imports rich and more
 

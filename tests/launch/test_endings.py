@@ -119,8 +119,8 @@ def save(*_):
     os._exit(0)
 signal.signal(signal.SIGTERM, save)
 print("ready", flush=True)
-while True:
-    signal.pause()
+while True:  # not signal.pause(): a signal that comes just before it has its handler run only after the next one
+    time.sleep(0.01)
 """
 
 
