@@ -1,12 +1,12 @@
-"""dpwa's two sides in `exchange.py`: two real nodes, driven through `dpwa.node.Node`.
+"""dpwa's two sides in `exchange.py`: two real nodes, driven through `dpwa.Node`.
 
-A peer serves its newest snapshot at once only if that is not older than half of its training step, and the asking node
-copies its own model before it asks. To measure the exchange, and neither that wait nor that copy, the two sides go in
-step: the asker's `update_send` copies its own model; then the server makes one step, which publishes anew; then the
-clock starts, the node asks, and `update_wait` returns when the peer's model has been blended. A step of the server
-thus lasts as long as a repetition with its pause, and its snapshot is a fraction of a millisecond old when it is asked.
-What the asker's own copy costs is reported beside it, as `publish_s`. `received_s` is the end of the pull, in which
-dpwa has already made the differences and looked for values that are not finite.
+A peer serves its newest snapshot at once only if that is at most half of its training step old, and the asking node
+copies its model before it asks. Neither the wait nor the copy is to be measured, so the two sides take turns: the
+asker's `update_send` copies its model; the server makes one step, which publishes anew; then the clock starts, the node
+asks, and `update_wait` returns when the peer's model has been blended. A step of the server thus lasts as long as a
+repetition with its pause, and its snapshot is a fraction of a millisecond old when it is asked. The cost of the asker's
+copy is reported separately, as `publish_s`. `received_s` is the end of the pull, in which dpwa has already made the
+differences and looked for values that are not finite.
 
 Must not know: the other rivals. Runs in: the main thread of each worker.
 """
