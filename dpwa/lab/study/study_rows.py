@@ -281,6 +281,7 @@ def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator
         number = _mapping(values.get(key)).get("node")
         if type(number) is int and number > nodes:
             yield Problem((key, "node"), f"expected one of the {nodes} nodes, got {number}")
+    yield from _engine_problems(values, kind)
     if not kind.splits_batch:
         return
     partition = values.get("partition", "iid")
@@ -293,6 +294,30 @@ def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator
     batch_size = values.get("batch_size")
     if type(batch_size) is int and 1 <= batch_size < nodes:
         yield Problem(("batch_size",), f"expected at least one sample for each of {nodes} nodes, got {batch_size}")
+
+
+def _engine_problems(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Problem]:
+    """What one process and virtual time cannot do."""
+    if values.get("engine", "processes") != "in_memory":
+        if "virtual" in values:
+            yield Problem(("virtual",), "virtual is for engine: in_memory; remove it", at_key=True)
+        return
+    if not (kind.is_method or kind.name == "single"):
+        text = f"{kind.name} needs processes of its own; engine: in_memory is for single and dpwa's methods"
+        yield Problem(("engine",), text)
+    faults = _mapping(_mapping(values.get("cluster")).get("faults"))
+    for key, instead in _FAULTS_IN_REAL_TIME.items():
+        if key in faults:
+            text = f"faults.{key} happens in real time, which engine: in_memory does not have; use {instead}"
+            yield Problem(("cluster", "faults", key), text, at_key=True)
+
+
+_FAULTS_IN_REAL_TIME = {
+    "delay_ms": "virtual: {latency_ms: …}",
+    "bandwidth": "virtual: {bandwidth: …}",
+    "slow": "slow: {node: …, factor: …} of the study",
+    "kill": "kill: {node: …, at: …} of the study",
+}
 
 
 def _cluster_problems(values: Mapping[str, Any], kind: StrategyKind, folder: Path | None) -> Iterator[Problem]:
@@ -336,7 +361,7 @@ def _known_keys() -> list[str]:
 
 
 def _sections() -> tuple[str, ...]:
-    return ("cluster", "partition", "slow", "kill", "wrong_labels")
+    return ("cluster", "partition", "slow", "kill", "wrong_labels", "virtual")
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
