@@ -92,6 +92,14 @@ def test_when_a_node_was_killed_on_purpose_the_result_is_that_of_the_survivors(t
     assert len(result["workers"]) == 2
 
 
+def test_samples_and_bytes_of_a_killed_node_count_up_to_its_last_snapshot(tmp_path, digits):
+    folder, trial = TrialFolder(tmp_path), trial_of(kill={"node": 2, "at": 0.5})
+    run_rounds(folder, trial, digits, {"w1": [0.1, 0.1], "w2": [0.1]})
+    result = evaluate(folder, trial, digits, exit_code=1)
+    assert result["samples_seen"] == 4 * (2 + 1)
+    assert result["bytes_sent"] == 1000 * 2
+
+
 def test_when_a_client_was_killed_on_purpose_the_server_tells_so(tmp_path, digits):
     folder, trial = TrialFolder(tmp_path), trial_of(strategy="fedavg", kill={"node": 2, "at": 0.5})
     run_rounds(folder, trial, digits, {"w1": [0.1, 0.1], "w2": [0.1], "server": [0.1, 0.1]})

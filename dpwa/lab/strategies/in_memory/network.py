@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from dpwa.exchange.service import Service
 from dpwa.lab.strategies.in_memory.virtual_time import VirtualTime
@@ -106,6 +107,7 @@ class VirtualTransport(InMemoryTransport):
         super().__init__(network, name, wiring)
         self._virtual = network
         self._asked: ExchangeRequest | None = None
+        self._asks = 0  # plans name an exchange by its number: with the request they would keep its snapshot, too
         self._wait_s = 0.0  # how long a step may wait for it
         self._here_s = -math.inf  # when the result of the last exchange is here; infinite: not known yet
         self._on_arrival: Callable[[], None] | None = None
@@ -127,14 +129,15 @@ class VirtualTransport(InMemoryTransport):
         kind = ExchangeKind.PULL if request.joining else request.plan.kind
         self._asked, self._here_s = request, math.inf
         self._wait_s = max(link.wait_s, request.plan.wait_s)
+        self._asks += 1
         if kind is ExchangeKind.GATHER:
-            time.after(max(link.latency_s, request.plan.wait_s), lambda: self._perform(request, transfer_s))
-            time.after(link.latency_s, lambda: self._virtual.gathers(self))
+            time.after(max(link.latency_s, request.plan.wait_s), partial(self._perform, self._asks, transfer_s))
+            time.after(link.latency_s, partial(self._virtual.gathers, self))
         elif kind is ExchangeKind.PULL:
-            time.after(link.latency_s, lambda: self._perform(request, link.latency_s + transfer_s))
+            time.after(link.latency_s, partial(self._perform, self._asks, link.latency_s + transfer_s))
         else:
             ways = 1 if kind is ExchangeKind.PUSH else 2
-            time.after(ways * link.latency_s + transfer_s, lambda: self._perform(request, 0.0))
+            time.after(ways * link.latency_s + transfer_s, partial(self._perform, self._asks, 0.0))
 
     def take(self, wait_s: float) -> ExchangeResult | None:  # noqa: ARG002 - the step has waited before it was made
         """See `Transport.take`."""
@@ -169,13 +172,13 @@ class VirtualTransport(InMemoryTransport):
 
     def round_is_there(self) -> None:
         """All neighbours have published it."""
-        link, request = self._virtual.link, self._asked
-        if request is not None:
-            self._perform(request, link.latency_s + link.transfer_s(self._service.layout, 1.0))
+        link = self._virtual.link
+        self._perform(self._asks, link.latency_s + link.transfer_s(self._service.layout, 1.0))
 
-    def _perform(self, request: ExchangeRequest, way_home_s: float) -> None:
+    def _perform(self, ask: int, way_home_s: float) -> None:
         """Make the exchange at this moment; its result is here later by the way home."""
-        if request is not self._asked or not self._virtual.is_there(self._name):
+        request = self._asked
+        if request is None or ask != self._asks or not self._virtual.is_there(self._name):
             return  # it was made already, or this node is no more
         self._asked = None
         self._exchanger.perform(request, self._virtual)
