@@ -173,9 +173,10 @@ def _method_warnings(config: ClusterConfig) -> Iterator[str]:
         yield f"interpolation {config.interpolation} has no effect: it rules the factor of method pull"
     probability = highest(config.pull_probability)
     if probability > method.best_probability:
+        remedy = "set it to" if probability == config.pull_probability else "let its schedule stay at"
         yield (
-            f"method {config.method} loses part of the training at pull_probability {probability:g}; set "
-            f"it to {method.best_probability:g} or less (docs/methods.md says why)"
+            f"method {config.method} loses part of the training at pull_probability {probability:g}; {remedy} "
+            f"{method.best_probability:g} or less (docs/methods.md says why)"
         )
     if method.conservation is not Conservation.ROW and config.codec in ("fp16", "bf16", "int8"):
         yield f"codec {config.codec} rounds what travels, so that method {config.method} conserves only so many digits"

@@ -129,7 +129,7 @@ def test_sgp_refuses_a_model_in_half_precision_before_anything_starts():
         ),
         (
             {"method": "gosgd", "pull_probability": {"schedule": "late", "begin": 5, "value": 0.5}},
-            "method gosgd loses part of the training at pull_probability 0.5",
+            "loses part of the training at pull_probability 0.5; let its schedule stay at 0.2 or less (docs/methods.md",
         ),
         (
             {"pull_probability": {"schedule": "linear", "start": 0, "end": 0, "over": 5}},

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from method_support import METHODS
 
-from dpwa.config.cluster import ClusterConfig
+from dpwa.config.cluster import ClusterConfig, json_schema
 from dpwa.errors import ConfigError
 from dpwa.interpolation.rules import Constant
 from dpwa.methods.base import ExchangeKind
@@ -303,3 +303,23 @@ def test_a_file_with_schedules_reads_back_as_it_was_written():
     assert config.interpolator().rule.value == LateSchedule(begin=5000, value=0.5)
     assert ClusterConfig.from_text(config.to_yaml()) == config
     assert ClusterConfig.from_mapping(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    "place", [("properties", "pull_probability"), ("$defs", "ConstantOptions", "properties", "value")]
+)
+def test_the_schema_for_editors_has_a_number_and_each_schedule_with_its_keys(place):
+    schema = json_schema()
+    for part in place:
+        schema = schema[part]
+    number, *others = schema["anyOf"]
+    assert number == {"type": "number", "minimum": 0, "maximum": 1}
+    assert schema["default"] in (1.0, 0.5)
+    assert schema["description"].endswith("or a schedule of it.")
+    keys = {one["properties"]["schedule"]["const"]: one["required"] for one in others}
+    assert keys == {
+        "linear": ["schedule", "start", "end", "over"],
+        "cosine": ["schedule", "start", "end", "over"],
+        "late": ["schedule", "begin", "value"],
+    }
+    assert not any(one["additionalProperties"] for one in others)
