@@ -13,6 +13,7 @@ from dpwa.config.faults import faults_in_words
 from dpwa.config.topology import TopologyOptions
 from dpwa.interpolation.registry import RULES
 from dpwa.methods.base import Conservation, Method
+from dpwa.schedule import highest, in_words
 
 __all__ = ["describe"]
 
@@ -74,7 +75,7 @@ def _uses_interpolation(config: ClusterConfig) -> bool:
 def _method(config: ClusterConfig) -> str:
     """What a step does, and what that conserves."""
     wait = f"waits up to {config.wait_ms} ms for the answer" if config.wait_ms > 0 else "never waits for the answer"
-    often = f"with probability {config.pull_probability:g}"
+    often = f"with probability {in_words(config.pull_probability)}"
     method = config.method_class or Method
     text = method.description.format(options=config.method_options, often=often, wait=wait)
     text = f"Method {config.method}{': ' if config.method_class else ', '}{text}"
@@ -135,10 +136,10 @@ def _links(config: ClusterConfig) -> str:
 
 def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[str]:
     networked = [node.name for node in config.nodes if not hosts.is_loopback(node.host)]
-    most = getattr(config.rule_options, "value", 1.0)
+    most = highest(getattr(config.rule_options, "value", 1.0))
     if len(config.nodes) == 1:
         yield "there is one node only; it will train alone"
-    elif config.pull_probability == 0:
+    elif highest(config.pull_probability) == 0:
         yield "pull_probability is 0; no node will ever ask another one"
     elif config.factor_max == 0 or most == config.factor_min == 0:
         yield "the factor is always 0; nothing will be blended"
@@ -170,10 +171,12 @@ def _method_warnings(config: ClusterConfig) -> Iterator[str]:
         return
     if not method.uses_interpolation and config.interpolation != "constant":
         yield f"interpolation {config.interpolation} has no effect: it rules the factor of method pull"
-    if config.pull_probability > method.best_probability:
+    probability = highest(config.pull_probability)
+    if probability > method.best_probability:
+        remedy = "set it to" if probability == config.pull_probability else "let its schedule stay at"
         yield (
-            f"method {config.method} loses part of the training at pull_probability {config.pull_probability:g}; set "
-            f"it to {method.best_probability:g} or less (docs/methods.md says why)"
+            f"method {config.method} loses part of the training at pull_probability {probability:g}; {remedy} "
+            f"{method.best_probability:g} or less (docs/methods.md says why)"
         )
     if method.conservation is not Conservation.ROW and config.codec in ("fp16", "bf16", "int8"):
         yield f"codec {config.codec} rounds what travels, so that method {config.method} conserves only so many digits"

@@ -18,6 +18,7 @@ from dpwa.errors import ConfigError
 from dpwa.interpolation.registry import RULES
 from dpwa.methods.registry import METHODS, find_method
 from dpwa.options import Options, Problem, refuse
+from dpwa.schedule import ShareOverTime
 
 __all__ = ["MAX_NODES", "ClusterKeys"]
 
@@ -57,8 +58,8 @@ class _PlainKeys(Options):
         OuterOptions(),
         description="Options of outer momentum on top of the method, as in DiLoCo; off by default.",
     )
-    pull_probability: float = Field(
-        1.0, ge=0, le=1, description="Probability that a step begins an exchange: a pull, a push or a pair."
+    pull_probability: ShareOverTime = Field(
+        1.0, description="Probability that a step begins an exchange: a pull, a push or a pair; or a schedule of it."
     )
     timeout_ms: int = Field(2500, ge=1, le=600_000, description="Milliseconds for one exchange, from request to end.")
     connect_timeout_ms: int = Field(

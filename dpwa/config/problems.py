@@ -94,8 +94,9 @@ def _schema_at(schema: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
 def _expected(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
-    if "anyOf" in schema:  # a value or null
-        return " or ".join("null" if one.get("type") == "null" else _expected(one) for one in schema["anyOf"])
+    if "anyOf" in schema:  # a value or null, or a number or a schedule, which says itself what is wrong with it
+        values = [one for one in schema["anyOf"] if one.get("type") != "object"]
+        return " or ".join("null" if one.get("type") == "null" else _expected(one) for one in values)
     kind = schema.get("type")
     if kind in ("integer", "number"):
         return ("a whole number" if kind == "integer" else "a number") + _range(schema)

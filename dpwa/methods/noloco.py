@@ -91,6 +91,11 @@ class NoLoCo(Method):
         self._refused = 0
         self._ended_after = 0  # outer steps of a node that has been closed
 
+    @property
+    def exchanges_per_step(self) -> float:
+        """See `Method.exchanges_per_step`: the outer steps, whichever of the two begins them."""
+        return 1.0 / self._every
+
     def advance(self) -> None:
         """See `Method.advance`: rounds are outer steps."""
         self._since += 1

@@ -312,6 +312,7 @@ class Boundary:
 
     def _plan(self) -> Plan | None:
         """The exchange to begin at this step boundary."""
+        self._method.clock = self.state.clock
         pair_rounds = self._method.pair_rounds
         if pair_rounds != self._service.serving.pair_rounds:
             self._service.tell(pair_rounds=pair_rounds)
