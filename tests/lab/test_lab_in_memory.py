@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,15 @@ from dpwa.lab.training.snapshots import read_snapshot
 from dpwa.methods.registry import METHODS
 from dpwa.node.node import Node
 from dpwa.node.record import NodeStatistics
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the trial's own process: two threads that meet in every layer wait long for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -110,7 +120,9 @@ def test_two_runs_give_the_same_models_to_the_bit_and_another_seed_gives_others(
 def test_every_step_exchanges_at_probability_one_when_links_are_fast(tmp_path, squares, statistics):
     run(trial_of(strategy="pull", nodes=6, n_epochs=5), tmp_path, squares)
     for found in statistics.values():
-        assert found.blended == found.step - 1  # the exchange that the last step begins has nobody to take it
+        # The exchange that the last step begins has nobody to take it; the first may find a peer that is beginning.
+        assert found.blended + found.exchanges.get("not_ready", 0) == found.step - 1
+        assert found.exchanges.get("not_ready", 0) <= 1
         assert not found.failures
 
 
@@ -152,8 +164,8 @@ def test_rounds_of_a_mixing_matrix_miss_nobody_once_all_have_joined(tmp_path, sq
     virtual = {"step_ms": 10, "jitter": 0.5}
     run(trial_of(strategy="dpsgd", nodes=4, n_epochs=6, virtual=virtual), tmp_path, squares)
     for found in statistics.values():
-        assert found.blended == found.step - 1
         assert found.method["missed"] <= 2 * 3  # in its first two rounds, while others join
+        assert found.blended >= found.step - 3
 
 
 def test_a_slow_node_takes_its_time_and_makes_fewer_steps(tmp_path, squares, statistics):
