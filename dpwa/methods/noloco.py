@@ -93,8 +93,8 @@ class NoLoCo(Method):
 
     @property
     def exchanges_per_step(self) -> float:
-        """See `Method.exchanges_per_step`: the outer steps, whichever of the two begins them."""
-        return 1.0 / self._every
+        """See `Method.exchanges_per_step`: a pair is an outer step of both, so that a node begins every other one."""
+        return 0.5 / self._every
 
     def advance(self) -> None:
         """See `Method.advance`: rounds are outer steps."""

@@ -146,6 +146,8 @@ class Boundary:
         if self._faults is not None:
             self._faults.begin_step(self.step)
         self._method.advance()
+        if self._peers:
+            self._record.asked += self._method.exchanges_per_step
         self._correct()
         self.state = _aged(self.state, self.state.clock + 1.0)
         self.note_loss(loss)

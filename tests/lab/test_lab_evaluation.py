@@ -32,7 +32,7 @@ def run_rounds(folder: TrialFolder, trial: Trial, digits: DataSet, shifts: dict[
     """Let processes put models down: the initial one, moved by a constant in each round."""
     for name, moves in shifts.items():
         model = build(trial.settings.model, digits.shape, digits.classes, seed=trial.seed)
-        watch = Recorder(folder, (name,), name, model, rounds=trial.rounds, bytes_sent=lambda: 1000)
+        watch = Recorder(folder, (name,), name, model, rounds=trial.rounds, did=lambda: {"bytes_sent": 1000})
         watch.begin(trial.rounds)
         for number, shift in enumerate(moves, start=1):
             with torch.no_grad():

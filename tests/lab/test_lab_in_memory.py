@@ -26,7 +26,7 @@ from dpwa.node.record import NodeStatistics
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in the trial's own process: two threads that meet in every layer wait long for each other on a busy machine."""
+    """As in the trial's own process. Two threads would wait for each other in every layer, long on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

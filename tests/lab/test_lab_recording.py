@@ -160,7 +160,7 @@ def test_shares_of_work_are_as_the_speeds_and_sum_up_to_the_work_of_equal_nodes(
 
 
 def test_what_is_written_holds_threads_and_processes(tmp_path):
-    watch = recorder(tmp_path, rounds=1, bytes_sent=lambda: 123)
+    watch = recorder(tmp_path, rounds=1, did=lambda: {"bytes_sent": 123})
     watch.begin(1)
     make_steps(watch, 1)
     header = header_of(tmp_path, 1)

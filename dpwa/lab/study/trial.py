@@ -12,7 +12,7 @@
 
 A snapshot's header (safetensors' metadata, all values are text) holds: round, step, samples (that this process has
 trained on so far), training_s (on its own training clock), unix_s, bytes_sent (of models or gradients, by this process
-so far), processes, threads (of this process).
+so far), for nodes of dpwa asked and exchanges (see `Strategy.did`), processes, threads (of this process).
 
 Runs in: any thread.
 """

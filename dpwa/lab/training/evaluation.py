@@ -92,6 +92,7 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
         "samples_seen": last["samples"] if last else 0,
         "training_s": last["time_s"] if last else 0.0,
         "bytes_sent": last["bytes_sent"] if last else 0,
+        **_rates(newest),
         "final_accuracy": last["accuracy"] if last and is_done else None,
         "final_loss": last["loss"] if last and is_done else None,
         "workers": workers,
@@ -102,6 +103,19 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
         "rounds": reached,
         "batches": _batches(folder, trial),
     }
+
+
+def _rates(newest: Sequence[RoundModel]) -> dict[str, float | None]:
+    """Exchanges per step of a process, as asked for and as they really were; None for strategies without.
+
+    Args:
+        newest: the last word of each process; those of other versions do not say.
+    """
+    said = [snapshot.header for snapshot in newest if "asked" in snapshot.header]
+    steps, asked, exchanges = (sum(header[key] for header in said) for key in ("step", "asked", "exchanges"))
+    if not (asked and steps):
+        return {"asked_per_step": None, "exchanges_per_step": None}
+    return {"asked_per_step": asked / steps, "exchanges_per_step": exchanges / steps}
 
 
 def _names_with_models(trial: Trial) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ Must not know: strategies, data sets. Runs in: the training thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Recorder:
         model: saved after each round.
         rounds: number of rounds.
         saves: whether this process saves its model; if all processes have the same model, only one does.
-        bytes_sent: asked at each round.
+        did: what the strategy has done so far, asked at each round; see `Strategy.did`.
         handicap: what is wrong with this process.
         clock: the time in seconds; other than real time for processes that exist in virtual time only.
         meets: whether all processes begin together.
@@ -53,7 +53,7 @@ class Recorder:
         *,
         rounds: int,
         saves: bool = True,
-        bytes_sent: Callable[[], int] = lambda: 0,
+        did: Callable[[], Mapping[str, float]] = lambda: {"bytes_sent": 0},
         handicap: Handicap | None = None,
         clock: Callable[[], float] = time.monotonic,
         meets: bool = True,
@@ -64,7 +64,7 @@ class Recorder:
         self._model = model
         self._rounds = rounds
         self._saves = saves
-        self._bytes_sent = bytes_sent
+        self._did = did
         self._handicap = handicap
         self._clock = clock
         self._meets = meets
@@ -140,7 +140,7 @@ class Recorder:
             step=self._step,
             samples=self._samples,
             training_s=training_s,
-            bytes_sent=self._bytes_sent(),
+            did=self._did(),
             processes=len(self._names),
             threads=self._threads,
         )

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dpwa.adapters.tensors import TorchModel
 from dpwa.config.cluster import ClusterConfig
 from dpwa.config.data_rate import bytes_per_s
+from dpwa.lab.strategies.dpwa import did_by_node
 from dpwa.lab.strategies.in_memory.network import Link, VirtualNetwork, VirtualTransport
 from dpwa.lab.strategies.in_memory.virtual_time import VirtualTime
 from dpwa.lab.study.trial import Trial, TrialFolder
@@ -100,10 +101,9 @@ class _VirtualPeers(Strategy):
         if self._node is not None:
             self._node.step(float(loss))
 
-    @property
-    def bytes_sent(self) -> int:  # type: ignore[override]
-        """Bytes of the models that this node has received."""
-        return 0 if self._node is None else int(self._node.statistics().bytes_in)
+    def did(self) -> dict[str, float]:
+        """See `Strategy.did`."""
+        return super().did() if self._node is None else did_by_node(self._node.statistics())
 
     def die(self) -> None:
         """Be gone, without a word to anybody."""
@@ -157,7 +157,7 @@ class _VirtualNode:
             name,
             model,
             rounds=trial.rounds,
-            bytes_sent=lambda: self._strategy.bytes_sent,
+            did=self._strategy.did,
             clock=self._time.clock,
             meets=False,
         )
