@@ -120,9 +120,11 @@ def test_two_runs_give_the_same_models_to_the_bit_and_another_seed_gives_others(
 def test_every_step_exchanges_at_probability_one_when_links_are_fast(tmp_path, squares, statistics):
     run(trial_of(strategy="pull", nodes=6, n_epochs=5), tmp_path, squares)
     for found in statistics.values():
-        # The exchange that the last step begins has nobody to take it; the first may find a peer that is beginning.
-        assert found.blended + found.exchanges.get("not_ready", 0) == found.step - 1
-        assert found.exchanges.get("not_ready", 0) <= 1
+        # What the last step begins has nobody to take it. A peer may be beginning, or have made no step since it was
+        # asked last: this node's was the shorter.
+        assert sum(found.exchanges.values()) == found.step - 1
+        assert found.blended == found.completed >= found.step - 4
+        assert found.asked == found.step
         assert not found.failures
 
 
