@@ -18,7 +18,7 @@ from pydantic import Field
 
 from dpwa.errors import ConfigError, number_problems
 from dpwa.interpolation.consensus import ConsensusControl
-from dpwa.options import Options, Problem
+from dpwa.options import OTHER_NAMES, Options, Problem
 from dpwa.snapshot.state import State
 
 __all__ = [
@@ -85,7 +85,13 @@ class NoOptions(Options):
 class ConstantOptions(Options):
     """Options of the rule constant."""
 
-    value: float = Field(0.5, ge=0, le=1, description="The factor of every exchange.")
+    value: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="The factor of every exchange.",
+        json_schema_extra={OTHER_NAMES: ["factor"]},
+    )
 
 
 class StalenessOptions(Options):
