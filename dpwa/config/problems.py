@@ -78,19 +78,26 @@ def _suggestion(schema: Mapping[str, Any], place: Place, value: object) -> str:
     key, _, rest = word.partition(":")
     if rest and key in names:  # {port:23200} is YAML, with one long key
         return f'write "{key}: {rest}", with a space after the colon'
+    head, _, tail = word.partition(".")
+    if tail and head in names:
+        return f"did you mean {head}: {{{tail}: {_given(value)}}}?"
     if _simple(word) in names:
         return f'did you mean "{names[_simple(word)]}"?'
     inside = []
     for section in () if isinstance(value, (Mapping, list)) else dict.fromkeys(names.values()):
         key_inside = _names(_schema_at(schema, (*around, section))).get(_simple(word))
         if key_inside is not None:
-            inside.append(f"{section}: {{{key_inside}: {'…' if value is None else shown(value)}}}")
+            inside.append(f"{section}: {{{key_inside}: {_given(value)}}}")
     if inside:
         return f"did you mean {' or '.join(inside)}?"
     near = get_close_matches(_simple(word), names, n=1)
     if near:
         return f'did you mean "{names[near[0]]}"?'
     return f"known here: {', '.join(dict.fromkeys(names.values()))}" if names else "expected no keys here"
+
+
+def _given(value: object) -> str:
+    return shown(value) if isinstance(value, (str, int, float)) else "…"
 
 
 def _names(section: Mapping[str, Any]) -> dict[str, str]:

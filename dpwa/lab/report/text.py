@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpwa.lab.report.results import TrialResult, seeds_text
-from dpwa.lab.report.statistics import Estimate
+from dpwa.lab.report.statistics import FEWEST_FOR_INTERVAL, Estimate
 from dpwa.lab.report.summary import RowSummary, Summary
 
 __all__ = ["NONE", "Column", "accuracy_text", "bytes_text", "caption", "columns", "seconds_text", "status_text"]
@@ -69,11 +69,16 @@ def caption(summary: Summary) -> str:
     """What the numbers of the table mean."""
     study = summary.study
     seeds = summary.seeds
-    count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))})"
+    estimates = [row.accuracy for row in summary.rows if row.accuracy is not None]
+    whats = []
+    if any(found.half_width is not None for found in estimates):
+        whats.append(f"the mean over {seeds_text(seeds)} ± half of its 95 % confidence interval")
+    if any(found.half_width is None for found in estimates):
+        whats.append(f"where there are fewer than {FEWEST_FOR_INTERVAL} seeds, that of each, without an interval")
     parts = [
         "Accuracy is that of the aggregated model (the plain mean of all nodes' models, or the only model) on the test "
-        f"set after the last round: the mean over {count}"
-        + (" ± half of its 95 % confidence interval." if len(seeds) > 1 else "; one seed gives no interval."),
+        f"set after the last round{': ' if whats else ''}{'; '.join(whats)}.",
+        "All other numbers are means over the seeds.",
         "Worst worker is the accuracy of the least accurate worker's model.",
         "Training is the time of the slowest process on the training clock, without start-up and evaluation.",
     ]
@@ -91,12 +96,13 @@ def caption(summary: Summary) -> str:
 
 
 def accuracy_text(row: RowSummary) -> str:
-    """Accuracy with its interval, such as "90.12 ± 0.31"; from one seed without."""
+    """Accuracy with its interval, such as "90.12 ± 0.31"; from fewer than three seeds that of each."""
     found = row.accuracy
     if found is None:
         return NONE
     if found.half_width is None:
-        return f"{found.mean:.2f} (1 seed)"
+        values = ", ".join(f"{value:.2f}" for value in found.values)
+        return f"{values} (1 seed)" if len(found.values) == 1 else values
     return f"{found.mean:.2f} ± {found.half_width:.2f}"
 
 
