@@ -80,7 +80,7 @@ def test_a_row_shows_mean_interval_literature_worst_worker_and_costs():
 def test_one_seed_has_no_interval_but_says_so():
     summary = summary_of(STUDY.replace("seeds: 3", "seeds: 1"))
     assert cells_of(summary, "pull")["accuracy, %"].endswith("(1 seed)")
-    assert "fewer than 3 seeds, that of each, without an interval" in content_of(summary, "").caption
+    assert ": one number per seed (seed 0); fewer than 3 give no interval." in content_of(summary, "").caption
 
 
 def test_two_seeds_are_shown_as_they_are_without_an_interval_in_table_and_picture():
@@ -98,6 +98,8 @@ def test_two_seeds_are_shown_as_they_are_without_an_interval_in_table_and_pictur
     assert whole is not None
     assert len(whole.figure.axes[0].containers) == len(summary.rows)
     assert "95 % confidence intervals" in whole.caption
+    mixed = summary_of(change=lambda trial, result: result if (trial.row, trial.seed) != ("ddp", 2) else None)
+    assert "of rows with fewer than 3 seeds one number per seed, without an interval" in content_of(mixed, "").caption
 
 
 def test_what_was_trained_stands_in_one_line_with_all_values_where_rows_differ():

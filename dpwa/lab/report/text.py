@@ -68,16 +68,9 @@ def columns(summary: Summary) -> list[Column]:
 def caption(summary: Summary) -> str:
     """What the numbers of the table mean."""
     study = summary.study
-    seeds = summary.seeds
-    estimates = [row.accuracy for row in summary.rows if row.accuracy is not None]
-    whats = []
-    if any(found.half_width is not None for found in estimates):
-        whats.append(f"the mean over {seeds_text(seeds)} ± half of its 95 % confidence interval")
-    if any(found.half_width is None for found in estimates):
-        whats.append(f"where there are fewer than {FEWEST_FOR_INTERVAL} seeds, that of each, without an interval")
     parts = [
         "Accuracy is that of the aggregated model (the plain mean of all nodes' models, or the only model) on the test "
-        f"set after the last round{': ' if whats else ''}{'; '.join(whats)}.",
+        f"set after the last round{_over_seeds(summary)}.",
         "All other numbers are means over the seeds.",
         "Worst worker is the accuracy of the least accurate worker's model.",
         "Training is the time of the slowest process on the training clock, without start-up and evaluation.",
@@ -93,6 +86,19 @@ def caption(summary: Summary) -> str:
     if any(row.literature is not None for row in summary.rows):
         parts.append("Literature is what the cited work reported, on its own hardware and software.")
     return " ".join(parts)
+
+
+def _over_seeds(summary: Summary) -> str:
+    """How the accuracies of several seeds are shown."""
+    has_interval = [row.accuracy.half_width is not None for row in summary.rows if row.accuracy is not None]
+    if not has_interval:
+        return ""
+    mean = f": the mean over {seeds_text(summary.seeds)} ± half of its 95 % confidence interval"
+    if all(has_interval):
+        return mean
+    if any(has_interval):
+        return f"{mean}; of rows with fewer than {FEWEST_FOR_INTERVAL} seeds one number per seed, without an interval"
+    return f": one number per seed ({seeds_text(summary.seeds)}); fewer than {FEWEST_FOR_INTERVAL} give no interval"
 
 
 def accuracy_text(row: RowSummary) -> str:
