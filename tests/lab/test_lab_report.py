@@ -98,6 +98,12 @@ def test_two_seeds_are_shown_as_they_are_without_an_interval_in_table_and_pictur
     assert whole is not None
     assert len(whole.figure.axes[0].containers) == len(summary.rows)
     assert "95 % confidence intervals" in whole.caption
+    left, right = whole.figure.axes[0].get_xlim()
+    for row in summary_of(change=lambda _, result: result).rows:
+        assert row.accuracy is not None
+        assert row.accuracy.half_width is not None
+        assert left < row.accuracy.mean - row.accuracy.half_width, "an interval that is cut off looks like a line"
+        assert row.accuracy.mean + row.accuracy.half_width < right
     mixed = summary_of(change=lambda trial, result: result if (trial.row, trial.seed) != ("ddp", 2) else None)
     assert "of rows with fewer than 3 seeds one number per seed, without an interval" in content_of(mixed, "").caption
 

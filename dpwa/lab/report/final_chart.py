@@ -7,6 +7,7 @@ Runs in: the calling thread. Imports matplotlib.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -95,6 +96,10 @@ def _caption(ended: Sequence[RowSummary], *, with_literature: bool) -> str:
 
 
 def _values(row: RowSummary, *, with_literature: bool) -> list[float]:
-    """All accuracies of a row that the chart shows."""
-    found = list(row.accuracy.values) if row.accuracy is not None else []
+    """All accuracies of a row that the chart shows, the ends of its interval included."""
+    found: list[float] = []
+    if row.accuracy is not None:
+        half_width = row.accuracy.half_width or 0.0
+        ends = (row.accuracy.mean - half_width, row.accuracy.mean + half_width)
+        found += [*row.accuracy.values, *(min(100.0, max(0.0, end)) for end in ends if math.isfinite(end))]
     return [*found, row.literature] if with_literature and row.literature is not None else found
