@@ -10,9 +10,11 @@ from collections.abc import Collection, Iterator
 from dpwa.config import hosts
 from dpwa.config.cluster import FIRST_PORT, ClusterConfig
 from dpwa.config.faults import faults_in_words
+from dpwa.config.keys import FACTOR_KEYS
 from dpwa.config.topology import TopologyOptions
 from dpwa.interpolation.registry import RULES
 from dpwa.methods.base import Conservation, Method
+from dpwa.methods.registry import METHODS
 from dpwa.schedule import highest, in_words
 
 __all__ = ["describe"]
@@ -139,10 +141,11 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
     most = highest(getattr(config.rule_options, "value", 1.0))
     if len(config.nodes) == 1:
         yield "there is one node only; it will train alone"
-    elif highest(config.pull_probability) == 0:
+    elif highest(config.pull_probability) == 0 and (config.method_class or Method).uses_probability:
         yield "pull_probability is 0; no node will ever ask another one"
-    elif config.factor_max == 0 or most == config.factor_min == 0:
+    elif _uses_interpolation(config) and (config.factor_max == 0 or most == config.factor_min == 0):
         yield "the factor is always 0; nothing will be blended"
+    yield from _without_effect(config)
     yield from _method_warnings(config)
     if config.bandwidth_limit is not None and config.shared_memory == "auto" and not networked:
         yield "bandwidth_limit concerns the network; all nodes are on one host, where shared memory does not count"
@@ -164,13 +167,30 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
         )
 
 
+def _without_effect(config: ClusterConfig) -> Iterator[str]:
+    """The keys that were changed, and that the configured method and rule do not look at."""
+    method = config.method_class
+    fields = type(config).model_fields
+    for key in (key for key in fields if getattr(config, key) != fields[key].get_default()):
+        if method is not None and not method.uses_interpolation and key in FACTOR_KEYS:
+            yield f"{key} has no effect: it is about the factor of a pull, which method {config.method} does not use"
+        elif method is not None and not method.uses_probability and key == "pull_probability":
+            yield f"{key} has no effect: method {config.method} itself says when it exchanges"
+        elif key in METHODS and key != config.method:
+            yield f"{key} has no effect: it is for method {key}, and the method is {config.method}"
+        elif key in RULES and key != config.interpolation:
+            yield f"{key} has no effect: it is for interpolation {key}, and the interpolation is {config.interpolation}"
+        elif key == "custom_method" and config.method in METHODS:
+            yield f"{key} has no effect: method {config.method} is not a custom one"
+        elif key == "custom_rule" and config.interpolation in RULES:
+            yield f"{key} has no effect: interpolation {config.interpolation} is not a custom one"
+
+
 def _method_warnings(config: ClusterConfig) -> Iterator[str]:
     """What about the method deserves a second look."""
     method = config.method_class
     if method is None:
         return
-    if not method.uses_interpolation and config.interpolation != "constant":
-        yield f"interpolation {config.interpolation} has no effect: it rules the factor of method pull"
     probability = highest(config.pull_probability)
     if probability > method.best_probability:
         remedy = "set it to" if probability == config.pull_probability else "let its schedule stay at"

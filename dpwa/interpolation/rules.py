@@ -18,7 +18,7 @@ from pydantic import Field
 
 from dpwa.errors import ConfigError, number_problems
 from dpwa.interpolation.consensus import ConsensusControl
-from dpwa.options import Options, Problem
+from dpwa.options import OTHER_NAMES, Options, Problem
 from dpwa.schedule import LinearSchedule, Schedule, ShareOverTime, value_at
 from dpwa.snapshot.state import State
 
@@ -88,7 +88,11 @@ class NoOptions(Options):
 class ConstantOptions(Options):
     """Options of the rule constant."""
 
-    value: ShareOverTime = Field(0.5, description="The factor of every exchange, or a schedule of it.")
+    value: ShareOverTime = Field(
+        0.5,
+        description="The factor of every exchange, or a schedule of it.",
+        json_schema_extra={OTHER_NAMES: ["factor"]},
+    )
 
     def arguments(self) -> dict[str, Any]:
         """See `Options.arguments`; a schedule stays one."""

@@ -86,7 +86,7 @@ def test_check_warns_of_a_probability_at_which_a_method_loses_training(method, p
 
 def test_check_warns_of_an_interpolation_without_effect_and_of_a_codec_that_rounds():
     text = describe(ClusterConfig.for_localhost(3, method="adpsgd", interpolation="loss", codec="fp16"), ["w1"])
-    assert "interpolation loss has no effect" in text
+    assert "interpolation has no effect" in text
     assert "method adpsgd conserves only so many digits" in text
     assert "conserves only so many digits" in describe(
         ClusterConfig.for_localhost(3, method="noloco", codec="fp16"), []

@@ -58,6 +58,27 @@ class Content:
         return [values.get(key, "") for key in self.different]
 
     @property
+    def trained(self) -> str:
+        """What was trained, in one line; where the rows differ, with all values."""
+        flat = [used_settings(row.settings) for row in self.summary.rows]
+
+        def values(key: str) -> str:
+            return " or ".join(dict.fromkeys(one[key] for one in flat if one.get(key)))
+
+        partitions = dict.fromkeys(_partition(one) for one in flat if "partition.kind" in one)
+        seeds = ", ".join(map(str, self.summary.seeds))
+        parts = [
+            f"Data {values('data')}",
+            f"network {values('model')}",
+            f"nodes {values('nodes')}",
+            f"partition {' or '.join(partitions)}" if partitions else "",
+            f"epochs {values('n_epochs')}",
+            f"batch size {values('batch_size')}",
+            f"seeds {seeds}" if seeds else "",
+        ]
+        return "; ".join(part for part in parts if part) + "."
+
+    @property
     def made(self) -> list[tuple[str, str]]:
         """How the numbers were made, as terms with their descriptions."""
         seeds = ", ".join(map(str, self.summary.seeds)) or "none"
@@ -119,6 +140,14 @@ def content_of(summary: Summary, command: str) -> Content:
         when=_when(results),
         hours=sum(result.wall_s for result in results) / 3600,
     )
+
+
+def _partition(settings: Mapping[str, str]) -> str:
+    """A partition in a few words, from settings by dotted keys."""
+    kind = settings["partition.kind"]
+    options = {"classes": "classes_per_node", "dirichlet": "alpha", "quantity": "alpha"}
+    option = options.get(kind)
+    return kind if option is None else f"{kind} ({option} {settings[f'partition.{option}']})"
 
 
 def _when(results: tuple[TrialResult, ...]) -> str:

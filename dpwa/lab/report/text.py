@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpwa.lab.report.results import TrialResult, seeds_text
-from dpwa.lab.report.statistics import Estimate
+from dpwa.lab.report.statistics import FEWEST_FOR_INTERVAL, Estimate
 from dpwa.lab.report.summary import RowSummary, Summary
 
 __all__ = ["NONE", "Column", "accuracy_text", "bytes_text", "caption", "columns", "seconds_text", "status_text"]
@@ -68,12 +68,10 @@ def columns(summary: Summary) -> list[Column]:
 def caption(summary: Summary) -> str:
     """What the numbers of the table mean."""
     study = summary.study
-    seeds = summary.seeds
-    count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))})"
     parts = [
         "Accuracy is that of the aggregated model (the plain mean of all nodes' models, or the only model) on the test "
-        f"set after the last round: the mean over {count}"
-        + (" ± half of its 95 % confidence interval." if len(seeds) > 1 else "; one seed gives no interval."),
+        f"set after the last round{_over_seeds(summary)}.",
+        "All other numbers are means over the seeds.",
         "Worst worker is the accuracy of the least accurate worker's model.",
         "Training is the time of the slowest process on the training clock, without start-up and evaluation.",
     ]
@@ -90,13 +88,27 @@ def caption(summary: Summary) -> str:
     return " ".join(parts)
 
 
+def _over_seeds(summary: Summary) -> str:
+    """How the accuracies of several seeds are shown."""
+    has_interval = [row.accuracy.half_width is not None for row in summary.rows if row.accuracy is not None]
+    if not has_interval:
+        return ""
+    mean = f": the mean over {seeds_text(summary.seeds)} ± half of its 95 % confidence interval"
+    if all(has_interval):
+        return mean
+    if any(has_interval):
+        return f"{mean}; of rows with fewer than {FEWEST_FOR_INTERVAL} seeds one number per seed, without an interval"
+    return f": one number per seed ({seeds_text(summary.seeds)}); fewer than {FEWEST_FOR_INTERVAL} give no interval"
+
+
 def accuracy_text(row: RowSummary) -> str:
-    """Accuracy with its interval, such as "90.12 ± 0.31"; from one seed without."""
+    """Accuracy with its interval, such as "90.12 ± 0.31"; from fewer than three seeds that of each."""
     found = row.accuracy
     if found is None:
         return NONE
     if found.half_width is None:
-        return f"{found.mean:.2f} (1 seed)"
+        values = ", ".join(f"{value:.2f}" for value in found.values)
+        return f"{values} (1 seed)" if len(found.values) == 1 else values
     return f"{found.mean:.2f} ± {found.half_width:.2f}"
 
 

@@ -24,6 +24,7 @@ from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.launch.ports import free_ports
 
 __all__ = [
+    "absent_packages",
     "command_of",
     "data_command",
     "environment_of",
@@ -54,6 +55,13 @@ def missing_for(trial: Trial) -> str | None:
     if trial.start is Start.TENSORFLOW and tensorflow_python() is None:
         return why_no_tensorflow()
     return None
+
+
+def absent_packages(trials: Sequence[Trial]) -> list[str]:
+    """The packages that no trial of these can do without and that are not installed, those of their data included."""
+    needed = ["torch"] if trials else []
+    needed += dict.fromkeys("sklearn" if trial.settings.data == "digits" else "torchvision" for trial in trials)
+    return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
 def prepare(trial: Trial, folder: TrialFolder, study_folder: Path) -> None:

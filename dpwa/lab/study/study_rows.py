@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from dpwa.config.cluster import FIRST_PORT, cluster_problems
+from dpwa.config.keys import FACTOR_KEYS
 from dpwa.config.problems import problems_of
-from dpwa.interpolation.registry import RULES
 from dpwa.lab.study.kinds import STRATEGIES, StrategyKind, is_strategy, kind_of
 from dpwa.lab.study.layers import Layers
 from dpwa.lab.study.settings import CommonSettings, Settings
@@ -65,7 +65,7 @@ _USERS: Mapping[str, _Uses] = {
 
 _USERS_IN_CLUSTER: Mapping[str, _Uses] = {
     **{name: _named(name) for name, method in METHODS.items() if method.options is not None},
-    **dict.fromkeys(("interpolation", *RULES), _declared("uses_interpolation")),
+    **dict.fromkeys(FACTOR_KEYS, _declared("uses_interpolation")),
     "pull_probability": _declared("uses_probability"),
 }
 """The same for keys of the cluster file."""
