@@ -9,13 +9,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dpwa.lab.report.comparison import comparison_texts, difference_text
 from dpwa.lab.report.results import TrialResult, seeds_text
 from dpwa.lab.report.statistics import FEWEST_FOR_INTERVAL, Estimate
-from dpwa.lab.report.summary import RowSummary, Summary
+from dpwa.lab.report.summary import NONE, RowSummary, Summary
 
 __all__ = ["NONE", "Column", "accuracy_text", "bytes_text", "caption", "columns", "seconds_text", "status_text"]
-
-NONE = "-"
 
 _NO_REASON = "no reason given"
 
@@ -55,8 +54,14 @@ def columns(summary: Summary) -> list[Column]:
     found.append(Column("training", lambda row: _estimate(row.training_s, seconds_text), is_short=True))
     if study.target_accuracy is not None:
         found.append(Column(f"to {study.target_accuracy:g} %", to_target_text, is_short=True))
+    if study.compare_with:
+        found.append(Column(f"minus {study.compare_with}", lambda row: difference_text(row, summary), is_short=True))
+    if any(row.asked is not None for row in summary.rows):
+        found.append(Column("exchanges per step", exchanges_text, is_short=True))
     return [
         *found,
+        Column("merged minus mean of nodes", lambda row: _estimate(row.merging, lambda value: f"{value:+.2f}")),
+        Column("updates per node", lambda row: _estimate(row.updates, lambda value: f"{value:,.0f}")),
         Column("samples seen", lambda row: _estimate(row.samples, lambda value: f"{value:,.0f}")),
         Column("sent", lambda row: _estimate(row.bytes_sent, bytes_text), is_short=True),
         Column("processes x threads", lambda row: row.processes or NONE),
@@ -83,6 +88,13 @@ def caption(summary: Summary) -> str:
         "Samples and bytes are those of all processes together. Consensus distance is the mean distance of the models "
         "from their mean, relative to the norm of the mean."
     )
+    if any(row.asked is not None for row in summary.rows):
+        parts.append(
+            "Exchanges per step are those that a node has begun and that came to something, of those that the row asks "
+            "for; ! marks less than nine tenths."
+        )
+    parts.append("Merged minus mean of nodes is in points of accuracy.")
+    parts += comparison_texts(summary)
     if any(row.literature is not None for row in summary.rows):
         parts.append("Literature is what the cited work reported, on its own hardware and software.")
     return " ".join(parts)
@@ -110,6 +122,14 @@ def accuracy_text(row: RowSummary) -> str:
         values = ", ".join(f"{value:.2f}" for value in found.values)
         return f"{values} (1 seed)" if len(found.values) == 1 else values
     return f"{found.mean:.2f} ± {found.half_width:.2f}"
+
+
+def exchanges_text(row: RowSummary) -> str:
+    """Exchanges per step as they were and as they were asked for, such as "0.16 of 1 !"."""
+    if row.asked is None or row.exchanges is None:
+        return NONE
+    mark = " !" if row.falls_short else ""
+    return f"{row.exchanges.mean:.3g} of {row.asked.mean:.3g}{mark}"
 
 
 def literature_text(row: RowSummary, unit: str) -> str:

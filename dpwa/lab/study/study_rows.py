@@ -123,7 +123,7 @@ def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], 
         problems += found
         if settings is not None:
             rows.append(Row(draft.label, settings, _literature(values, draft)))
-    problems += _literature_problems(values, [draft.label for draft in drafts])
+    problems += _label_reference_problems(values, [draft.label for draft in drafts])
     return rows, problems
 
 
@@ -266,12 +266,20 @@ def _literature(values: Mapping[str, Any], draft: _Draft) -> float | None:
     return float(found) if isinstance(found, (int, float)) else None
 
 
-def _literature_problems(values: Mapping[str, Any], labels: Sequence[str]) -> Iterator[Problem]:
-    for label in _mapping(values.get("literature")):
-        if labels and label not in labels:
+def _label_reference_problems(values: Mapping[str, Any], labels: Sequence[str]) -> Iterator[Problem]:
+    """Labels of rows that there are not."""
+    named: list[tuple[Place, object]] = [(("literature", label), label) for label in _mapping(values.get("literature"))]
+    if values.get("compare_with"):
+        named.append((("compare_with",), values["compare_with"]))
+    groups = values.get("same_updates")
+    for index, group in enumerate(groups if isinstance(groups, list) else ()):
+        if isinstance(group, list):
+            named += [(("same_updates", index, number), label) for number, label in enumerate(group)]
+    for place, label in named:
+        if labels and isinstance(label, str) and label not in labels:
             near = get_close_matches(label, labels, n=1)
             hint = f'did you mean "{near[0]}"?' if near else f"the rows: {'; '.join(labels)}"
-            yield Problem(("literature", label), f"there is no such row, {hint}", at_key=True)
+            yield Problem(place, f"there is no such row, {hint}", at_key=place[0] == "literature")
 
 
 def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Problem]:
