@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from dpwa.examples.torchvision_import import import_torchvision
+from dpwa import mend_torchvision
 
 __all__ = ["build_network"]
 
@@ -16,7 +16,10 @@ def build_network(name: str) -> nn.Module:
     """A fresh model for images of 32x32 pixels and ten classes: "small" or "resnet18"."""
     if name == "small":
         return _small_network()
-    network: nn.Module = import_torchvision().models.resnet18(num_classes=10)
+    mend_torchvision()  # nothing, where torch and torchvision fit together
+    from torchvision.models import resnet18  # noqa: PLC0415 - after it has been mended
+
+    network: nn.Module = resnet18(num_classes=10)
     return network
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import io
 import itertools
 import json
@@ -27,7 +26,7 @@ from torch.utils.data import TensorDataset
 
 from dpwa import average_models
 from dpwa.config.cluster import ClusterConfig
-from dpwa.examples import progress, torchvision_import
+from dpwa.examples import progress
 from dpwa.examples.cifar10 import data as cifar10_data
 from dpwa.examples.cifar10.model import build_network
 from dpwa.examples.devices import rank_of_this_node
@@ -292,21 +291,6 @@ def test_an_image_of_another_size_is_refused_by_name(cifar10_folder: Path) -> No
     Image.new("RGB", (31, 32)).save(cifar10_folder / "test" / "cat" / "odd.png")
     with pytest.raises(ValueError, match=r"odd\.png: expected 32x32 pixels, got 31x32"):
         cifar10_data.load_samples(cifar10_folder, train=False)
-
-
-def test_torchvision_can_be_imported_for_data_sets_and_models() -> None:
-    torchvision = torchvision_import.import_torchvision()
-    assert torchvision.datasets.FashionMNIST
-    assert torchvision.models.resnet18
-
-
-def test_an_unrelated_failure_of_the_import_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str) -> None:
-        raise RuntimeError(f"{name} is broken")
-
-    monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.raises(RuntimeError, match="torchvision is broken"):
-        torchvision_import.import_torchvision()
 
 
 # The training files

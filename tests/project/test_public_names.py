@@ -18,7 +18,8 @@ from support import ROOT
 HEAVY_MODULES = {"click", "networkx", "numpy", "pydantic", "rich", "torch", "yaml", "zmq"}
 
 PUBLIC_NAMES = {
-    "training": {"DpwaPyTorchAdapter", "attach", "ClusterConfig", "NodeStatistics", "average_models", "__version__"},
+    "training": {"DpwaPyTorchAdapter", "attach", "ClusterConfig", "NodeStatistics", "__version__"}
+    | {"average_models", "mend_torchvision"},
     "rules": {"register", "Interpolation", "DistanceInterpolation", "State"},
     "methods": {
         "Method",
