@@ -24,6 +24,7 @@ These are the public names; everything below them may change without notice.
 `import dpwa` is quick: each name is imported when it is first used, and only the first entry of the list needs torch.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -162,7 +163,10 @@ def __getattr__(name: str) -> object:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        message = f"dpwa.{name}: the package torch is not installed; install it with: pip install 'dpwa[torch]'"
+        message = (
+            f"dpwa.{name}: the package torch is not installed; "
+            f"install it with: {sys.executable} -m pip install 'dpwa[torch]'"
+        )
         raise ModuleNotFoundError(message, name="torch") from error
     value = globals()[name] = getattr(module, name)  # from now on without this function
     return value

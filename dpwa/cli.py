@@ -38,8 +38,10 @@ def _needing(packages: Container[str], command: str, extra: str) -> Iterator[Non
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in packages:
             raise
+        # This Python's pip: it knows the extras of the dpwa that is installed, wherever that came from.
         raise ConfigError(
-            f"{command}: the package {error.name} is not installed; install it with: pip install 'dpwa[{extra}]'"
+            f"{command}: the package {error.name} is not installed; "
+            f"install it with: {sys.executable} -m pip install 'dpwa[{extra}]'"
         ) from error
 
 

@@ -168,7 +168,8 @@ def test_a_missing_extra_is_a_line_that_says_what_to_install(package: str, monke
     result = run("demo")
     assert result.exit_code == 2
     assert result.stderr == (
-        f"dpwa demo: the package {package} is not installed; install it with: pip install 'dpwa[examples]'\n"
+        f"dpwa demo: the package {package} is not installed; "
+        f"install it with: {sys.executable} -m pip install 'dpwa[examples]'\n"
     )
 
 

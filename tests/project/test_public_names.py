@@ -97,7 +97,8 @@ except ModuleNotFoundError as error:
     print(error.name, error)
 """
     assert _ended(code) == (
-        "torch dpwa.DpwaPyTorchAdapter: the package torch is not installed; install it with: pip install 'dpwa[torch]'"
+        "torch dpwa.DpwaPyTorchAdapter: the package torch is not installed; "
+        f"install it with: {sys.executable} -m pip install 'dpwa[torch]'"
     )
 
 
