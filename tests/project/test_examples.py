@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import io
 import itertools
 import json
+import math
 import os
+import re
 import runpy
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from safetensors.torch import save_file
@@ -25,13 +30,15 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dpwa import average_models
+from dpwa.cli import main as command_line
 from dpwa.config.cluster import ClusterConfig
 from dpwa.examples import progress
 from dpwa.examples.cifar10 import data as cifar10_data
 from dpwa.examples.cifar10.model import build_network
 from dpwa.examples.devices import rank_of_this_node
 from dpwa.examples.digits import data as digits_data
-from dpwa.examples.evaluation import accuracy_of, final_models
+from dpwa.examples.digits.model import digits_network
+from dpwa.examples.evaluation import accuracy_of
 from dpwa.examples.fashion_mnist import data as fashion_data
 from dpwa.examples.fashion_mnist.model import fashion_network
 from dpwa.examples.samples import Samples, normaliser
@@ -214,14 +221,6 @@ def test_different_models_are_not_averaged(tmp_path: Path) -> None:
 def test_an_average_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one file"):
         average_models([])
-
-
-def test_only_nodes_that_have_saved_a_model_are_averaged(tmp_path: Path) -> None:
-    for name in ("w1", "w3"):
-        (tmp_path / "nodes" / name).mkdir(parents=True)
-        (tmp_path / "nodes" / name / "model.safetensors").touch()
-    found = final_models(tmp_path, ["w1", "w2", "w3"])
-    assert [path.parent.name for path in found] == ["w1", "w3"]
 
 
 # Loading
@@ -407,11 +406,10 @@ def _launch(tmp_path: Path, count: int, *command: str) -> tuple[str, Path]:
 
 
 @pytest.mark.heavy
-def test_two_digits_nodes_learn_together_and_report_the_averaged_model(tmp_path: Path) -> None:
+def test_two_digits_nodes_learn_together(tmp_path: Path) -> None:
     output, run_dir = _launch(tmp_path, 2, "examples/digits/train.py", "--epochs", "4")
     assert "w1 | digits: test accuracy of w1: " in output
     assert "w2 | digits: test accuracy of w2: " in output
-    assert "averaged model of 2 of 2 nodes: " in output
     for name in ("w1", "w2"):
         exchanges = _last_metrics(run_dir, name)["exchanges"]
         assert isinstance(exchanges, int)
@@ -419,9 +417,15 @@ def test_two_digits_nodes_learn_together_and_report_the_averaged_model(tmp_path:
 
 
 @pytest.mark.heavy
-def test_the_existing_script_runs_in_a_cluster_once_dpwa_is_added(tmp_path: Path) -> None:
-    output, _ = _launch(tmp_path, 2, "examples/existing_script/after.py", "--epochs", "1")
+def test_the_existing_script_runs_in_a_cluster_once_dpwa_is_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, run_dir = _launch(tmp_path, 2, "examples/existing_script/after.py", "--epochs", "1")
     assert output.count("test accuracy: ") == 2
+    monkeypatch.chdir(ROOT)  # where its lines are typed
+    *nodes, of_mean, _ = _averaged(run_dir, "examples.existing_script.after:accuracy")
+    assert [line.split()[0] for line in nodes] == ["w1", "w2"]
+    assert _last_number(of_mean) > 0.5
 
 
 @pytest.mark.heavy
@@ -432,10 +436,69 @@ def test_the_existing_script_runs_before_dpwa_is_added(
     assert "test accuracy: " in capsys.readouterr().out
 
 
-def test_dpwa_changes_at_most_six_lines_of_an_existing_script() -> None:
+def _averaged(run_dir: Path, evaluate: str) -> list[str]:
+    """What `dpwa average` prints."""
+    result = CliRunner().invoke(command_line, ["average", str(run_dir), "--evaluate", evaluate])
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+def _last_number(line: str) -> float:
+    return float(line.rsplit(maxsplit=1)[-1])
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "network"),
+    [
+        ("dpwa.examples.digits.train:evaluate", digits_network),
+        ("dpwa.examples.fashion_mnist.train:evaluate", fashion_network),
+        ("dpwa.examples.cifar10.train:evaluate", partial(build_network, "small")),
+        pytest.param(  # torchvision takes a second to import
+            "dpwa.examples.cifar10.train:evaluate", partial(build_network, "resnet18"), marks=pytest.mark.seconds
+        ),
+        ("examples.custom_rule.train:evaluate", lambda: _of_custom_rule().network()),
+        ("examples.existing_script.after:accuracy", lambda: _existing_script().network()),
+    ],
+)
+def test_every_example_says_how_good_its_averaged_model_is(
+    evaluate: str,
+    network: Callable[[], nn.Module],
+    fashion_folder: Path,
+    cifar10_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    del fashion_folder  # it and CIFAR-10's lie in the same folder
+    monkeypatch.setenv("DPWA_DATA_DIR", str(cifar10_folder))
+    monkeypatch.chdir(ROOT)
+    for name in ("w1", "w2"):
+        folder = tmp_path / "run" / "nodes" / name
+        folder.mkdir(parents=True)
+        save_file(network().state_dict(), folder / "model.safetensors")
+    *nodes, of_mean, _ = _averaged(tmp_path / "run", evaluate)
+    assert of_mean.startswith("the average of 2 models: ")
+    assert all(math.isfinite(_last_number(line)) for line in (*nodes, of_mean))
+
+
+def _of_custom_rule() -> ModuleType:
+    return importlib.import_module("examples.custom_rule.train")
+
+
+def _existing_script() -> ModuleType:
+    return importlib.import_module("examples.existing_script.after")
+
+
+@pytest.mark.parametrize("path", TRAINING_FILES, ids=lambda path: path.parent.name)
+def test_an_example_names_the_function_that_judges_its_average(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    module = f"examples.{path.parent.name}.train"
+    assert re.search(rf"dpwa average runs/RUN --evaluate (dpwa\.)?{module}:evaluate\n", text)
+
+
+def test_dpwa_adds_four_lines_to_an_existing_script() -> None:
     before, after = (
         (EXAMPLES / "existing_script" / name).read_text(encoding="utf-8").splitlines()
         for name in ("before.py", "after.py")
     )
     changes = [line for line in difflib.ndiff(before, after) if line.startswith(("+", "-"))]
-    assert 0 < len(changes) <= 6
+    assert [line[0] for line in changes] == ["+"] * 4
