@@ -21,11 +21,11 @@ _HEAD = """\
 
 _DEFAULTS = f"""\
 
-# method: pull              # how models are averaged: {', '.join(METHODS)}
+# method: pull              # how models are averaged: {", ".join(METHODS)}
 # topology: complete        # who exchanges with whom: complete, ring, torus, hypercube ...
 # pull_probability: 1.0     # how likely a step begins an exchange
 # timeout_ms: 2500          # for one exchange; more for large models over slow links
-# interpolation: constant   # how much of a peer goes into a blend: {', '.join(RULES)}
+# interpolation: constant   # how much of a peer goes into a blend: {", ".join(RULES)}
 # constant: {{value: 0.5}}
 """
 
