@@ -106,7 +106,7 @@ def run(block: Block, names: dict[str, Any]) -> None:
     """Compile a block, with the page's own line numbers, and run it unless it is one that is not to be run."""
     tree = ast.parse(block.text)
     ast.increment_lineno(tree, block.line - 1)
-    code = compile(tree, str(ROOT / "docs" / block.page), "exec")
+    code = compile(tree, block.page, "exec")
     if (block.page, block.text.partition("\n")[0]) not in NOT_RUN:
         try:
             exec(code, names)  # noqa: S102 - the project's own pages
