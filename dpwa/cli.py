@@ -277,14 +277,15 @@ def run(
     """Run a study. Finished trials are kept, so an interrupted run continues where it stopped."""
     from dpwa.lab import commands  # noqa: PLC0415 - see the module docstring
 
-    exit_code = commands.run_study(
-        study,
-        seeds=seeds,
-        only=only,
-        run_dir=run_dir,
-        data_dir=data_dir,
-        tensorflow=tensorflow,
-    )
+    with _needing({"torch"}, "dpwa lab run", "examples,lab"):
+        exit_code = commands.run_study(
+            study,
+            seeds=seeds,
+            only=only,
+            run_dir=run_dir,
+            data_dir=data_dir,
+            tensorflow=tensorflow,
+        )
     sys.exit(exit_code)
 
 

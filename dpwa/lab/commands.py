@@ -5,6 +5,7 @@ Must not know: click. Runs in: the main thread.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -87,7 +88,10 @@ def run_study(
 
     Raises:
         ConfigError: the study, the conditions or the folder cannot be used.
+        ModuleNotFoundError: torch is not installed, without which no trial can run.
     """
+    if importlib.util.find_spec("torch") is None:  # not imported: that takes seconds, and only the trials need it
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
     if tensorflow is not None:
         os.environ[PYTHON_VARIABLE] = str(tensorflow)
     study = Study.load(study_path(path), for_running=True)
