@@ -140,7 +140,7 @@ def test_the_existing_script_runs_in_a_cluster_once_dpwa_is_added(
 ) -> None:
     output, run_dir = _launch(tmp_path, 2, "examples/existing_script/after.py", "--epochs", "1")
     assert output.count("test accuracy: ") == 2
-    monkeypatch.chdir(ROOT)  # where its lines are typed
+    _be_in_the_checkout(monkeypatch)
     *nodes, of_mean, _ = _averaged(run_dir, "examples.existing_script.after:accuracy")
     assert [line.split()[0] for line in nodes] == ["w1", "w2"]
     assert _last_number(of_mean) > 0.5
@@ -152,6 +152,12 @@ def test_the_existing_script_runs_before_dpwa_is_added(
 ) -> None:
     _run_script("existing_script/before.py", "--epochs", "1", monkeypatch=monkeypatch)
     assert "test accuracy: " in capsys.readouterr().out
+
+
+def _be_in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the examples' own command lines are typed; `dpwa average` imports from there."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 def _averaged(run_dir: Path, evaluate: str) -> list[str]:
@@ -188,7 +194,7 @@ def test_every_example_says_how_good_its_averaged_model_is(
 ) -> None:
     del fashion_folder  # it and CIFAR-10's lie in the same folder
     monkeypatch.setenv("DPWA_DATA_DIR", str(cifar10_folder))
-    monkeypatch.chdir(ROOT)
+    _be_in_the_checkout(monkeypatch)
     for name in ("w1", "w2"):
         folder = tmp_path / "run" / "nodes" / name
         folder.mkdir(parents=True)

@@ -25,8 +25,7 @@ from support import ROOT
 # Pages whose indented blocks may be drawings, tables or formulas.
 WITH_DRAWINGS = {"README.md", "architecture.md", "interpolation.md", "methods.md", "protocol.md"}
 
-# What a reader puts in: own files, folders, and whatever stands in capitals.
-OWN_FILES = {"cluster.yaml", "my-study.yaml", "my_script.py", "exchange.json"}
+# What a reader puts in: whatever stands in capitals. Files without a folder are a reader's own, too.
 PLACEHOLDER = re.compile(r"\.\.\.|…|[A-Z][A-Z_]*")
 
 # Commands that take a moment, so that their lines need not say how long: those that are run here, and those that need
@@ -52,7 +51,7 @@ def resolved(words: tuple[str, ...]) -> tuple[str, click.Command, list[str]]:
 
 def missing_files(words: tuple[str, ...]) -> list[str]:
     """Files of the checkout among these words that are not there."""
-    named = [word for word in words if re.fullmatch(r"[\w./-]+\.(?:yaml|py|csv|md)", word) and word not in OWN_FILES]
+    named = [word for word in words if re.fullmatch(r"[\w./-]+/[\w.-]+\.(?:yaml|py|csv|md)", word)]
     modules = re.findall(r"python -m (dpwa\.\S+)", " ".join(words))
     named += [module.removeprefix("dpwa.").replace(".", "/") + ".py" for module in modules]
     return [name for name in named if not (ROOT / name).exists()]
@@ -60,13 +59,18 @@ def missing_files(words: tuple[str, ...]) -> list[str]:
 
 def unknown_options(words: tuple[str, ...]) -> list[str]:
     """Options of an example or a benchmark that its source does not name."""
-    scripts = [place for place, word in enumerate(words) if word.endswith(".py") and word not in OWN_FILES]
+    scripts = [place for place, word in enumerate(words) if re.fullmatch(r".+/.+\.py", word)]
     if not scripts or "pytest" in words:
         return []
     source = (ROOT / words[scripts[0]]).read_text(encoding="utf-8") + '"--help"'
     shared = "examples/command_line.py" if words[scripts[0]].startswith("examples/") else "benchmarks/measure.py"
     source += (ROOT / shared).read_text(encoding="utf-8")
     return [word for word in words[scripts[0] :] if word.startswith("--") and f'"{word}"' not in source]
+
+
+def runs_a_script_of_the_reader(words: tuple[str, ...]) -> bool:
+    """Whether nobody else knows how long it takes."""
+    return any(word.endswith(".py") and "/" not in word for word in words)
 
 
 def test_every_indented_block_is_known_to_be_commands_or_a_drawing() -> None:
@@ -108,7 +112,7 @@ def test_a_command_line_that_takes_longer_than_a_moment_says_how_long(command: C
     is_quick = command.words[0] in (".", "diff")
     if command.words[0] == "dpwa":
         is_quick = resolved(command.words)[0] in QUICK
-    if "my_script.py" not in command.words:  # nobody knows how long that takes
+    if not runs_a_script_of_the_reader(command.words):
         assert is_quick or DURATION.search(command.comment), (
             f"{command}: say in a comment at the end of the line how long it takes, such as '# 2 minutes'"
         )
@@ -136,7 +140,7 @@ def test_a_launch_in_a_table_says_how_long_it_takes() -> None:
         line
         for page in PAGES
         for line in page.read_text(encoding="utf-8").splitlines()
-        if line.startswith("|") and re.search(r"`dpwa launch [^`]+ -- ", line)
+        if line.startswith("|") and re.search(r"`dpwa launch [^`]+ -- [^`]+/", line)
     ]
     assert rows
     for row in rows:
@@ -170,7 +174,7 @@ def test_the_commands_in_the_comments_of_samples_and_examples_can_be_typed() -> 
 def test_the_studies_that_pages_name_are_there() -> None:
     named = [command.words[3] for command in OF_DPWA if command.words[1:3] == ("lab", "run")]
     assert named
-    assert all(study_path(Path(name)).exists() for name in named if name not in OWN_FILES)
+    assert all(study_path(Path(name)).exists() for name in named if not name.endswith(".yaml") or "/" in name)
 
 
 @pytest.mark.parametrize("page", sorted({command.place.split(":")[0] for command in OF_DPWA}))
