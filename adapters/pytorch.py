@@ -170,16 +170,18 @@ class DpwaPyTorchAdapter:
         """Add values such as `epoch=1.5, test_accuracy=0.9` to this node's metrics from here on."""
         self._node.log(**values)
 
-    def finish(self, timeout_s: float = 10.0) -> bool:
-        """Call after the last step: keeps serving and blending until all peers have finished or are gone.
+    def finish(self, timeout_s: float | None = None) -> bool:
+        """Call after the last step: keeps serving and blending as long as peers train.
 
-        Without it, a node that is done early leaves the others to train without it.
+        Without it, a node that is done early leaves the others to train without it. Peers that are silent for 10 s, or
+        answer and make no step for 10 minutes, are left behind; a warning names them. So is everybody after an hour or
+        ten times as long as this node has trained, whichever is longer.
 
         Args:
-            timeout_s: the longest wait.
+            timeout_s: the longest wait; None: only those limits.
 
         Returns:
-            False if peers were still training when the time ran out.
+            False if peers are left behind.
 
         Raises:
             NodeClosed: after `close`.

@@ -100,7 +100,7 @@ class Boundary:
             config.bandwidth_limit_bytes_per_s, model_bytes=model.layout.total_bytes, most_fraction=config.pull_fraction
         )
         self._standing = context.standing
-        self.farewell = Farewell(self._peers, context, service)
+        self.farewell = Farewell(name, self._peers, context, service, event)
         self.step = 0
         self.in_flight = False
         """Whether an exchange that this node has begun is under way."""
@@ -134,6 +134,7 @@ class Boundary:
         self._method.close()
         self.outer = None
         self._pressure.close()
+        self.farewell.close()
         self._event = _ignore
 
     def advance(self, loss: float | None) -> None:
@@ -200,8 +201,7 @@ class Boundary:
             is_whole = result.share > 0.0 and not result.is_shortened
             is_planned = request is not None and not request.joining and is_whole
             self._budget.spent(result.received_bytes, self._monotonic_s(), complete=is_planned)
-        if request is not None and request.finished and result.peer is not None and not result.outcome.is_failure:
-            self.farewell.told.add(result.peer)
+        self.farewell.note(result, self._monotonic_s())
         if result.outcome is Outcome.OWN_NOT_FINITE:
             self._warn_of_own_model(result.reason)
         self._record.note(result, factor)
@@ -321,14 +321,20 @@ class Boundary:
             # What a pair has come to must not be in the staging that the pull fills, nor the pull in a pair's snapshot.
             return self._joining.plan() if self._method.kind is not ExchangeKind.PAIR or self._engage() else None
         if self._service.serving.finished:
-            peers = dict.fromkeys(self.farewell.to_tell, 1.0) or None
-            if self._method.kind is ExchangeKind.PULL:
-                return self._within_budget(Plan(ExchangeKind.PULL, peers=peers))
-            return Plan(None, peers=peers)
+            return self._plan_of_the_end()
         plan = plan_of(self._method, self._rng, self._peers)
         if plan is None or (plan.kind is ExchangeKind.PAIR and not self._engage()):
             return None
         return self._within_budget(plan) if plan.kind is ExchangeKind.PULL else plan
+
+    def _plan_of_the_end(self) -> Plan | None:
+        """What a node that has finished begins: pulls; with other methods, and beyond its budget, it only asks."""
+        if not self.farewell.may_ask(self._monotonic_s()):
+            return None
+        peers = dict.fromkeys(self.farewell.to_tell, 1.0) or None
+        is_pull = self._method.kind is ExchangeKind.PULL
+        pull = self._within_budget(Plan(ExchangeKind.PULL, peers=peers)) if is_pull else None
+        return pull or Plan(None, peers=peers)
 
     def _engage(self) -> bool:
         """Keep peers' pairs out until this node's exchange has ended; False while it takes part in one."""

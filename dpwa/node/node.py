@@ -6,6 +6,7 @@ trainer's thread; `statistics` in any.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import time
@@ -39,7 +40,7 @@ __all__ = ["Model", "Node"]
 # All of `close` together stays below this.
 _CLOSE_TIMEOUT_S = 1.5
 
-# While a finished node waits for the others it exchanges at most this often: they need the processor more.
+# How often a node that has finished looks at what its peers have begun.
 _FINISH_PAUSE_S = 0.02
 
 # A push is taken or comes back within the config's timeout and a little more.
@@ -295,34 +296,34 @@ class Node:
             self._boundary.advance(loss)
             self._boundary.resume()
 
-    def finish(self, timeout_s: float) -> bool:
-        """After the last step: go on serving and blending until every peer has finished too, or is gone.
+    def finish(self, timeout_s: float | None = None) -> bool:
+        """After the last step: go on serving and blending until every peer has finished too, or is left behind.
 
-        With methods other than pull the node takes part in what its peers begin, and begins nothing itself.
+        With methods other than pull the node takes part in what its peers begin, and begins nothing itself. When a peer
+        is left behind, `farewell.py` says; a warning names it, and one before that whom a long wait is for.
 
         Args:
-            timeout_s: wait at most so long.
+            timeout_s: wait at most so long; None: as long as peers train.
 
         Returns:
-            False if the time ran out with peers still training.
+            False if peers are left behind.
 
         Raises:
             NodeClosed: the node is not running.
             InternalError: a background thread failed.
         """
         with self._training():
-            return self._finish(time.monotonic() + timeout_s)
+            return self._finish(math.inf if timeout_s is None else time.monotonic() + timeout_s)
 
     def _finish(self, deadline_s: float) -> bool:
         self._service.tell(finished=True)
         farewell = self._boundary.farewell
+        farewell.begin(self._monotonic_s())
         while True:
             self._boundary.collect(min(_FINISH_PAUSE_S, max(0.0, deadline_s - time.monotonic())))
-            now_s = time.monotonic()
-            if farewell.is_over(now_s) or now_s >= deadline_s:
-                training = farewell.training
-                self._event("finish", still_training=training)
-                return not training
+            now_s = self._monotonic_s()
+            if farewell.is_over(now_s) or time.monotonic() >= deadline_s:
+                return farewell.end(now_s)
             self._boundary.publish_and_ask()
             self._check_running()
             time.sleep(_FINISH_PAUSE_S)
