@@ -273,7 +273,7 @@ class Fetcher:
                 peer,
                 answer.incarnation,
                 finished=answer.finished,
-                step=answer.step if isinstance(answer, Offer | Settled) else 0,
+                step=answer.step if isinstance(answer, Offer | NotModified | Settled) else 0,
                 loss=None if offer is None else offer.loss,
                 origin=None if offer is None else offer.origin,
             )

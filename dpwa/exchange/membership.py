@@ -112,6 +112,10 @@ class Membership:
         while self._hints:
             yield self._hints.pop()
 
+    def is_said_to_have_finished(self, peer: str) -> bool:
+        """Whether the latest request in the name of a peer said so."""
+        return peer in self._finished_by_hint
+
     def may_have_left(self, peer: str) -> bool:
         """Whether a peer that cannot be reached may have ended as it should, by what it, or somebody for it, said."""
-        return self._records[peer].finished or peer in self._finished_by_hint
+        return self._records[peer].finished or self.is_said_to_have_finished(peer)

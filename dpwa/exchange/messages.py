@@ -224,6 +224,8 @@ class NotModified:
     nonce: int
     incarnation: bytes
     finished: bool
+    step: int = 0
+    """As in `Settled`."""
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ class Service:
         if may_wait and _next_is_better(serving, snapshot, known=known, now_s=now_s):
             return None
         if known:
-            return NotModified(pull.nonce, self._incarnation, serving.finished), None
+            return NotModified(pull.nonce, self._incarnation, serving.finished, serving.step), None
         return self._offer(pull, snapshot, serving)
 
     def _answer_for_exchange(self, pull: PullRequest) -> Answered:

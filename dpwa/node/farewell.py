@@ -155,8 +155,12 @@ class Farewell:
 
     @property
     def to_tell(self) -> list[str]:
-        """Peers that train, as far as this node knows, or have not heard from it that it has finished."""
-        return [peer for peer in self._peers if peer not in self._told or not self._has_ended(peer)]
+        """Peers that train, or may train again, as far as this node knows, or have not heard that it has finished."""
+        return [
+            peer
+            for peer in self._peers
+            if peer not in self._told or not self._has_ended(peer) or self._is_said_to_train(peer)
+        ]
 
     def may_ask(self, now_s: float) -> bool:
         """Whether it is time for another exchange; asking once more costs nothing, an answer of yes counts as one."""
@@ -207,6 +211,10 @@ class Farewell:
     def _has_ended(self, peer: str) -> bool:
         signs = self._signs[peer]
         return signs.has_parted or (self._membership[peer].finished and not signs.is_starting)
+
+    def _is_said_to_train(self, peer: str) -> bool:
+        """Whether the latest request in its name, since this node has finished, came from one that trains."""
+        return peer in self._service.asked_at_the_end and not self._membership.is_said_to_have_finished(peer)
 
     def _given_up(self, peer: str, now_s: float) -> str | None:
         """Why a peer that has not finished is waited for no longer; None: it is waited for."""
