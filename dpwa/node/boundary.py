@@ -21,6 +21,7 @@ from dpwa.methods.base import Method
 from dpwa.methods.checked import factor_of, mass_and_round, plan_of
 from dpwa.methods.diloco import OuterMomentum
 from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeRequest, ExchangeResult, Outcome, Plan
+from dpwa.node.doubts import Doubts
 from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.farewell import Farewell
 from dpwa.node.joining import Joining
@@ -101,6 +102,7 @@ class Boundary:
         )
         self._standing = context.standing
         self.farewell = Farewell(name, self._peers, context, service, event)
+        self.doubts = Doubts(name, model.own_sections, context.membership, service, event)
         self.step = 0
         self.in_flight = False
         """Whether an exchange that this node has begun is under way."""
@@ -135,6 +137,7 @@ class Boundary:
         self.outer = None
         self._pressure.close()
         self.farewell.close()
+        self.doubts.close()
         self._event = _ignore
 
     def advance(self, loss: float | None) -> None:
@@ -150,6 +153,8 @@ class Boundary:
         self._correct()
         self.state = _aged(self.state, self.state.clock + 1.0)
         self.note_loss(loss)
+        if loss is not None and self.state.loss is not None and self._peers:
+            self.doubts.trained(self.step, self.state.loss)
         mean_s, interval_s = self._service.serving.step_interval_s, self._monotonic_s() - self._resumed_s
         mean_s += _INTERVAL_WEIGHT * (min(interval_s, _LONGEST_STEP_S) - mean_s)
         self._service.tell(step=self.step, step_interval_s=mean_s)
@@ -190,6 +195,7 @@ class Boundary:
 
     def _end(self, result: ExchangeResult) -> None:
         request = result.request
+        self.doubts.met(result)
         factor = self._apply(result) if result.outcome is Outcome.BLENDED else 0.0
         if result.kind is ExchangeKind.PUSH and request is not None:
             self._end_push(result.outcome, request.plan.mass)
@@ -207,8 +213,10 @@ class Boundary:
         self._record.note(result, factor)
         # A method's numbers may have any names; what the exchange itself says comes first.
         self._event("exchange", **{**self._method.statistics(), **exchange_fields(result, self.step, factor)})
-        if self._joining.ended(result, factor, self._publisher.version) and self.outer is not None:
-            self.outer.restart()
+        if self._joining.ended(result, factor, self._publisher.version):
+            self.doubts.forget_origin()
+            if self.outer is not None:
+                self.outer.restart()
         if result.staging is not None and self._proposals.has_notice:
             self._proposals.wake()  # there is room for it now
 

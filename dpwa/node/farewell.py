@@ -4,12 +4,12 @@ It stays while peers train, however long that takes, and leaves behind
 
 - who is silent: gives no answer, and asks nothing, for `SILENT_S`;
 - who answers, and makes no step for `STANDSTILL_S`: a long evaluation fits in, a trainer that hangs does not;
-- everybody, after `LEAST_PATIENCE_S` or `PATIENCE` times as long as the node itself has trained: whoever makes steps for
-  ever, or says so, holds nobody for ever.
+- everybody, after `LEAST_PATIENCE_S` or `PATIENCE` times as long as the node itself has trained: whoever makes steps
+  for ever, or says so, holds nobody for ever.
 
 Whoever leaves before the last peer has asked it is taken for a failure by that peer. That peers train or have finished
-counts by what they answered to this node: anybody could send requests in their names. Such a request only keeps a silent
-peer from being given up at once.
+counts by what they answered to this node: anybody could send requests in their names. Such a request only keeps a
+silent peer from being given up at once.
 
 Runs in: the trainer's thread.
 """

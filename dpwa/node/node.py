@@ -165,6 +165,7 @@ class Node:
                 self._transport.start()
                 if self._transport.shares_memory:
                     self._publisher.share(run_id=self.config.run_id, node=self.name, incarnation=self._incarnation)
+                self._boundary.doubts.begin(self._publisher.weights())
             self._life = _Life.RUNNING
         finally:
             if self._life is not _Life.RUNNING:
@@ -358,6 +359,7 @@ class Node:
             ConfigError: it is of another method or model, or damaged.
         """
         restore(self._boundary, self.method, self.config.method, self.name, state)
+        self._boundary.doubts.forget_origin()
 
     # --- What it did ----------------------------------------------------------------------------------------------
 

@@ -158,6 +158,16 @@ class SnapshotPublisher:
             return
         self._service.tell(token=self._segment.token)
 
+    def weights(self) -> memoryview:
+        """The model's bytes as they are, before anything has been taken; waits for the copy."""
+        lease = self._pool.lease()
+        if lease is None:
+            raise InternalError("weights were asked for when all buffers were in use")
+        ready = self._source.copy_into(lease.buffer)
+        if ready is not None:
+            ready()
+        return lease.memory
+
     def take(self, *, step: int, taken_s: float, state: State) -> Taken | None:
         """Copy the model. Never waits.
 

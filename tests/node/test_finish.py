@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import threading
 import time
 from pathlib import Path
@@ -251,7 +250,7 @@ def test_with_a_bandwidth_limit_that_is_used_up_the_others_are_still_asked(zerom
 class Alone:
     """The farewell of a node whose peer says what the test says, at times that the test says."""
 
-    def __init__(self, in_memory: Cluster, monkeypatch) -> None:
+    def __init__(self, in_memory: Cluster) -> None:
         node, self.peer = in_memory.start([VectorModel([0.0]), VectorModel([1.0])])
         in_memory.step_all(3)
         self.farewell = node._boundary.farewell
@@ -260,8 +259,8 @@ class Alone:
 
 
 @pytest.fixture
-def alone(in_memory, monkeypatch) -> Alone:
-    return Alone(in_memory, monkeypatch)
+def alone(in_memory) -> Alone:
+    return Alone(in_memory)
 
 
 def test_requests_in_the_name_of_a_silent_peer_delay_its_end_but_not_for_ever(alone):
