@@ -7,7 +7,8 @@
 
 Either is told once, in words, in the log and the journal. Nothing else hangs on it.
 
-Must not know: how an exchange is made, files. Runs in: the trainer's thread.
+Must not know: how an exchange is made, files. Runs in: the trainer's thread; `begin` in the copy waiter for copies that
+a GPU makes.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Doubts:
         self._event = _ignore
 
     def begin(self, weights: memoryview) -> None:
-        """The weights that the training begins with."""
+        """Take the weights that the training begins with."""
         self._service.origin = origin_of(self._sections, weights)
 
     def forget_origin(self) -> None:

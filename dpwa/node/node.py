@@ -165,7 +165,9 @@ class Node:
                 self._transport.start()
                 if self._transport.shares_memory:
                     self._publisher.share(run_id=self.config.run_id, node=self.name, incarnation=self._incarnation)
-                self._boundary.doubts.begin(self._publisher.weights())
+                weights, ready = self._publisher.weights()
+                begin = partial(self._boundary.doubts.begin, weights)
+                begin() if ready is None else self._transport.defer(ready, begin)
             self._life = _Life.RUNNING
         finally:
             if self._life is not _Life.RUNNING:

@@ -158,15 +158,13 @@ class SnapshotPublisher:
             return
         self._service.tell(token=self._segment.token)
 
-    def weights(self) -> memoryview:
-        """The model's bytes as they are, before anything has been taken; waits for the copy."""
+    def weights(self) -> tuple[memoryview, Callable[[], None] | None]:
+        """The model's bytes as they are, before a snapshot was taken; and what blocks until they are there, or None."""
         lease = self._pool.lease()
         if lease is None:
-            raise InternalError("weights were asked for when all buffers were in use")
+            raise InternalError("the weights at the start were asked for when all buffers were in use")
         ready = self._source.copy_into(lease.buffer)
-        if ready is not None:
-            ready()
-        return lease.memory
+        return lease.memory, ready
 
     def take(self, *, step: int, taken_s: float, state: State) -> Taken | None:
         """Copy the model. Never waits.

@@ -108,7 +108,7 @@ def test_running_statistics_of_a_batch_before_the_training_are_no_other_weights(
     before = origin_of(layout.sections, memory.data)
     statistics[:] = 7.0
     assert origin_of(layout.sections, memory.data) == before
-    weights[3] += 0.5
+    weights += 0.5
     assert origin_of(layout.sections, memory.data) != before
 
 
@@ -122,13 +122,8 @@ class Losses:
         self.said: list[str] = []
         layout = Layout([TensorSpec("weight", (4,), "float32")])
         self._membership = Membership(["w2"])
-        self._doubts = Doubts(
-            "w1",
-            layout.sections,
-            self._membership,
-            SimpleNamespace(origin=bytes(4)),
-            lambda _, **f: self.said.append(f),
-        )
+        service = SimpleNamespace(origin=UNKNOWN_ORIGIN)
+        self._doubts = Doubts("w1", layout.sections, self._membership, service, lambda _, **f: self.said.append(f))
 
     def train(self, own: Callable[[int], float], peer: Callable[[int], float], *, lead: int = 0, steps: int = 400):
         for step in range(1, steps + 1):
