@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from dpwa import MODEL_FILE, ConfigError, Node, NodeStatistics, node_folder
 
 from .identity import ConfigLike, given_config, identity_of, take_place
+from .process_groups import refuse_ranks, tell_rank_alone
 from .saving import save_model
 from .streams import LateLosses
 from .tensors import TorchModel
@@ -58,7 +59,10 @@ class DpwaPyTorchAdapter:
     within 64 steps. To unfreeze layers later, train with `frozen_parameters: blend`.
 
     A node is one process that holds the whole model. FSDP modules and a DistributedDataParallel over several processes
-    are refused; a DistributedDataParallel over one process, DataParallel and `torch.compile` are looked through.
+    are refused; a DistributedDataParallel over one process, DataParallel and `torch.compile` are looked through. Of
+    several processes, as under torchrun, each is a node if it says which: `name=f"w{rank + 1}"`, with a `config`, and a
+    model without DistributedDataParallel. Without `name` they are refused where `dpwa launch` has named the node, and
+    run alone where there is no cluster.
 
     Args:
         model: the model as it will be trained: on its device, in its dtype, with its frozen parameters frozen.
@@ -87,6 +91,9 @@ class DpwaPyTorchAdapter:
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         identity = identity_of(name, _only(config, config_file, "config", "config_file"))
+        is_alone = len(identity.config.nodes) == 1
+        if name is None:
+            tell_rank_alone() if is_alone else refuse_ranks(identity.name)
         self.config, self.name, self.run_dir = identity.config, identity.name, identity.run_dir
         self._tensors = TorchModel(model, self.config)
         self._hook: _OptimizerHook | None = None
