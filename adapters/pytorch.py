@@ -100,8 +100,12 @@ class DpwaPyTorchAdapter:
         self._late_losses = LateLosses()
         self._node = Node(self.config, self.name, self._tensors, run_dir=self.run_dir)
         self._is_closed = False
-        take_place(self, identity)
-        self._node.start()
+        try:
+            take_place(self, identity)
+            self._node.start()
+        except BaseException:
+            self.close()  # it is nobody's place, and holds no port
+            raise
         # A script that ends without closing must not leave threads that the interpreter would stop in mid-air.
         atexit.register(self.close)
         watch(self)
@@ -306,7 +310,11 @@ def attach(
             "the latest step, or call adapter.step(loss) in the loop instead"
         )
     adapter = DpwaPyTorchAdapter(model, name, given)
-    adapter._hook = _OptimizerHook(adapter, optimizer, loss)  # noqa: SLF001
+    try:
+        adapter._hook = _OptimizerHook(adapter, optimizer, loss)  # noqa: SLF001
+    except BaseException:
+        adapter.close()  # what nobody gets nobody could close
+        raise
     return adapter
 
 

@@ -29,6 +29,7 @@ from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.publishing import SnapshotPublisher
 from dpwa.node.record import NodeStatistics, Record, closing_fields
 from dpwa.node.run_token import run_in_requests
+from dpwa.observe.endings import remark_on_training
 from dpwa.observe.journal import Journal, node_folder
 from dpwa.snapshot.model import Model
 from dpwa.transport.faults import Faults, NodeFaults
@@ -212,11 +213,17 @@ class Node:
             self._parts.close()
             if self._journal is not None:
                 try:
-                    self._event("close", **closing_fields(self.statistics()), **self.method.statistics())
+                    self._event("close", **self._closing(), **self.method.statistics())
                 finally:  # the numbers of a custom method may raise anything
                     self._journal.close(max(0.1, deadline_s - time.monotonic()))
         if was_running:
             self._raise_background_error()
+
+    def _closing(self) -> dict[str, object]:
+        did = self.statistics()
+        fields = closing_fields(did)
+        remark = remark_on_training({**fields, "step": did.step}) if self._peers else ""
+        return {**fields, "remark": remark} if remark else fields
 
     @property
     def is_forked(self) -> bool:
