@@ -18,6 +18,7 @@ from __future__ import annotations
 import atexit
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, cast
@@ -100,12 +101,11 @@ class DpwaPyTorchAdapter:
         self._late_losses = LateLosses()
         self._node = Node(self.config, self.name, self._tensors, run_dir=self.run_dir)
         self._is_closed = False
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)  # what fails holds no port, and is nobody's former adapter
             take_place(self, identity)
             self._node.start()
-        except BaseException:
-            self.close()  # it is nobody's place, and holds no port
-            raise
+            undo.pop_all()
         # A script that ends without closing must not leave threads that the interpreter would stop in mid-air.
         atexit.register(self.close)
         watch(self)
@@ -310,11 +310,10 @@ def attach(
             "the latest step, or call adapter.step(loss) in the loop instead"
         )
     adapter = DpwaPyTorchAdapter(model, name, given)
-    try:
+    with ExitStack() as undo:
+        undo.callback(adapter.close)  # what nobody gets nobody could close
         adapter._hook = _OptimizerHook(adapter, optimizer, loss)  # noqa: SLF001
-    except BaseException:
-        adapter.close()  # what nobody gets nobody could close
-        raise
+        undo.pop_all()
     return adapter
 
 
