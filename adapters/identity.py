@@ -39,11 +39,13 @@ class Identity:
         config: its cluster.
         name: of the node.
         run_dir: the run folder; None for a node alone, which records nothing.
+        peers_restart: whether nodes that fail are started anew: `dpwa launch --on-failure restart`.
     """
 
     config: ClusterConfig
     name: str
     run_dir: Path | None
+    peers_restart: bool = False
 
 
 def identity_of(name: str | None, config: ConfigLike) -> Identity:
@@ -67,7 +69,8 @@ def identity_of(name: str | None, config: ConfigLike) -> Identity:
             )
         alone = ClusterConfig.alone(chosen or "alone")
         return Identity(alone, alone.nodes[0].name, _run_dir(alone, is_given=False))
-    return Identity(given, _node_name(given, chosen), _run_dir(given, is_given=True))
+    restart = os.environ.get("DPWA_ON_FAILURE") == "restart"
+    return Identity(given, _node_name(given, chosen), _run_dir(given, is_given=True), restart)
 
 
 def given_config(config: ConfigLike) -> ClusterConfig | None:

@@ -99,7 +99,9 @@ class DpwaPyTorchAdapter:
         self._tensors = TorchModel(model, self.config)
         self._hook: _OptimizerHook | None = None
         self._late_losses = LateLosses()
-        self._node = Node(self.config, self.name, self._tensors, run_dir=self.run_dir)
+        self._node = Node(
+            self.config, self.name, self._tensors, run_dir=self.run_dir, peers_restart=identity.peers_restart
+        )
         self._is_closed = False
         with ExitStack() as undo:
             undo.callback(self.close)  # what fails holds no port, and is nobody's former adapter

@@ -111,7 +111,9 @@ def launch(
     _tell(f"dpwa: {len(chosen)} of {len(config.nodes)} nodes start here: {', '.join(chosen)}; run folder {run_dir}")
     # On other ports the nodes read the run folder's file; custom rules and methods still lie beside the given one.
     config_path, modules = (cluster_file, None) if first_port is None else (None, cluster_file.parent)
-    commands = node_commands(config, chosen, argv, run_dir, config_path=config_path, modules=modules)
+    commands = node_commands(
+        config, chosen, argv, run_dir, on_failure=on_failure, config_path=config_path, modules=modules
+    )
     try:
         ends, signal_number = asyncio.run(_run_shown(commands, on_failure, max_restarts))
     except OSError as error:
@@ -127,6 +129,7 @@ def node_commands(
     argv: Sequence[str],
     run_dir: Path,
     *,
+    on_failure: OnFailure = OnFailure.CONTINUE,
     config_path: Path | None = None,
     modules: Path | None = None,
 ) -> list[NodeCommand]:
@@ -137,6 +140,7 @@ def node_commands(
         names: the nodes that run on this host.
         argv: the command, the same for all.
         run_dir: the run folder.
+        on_failure: what becomes of a node that fails.
         config_path: the file that the user named, which custom rules may lie beside; None for the run folder's copy.
         modules: a folder in which Python is to look for modules, too.
     """
@@ -148,6 +152,7 @@ def node_commands(
     if modules is not None:
         common["PYTHONPATH"] = os.pathsep.join(filter(None, [common.get("PYTHONPATH"), str(modules.absolute())]))
     common["DPWA_RUN_DIR"] = str(run_dir.absolute())
+    common["DPWA_ON_FAILURE"] = on_failure.value  # nodes wait longer for one that will be back
     common["DPWA_WORLD_SIZE"] = str(len(config.nodes))
     ranks = {node.name: rank for rank, node in enumerate(config.nodes)}
     return [

@@ -2,7 +2,7 @@
 
 It stays while peers train, however long that takes, and leaves behind
 
-- who is silent: gives no answer, and asks nothing, for `SILENT_S`;
+- who is silent: gives no answer, and asks nothing, for `SILENT_S`, or `RESTART_S` where whatever fails is started anew;
 - who answers, and makes no step for `STANDSTILL_S`: a long evaluation fits in, a trainer that hangs does not;
 - everybody, after `LEAST_PATIENCE_S` or `PATIENCE` times as long as the node itself has trained: whoever makes steps
   for ever, or says so, holds nobody for ever.
@@ -25,11 +25,12 @@ from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.service import Service
 from dpwa.methods.exchange import ExchangeResult, Outcome
 
-__all__ = ["LEAST_PATIENCE_S", "PATIENCE", "SILENT_S", "STANDSTILL_S", "Farewell"]
+__all__ = ["LEAST_PATIENCE_S", "PATIENCE", "RESTART_S", "SILENT_S", "STANDSTILL_S", "Farewell"]
 
 _logger = logging.getLogger("dpwa")
 
 SILENT_S = 10.0
+RESTART_S = 60.0
 STANDSTILL_S = 600.0
 LEAST_PATIENCE_S = 3600.0
 PATIENCE = 10.0
@@ -101,6 +102,8 @@ class Farewell:
         service: Service,
         event: Callable[..., None],
     ) -> None:
+        self.peers_restart = False
+        """Whether nodes that fail are started anew, so that a silent one is probably loading."""
         self._node = node
         self._peers = peers
         self._membership = context.membership
@@ -116,6 +119,10 @@ class Farewell:
         self._next_ask_s = -math.inf
         self._until_s = math.inf
         self._has_told_wait = False
+
+    @property
+    def _silent_s(self) -> float:
+        return RESTART_S if self.peers_restart else SILENT_S
 
     def close(self) -> None:
         """Let go of the node: its memory must not wait for the garbage collector."""
@@ -221,9 +228,9 @@ class Farewell:
         signs, began_s = self._signs[peer], self._began_s
         if signs.silent_s is not None:
             # One that fell silent long ago has its chance, too: an ask since the training has ended.
-            has_had_chance = signs.tried_s >= began_s or now_s >= began_s + SILENT_S
+            has_had_chance = signs.tried_s >= began_s or now_s >= began_s + self._silent_s
             heard_s = max(signs.silent_s, self._service.asked_at_the_end.get(peer, -math.inf))
-            if has_had_chance and now_s - heard_s >= SILENT_S:
+            if has_had_chance and now_s - heard_s >= self._silent_s:
                 return f"no answer for {now_s - signs.silent_s:.0f} s"
         if now_s - max(signs.progress_s, began_s) >= STANDSTILL_S:
             return f"no step for {STANDSTILL_S:g} s {self._at(peer)}"

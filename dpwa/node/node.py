@@ -63,6 +63,7 @@ class Node:
         name: which of its nodes this is.
         model: the model to train together.
         run_dir: folder of the run; None writes nothing.
+        peers_restart: whether nodes that fail are started anew: `finish` waits longer for silent ones.
         make_transport: a transport other than ZeroMQ, for tests and simulations.
         monotonic_s: the clock that scores and durations go by.
 
@@ -78,6 +79,7 @@ class Node:
         model: Model,
         *,
         run_dir: Path | None = None,
+        peers_restart: bool = False,
         make_transport: MakeTransport | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -123,6 +125,7 @@ class Node:
             record=self._record,
             event=self._event,
         )
+        self._boundary.farewell.peers_restart = peers_restart
 
     def _snapshot_slots(self) -> int:
         # A round more is kept for neighbours that are a step behind.

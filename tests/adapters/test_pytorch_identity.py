@@ -147,3 +147,10 @@ def test_an_adapter_says_who_it_is_and_what_it_did(config):
         assert node.folder == node.run_dir / "nodes" / "w1"
         assert node.folder.is_dir()
     assert repr(node) == "<dpwa node w1 (closed): 1 steps, 0 blended>"
+
+
+@pytest.mark.parametrize(("on_failure", "waits_for_restarts"), [("restart", True), ("continue", False)])
+def test_a_node_knows_whether_the_launcher_starts_its_peers_anew(config, monkeypatch, on_failure, waits_for_restarts):
+    monkeypatch.setenv("DPWA_ON_FAILURE", on_failure)
+    with DpwaPyTorchAdapter(nn.Linear(2, 1), "w1", config) as node:
+        assert node._node._boundary.farewell.peers_restart is waits_for_restarts

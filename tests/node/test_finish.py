@@ -123,6 +123,18 @@ def test_a_dead_peer_is_left_after_a_while_and_named(zeromq, monkeypatch, tmp_pa
     assert event["reasons"]["w2"].startswith("no answer for ")
 
 
+def test_where_nodes_are_started_anew_a_dead_peer_has_the_time_to_load(zeromq, monkeypatch, caplog):
+    monkeypatch.setattr(farewell, "SILENT_S", 0.1)
+    monkeypatch.setattr(farewell, "RESTART_S", 1.0)
+    first, dead = training(zeromq)
+    first._boundary.farewell.peers_restart = True
+    kill(zeromq, dead)
+    finishing = Finishing(first)
+    assert finishing.ended() is False
+    assert time.monotonic() - finishing.began_s >= 1.0
+    assert warnings(caplog, "leaves behind")
+
+
 def test_a_peer_that_hangs_without_an_answer_is_left_and_named(zeromq, monkeypatch, caplog):
     monkeypatch.setattr(farewell, "SILENT_S", 0.5)
     first, hanging = training(zeromq)

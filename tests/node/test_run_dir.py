@@ -31,6 +31,7 @@ def test_a_nodes_environment_names_its_file_itself_and_its_folder(
     assert first.environment["DPWA_CONFIG"] == str(Path.cwd() / "my.yaml")
     assert first.environment["DPWA_RUN_DIR"] == str(tmp_path)
     assert first.environment["PYTHONUNBUFFERED"] == "1"
+    assert first.environment["DPWA_ON_FAILURE"] == "continue"
     assert first.environment["OMP_NUM_THREADS"] == "3"
     assert first.environment["PATH"] == os.environ["PATH"]
     assert first.output_path == tmp_path / "nodes" / names[0] / "output.log"

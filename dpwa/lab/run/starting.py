@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_OF_A_NODE = ("DPWA_CONFIG", "DPWA_NODE", "DPWA_RANK", "DPWA_RUN_DIR", "DPWA_WORLD_SIZE")
+_OF_A_NODE = ("DPWA_CONFIG", "DPWA_NODE", "DPWA_ON_FAILURE", "DPWA_RANK", "DPWA_RUN_DIR", "DPWA_WORLD_SIZE")
 
 
 def threads_of(trial: Trial, machine_cores: int) -> int:
