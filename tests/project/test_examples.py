@@ -324,8 +324,9 @@ def test_the_loop_stands_in_sight_in_the_training_file_of_an_example(path: Path)
     assert 40 <= len(text.splitlines()) <= 80
 
 
-def test_a_training_file_is_there_for_each_data_set_and_for_a_custom_rule() -> None:
-    assert [path.parent.name for path in TRAINING_FILES] == ["cifar10", "custom_rule", "digits", "fashion_mnist"]
+def test_a_training_file_is_there_for_each_data_set_for_a_custom_rule_and_for_resuming() -> None:
+    found = [path.parent.name for path in TRAINING_FILES]
+    assert found == ["cifar10", "custom_rule", "digits", "fashion_mnist", "resume"]
 
 
 # Progress
