@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.average import average_run
 from dpwa.launch.ports import free_ports
+from pages import python_blocks
 from support import ROOT, wait_until
 
 EXAMPLE = ROOT / "examples" / "resume"
@@ -104,3 +106,12 @@ def test_a_killed_node_goes_on_from_its_checkpoint_and_at_the_age_of_its_peers_m
 
     *_, last, _ = average_run(tmp_path / "run", tmp_path / "average.safetensors", "equal", None)
     assert last == "the average of 3 models"
+
+
+def test_the_blocks_of_the_page_stand_in_the_example():
+    example = textwrap.dedent(EXAMPLE.joinpath("train.py").read_text(encoding="utf-8"))
+    lines = [line.split("  #")[0].strip() for line in example.splitlines()]
+    for section in ("Where and how", "After a take-over"):
+        (block,) = python_blocks("resume.md", section)
+        for line in block.splitlines():
+            assert line.split("  #")[0].strip() in lines
