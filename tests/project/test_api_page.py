@@ -8,9 +8,11 @@ import re
 
 import numpy as np
 import pytest
+from torch import nn
 
 import dpwa
 from dpwa import ClusterConfig, DpwaPyTorchAdapter, Node, NodeStatistics, attach, average_models
+from dpwa.adapters import averaging, pytorch
 from dpwa.launch.ports import free_ports
 from pages import python_blocks
 from support import ROOT
@@ -36,11 +38,6 @@ def test_every_public_name_is_on_the_page(name):
 
 
 def test_what_the_adapters_define_for_users_is_public():
-    from dpwa.adapters import (
-        averaging,
-        pytorch,
-    )
-
     for name in (*pytorch.__all__, "average_models"):
         assert name in dpwa.__all__
         assert name in WORDS
@@ -92,7 +89,7 @@ def _bare(parameter: inspect.Parameter) -> inspect.Parameter | str:
 
 @pytest.mark.parametrize("name", ["name", "config", "run_dir"])
 def test_plain_attributes_of_the_adapter_are_in_its_section(name):
-    with DpwaPyTorchAdapter(__import__("torch").nn.Linear(2, 1)) as node:
+    with DpwaPyTorchAdapter(nn.Linear(2, 1)) as node:
         assert hasattr(node, name)
     assert f"`{name}`" in _section("DpwaPyTorchAdapter")
 
@@ -133,14 +130,17 @@ def test_a_model_of_numpy_trains_with_node_alone(monkeypatch, tmp_path):
     exec(block, names)  # noqa: S102 - see above
     assert names["node"].statistics().step == 100
 
-    peer = Node(config, "w2", names["Weights"](1000))
-    node = Node(config, "w1", names["weights"])
-    peer._model.blend([_ones(peer)], 0.5)
-    assert np.allclose(peer._model.layout.tensors[0].shape, (1000,))
-    node.close()
-    peer.close()
 
-
-def _ones(node: Node) -> dpwa.Values:
-    (section,) = node._model.layout.sections
-    return dpwa.Values(section, np.ones(1000, np.float32), is_difference=True)
+def test_the_model_of_numpy_goes_the_share_of_the_way_that_it_is_told():
+    (block,) = python_blocks(PAGE, "Node: other frameworks")
+    names: dict[str, object] = {}
+    exec(block[: block.index("weights = ")], names)  # noqa: S102 - see above
+    weights = names["Weights"](4)
+    (section,) = weights.layout.sections
+    weights.blend([dpwa.Values(section, np.full(4, 8.0, np.float32), is_difference=True)], 0.5)
+    assert weights.values.tolist() == [4.0] * 4
+    weights.blend([dpwa.Values(section, np.full(4, 8.0, np.float32), is_difference=False)], 0.5)
+    assert weights.values.tolist() == [6.0] * 4
+    buffer = np.zeros(weights.layout.total_bytes, np.uint8)
+    weights.copy_into(buffer)
+    assert buffer.view(np.float32).tolist() == [6.0] * 4
