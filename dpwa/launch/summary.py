@@ -5,7 +5,7 @@ Must not know: processes. Runs in: the launcher's main thread, when all nodes ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 __all__ = ["summary"]
@@ -26,7 +26,11 @@ _REASONS = {
 
 
 def summary(
-    closings: Mapping[str, Mapping[str, Any]], distances: Mapping[str, float], *, has_peers: bool
+    closings: Mapping[str, Mapping[str, Any]],
+    distances: Mapping[str, float],
+    *,
+    has_peers: bool,
+    cut_short: Collection[str] = (),
 ) -> Iterator[str]:
     """A line per node, and then one for each node whose training was worth nothing to the others.
 
@@ -34,6 +38,7 @@ def summary(
         closings: last event of each node's journal, by name; empty for a node that was not closed, or without dpwa.
         distances: of the saved models from their mean, relative to it; not of every node.
         has_peers: whether the cluster has more than one node.
+        cut_short: nodes that failed or were stopped. That they made no step is no mistake of the script's loop.
     """
     rows = [_HEADINGS, *(_row(name, closing, distances.get(name)) for name, closing in closings.items())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
@@ -45,7 +50,7 @@ def summary(
         yield "  ".join(cells)
     for name, closing in closings.items():
         remark = _remark(closing, has_peers=has_peers)
-        if remark:
+        if remark and not (remark == _NO_STEP and name in cut_short):
             yield f"node {name} {remark}"
 
 
@@ -64,6 +69,7 @@ def _row(name: str, closing: Mapping[str, Any], distance: float | None) -> tuple
     )
 
 
+_NO_STEP = "never made a step: call node.step(loss) after each optimizer.step(), or use attach(model, optimizer)"
 _NOT_EXCHANGED = {"kept_tensors": "kept", "ignored_tensors": "ignored"}
 
 
@@ -72,7 +78,7 @@ def _remark(closing: Mapping[str, Any], *, has_peers: bool) -> str:
     if not closing or not has_peers:
         return ""
     if not closing.get("step"):
-        return "never made a step: call node.step(loss) after each optimizer.step(), or use attach(model, optimizer)"
+        return _NO_STEP
     outcomes = closing.get("outcomes") or {}
     if closing.get("blended") or outcomes.get("pushed"):
         return ""

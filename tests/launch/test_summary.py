@@ -55,6 +55,12 @@ def test_nothing_is_said_of_a_node_that_exchanged_or_left_no_journal(closing):
     assert _remarks(w1=closing) == []
 
 
+def test_a_node_that_failed_before_its_first_step_is_not_told_to_call_step():
+    closings = {"w1": {"step": 0, "blended": 0}, "w2": {"step": 0, "blended": 0}}
+    lines = list(summary(closings, {}, has_peers=True, cut_short=["w1"]))
+    assert [line.split()[:2] for line in lines if "never made a step" in line] == [["node", "w2"]]
+
+
 def test_nothing_is_said_of_a_cluster_of_one():
     assert len(list(summary({"w1": {"step": 9, "blended": 0}}, {}, has_peers=False))) == 2
 
