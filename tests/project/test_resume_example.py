@@ -42,9 +42,8 @@ class _Launch:
     """`dpwa launch` of the example, with its output collected as it comes."""
 
     def __init__(self, folder: Path) -> None:
-        config = ClusterConfig.load(EXAMPLE / "cluster.yaml").with_ports_from(free_ports(1)[0])
-        ports = free_ports(len(config.nodes))
-        config = ClusterConfig.for_localhost(len(config.nodes), ports=ports, run=config.run)
+        count = len(ClusterConfig.load(EXAMPLE / "cluster.yaml").nodes)
+        config = ClusterConfig.for_localhost(count, ports=free_ports(count))
         (folder / "cluster.yaml").write_text(config.to_yaml(), encoding="utf-8")
         command = [
             sys.executable,
