@@ -37,7 +37,12 @@ def _random_state():
     torch.set_rng_state(state)
 
 
-@pytest.mark.parametrize("section", STEPS_BY_SECTION)
+SLOW = "torch.compile"  # its first use imports a compiler
+
+
+@pytest.mark.parametrize(
+    "section", [pytest.param(one, marks=pytest.mark.seconds if one == SLOW else ()) for one in STEPS_BY_SECTION]
+)
 def test_a_block_of_the_page_counts_the_steps_that_the_page_says(section, monkeypatch, tmp_path):
     (tmp_path / "cluster.yaml").write_text(
         ClusterConfig.for_localhost(2, ports=free_ports(2), connect_timeout_ms=20).to_yaml(), encoding="utf-8"
