@@ -50,7 +50,7 @@ def summary(
         yield "  ".join(cells)
     for name, closing in closings.items():
         remark = _remark(closing, has_peers=has_peers)
-        if remark and not (remark == _NO_STEP and name in cut_short):
+        if remark and not (name in cut_short and remark in (_NO_STEP, _NOTHING_LEFT)):
             yield f"node {name} {remark}"
 
 
@@ -70,6 +70,7 @@ def _row(name: str, closing: Mapping[str, Any], distance: float | None) -> tuple
 
 
 _NO_STEP = "never made a step: call node.step(loss) after each optimizer.step(), or use attach(model, optimizer)"
+_NOTHING_LEFT = "never made a step: its checkpoint left nothing to train, or node.step(loss) is not called"
 _NOT_EXCHANGED = {"kept_tensors": "kept", "ignored_tensors": "ignored"}
 
 
@@ -78,7 +79,7 @@ def _remark(closing: Mapping[str, Any], *, has_peers: bool) -> str:
     if not closing or not has_peers:
         return ""
     if not closing.get("step"):
-        return _NO_STEP
+        return _NOTHING_LEFT if closing.get("clock") else _NO_STEP
     outcomes = closing.get("outcomes") or {}
     if closing.get("blended") or outcomes.get("pushed"):
         return ""

@@ -37,6 +37,7 @@ def test_a_line_per_node_says_what_it_did():
     ("closing", "words"),
     [
         ({**DID, "step": 0}, "never made a step: call node.step(loss)"),
+        ({**DID, "step": 0, "clock": 1910.5}, "never made a step: its checkpoint left nothing to train, or"),
         (
             {"step": 9, "blended": 0, "outcomes": {"mismatch": 1, "no_peer": 50}},
             "peers train a model of another layout",
