@@ -3,7 +3,9 @@
     python benchmarks/report.py benchmarks/results/*.json
 
 They go to docs/benchmarks.md, those of `methods.py` to docs/results.md. A page keeps everything outside of its markers,
-`<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+`<!-- NAME:begin -->` and `<!-- NAME:end -->`. A run of a part of the cases is not put in the place of one of all:
+
+    python benchmarks/report.py exchange.json --page mine.md
 
 Must not know: how anything is measured. Runs in: the main thread.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ from matplotlib.axes import Axes
 
 Found = dict[str, Any]
 
+RATIO_COLUMNS = ["ratio", "case", "value (10th to 90th percentile)", "pairs", "of", "to", "aim"]
+
 _BLUE, _GREY, _RED = "#2a6fbb", "#b0b0b0", "#c0504d"
 _RIVALS_OF_OTHERS = ("lerp", "raw_tcp", "gloo_send", "gloo_all_reduce", "hivemind")
 
@@ -34,22 +39,54 @@ def main() -> None:
     """Renew the pages."""
     parser = argparse.ArgumentParser(description="Puts measured results into the docs.")
     parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="JSON files of the benchmarks")
-    parser.add_argument("--page", type=Path, help="the page to renew (default: the one of each benchmark)")
+    parser.add_argument(
+        "--page", type=Path, help="the page to renew, or to begin (default: the one of each benchmark in docs)"
+    )
     given = parser.parse_args()
     for path in given.results:
         found: Found = json.loads(path.read_text(encoding="utf-8"))
         name = found["name"]
         page: Path = given.page or page_of(name)
+        before = page.read_text(encoding="utf-8") if page.exists() else ""
+        if given.page is not None and begin_of(name) not in before:
+            before += f"{begin_of(name)}\n{end_of(name)}\n"
+        lost = lost_ratios(before, found)
+        measured = {case for cases in found["ratios"].values() for case in cases}
+        if missing := dict.fromkeys(case for _, case in lost if case not in measured):
+            sys.exit(
+                f"{path}: {page} has results of {name} for {', '.join(missing)}, which this file would replace by "
+                f"nothing; measure them too, or put this file into a page of its own: --page mine.md"
+            )
+        if lost:
+            names = ", ".join(dict.fromkeys(ratio for ratio, _ in lost))
+            Console().print(f"{name}: no longer on {page}: {names}", soft_wrap=True)
         picture = page.with_name(f"{page.stem}-{name}.png")
         draw(found, picture)
-        text = between_markers(page.read_text(encoding="utf-8"), name, block_of(found, picture.name))
-        page.write_text(text, encoding="utf-8")
-        Console().print(f"{name}: table and {picture.name}")
+        page.write_text(between_markers(before, name, block_of(found, picture.name)), encoding="utf-8")
+        Console().print(f"{name}: table and picture in {page} and {picture.name}", soft_wrap=True)
 
 
 def page_of(name: str) -> Path:
     """The page on which the results of a benchmark stand."""
     return ROOT / "docs" / ("results.md" if name == "methods" else "benchmarks.md")
+
+
+def begin_of(name: str) -> str:
+    """The line before the results of a benchmark."""
+    return f"<!-- {name}:begin -->"
+
+
+def end_of(name: str) -> str:
+    """The line after the results of a benchmark."""
+    return f"<!-- {name}:end -->"
+
+
+def lost_ratios(text: str, found: Found) -> list[tuple[str, str]]:
+    """The ratios between the markers of a page that the new results do not have, by name and case."""
+    block = text.partition(begin_of(found["name"]))[2].partition(end_of(found["name"]))[0]
+    table = block.partition(f"| {' | '.join(RATIO_COLUMNS)} |")[2].partition("\n\n")[0]
+    there = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines()[2:]]
+    return [(name, case) for name, case in there if case not in found["ratios"].get(name, {})]
 
 
 def between_markers(text: str, name: str, block: str) -> str:
@@ -58,7 +95,7 @@ def between_markers(text: str, name: str, block: str) -> str:
     Raises:
         ValueError: the page has no such markers.
     """
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    begin, end = begin_of(name), end_of(name)
     before, found_begin, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not (found_begin and found_end):
@@ -83,7 +120,7 @@ def block_of(found: Found, picture: str) -> str:
         [
             origin,
             f"![{found['name']}]({picture})",
-            _table(["ratio", "case", "value (10th to 90th percentile)", "pairs", "of", "to", "aim"], ratios),
+            _table(RATIO_COLUMNS, ratios),
             _table(columns, [[_cell(row.get(column)) for column in columns] for row in rows]),
         ]
     )

@@ -288,12 +288,13 @@ def run(
 
 @lab.command()
 @click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
-def report(run_dir: Path) -> None:
+@click.option("--mixed", is_flag=True, help="Also report on rows that were made by different commits of dpwa.")
+def report(run_dir: Path, *, mixed: bool) -> None:
     """Report on a run, complete or not. Prints a table, and writes charts and a web page into the run folder."""
     with _needing({"jinja2", "matplotlib", "scipy"}, "dpwa lab report", "lab"):
         from dpwa.lab.report.make import make_report  # noqa: PLC0415 - see the module docstring
 
-        exit_code = make_report(run_dir)
+        exit_code = make_report(run_dir, mixed=mixed)
     sys.exit(exit_code)
 
 

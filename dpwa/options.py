@@ -16,13 +16,20 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["BETWEEN", "Options", "Place", "Problem", "out_of_order", "refuse"]
+__all__ = ["BETWEEN", "OTHER_NAMES", "OTHER_VALUES", "Options", "Place", "Problem", "out_of_order", "refuse"]
 
 Place: TypeAlias = tuple["str | int", ...]
 """Where a value is: the keys and indices that lead to it from the top."""
 
 BETWEEN = "dpwa_between"
 """Type of the pydantic error that carries problems, and what was made in spite of them; see `refuse`."""
+
+OTHER_NAMES = "x-other-names"
+"""In the `json_schema_extra` of a field: what else people call this key, in small letters with underscores. Messages
+about an unknown key of such a name suggest this one."""
+
+OTHER_VALUES = "x-other-values"
+"""In the `json_schema_extra` of a field: what else people call its values; a mapping from such a word to the value."""
 
 
 @dataclass(frozen=True)

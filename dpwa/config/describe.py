@@ -10,9 +10,12 @@ from collections.abc import Collection, Iterator
 from dpwa.config import hosts
 from dpwa.config.cluster import FIRST_PORT, ClusterConfig
 from dpwa.config.faults import faults_in_words
+from dpwa.config.keys import FACTOR_KEYS
 from dpwa.config.topology import TopologyOptions
 from dpwa.interpolation.registry import RULES
 from dpwa.methods.base import Conservation, Method
+from dpwa.methods.registry import METHODS
+from dpwa.schedule import highest, in_words
 
 __all__ = ["describe"]
 
@@ -74,7 +77,7 @@ def _uses_interpolation(config: ClusterConfig) -> bool:
 def _method(config: ClusterConfig) -> str:
     """What a step does, and what that conserves."""
     wait = f"waits up to {config.wait_ms} ms for the answer" if config.wait_ms > 0 else "never waits for the answer"
-    often = f"with probability {config.pull_probability:g}"
+    often = f"with probability {in_words(config.pull_probability)}"
     method = config.method_class or Method
     text = method.description.format(options=config.method_options, often=often, wait=wait)
     text = f"Method {config.method}{': ' if config.method_class else ', '}{text}"
@@ -135,13 +138,14 @@ def _links(config: ClusterConfig) -> str:
 
 def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[str]:
     networked = [node.name for node in config.nodes if not hosts.is_loopback(node.host)]
-    most = getattr(config.rule_options, "value", 1.0)
+    most = highest(getattr(config.rule_options, "value", 1.0))
     if len(config.nodes) == 1:
         yield "there is one node only; it will train alone"
-    elif config.pull_probability == 0:
+    elif highest(config.pull_probability) == 0 and (config.method_class or Method).uses_probability:
         yield "pull_probability is 0; no node will ever ask another one"
-    elif config.factor_max == 0 or most == config.factor_min == 0:
+    elif _uses_interpolation(config) and (config.factor_max == 0 or most == config.factor_min == 0):
         yield "the factor is always 0; nothing will be blended"
+    yield from _without_effect(config)
     yield from _method_warnings(config)
     if config.bandwidth_limit is not None and config.shared_memory == "auto" and not networked:
         yield "bandwidth_limit concerns the network; all nodes are on one host, where shared memory does not count"
@@ -163,17 +167,36 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
         )
 
 
+def _without_effect(config: ClusterConfig) -> Iterator[str]:
+    """The keys that were changed, and that the configured method and rule do not look at."""
+    method = config.method_class
+    fields = type(config).model_fields
+    for key in (key for key in fields if getattr(config, key) != fields[key].get_default()):
+        if method is not None and not method.uses_interpolation and key in FACTOR_KEYS:
+            yield f"{key} has no effect: it is about the factor of a pull, which method {config.method} does not use"
+        elif method is not None and not method.uses_probability and key == "pull_probability":
+            yield f"{key} has no effect: method {config.method} itself says when it exchanges"
+        elif key in METHODS and key != config.method:
+            yield f"{key} has no effect: it is for method {key}, and the method is {config.method}"
+        elif key in RULES and key != config.interpolation:
+            yield f"{key} has no effect: it is for interpolation {key}, and the interpolation is {config.interpolation}"
+        elif key == "custom_method" and config.method in METHODS:
+            yield f"{key} has no effect: method {config.method} is not a custom one"
+        elif key == "custom_rule" and config.interpolation in RULES:
+            yield f"{key} has no effect: interpolation {config.interpolation} is not a custom one"
+
+
 def _method_warnings(config: ClusterConfig) -> Iterator[str]:
     """What about the method deserves a second look."""
     method = config.method_class
     if method is None:
         return
-    if not method.uses_interpolation and config.interpolation != "constant":
-        yield f"interpolation {config.interpolation} has no effect: it rules the factor of method pull"
-    if config.pull_probability > method.best_probability:
+    probability = highest(config.pull_probability)
+    if probability > method.best_probability:
+        remedy = "set it to" if probability == config.pull_probability else "let its schedule stay at"
         yield (
-            f"method {config.method} loses part of the training at pull_probability {config.pull_probability:g}; set "
-            f"it to {method.best_probability:g} or less (docs/methods.md says why)"
+            f"method {config.method} loses part of the training at pull_probability {probability:g}; {remedy} "
+            f"{method.best_probability:g} or less (docs/methods.md says why)"
         )
     if method.conservation is not Conservation.ROW and config.codec in ("fp16", "bf16", "int8"):
         yield f"codec {config.codec} rounds what travels, so that method {config.method} conserves only so many digits"

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-__all__ = ["address_key", "is_loopback", "needs_resolving", "problem_with", "unresolvable"]
+__all__ = ["address_key", "hint_for", "is_loopback", "needs_resolving", "problem_with", "unresolvable"]
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _RESOLVER_THREADS = 16
@@ -31,6 +31,15 @@ def problem_with(host: str) -> str | None:
     if len(host) > 253 or labels[-1].isdigit() or not all(_LABEL.fullmatch(label) for label in labels):
         return "expected a host name or an IPv4 address"
     return None
+
+
+def hint_for(host: str) -> str:
+    """What to do about a host that `problem_with` refuses, where the reason is a common one."""
+    try:
+        ipaddress.IPv6Address(host.strip("[]"))
+    except ValueError:
+        return ""
+    return "; IPv6 is not supported yet, write the node's IPv4 address or a host name"
 
 
 def is_loopback(host: str) -> bool:

@@ -17,11 +17,23 @@ from dpwa.config.topology import TopologyOptions
 from dpwa.errors import ConfigError
 from dpwa.interpolation.registry import RULES
 from dpwa.methods.registry import METHODS, find_method
-from dpwa.options import Options, Problem, refuse
+from dpwa.options import OTHER_NAMES, OTHER_VALUES, Options, Problem, refuse
+from dpwa.schedule import ShareOverTime
 
-__all__ = ["MAX_NODES", "ClusterKeys"]
+__all__ = ["FACTOR_KEYS", "MAX_NODES", "ClusterKeys"]
 
 MAX_NODES = 4096
+
+FACTOR_KEYS = (
+    "interpolation",
+    "custom_rule",
+    *RULES,
+    "factor_min",
+    "factor_max",
+    "divergence_threshold",
+    "loss_smoothing",
+)
+"""The keys that decide a factor, which only methods with `uses_interpolation` heed."""
 
 
 def _checked_method(word: str) -> str:
@@ -51,14 +63,18 @@ class _PlainKeys(Options):
         description=f'The averaging method: {", ".join(METHODS)}, or a custom "module:Class".',
     )
     custom_method: dict[str, JsonValue] = Field(
-        {}, description="Options of a custom method: arguments of its constructor."
+        {},
+        description="Options of a custom method: arguments of its constructor.",
+        json_schema_extra={OTHER_NAMES: ["own_method"]},
     )
     outer: OuterOptions = Field(
         OuterOptions(),
         description="Options of outer momentum on top of the method, as in DiLoCo; off by default.",
     )
-    pull_probability: float = Field(
-        1.0, ge=0, le=1, description="Probability that a step begins an exchange: a pull, a push or a pair."
+    pull_probability: ShareOverTime = Field(
+        1.0,
+        description="Probability that a step begins an exchange: a pull, a push or a pair; or a schedule of it.",
+        json_schema_extra={OTHER_NAMES: ["probability"]},
     )
     timeout_ms: int = Field(2500, ge=1, le=600_000, description="Milliseconds for one exchange, from request to end.")
     connect_timeout_ms: int = Field(
@@ -72,7 +88,11 @@ class _PlainKeys(Options):
         min_length=1,
         description=f'Rule for the factor: {", ".join(RULES)}, or a custom "module:Class".',
     )
-    custom_rule: dict[str, JsonValue] = Field({}, description="Options of a custom rule: arguments of its constructor.")
+    custom_rule: dict[str, JsonValue] = Field(
+        {},
+        description="Options of a custom rule: arguments of its constructor.",
+        json_schema_extra={OTHER_NAMES: ["own_rule"]},
+    )
     plugins: tuple[str, ...] = Field(
         (), strict=False, description="Python modules to import first, because they register custom rules."
     )
@@ -96,13 +116,21 @@ class _PlainKeys(Options):
         "keep", description="Whether parameters that need no gradient are blended."
     )
     codec: Literal["auto", "raw", "fp16", "bf16", "int8"] = Field(
-        "auto", description="How parameters travel: auto sends them as they are on fast links, smaller on slow ones."
+        "auto",
+        description="How parameters travel: auto sends them as they are on fast links, smaller on slow ones.",
+        json_schema_extra={
+            OTHER_VALUES: {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "raw", "none": "raw"}
+        },
     )
     shared_memory: Literal["auto", "off"] = Field(
         "auto", description="Whether nodes of one host and user read each other's snapshots from shared memory."
     )
     pull_fraction: float = Field(
-        1.0, gt=0, le=1, description="Share of the parameters that an exchange pulls, a different part each time."
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the parameters that an exchange pulls, a different part each time.",
+        json_schema_extra={OTHER_NAMES: ["fraction"]},
     )
     bandwidth_limit: DataRate = Field(
         None,

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpwa.config.yaml_file import YAML_NUMBER
-from dpwa.options import BETWEEN, Place, Problem
+from dpwa.options import BETWEEN, OTHER_NAMES, OTHER_VALUES, Place, Problem
 
 __all__ = ["OWN_TEXT", "made_despite", "problems_of", "shown"]
 
@@ -39,10 +39,9 @@ def problems_of(error: ValidationError, schema: Mapping[str, Any]) -> Iterator[P
             for problem in item["ctx"]["problems"]:
                 yield replace(problem, place=(*place, *problem.place))
         elif kind == "extra_forbidden":
-            known = list(_schema_at(schema, place[:-1]).get("properties", {}))
-            yield Problem(place, f"unknown key, {_suggestion(str(place[-1]), known)}", at_key=True)
+            yield Problem(place, f"unknown key, {_suggestion(schema, place, value)}", at_key=True)
         elif kind == "missing":
-            yield Problem(place, f"missing; expected {_expected(_schema_at(schema, place))}")
+            yield Problem(place, f"missing; expected {_expected(_schema_at(schema, place))}{_example(schema, place)}")
         elif kind == OWN_TEXT:
             yield Problem(place, f"{item['msg']}, got {shown(value)}{item.get('ctx', {}).get('hint', '')}")
         elif not (here := _schema_at(schema, place)):
@@ -50,7 +49,8 @@ def problems_of(error: ValidationError, schema: Mapping[str, Any]) -> Iterator[P
             # of values that JSON has, and NaN and infinity besides.
             yield Problem(place[:-1], f"expected a plain, finite value, got {shown(value)}")
         else:
-            yield Problem(place, f"expected {_expected(here)}, got {shown(value)}{_hint(here, value)}")
+            hint = _hint(here, value) or ("" if kind == "too_long" else _example(schema, place))
+            yield Problem(place, f"expected {_expected(here)}, got {shown(value)}{hint}")
 
 
 def made_despite(error: ValidationError) -> object | None:
@@ -71,11 +71,55 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _suggestion(word: str, known: list[str]) -> str:
-    near = get_close_matches(word, known, n=1)
+def _suggestion(schema: Mapping[str, Any], place: Place, value: object) -> str:
+    """What was probably meant by the unknown key at `place`, which has this value."""
+    word, around = str(place[-1]), place[:-1]
+    names = _names(_schema_at(schema, around))
+    key, _, rest = word.partition(":")
+    if rest and key in names:  # {port:23200} is YAML, with one long key
+        return f'write "{key}: {rest}", with a space after the colon'
+    head, _, tail = word.partition(".")
+    if tail and head in names:
+        return f"did you mean {head}: {{{tail}: {_given(value)}}}?"
+    if _simple(word) in names:
+        return f'did you mean "{names[_simple(word)]}"?'
+    inside = []
+    for section in () if isinstance(value, (Mapping, list)) else dict.fromkeys(names.values()):
+        key_inside = _names(_schema_at(schema, (*around, section))).get(_simple(word))
+        if key_inside is not None:
+            inside.append(f"{section}: {{{key_inside}: {_given(value)}}}")
+    if inside:
+        return f"did you mean {' or '.join(inside)}?"
+    near = get_close_matches(_simple(word), names, n=1)
     if near:
-        return f'did you mean "{near[0]}"?'
-    return f"known here: {', '.join(known)}" if known else "expected no keys here"
+        return f'did you mean "{names[near[0]]}"?'
+    return f"known here: {', '.join(dict.fromkeys(names.values()))}" if names else "expected no keys here"
+
+
+def _given(value: object) -> str:
+    return shown(value) if isinstance(value, (str, int, float)) else "…"
+
+
+def _names(section: Mapping[str, Any]) -> dict[str, str]:
+    """The keys of a section by their names, and by what else they are called."""
+    properties: Mapping[str, Any] = section.get("properties", {})
+    others = {name: key for key, one in properties.items() for name in one.get(OTHER_NAMES, ())}
+    return {**others, **{key: key for key in properties}}
+
+
+def _simple(word: str) -> str:
+    """A word without the differences that people make without meaning anything by them."""
+    return word.lower().replace("-", "_")
+
+
+def _example(schema: Mapping[str, Any], place: Place) -> str:
+    """A line to copy, where the schema has an example of what belongs at this place or into the list there."""
+    here = _schema_at(schema, place)
+    entry = _schema_at(schema, (*place, 0)) if here.get("type") == "array" else here
+    for example in entry.get("examples", ()):
+        pairs = ", ".join(f"{key}: {value}" for key, value in example.items())
+        return f"; for example: - {{{pairs}}}"
+    return ""
 
 
 def _schema_at(schema: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
@@ -94,8 +138,9 @@ def _schema_at(schema: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
 def _expected(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
-    if "anyOf" in schema:  # a value or null
-        return " or ".join("null" if one.get("type") == "null" else _expected(one) for one in schema["anyOf"])
+    if "anyOf" in schema:  # a value or null, or a number or a schedule, which says itself what is wrong with it
+        values = [one for one in schema["anyOf"] if one.get("type") != "object"]
+        return " or ".join("null" if one.get("type") == "null" else _expected(one) for one in values)
     kind = schema.get("type")
     if kind in ("integer", "number"):
         return ("a whole number" if kind == "integer" else "a number") + _range(schema)
@@ -127,7 +172,8 @@ def _hint(schema: Mapping[str, Any], value: object) -> str:
     kind = schema.get("type")
     if isinstance(value, str):
         if "enum" in schema:
-            near = get_close_matches(value, schema["enum"], n=1)
+            meant = schema.get(OTHER_VALUES, {}).get(_simple(value))
+            near = [meant] if meant else get_close_matches(_simple(value), schema["enum"], n=1)
             return f'; did you mean "{near[0]}"?' if near else ""
         if kind in ("integer", "number") and YAML_NUMBER.match(value):
             return "; write the number without quotes"

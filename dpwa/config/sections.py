@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from dpwa.config import hosts
@@ -25,7 +25,7 @@ __all__ = ["DataRate", "FlowControlOptions", "Host", "Name", "NodeConfig", "Oute
 def _checked_host(text: str) -> str:
     expected = hosts.problem_with(text)
     if expected is not None:
-        raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": expected})
+        raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": expected, "hint": hosts.hint_for(text)})
     return text
 
 
@@ -55,6 +55,8 @@ DataRate = Annotated[
 
 class NodeConfig(Options):
     """One node: its name and where its peers reach it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "w1", "port": 21000}]})
 
     name: Name = Field(description="Name of the node, unique in the cluster; also the name of its folder in a run.")
     host: Host = Field("localhost", description="Host name or IPv4 address at which the other nodes reach this one.")

@@ -15,7 +15,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from dpwa.config.problems import OWN_TEXT
-from dpwa.options import Options
+from dpwa.options import OTHER_VALUES, Options
 
 __all__ = ["GivenMatrix", "TopologyOptions", "with_folder"]
 
@@ -71,7 +71,20 @@ class TopologyOptions(Options):
         "small_world",
         "edges",
         "matrix",
-    ] = Field("complete", description="Who hears whom.")
+    ] = Field(
+        "complete",
+        description="Who hears whom.",
+        json_schema_extra={
+            OTHER_VALUES: {
+                "fully_connected": "complete",
+                "full": "complete",
+                "all_to_all": "complete",
+                "clique": "complete",
+                "cycle": "ring",
+                "circle": "ring",
+            }
+        },
+    )
     weights: (
         Literal["uniform", "uniform_column", "metropolis", "random_row", "random_column", "random_doubly"] | None
     ) = Field(None, description="The weights of the edges; metropolis for symmetric graphs, uniform for the others.")

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from dpwa.config.yaml_mistakes import likely_mistake
 from dpwa.errors import ConfigError
 from dpwa.options import Place
 
@@ -40,6 +41,7 @@ _SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 YAML_NUMBER = re.compile(rf"^(?:{_INT.pattern}|{_FLOAT.pattern}|{_SPECIAL.pattern})$")
 """What reads as a number; a text of this form must be quoted."""
 
+_MERGE_KEY = "<<"  # of YAML 1.1
 _STR_TAGS = {"!", "tag:yaml.org,2002:str"}
 _RENAMED_2017 = {"fetch_probability": "pull_probability"}
 _SECTIONS_2017 = ("clock", "loss")
@@ -146,12 +148,7 @@ def parse(text: str, name: str, *, kind: str = CLUSTER) -> ClusterFile:
         for event in yaml.parse(text, Loader=_LOADER):
             builder.take(event)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = name if mark is None else f"{name}:{mark.line + 1}:{mark.column + 1}"
-        reason = " ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(
-            f"{place}: not valid YAML: {reason}; look at indentation, quotes and brackets there"
-        ) from error
+        raise ConfigError(f"{name}:{_what_is_wrong(text, error)}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from error
     root = builder.root
@@ -165,6 +162,18 @@ def parse(text: str, name: str, *, kind: str = CLUSTER) -> ClusterFile:
     if not root.is_mapping:
         root = _from_list_of_2017(builder, root)
     return ClusterFile(name, root, renamed=_rename_2017(builder, root), problems=tuple(builder.problems))
+
+
+def _what_is_wrong(text: str, error: yaml.MarkedYAMLError) -> str:
+    """Line, column and reason for a text that is not YAML."""
+    guess = likely_mistake(text, error, lambda mended: list(yaml.parse(mended, Loader=_LOADER)))
+    if guess is not None:
+        line, column, advice = guess
+        return f"{line}:{column}: not valid YAML: {advice}"
+    mark = error.problem_mark or error.context_mark
+    place = "" if mark is None else f"{mark.line + 1}:{mark.column + 1}:"
+    reason = " ".join(part for part in (error.context, error.problem) if part)
+    return f"{place} not valid YAML: {reason}; look at indentation, quotes and brackets there"
 
 
 class _Builder:
@@ -200,6 +209,9 @@ class _Builder:
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
             entry, anchor = self._open.pop()
             self._keys.pop()
+            merged = entry.children.pop(_MERGE_KEY, None) if entry.is_mapping else None
+            for key, child in ({} if merged is None or not merged.is_mapping else merged.children).items():
+                entry.children.setdefault(key, child)  # reported; what it was to bring must not count as missing, too
             entry.refresh()
             self._add(entry, anchor)
 
@@ -253,6 +265,9 @@ class _Builder:
         if not isinstance(value, str):
             raise self.fail(line, column, f"expected a word as the key, got {value}; put it in quotes if it is meant")
         marks = self._open[-1][0].key_marks
+        if value == _MERGE_KEY:
+            text = "merge keys (<<) are not supported; write the keys here, or use an alias (*name) for a whole value"
+            self.problems.append((line, column, text))
         if value in marks:
             first_line = marks[value][0]
             text = f'the key "{value}" stands here and in line {first_line} of the same mapping; remove one of the two'

@@ -16,13 +16,25 @@ from typing import TypeVar, cast
 
 from dpwa.custom_code import load_class
 from dpwa.errors import ConfigError
-from dpwa.interpolation.rules import BuiltInRule, Clock, Consensus, Constant, Interpolation, Loss, Staleness
+from dpwa.interpolation.rules import (
+    BuiltInRule,
+    Clock,
+    Consensus,
+    Constant,
+    Interpolation,
+    Linear,
+    Loss,
+    LossDivergence,
+    Staleness,
+)
 
 __all__ = ["RULES", "find_rule", "make_rule", "register", "resolve"]
 
 Rule = TypeVar("Rule", bound=type[Interpolation])
 
-RULES: Mapping[str, type[BuiltInRule]] = {rule.name: rule for rule in (Constant, Clock, Loss, Staleness, Consensus)}
+RULES: Mapping[str, type[BuiltInRule]] = {
+    rule.name: rule for rule in (Constant, Linear, Clock, Loss, LossDivergence, Staleness, Consensus)
+}
 
 _known: dict[str, type[Interpolation]] = dict(RULES)
 

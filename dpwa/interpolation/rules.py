@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import Field
 
 from dpwa.errors import ConfigError, number_problems
 from dpwa.interpolation.consensus import ConsensusControl
-from dpwa.options import Options, Problem
+from dpwa.options import OTHER_NAMES, Options, Problem
+from dpwa.schedule import LinearSchedule, Schedule, ShareOverTime, value_at
 from dpwa.snapshot.state import State
 
 __all__ = [
@@ -28,7 +29,9 @@ __all__ = [
     "Constant",
     "DistanceInterpolation",
     "Interpolation",
+    "Linear",
     "Loss",
+    "LossDivergence",
     "Staleness",
 ]
 
@@ -85,7 +88,46 @@ class NoOptions(Options):
 class ConstantOptions(Options):
     """Options of the rule constant."""
 
-    value: float = Field(0.5, ge=0, le=1, description="The factor of every exchange.")
+    value: ShareOverTime = Field(
+        0.5,
+        description="The factor of every exchange, or a schedule of it.",
+        json_schema_extra={OTHER_NAMES: ["factor"]},
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """See `Options.arguments`; a schedule stays one."""
+        return {"value": self.value}
+
+    @property
+    def words(self) -> str:
+        """What the factor does."""
+        return self.value.words if isinstance(self.value, Schedule) else f"constant {self.value:g}"
+
+
+class LinearOptions(Options):
+    """Options of the rule linear. The defaults are the values of the 2017 dpwa's sample."""
+
+    start: float = Field(0.5, ge=0, le=1, description="The factor at clock 0.")
+    end: float = Field(0.05, ge=0, le=1, description="The factor from the target on.")
+    target: float = Field(5000.0, gt=0, description="Clock, in updates, at which the end is reached.")
+
+    @property
+    def value(self) -> float:
+        """The largest factor."""
+        return max(self.start, self.end)
+
+    @property
+    def words(self) -> str:
+        """What the factor does."""
+        return LinearSchedule(start=self.start, end=self.end, over=self.target).words
+
+
+class LossDivergenceOptions(Options):
+    """Options of the rule loss_divergence. The default is the value of the 2017 dpwa's sample."""
+
+    target_divergence_loss: float = Field(
+        0.2, gt=0, description="Loss of this node below which the factor shrinks, and the nodes go their own ways."
+    )
 
 
 class StalenessOptions(Options):
@@ -126,21 +168,61 @@ class ConsensusOptions(Options):
 
 
 class Constant(BuiltInRule):
-    """Always the same share of the peer."""
+    """Always the same share of the peer, or one that follows a schedule.
+
+    Args:
+        value: the factor, 0 to 1, or a schedule of it by this node's clock.
+
+    Raises:
+        ConfigError: the value is neither.
+    """
 
     name = "constant"
     summary = "value"
-    description = "constant {options.value:g}"
+    description = "{options.words}"
     options = ConstantOptions
 
-    def __init__(self, value: float = 0.5) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    def __init__(self, value: float | Schedule = 0.5) -> None:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not isinstance(value, Schedule) and not (is_number and 0 <= value <= 1):
             raise ConfigError(f"value of interpolation constant: expected a number from 0 to 1, got {value!r}")
-        self.value = float(value)
+        self.value = value if isinstance(value, Schedule) else float(value)
 
-    def factor(self, own: State, peer: State) -> float:  # noqa: ARG002 - the states do not matter to this rule
-        """The configured value."""
-        return self.value
+    def factor(self, own: State, peer: State) -> float:  # noqa: ARG002 - the peer does not matter to this rule
+        """The configured value; of a schedule that at this node's clock."""
+        return value_at(self.value, own.clock)
+
+
+class Linear(BuiltInRule):
+    """From start to end in a straight line while this node's clock goes from 0 to the target; then it stays.
+
+    A rule of the 2017 dpwa's first commit. `Constant` with a `LinearSchedule` computes the same.
+
+    Args:
+        start: the factor at clock 0, 0 to 1.
+        end: the factor from the target on, 0 to 1.
+        target: clock in updates, above 0.
+
+    Raises:
+        ConfigError: an option is out of its limits.
+    """
+
+    name = "linear"
+    summary = "start + (end - start) * min(clock / target, 1)"
+    description = "{options.words}"
+    options = LinearOptions
+
+    def __init__(self, start: float = 0.5, end: float = 0.05, target: float = 5000.0) -> None:
+        problems = number_problems("start of interpolation linear", start, least=0, most=1)
+        problems += number_problems("end of interpolation linear", end, least=0, most=1)
+        problems += number_problems("target of interpolation linear", target, above=0)
+        if problems:
+            raise ConfigError(problems)
+        self._schedule = LinearSchedule(start=start, end=end, over=target)
+
+    def factor(self, own: State, peer: State) -> float:  # noqa: ARG002 - the peer does not matter to this rule
+        """The factor at this node's clock."""
+        return self._schedule.at(own.clock)
 
 
 class Clock(BuiltInRule):
@@ -172,6 +254,51 @@ class Loss(BuiltInRule):
         if own.loss is None or peer.loss is None:
             return 0.5
         return _part(max(own.loss, 0.0), max(peer.loss, 0.0))
+
+
+class LossDivergence(BuiltInRule):
+    """The lower loss weighs more, and the less the lower this node's own is: late in training the nodes diverge.
+
+    With l the loss of this node, p that of the peer and t the target: l^2 / (l^2 + p^2) * min(l / t, 1). A rule of the
+    2017 dpwa's first commit, where `loss` is the own one and `peer_loss` the peer's; its sample file used it.
+
+    Losses below zero count as zero. An unknown loss of the peer counts as equal to the own one; with the own loss
+    unknown: 0.5.
+
+    Args:
+        target_divergence_loss: t, above 0.
+
+    Raises:
+        ConfigError: the option is out of its limits.
+    """
+
+    name = "loss_divergence"
+    summary = "loss^2 / (loss^2 + peer_loss^2) * min(loss / target_divergence_loss, 1)"
+    description = (
+        "the lower loss weighs more, loss^2 / (loss^2 + peer_loss^2); shrinks while this node's loss is below "
+        "{options.target_divergence_loss:g}"
+    )
+    options = LossDivergenceOptions
+
+    def __init__(self, target_divergence_loss: float = 0.2) -> None:
+        name = "target_divergence_loss of interpolation loss_divergence"
+        problems = number_problems(name, target_divergence_loss, above=0)
+        if problems:
+            raise ConfigError(problems)
+        self.target_divergence_loss = float(target_divergence_loss)
+
+    def factor(self, own: State, peer: State) -> float:
+        """This node's part of the two squares, times what is left of its loss."""
+        if own.loss is None:
+            return 0.5
+        own_loss = max(own.loss, 0.0)
+        peer_loss = own_loss if peer.loss is None else max(peer.loss, 0.0)
+        largest = max(own_loss, peer_loss)
+        if largest == 0:
+            return 0.0
+        own_share, peer_share = own_loss / largest, peer_loss / largest  # so that no square overflows
+        part = own_share * own_share / (own_share * own_share + peer_share * peer_share)
+        return part * min(own_loss / self.target_divergence_loss, 1.0)
 
 
 class Staleness(BuiltInRule):

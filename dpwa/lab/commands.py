@@ -18,6 +18,7 @@ import dpwa
 from dpwa.errors import ConfigError
 from dpwa.lab.run.pace import duration_text
 from dpwa.lab.run.running import Runner
+from dpwa.lab.run.starting import absent_packages
 from dpwa.lab.strategies.tensorflow.environment import PYTHON_VARIABLE
 from dpwa.lab.study.kinds import STRATEGIES
 from dpwa.lab.study.study import Study
@@ -93,6 +94,10 @@ def run_study(
     study = Study.load(study_path(path), for_running=True)
     trials = study.trials(only, seeds)
     runner = Runner(study, trials, run_dir or Path("runs") / study.name, data_dir)
+    for package in absent_packages(runner.waiting()):
+        raise ConfigError(
+            f"dpwa lab run: the package {package} is not installed; install it with: pip install 'dpwa[examples]'"
+        )
     left_s = runner.seconds_left()
     time = f", about {duration_text(left_s)}" if left_s else ""
     console = _console()

@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
         model,
         rounds=trial.rounds,
         saves=rank == 0 or not trial.kind.splits_batch,
-        bytes_sent=lambda: strategy.bytes_sent,
+        did=strategy.did,
         handicap=Handicap(trial.settings, rank + 1, crowding=_crowding(trial)),
     )
     task = Task(model, shard=samples_of_node(trial, data, rank).to(device), prepare=data.prepare)

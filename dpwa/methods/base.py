@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpwa.methods.exchange import ExchangeKind, ExchangeResult, Plan
 from dpwa.options import Options
+from dpwa.schedule import Schedule, value_at
 from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
@@ -43,6 +44,7 @@ class Method(ABC):
 
     Args of every method's constructor: `links` (whom the node may exchange with), `count` (nodes in the cluster),
     `probability` (the config's `pull_probability`: of an exchange in a step), and the method's own options by keyword.
+    Where the config has a schedule, the constructor gets its first value, and the attribute follows it from then on.
     """
 
     # --- What a method declares; the config, `dpwa check`, the lab and the tables of the docs read it --------------
@@ -61,7 +63,8 @@ class Method(ABC):
     uses_probability: ClassVar[bool] = True
     """Whether `pull_probability` decides when an exchange begins."""
     best_probability: ClassVar[float] = 1.0
-    """The highest `pull_probability` at which the method trains well; `dpwa check` warns of a higher one."""
+    """The highest `pull_probability` at which the method trains well; `dpwa check` warns of a higher one, also if it is
+    one of a schedule."""
     exchanges_slices: ClassVar[bool] = False
     """Whether an exchange may carry a share of the parameters: the config's `pull_fraction`."""
 
@@ -77,6 +80,8 @@ class Method(ABC):
     trained one. False for a method that itself says who gets whose model."""
     fraction = 1.0
     """Share of the parameters in an exchange; for the kinds PULL and PAIR."""
+    clock = 0.0
+    """Of this node's model, in updates; the node sets it at each step boundary, before it asks for a plan."""
 
     @classmethod
     def variant(cls, options: Options | None) -> type[Method]:  # noqa: ARG003
@@ -89,6 +94,26 @@ class Method(ABC):
         self.probability = probability
         self.round = 0
         """Step boundaries that the node has been through; a joining node takes over that of its peer."""
+
+    # --- How often ------------------------------------------------------------------------------------------------
+
+    @property
+    def probability(self) -> float:
+        """Of an exchange in a step: the config's `pull_probability`, where it is a schedule at the present clock."""
+        return value_at(self._probability, self.clock)
+
+    @probability.setter
+    def probability(self, probability: float | Schedule) -> None:
+        self._probability = probability
+
+    @property
+    def exchanges_per_step(self) -> float:
+        """How many exchanges this node asks for in a step, on average and at the present clock.
+
+        That is while nothing is in the way: none is under way, and nobody is busy or gone. What a run really makes is
+        less by as much as exchanges last longer than steps.
+        """
+        return self.probability if self.uses_probability else 1.0
 
     # --- What the node asks at each step boundary -----------------------------------------------------------------
 

@@ -74,6 +74,11 @@ class DPSGD(Method):
         self._rounds = 0
         self._missed = 0
 
+    @property
+    def exchanges_per_step(self) -> float:
+        """See `Method.exchanges_per_step`: the rounds, however many neighbours each has."""
+        return 1.0 / self._every
+
     def advance(self) -> None:
         """See `Method.advance`: rounds count, and not steps."""
         self._steps += 1

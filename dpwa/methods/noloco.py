@@ -91,6 +91,11 @@ class NoLoCo(Method):
         self._refused = 0
         self._ended_after = 0  # outer steps of a node that has been closed
 
+    @property
+    def exchanges_per_step(self) -> float:
+        """See `Method.exchanges_per_step`: a pair is an outer step of both, so that a node begins every other one."""
+        return 0.5 / self._every
+
     def advance(self) -> None:
         """See `Method.advance`: rounds are outer steps."""
         self._since += 1

@@ -25,6 +25,7 @@ from dpwa.methods.pull import Pull
 from dpwa.methods.sgp import SGP
 from dpwa.methods.sparta import Sparta
 from dpwa.options import Options
+from dpwa.schedule import Schedule, value_at
 from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["METHODS", "declared_options", "find_method", "make_method"]
@@ -64,7 +65,7 @@ def make_method(
     *,
     links: Neighbourhood,
     count: int,
-    probability: float,
+    probability: float | Schedule,
     fraction: float,
 ) -> Method:
     """The method of one node.
@@ -74,17 +75,19 @@ def make_method(
         arguments: its options, as keyword arguments of its constructor.
         links: whom the node may exchange with.
         count: nodes in the cluster.
-        probability: of an exchange in a step.
+        probability: of an exchange in a step; a schedule by the clock of the node's model.
         fraction: largest share of the parameters in an exchange.
 
     Raises:
         ConfigError: it refuses its options.
     """
     try:
-        made = method(links, count, probability, **arguments)
+        made = method(links, count, value_at(probability, 0.0), **arguments)
     except (TypeError, ValueError) as error:
         is_built_in = METHODS.get(method.name) is method
         name = method.name if is_built_in else f"{method.__module__}:{method.__qualname__}"
         raise ConfigError(f'method "{name}" refused its options {dict(arguments)}: {error}') from error
+    if isinstance(probability, Schedule):
+        made.probability = probability
     made.fraction = min(made.fraction, fraction)
     return made

@@ -146,6 +146,8 @@ class Boundary:
         if self._faults is not None:
             self._faults.begin_step(self.step)
         self._method.advance()
+        if self._peers:
+            self._record.asked += self._method.exchanges_per_step
         self._correct()
         self.state = _aged(self.state, self.state.clock + 1.0)
         self.note_loss(loss)
@@ -312,6 +314,7 @@ class Boundary:
 
     def _plan(self) -> Plan | None:
         """The exchange to begin at this step boundary."""
+        self._method.clock = self.state.clock
         pair_rounds = self._method.pair_rounds
         if pair_rounds != self._service.serving.pair_rounds:
             self._service.tell(pair_rounds=pair_rounds)

@@ -33,7 +33,9 @@ class NodeStatistics:
         step: training steps of this life of the node.
         clock: age of the model in updates; not whole after a blend.
         loss: the published loss (smoothed if so configured); None before the first.
-        exchanges: how many exchanges ended with each outcome.
+        exchanges: how many exchanges ended with each outcome, whoever had begun them.
+        asked: exchanges that the method asks for in so many steps, when nothing is in the way.
+        completed: exchanges that this node had begun, and that came to something: values came, or were taken.
         blended: exchanges that changed the model.
         failures: exchanges with an outcome that is a failure.
         last_peer: peer of the last blend.
@@ -60,6 +62,8 @@ class NodeStatistics:
     clock: float
     loss: float | None
     exchanges: Mapping[str, int]
+    asked: float
+    completed: int
     blended: int
     failures: int
     last_peer: str | None
@@ -91,6 +95,8 @@ class Record:
     def __init__(self, started_s: float) -> None:
         self.publish_skipped = 0
         self._outcomes: Counter[str] = Counter()
+        self.asked = 0.0
+        self._completed = 0
         self._failures = 0
         self._bytes_in = 0
         self._last_blend: tuple[str | None, float | None] = (None, None)
@@ -102,6 +108,7 @@ class Record:
     def note(self, result: ExchangeResult, factor: float) -> None:
         """Count an exchange that has ended, and was applied by this factor if there was something to apply."""
         self._outcomes[result.outcome.value] += 1
+        self._completed += result.request is not None and result.outcome in (Outcome.BLENDED, Outcome.PUSHED)
         self._failures += result.outcome.is_failure
         self._bytes_in += result.received_bytes
         if result.outcome is Outcome.BLENDED:
@@ -144,6 +151,8 @@ class Record:
             clock=state.clock,
             loss=state.loss,
             exchanges=exchanges,
+            asked=self.asked,
+            completed=self._completed,
             blended=exchanges.get(Outcome.BLENDED.value, 0),
             failures=self._failures,
             last_peer=last_peer,

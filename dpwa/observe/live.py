@@ -1,4 +1,4 @@
-"""Shows running nodes from their metrics files: a live table in a terminal, plain lines elsewhere.
+"""Shows running nodes from their metrics files: a live table in a terminal, elsewhere a plain line per change.
 
 Must not know: how the nodes were started, what they learn. Runs in: the thread that calls `LiveView.update` (rich
 redraws the table in its own thread).
@@ -111,6 +111,7 @@ class LiveView:
         self._tails = tails
         self._started_s = time.monotonic()
         self._line_due_s = self._started_s + LINE_INTERVAL_S
+        self._states_shown = ""
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(console=console, refresh_per_second=REDRAWS_PER_S)
@@ -145,6 +146,9 @@ class LiveView:
 
     def _print_line(self) -> None:
         states = ", ".join(f"{name} {_state_in_words(tail.last)}" for name, tail in self._tails.items())
+        if states == self._states_shown:
+            return
+        self._states_shown = states
         line = f"{self._title}, {time.monotonic() - self._started_s:.0f} s: {states}"
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 

@@ -194,13 +194,16 @@ def test_low_memory_means_fewer_snapshots():
     assert ClusterConfig.for_localhost(2, memory="low").snapshot_slots == 2
 
 
+EXAMPLE = "; for example: - {name: w1, port: 21000}"
+
+
 @pytest.mark.parametrize(
     ("nodes", "problem"),
     [
-        ("", "1:1: nodes: missing; expected a list of 1 to 4096 entries"),
-        ("nodes: []", "1:8: nodes: expected a list of 1 to 4096 entries, got a list of 0"),
-        ("nodes: 3", "1:8: nodes: expected a list of 1 to 4096 entries, got 3"),
-        ("nodes: [3]", "1:9: nodes[0]: expected a mapping (key: value), got 3"),
+        ("", f"1:1: nodes: missing; expected a list of 1 to 4096 entries{EXAMPLE}"),
+        ("nodes: []", f"1:8: nodes: expected a list of 1 to 4096 entries, got a list of 0{EXAMPLE}"),
+        ("nodes: 3", f"1:8: nodes: expected a list of 1 to 4096 entries, got 3{EXAMPLE}"),
+        ("nodes: [3]", f"1:9: nodes[0]: expected a mapping (key: value), got 3{EXAMPLE}"),
         ("nodes: [{name: a}]", "1:9: nodes[0].port: missing; expected a whole number from 1 to 65535"),
         (
             "nodes: [{name: a, port: 80000}]",
@@ -214,10 +217,6 @@ def test_low_memory_means_fewer_snapshots():
         (
             "nodes: [{name: a, port: 1}, {name: b, port: 1, host: 127.0.0.1}]",
             "1:45: nodes[1].port: nodes[0] has port 1 of this host too; give each its own",
-        ),
-        (
-            'nodes: [{name: a, port: 1, host: "::1"}]',
-            '1:34: nodes[0].host: expected a host name or an IPv4 address, got "::1"',
         ),
         (
             "nodes: [{name: a, port: 1, host: 10.0.0.256}]",
@@ -333,7 +332,7 @@ def test_a_local_cluster_takes_the_ports_it_is_given():
 @pytest.mark.parametrize(
     ("count", "given", "message"),
     [
-        (0, {}, "nodes: expected a list of 1 to 4096 entries, got a list of 0"),
+        (0, {}, f"nodes: expected a list of 1 to 4096 entries, got a list of 0{EXAMPLE}"),
         (MAX_NODES + 1, {}, "nodes: expected a list of 1 to 4096 entries, got a list of 4097"),
         (1, {"sed": 1}, 'sed: unknown key, did you mean "seed"?'),
     ],

@@ -86,7 +86,7 @@ def test_check_warns_of_a_probability_at_which_a_method_loses_training(method, p
 
 def test_check_warns_of_an_interpolation_without_effect_and_of_a_codec_that_rounds():
     text = describe(ClusterConfig.for_localhost(3, method="adpsgd", interpolation="loss", codec="fp16"), ["w1"])
-    assert "interpolation loss has no effect" in text
+    assert "interpolation has no effect" in text
     assert "method adpsgd conserves only so many digits" in text
     assert "conserves only so many digits" in describe(
         ClusterConfig.for_localhost(3, method="noloco", codec="fp16"), []
@@ -118,3 +118,32 @@ def test_sgp_refuses_a_model_in_half_precision_before_anything_starts():
         DpwaPyTorchAdapter(torch.nn.Linear(2, 2).half(), "w1", config)
     plain = ClusterConfig.for_localhost(2, method="sgp", sgp={"debias": False})
     Node(plain, "w1", TorchModel(torch.nn.Linear(2, 2).half(), plain)).close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"pull_probability": {"schedule": "cosine", "start": 1, "end": 0.1, "over": 10000}},
+            "asks one random neighbour with probability 1, falling along half a cosine to 0.1 at update 10,000, and",
+        ),
+        (
+            {"method": "gosgd", "pull_probability": {"schedule": "late", "begin": 5, "value": 0.5}},
+            "loses part of the training at pull_probability 0.5; let its schedule stay at 0.2 or less (docs/methods.md",
+        ),
+        (
+            {"pull_probability": {"schedule": "linear", "start": 0, "end": 0, "over": 5}},
+            "pull_probability is 0; no node will ever ask another one",
+        ),
+        (
+            {"constant": {"value": {"schedule": "late", "begin": 500, "value": 0.5}}},
+            "The factor: 0, and 0.5 from update 500 on.",
+        ),
+        (
+            {"constant": {"value": {"schedule": "late", "begin": 500, "value": 0}}},
+            "the factor is always 0; nothing will be blended",
+        ),
+    ],
+)
+def test_check_says_what_a_schedule_does_and_warns_by_its_highest_value(settings, words):
+    assert words in describe(ClusterConfig.for_localhost(3, **settings), ["w1"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dpwa.errors import ConfigError
 from dpwa.interpolation.interpolator import Interpolator, LossSmoother
 from dpwa.interpolation.registry import find_rule, register, resolve
-from dpwa.interpolation.rules import Clock, Consensus, Constant, Loss, Staleness
+from dpwa.interpolation.rules import Clock, Consensus, Constant, Linear, Loss, LossDivergence, Staleness
 from dpwa.snapshot.state import State
 
 any_float = st.floats()
@@ -47,7 +47,9 @@ class Forgetful:
         return own.loss * 0.5
 
 
-rules = st.sampled_from([Constant(0.5), Constant(0), Constant(1), Clock(), Loss()]) | st.builds(Answer, any_float)
+rules = st.sampled_from(
+    [Constant(0.5), Constant(0), Constant(1), Linear(), Clock(), Loss(), LossDivergence(), Staleness()]
+) | st.builds(Answer, any_float)
 
 
 @pytest.mark.parametrize("value", [0, 0.25, 0.5, 1])
@@ -100,11 +102,11 @@ def test_no_rule_and_no_peer_can_make_a_factor_outside_the_bounds(rule, own, pee
 
 @given(own=healthy_state, peer=healthy_state)
 def test_healthy_states_get_the_rules_own_answer(own, peer):
-    for rule in (Constant(0.3), Clock(), Loss()):
+    for rule in (Constant(0.3), Linear(), Clock(), Loss(), LossDivergence(), Staleness()):
         assert Interpolator(rule).factor(own, peer) == rule.factor(own, peer)
 
 
-@pytest.mark.parametrize("rule", [Constant(0.5), Clock(), Loss()])
+@pytest.mark.parametrize("rule", [Constant(0.5), Linear(), Clock(), Loss(), LossDivergence()])
 @pytest.mark.parametrize(
     "peer",
     [
@@ -121,7 +123,7 @@ def test_a_diverged_peer_gets_nothing_even_with_a_lower_bound(rule, peer, own_lo
     assert Interpolator(rule, factor_min=0.2).factor(State(own_loss, 5.0), peer) == 0
 
 
-@pytest.mark.parametrize("rule", [Constant(0.1), Clock(), Loss()])
+@pytest.mark.parametrize("rule", [Constant(0.1), Linear(), Clock(), Loss(), LossDivergence()])
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_diverged_node_takes_as_much_of_a_healthy_peer_as_it_may(rule, loss):
     guarded = Interpolator(rule, factor_max=0.9, divergence_threshold=1.0)

@@ -1,5 +1,6 @@
 """The rules staleness and consensus: formulas, limits, and a small cluster that the controller has to keep together."""
 
+import json
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ from dpwa.interpolation.interpolator import Interpolator
 from dpwa.interpolation.registry import find_rule, resolve
 from dpwa.interpolation.rules import Consensus, Constant, Staleness
 from dpwa.snapshot.state import State
+from support import VectorModel
 
 NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}]\n"
 HERE = State(1.0, 100.0)
@@ -234,6 +236,23 @@ def test_a_cluster_with_an_unreachable_target_stays_at_the_end_of_the_range(reac
     nodes = Nodes([Consensus(target=reachable * 100) for _ in range(8)])
     nodes.run(300)
     assert nodes.run(20)[1] == pytest.approx(0.005, rel=0.02)
+
+
+def test_a_target_out_of_reach_is_a_constant_factor_that_measures(in_memory, tmp_path):
+    """How to find a target: the page tells to look at the distances of such a run."""
+    rule = {"interpolation": "consensus", "consensus": {"target": 1e-9, "value": 0.5}, "pull_probability": 0.5}
+    in_memory.start([VectorModel([3.0, 4.0]), VectorModel([6.0, 8.0])], run_dir=tmp_path, **rule)
+
+    def train(index, model):
+        model.vector += 0.1 + 0.1 * index
+
+    in_memory.step_all(30, update=train)
+    in_memory.close()
+    lines = [json.loads(line) for path in tmp_path.rglob("events.jsonl") for line in path.read_text().splitlines()]
+    pulls = [line for line in lines if line["event"] == "exchange" and line.get("factor")]
+    assert len(pulls) > 10
+    assert {line["factor"] for line in pulls} == {0.5}
+    assert all(line["distance"] > 0 for line in pulls)
 
 
 def test_a_newcomer_from_far_away_does_not_upset_a_settled_cluster(reachable):

@@ -32,7 +32,7 @@ def run_rounds(folder: TrialFolder, trial: Trial, digits: DataSet, shifts: dict[
     """Let processes put models down: the initial one, moved by a constant in each round."""
     for name, moves in shifts.items():
         model = build(trial.settings.model, digits.shape, digits.classes, seed=trial.seed)
-        watch = Recorder(folder, (name,), name, model, rounds=trial.rounds, bytes_sent=lambda: 1000)
+        watch = Recorder(folder, (name,), name, model, rounds=trial.rounds, did=lambda: {"bytes_sent": 1000})
         watch.begin(trial.rounds)
         for number, shift in enumerate(moves, start=1):
             with torch.no_grad():
@@ -90,6 +90,14 @@ def test_when_a_node_was_killed_on_purpose_the_result_is_that_of_the_survivors(t
     assert result["status"] == "done"
     assert result["reason"] == "w2 was killed; the others went on to the end"
     assert len(result["workers"]) == 2
+
+
+def test_samples_and_bytes_of_a_killed_node_count_up_to_its_last_snapshot(tmp_path, digits):
+    folder, trial = TrialFolder(tmp_path), trial_of(kill={"node": 2, "at": 0.5})
+    run_rounds(folder, trial, digits, {"w1": [0.1, 0.1], "w2": [0.1]})
+    result = evaluate(folder, trial, digits, exit_code=1)
+    assert result["samples_seen"] == 4 * (2 + 1)
+    assert result["bytes_sent"] == 1000 * 2
 
 
 def test_when_a_client_was_killed_on_purpose_the_server_tells_so(tmp_path, digits):

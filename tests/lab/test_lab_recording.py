@@ -56,8 +56,7 @@ def test_rounds_are_equal_parts_of_the_steps_also_when_there_are_more_rounds_tha
 
 def test_the_training_clock_stands_still_while_a_snapshot_is_written(tmp_path, monkeypatch):
     now_s = 100.0
-    monkeypatch.setattr("dpwa.lab.training.recording.time.monotonic", lambda: now_s)
-    watch = recorder(tmp_path, rounds=2)
+    watch = recorder(tmp_path, rounds=2, clock=lambda: now_s)
 
     def slow_write(*arguments: object, **header: float) -> None:
         nonlocal now_s
@@ -160,7 +159,7 @@ def test_shares_of_work_are_as_the_speeds_and_sum_up_to_the_work_of_equal_nodes(
 
 
 def test_what_is_written_holds_threads_and_processes(tmp_path):
-    watch = recorder(tmp_path, rounds=1, bytes_sent=lambda: 123)
+    watch = recorder(tmp_path, rounds=1, did=lambda: {"bytes_sent": 123})
     watch.begin(1)
     make_steps(watch, 1)
     header = header_of(tmp_path, 1)

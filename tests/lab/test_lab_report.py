@@ -10,6 +10,7 @@ import pytest
 from dpwa.errors import ConfigError
 from dpwa.lab.report.content import content_of
 from dpwa.lab.report.fairness import findings
+from dpwa.lab.report.final_chart import final_chart
 from dpwa.lab.report.make import make_report
 from dpwa.lab.report.results import Round, TrialResult, read_results
 from dpwa.lab.report.statistics import estimate
@@ -54,8 +55,10 @@ def test_the_interval_of_three_numbers_is_the_closed_form():
     assert found.half_width == pytest.approx(quantile / math.sqrt(3), rel=1e-12)
 
 
-def test_one_number_has_no_interval_and_none_has_no_mean():
+def test_fewer_than_three_numbers_have_no_interval_and_none_has_no_mean():
     assert estimate([4.0]).half_width is None
+    assert estimate([4.0, 6.0]).half_width is None
+    assert estimate([4.0, 6.0]).mean == 5.0
     assert estimate([]) is None
 
 
@@ -77,7 +80,44 @@ def test_a_row_shows_mean_interval_literature_worst_worker_and_costs():
 def test_one_seed_has_no_interval_but_says_so():
     summary = summary_of(STUDY.replace("seeds: 3", "seeds: 1"))
     assert cells_of(summary, "pull")["accuracy, %"].endswith("(1 seed)")
-    assert "one seed gives no interval" in content_of(summary, "").caption
+    assert ": one number per seed (seed 0); fewer than 3 give no interval." in content_of(summary, "").caption
+
+
+def test_two_seeds_are_shown_as_they_are_without_an_interval_in_table_and_picture():
+    def change(trial, result):
+        return {**result, "final_accuracy": {0: 0.751, 1: 0.76}[trial.seed]}
+
+    summary = summary_of(STUDY.replace("seeds: 3", "seeds: 2"), change)
+    assert cells_of(summary, "pull")["accuracy, %"] == "75.10, 76.00"
+    assert "±" not in content_of(summary, "").caption
+    chart = final_chart(summary)
+    assert chart is not None
+    assert chart.caption.startswith("Of the aggregated model. Small dots are single seeds. Fewer than 3 seeds give no")
+    assert not chart.figure.axes[0].containers, "no bar of an interval"
+    whole = final_chart(summary_of(change=lambda _, result: result))
+    assert whole is not None
+    assert len(whole.figure.axes[0].containers) == len(summary.rows)
+    assert "95 % confidence intervals" in whole.caption
+    left, right = whole.figure.axes[0].get_xlim()
+    for row in summary_of(change=lambda _, result: result).rows:
+        assert row.accuracy is not None
+        assert row.accuracy.half_width is not None
+        assert left < row.accuracy.mean - row.accuracy.half_width, "an interval that is cut off looks like a line"
+        assert row.accuracy.mean + row.accuracy.half_width < right
+    mixed = summary_of(change=lambda trial, result: result if (trial.row, trial.seed) != ("ddp", 2) else None)
+    assert "of rows with fewer than 3 seeds one number per seed, without an interval" in content_of(mixed, "").caption
+
+
+def test_what_was_trained_stands_in_one_line_with_all_values_where_rows_differ():
+    text = (
+        "study: s\ndata: digits\nn_epochs: 2\nseeds: [0, 4]\n"
+        "strategies: [single, {strategy: pull, partition: {kind: dirichlet, alpha: 0.3}}, "
+        "{strategy: gosgd, nodes: 2}]\n"
+    )
+    assert content_of(summary_of(text), "").trained == (
+        "Data digits; network light_cnn; nodes 4 or 2; partition dirichlet (alpha 0.3) or iid; epochs 2; "
+        "batch size 128; seeds 0, 4."
+    )
 
 
 def test_a_literature_of_times_stands_beside_the_time_of_an_epoch():

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwa.lab.report.lines import spread, style_of
+from dpwa.lab.report.lines import GRID, INK, spread, style_of
 from dpwa.lab.report.make import make_report
 from lab_report_support import RunFolder, failed, result_of
 
@@ -129,13 +129,36 @@ def test_words_of_the_study_are_escaped_everywhere(page):
     assert "<script" not in page
 
 
-def test_text_in_pictures_is_text_and_pictures_stand_on_white_in_both_themes(page):
+def test_text_in_pictures_is_text_and_pictures_have_the_ink_and_ground_of_the_page_in_both_themes(page):
     words = "".join(Checked(page).words)
     assert words.count("accuracy (% of the test set)") == 4
     assert page.count("<svg ") == 12 + len(CHARTS)
-    assert page.count('<div class="wide ground"') == len(CHARTS)
-    assert ".ground{background:#fff" in page
     assert "prefers-color-scheme:dark" in page
+    figures = page[page.index("<figure") : page.rindex("</figure>")]
+    assert figures.count("fill: var(--text)") > 50
+    for colour in (INK, GRID, "stroke: #000000"):
+        assert colour not in figures
+    grounds = re.findall(r'id="[^"]*-patch_1">\s*<path[^>]*style="([^"]*)"', figures)
+    assert len(grounds) == len(CHARTS)
+    assert set(grounds) == {"fill: none"}
+
+
+def test_pictures_are_narrow_enough_for_letters_that_can_be_read_on_a_phone(page):
+    """An SVG scaled to 390 pixels has letters of at least 8, and nothing makes it wider than the page."""
+    widths = [float(width) for width in re.findall(r'<svg xmlns[^>]*viewBox="0 0 ([0-9.]+) ', page)]
+    letters = [float(size) for size in re.findall(r"font-size: ([0-9.]+)px", page)]
+    assert len(widths) == len(CHARTS)
+    assert 390 / max(widths) * sorted(letters)[len(letters) // 20] >= 8
+    assert "min-width" not in re.findall(r"figure svg\{([^}]*)\}", page)[0]
+
+
+def test_the_settings_stand_below_the_question(page, report):
+    line = (
+        "Data fashion_mnist; network mcmahan_cnn; nodes 4; partition classes (classes_per_node 2) or iid; epochs 25; "
+    )
+    assert page.index("<h1>") < page.index(line) < page.index("<h2>Results")
+    markdown = (report / "results.md").read_text(encoding="utf-8")
+    assert markdown.index("Is ") < markdown.index("network mcmahan") < markdown.index("| row |")
 
 
 def test_the_table_names_each_row_once_with_its_line_and_status(page):

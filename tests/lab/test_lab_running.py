@@ -239,6 +239,17 @@ def test_a_row_whose_extra_is_missing_is_skipped_with_one_line(monkeypatch) -> N
     monkeypatch.undo()
 
 
+@pytest.mark.parametrize("package", ["torch", "sklearn"])
+def test_a_package_that_every_trial_needs_is_asked_for_in_one_line_before_anything_starts(monkeypatch, package) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    written("strategies: [single, pull]\n")
+    result = run_lab("run", "study.yaml")
+    assert result.exit_code == 2
+    advice = f"the package {package} is not installed; install it with: pip install 'dpwa[examples]'\n"
+    assert result.stderr == f"dpwa lab run: {advice}"
+    assert not Path("runs").exists()
+
+
 @pytest.mark.usefixtures("small_trials")
 def test_a_trial_that_does_not_end_is_ended(monkeypatch) -> None:
     monkeypatch.setattr(Pace, "deadline_s", lambda *_: 0.4)

@@ -180,6 +180,21 @@ def test_only_tells_what_there_is(only: list[str], message: str) -> None:
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("entry", ["cluster.pull_probability: 0.5", "partition.alpha: 0.5"])
+def test_a_dotted_key_of_the_grid_in_a_row_is_answered_with_how_it_is_written_there(entry) -> None:
+    section, _, key = entry.partition(":")[0].partition(".")
+    meant = f"unknown key, did you mean {section}: {{{key}: 0.5}}?"
+    assert problems_of(f"strategies: [{{strategy: pull, {entry}}}]\n") == [
+        f"study.yaml:5:31: strategies[0].{section}.{key}: {meant}"
+    ]
+    assert problems_of(f"{entry}\nstrategies: [pull]\n") == [f"study.yaml:5:1: {section}.{key}: {meant}"]
+
+
+def test_keys_about_the_factor_multiply_only_the_rows_of_methods_that_use_it() -> None:
+    study = study_of("strategies: [pull, gosgd]\ngrid: {cluster.loss_smoothing: [0.0, 0.5]}\n")
+    assert labels(study) == ["pull, loss_smoothing=0", "pull, loss_smoothing=0.5", "gosgd"]
+
+
 def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file() -> None:
     found = problems_of(
         """nodez: 3

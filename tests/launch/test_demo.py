@@ -17,6 +17,7 @@ from rich.console import Console
 from dpwa.errors import ConfigError
 from dpwa.launch import demo
 from dpwa.launch.demo import DemoResult, NodeResult, run_demo
+from dpwa.observe import live
 from dpwa.observe.curves import draw_curves
 from dpwa.observe.live import LiveView, MetricsTail, Record
 
@@ -93,6 +94,20 @@ def _shown(tmp_path: Path, records: Sequence[Record], *, is_terminal: bool, widt
 def test_without_a_terminal_a_plain_line_tells_the_state_of_each_node(tmp_path: Path) -> None:
     text = _shown(tmp_path, _records(9), is_terminal=False)
     assert text == "all together, 0 s: w1 step 8 loss 0.11 accuracy 89%\n"
+
+
+def test_without_a_terminal_there_is_a_line_per_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "LINE_INTERVAL_S", 0.0)
+    output = io.StringIO()
+    with LiveView(
+        Console(file=output, width=200), "all together", {"w1": MetricsTail(tmp_path / "metrics.jsonl")}
+    ) as view:
+        for records in (1, 1, 1, 2, 2):
+            _write(tmp_path / "metrics.jsonl", _records(records))
+            view.update()
+            view.update()
+    states = [line.partition(": ")[2] for line in output.getvalue().splitlines()]
+    assert [state.partition(" loss")[0] for state in states] == ["w1 is starting", "w1 step 0", "w1 step 1"]
 
 
 def test_a_node_without_metrics_is_said_to_be_starting(tmp_path: Path) -> None:

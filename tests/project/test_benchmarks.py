@@ -201,6 +201,37 @@ def test_the_report_renews_what_stands_between_the_markers_and_nothing_else(tmp_
     assert (tmp_path / "page-straggler.png").stat().st_size > 1000
 
 
+def test_a_run_of_some_cases_does_not_replace_one_of_all_but_gets_a_page_of_its_own(tmp_path, module):
+    measure = module("measure")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- straggler:begin -->\n<!-- straggler:end -->\n", encoding="utf-8")
+
+    def reported(cases: list[str], to: Path) -> subprocess.CompletedProcess[str]:
+        result = measure.Result("straggler")
+        result.rows.append({"training": "dpwa", "samples_per_s": measure.Spread(3.0, 2.0, 4.0, 20)})
+        for case in cases:
+            result.add_ratio("dpwa_over_free", case, measure.ratio(("dpwa", [3.0]), ("free", [4.0]), "samples/s"))
+        result.finish(tmp_path / "straggler.json")
+        command = [sys.executable, str(BENCHMARKS / "report.py"), str(tmp_path / "straggler.json"), "--page", str(to)]
+        environment = {**os.environ, "MPLCONFIGDIR": str(tmp_path)}
+        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=60)
+
+    assert reported(["4 nodes", "8 nodes"], page).returncode == 0
+    before = page.read_bytes()
+    refused = reported(["4 nodes"], page)
+    assert refused.returncode == 1
+    assert "has results of straggler for 8 nodes, which this file would replace by nothing; measure" in refused.stderr
+    assert page.read_bytes() == before
+    own = tmp_path / "mine.md"
+    assert reported(["4 nodes"], own).returncode == 0
+    assert own.read_text(encoding="utf-8").count("| dpwa_over_free | 4 nodes |") == 1
+    assert reported(["4 nodes", "8 nodes"], own).returncode == 0
+    own.write_text(
+        own.read_text(encoding="utf-8").replace("dpwa_over_free | 8", "dpwa_over_other | 8"), encoding="utf-8"
+    )
+    assert f"straggler: no longer on {own}: dpwa_over_other\n" in reported(["4 nodes", "8 nodes"], own).stdout
+
+
 def test_the_page_has_a_place_for_every_benchmark(module):
     report = module("report")
     for name in report.PICTURES:

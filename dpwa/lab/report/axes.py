@@ -24,6 +24,7 @@ _TICKS = (0, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 88, 90, 91, 92, 93, 94, 95,
 _FIRST_TICKS = (90, 80, 50, 95, 99, 70, 85, 0, 10, 98, 97, 92)
 _LEAST_DISTANCE = 0.055  # of the axis
 _LEAST_ERROR = 0.05  # per cent
+_LONG_NUMBERS = 100_000  # from here on fewer of them fit side by side
 _MOST_EVEN = 12.0  # percentage points: a wider range is spaced by the error, a smaller one evenly
 
 
@@ -50,7 +51,7 @@ def accuracies_across(axes: Axes, low: float, high: float) -> None:
         return
     room = max(0.05 * (high - low), 0.05)
     axes.set_xlim(low - room, min(100.0, high + room))
-    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
 
 
@@ -95,8 +96,9 @@ def log_axis(axes: Axes, lines: Sequence[Line]) -> None:
 
 def plain_axis(axes: Axes, lines: Sequence[Line]) -> None:
     """A horizontal axis from 0 to the end of the longest line."""
-    axes.set_xlim(0, max(float(line.x[-1]) for line in lines) or 1.0)
-    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    end = max(float(line.x[-1]) for line in lines) or 1.0
+    axes.set_xlim(0, end)
+    axes.xaxis.set_major_locator(MaxNLocator(5 if end < _LONG_NUMBERS else 3, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
@@ -107,8 +109,8 @@ def bytes_axis(axes: Axes, lines: Sequence[Line]) -> None:
     low = min((float(x[0]) for x in known), default=1e6)
     high = max((float(x[-1]) for x in known), default=1e7)
     axes.set_xlim(low / 1.2, high * 1.05 if high > low else high * 1.2)
-    digits = (1.0, 2.0, 5.0) if math.log10(high / low) < 1.8 else (1.0,)
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=digits, numticks=12))
+    digits = (1.0, 2.0, 5.0) if math.log10(high / low) < 1.2 else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=digits, numticks=5))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
 

@@ -20,8 +20,8 @@ from dpwa.lab.report.summary import Band, Curves, Numbers, RowSummary, Summary
 
 __all__ = ["Chart", "charts"]
 
-WIDTH_INCHES = 8.2
-PANEL_INCHES = 3.3
+WIDTH_INCHES = 5.2  # what a phone shows with letters that can be read
+PANEL_INCHES = 2.7
 MOST_BATCH_ACCURACY = 99.5  # per cent: single batches without any error would stretch the axis
 LEFT_INCHES, TOP_INCHES, BETWEEN_INCHES, BOTTOM_INCHES = 0.75, 0.3, 0.8, 0.55
 
@@ -66,10 +66,11 @@ class _Panel:
     is_in_bytes: bool = False
 
 
-_EPOCHS = "epochs (passes over the data by all processes together)"
+_EPOCHS = "epochs"
 _SAMPLES = "samples seen by all processes"
 _ACCURACY = "accuracy (% of the test set)"
 _BY_SEEDS = "Lines are means over the seeds; bands range from the lowest to the highest seed."
+_EPOCHS_ARE = "Epochs are passes over the data by all processes together."
 _BY_ERROR = "The accuracy axis is logarithmic in the error (100 % minus accuracy)."
 
 
@@ -101,7 +102,7 @@ def charts(summary: Summary) -> list[Chart]:
             summary,
             "accuracy-by-round",
             "Accuracy and loss by round",
-            f"Accuracy and loss of the aggregated model after each round. {_BY_SEEDS} {_BY_ERROR}",
+            f"Accuracy and loss of the aggregated model after each round. {_EPOCHS_ARE} {_BY_SEEDS} {_BY_ERROR}",
             *_BY_ROUND_PANELS,
         ),
         _chart(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from dpwa.lab.report.comparison import difference, noise_floor
 from dpwa.lab.report.fairness import Finding, described_machine, differing_settings, findings, used_settings
 from dpwa.lab.report.results import TrialResult
 from dpwa.lab.report.statistics import Estimate
@@ -58,6 +59,27 @@ class Content:
         return [values.get(key, "") for key in self.different]
 
     @property
+    def trained(self) -> str:
+        """What was trained, in one line; where the rows differ, with all values."""
+        flat = [used_settings(row.settings) for row in self.summary.rows]
+
+        def values(key: str) -> str:
+            return " or ".join(dict.fromkeys(one[key] for one in flat if one.get(key)))
+
+        partitions = dict.fromkeys(_partition(one) for one in flat if "partition.kind" in one)
+        seeds = ", ".join(map(str, self.summary.seeds))
+        parts = [
+            f"Data {values('data')}",
+            f"network {values('model')}",
+            f"nodes {values('nodes')}",
+            f"partition {' or '.join(partitions)}" if partitions else "",
+            f"epochs {values('n_epochs')}",
+            f"batch size {values('batch_size')}",
+            f"seeds {seeds}" if seeds else "",
+        ]
+        return "; ".join(part for part in parts if part) + "."
+
+    @property
     def made(self) -> list[tuple[str, str]]:
         """How the numbers were made, as terms with their descriptions."""
         seeds = ", ".join(map(str, self.summary.seeds)) or "none"
@@ -89,7 +111,9 @@ class Content:
             "target_accuracy": study.target_accuracy,
             "notes": list(self.summary.notes),
             "fairness": [asdict(finding) for finding in self.findings],
-            "rows": [_row_json(row) for row in self.summary.rows],
+            "compare_with": study.compare_with or None,
+            "noise_floor_points": noise_floor(self.summary),
+            "rows": [_row_json(row, self.summary) for row in self.summary.rows],
         }
 
 
@@ -121,6 +145,14 @@ def content_of(summary: Summary, command: str) -> Content:
     )
 
 
+def _partition(settings: Mapping[str, str]) -> str:
+    """A partition in a few words, from settings by dotted keys."""
+    kind = settings["partition.kind"]
+    options = {"classes": "classes_per_node", "dirichlet": "alpha", "quantity": "alpha"}
+    option = options.get(kind)
+    return kind if option is None else f"{kind} ({option} {settings[f'partition.{option}']})"
+
+
 def _when(results: tuple[TrialResult, ...]) -> str:
     """The first and the last day on which results were written."""
     if not results:
@@ -133,7 +165,12 @@ def _machines(summary: Summary) -> list[Mapping[str, Any]]:
     return list({described_machine(result.machine): result.machine for result in summary.results}.values())
 
 
-def _row_json(row: RowSummary) -> dict[str, Any]:
+def _difference(row: RowSummary, summary: Summary) -> Estimate | None:
+    base = next((other for other in summary.rows if other.name == summary.study.compare_with), None)
+    return None if base is None or base is row else difference(row, base)
+
+
+def _row_json(row: RowSummary, summary: Summary) -> dict[str, Any]:
     target = row.to_target
     return {
         "row": row.name,
@@ -148,6 +185,11 @@ def _row_json(row: RowSummary) -> dict[str, Any]:
         "time_to_target_s": _estimate(target.time_s) if target is not None else None,
         "samples_seen": _estimate(row.samples),
         "bytes_sent": _estimate(row.bytes_sent),
+        "updates_per_node": _estimate(row.updates),
+        "asked_exchanges_per_step": _estimate(row.asked),
+        "exchanges_per_step": _estimate(row.exchanges),
+        "merged_minus_mean_of_nodes_points": _estimate(row.merging),
+        "difference_points": _estimate(_difference(row, summary)),
         "consensus_distance": _estimate(row.consensus),
         "processes_and_threads": row.processes,
         "parameters": next((result.parameters for result in row.measured), None),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,8 @@ def findings(summary: Summary) -> list[Finding]:
     return [
         _initial_weights(results),
         _samples(summary),
+        *_exchanges(summary),
+        *_times(summary),
         _cores(summary),
         Finding(
             is_equal=True,
@@ -105,6 +107,34 @@ def _samples(summary: Summary) -> Finding:
         text = f"Rows saw different numbers of training samples: usually {usual:,.0f}, but {'; '.join(others)}."
         return Finding(is_equal=False, text=f"{text} The table of settings shows why.")
     return Finding(is_equal=True, text=f"All rows saw {usual:,.0f} training samples, equal to within 1 %.")
+
+
+def _exchanges(summary: Summary) -> Iterator[Finding]:
+    """Whether rows exchange as often as their settings ask for."""
+    rows = [row for row in summary.rows if row.asked is not None and row.exchanges is not None]
+    short = [
+        f"{row.name} {row.exchanges.mean:.3g} of {row.asked.mean:.3g}"
+        for row in rows
+        if row.falls_short and row.exchanges is not None and row.asked is not None
+    ]
+    if short:
+        text = (
+            f"Nodes exchanged less often than their rows ask for, per step: {'; '.join(short)}. Steps do not wait for "
+            "exchanges unless wait_ms says so."
+        )
+        yield Finding(is_equal=False, text=text)
+    elif rows:
+        yield Finding(is_equal=True, text="All rows exchange at least nine tenths as often as they ask for.")
+
+
+def _times(summary: Summary) -> Iterator[Finding]:
+    """Real and virtual times cannot be compared."""
+    engines: dict[str, list[str]] = defaultdict(list)
+    for row in summary.rows:
+        engines[row.settings.engine].append(row.name)
+    if len(engines) > 1:
+        text = f"Times of rows in memory are virtual and those of processes real: {_grouped(engines)}."
+        yield Finding(is_equal=False, text=text)
 
 
 def _cores(summary: Summary) -> Finding:

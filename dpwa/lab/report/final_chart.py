@@ -1,23 +1,32 @@
-"""Draws the final accuracy of each row: a dot with its interval, one row below the other, for any number of rows.
+"""Draws the final accuracy of each row: its seeds, and mean and interval where there are enough of them.
+
+One row stands below the other, for any number of rows.
 
 Runs in: the calling thread. Imports matplotlib.
 """
 
 from __future__ import annotations
 
+import math
+import textwrap
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dpwa.lab.report import axes as axis
-from dpwa.lab.report.charts import Chart
+from dpwa.lab.report.charts import WIDTH_INCHES, Chart
 from dpwa.lab.report.lines import INK, style_of
+from dpwa.lab.report.statistics import FEWEST_FOR_INTERVAL
 from dpwa.lab.report.summary import RowSummary, Summary
 
 __all__ = ["final_chart"]
 
-WIDTH_INCHES = 8.2
-ROW_INCHES = 0.24
+ROW_INCHES, LINE_INCHES = 0.24, 0.13
 TOP_INCHES, BOTTOM_INCHES, RIGHT_INCHES = 0.12, 0.55, 0.25
 LETTER_INCHES = 0.072
+LETTERS_OF_A_NAME = 22
 
 
 def final_chart(summary: Summary) -> Chart | None:
@@ -27,41 +36,70 @@ def final_chart(summary: Summary) -> Chart | None:
         return None
     is_per_cent = summary.study.literature_unit == "%"
     seen = [value for row in ended for value in _values(row, with_literature=is_per_cent)]
-    height = TOP_INCHES + ROW_INCHES * len(summary.rows) + BOTTOM_INCHES
-    names_inches = 0.2 + LETTER_INCHES * max(len(row.name) for row in summary.rows)
+    names = ["\n".join(textwrap.wrap(row.name, LETTERS_OF_A_NAME)) or row.name for row in summary.rows]
+    edges = [0.0, *accumulate(ROW_INCHES + LINE_INCHES * name.count("\n") for name in names)]
+    middles = [(above + below) / 2 for above, below in pairwise(edges)]
+    height = TOP_INCHES + edges[-1] + BOTTOM_INCHES
+    names_inches = 0.2 + LETTER_INCHES * max(len(line) for name in names for line in name.split("\n"))
     figure = Figure(figsize=(WIDTH_INCHES, height))
     axes = figure.add_axes(
         (
             names_inches / WIDTH_INCHES,
             BOTTOM_INCHES / height,
             (WIDTH_INCHES - names_inches - RIGHT_INCHES) / WIDTH_INCHES,
-            ROW_INCHES * len(summary.rows) / height,
+            edges[-1] / height,
         )
     )
-    for place, row in enumerate(summary.rows):
-        if row.accuracy is None:
-            axes.annotate("no result", (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
-            continue
-        colour = style_of(row.index).colour
-        axes.plot(row.accuracy.values, [place] * len(row.accuracy.values), "o", color=colour, markersize=3, alpha=0.5)
-        axes.errorbar(
-            row.accuracy.mean, place, xerr=row.accuracy.half_width, fmt="o", color=colour, markersize=6, capsize=3
-        )
-        if is_per_cent and row.literature is not None:
+    for place, row in zip(middles, summary.rows, strict=True):
+        _draw_row(axes, place, row)
+        if is_per_cent and row.accuracy is not None and row.literature is not None:
             axes.plot(row.literature, place, "D", color=INK, markersize=5, markerfacecolor="none")
     axis.accuracies_across(axes, min(seen), max(seen))
-    axes.set_ylim(len(summary.rows) - 0.5, -0.5)
-    axes.set_yticks(range(len(summary.rows)), [row.name for row in summary.rows])
+    axes.set_ylim(edges[-1], 0)
+    axes.set_yticks(middles, names, parse_math=False)
     axis.finish(axes, title="", x_label="final accuracy (% of the test set)", y_label="")
-    caption = (
-        "Of the aggregated model: means over the seeds with 95 % confidence intervals. Small dots are single seeds."
+    return Chart("accuracy", "Final accuracy", _caption(ended, with_literature=is_per_cent), figure)
+
+
+def _draw_row(axes: Axes, place: float, row: RowSummary) -> None:
+    """A dot for each seed; of enough seeds a large one for their mean, with its interval."""
+    found = row.accuracy
+    if found is None:
+        axes.annotate(
+            "no result", (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK
+        )
+        return
+    colour = style_of(row.index).colour
+    has_interval = found.half_width is not None
+    axes.plot(
+        found.values,
+        [place] * len(found.values),
+        "o",
+        color=colour,
+        markersize=3 if has_interval else 5,
+        alpha=0.5 if has_interval else 0.8,
     )
-    if is_per_cent and any(row.literature is not None for row in ended):
-        caption += " Diamonds are numbers from the literature."
-    return Chart("accuracy", "Final accuracy", caption, figure)
+    if has_interval:
+        axes.errorbar(found.mean, place, xerr=found.half_width, fmt="o", color=colour, markersize=6, capsize=3)
+
+
+def _caption(ended: Sequence[RowSummary], *, with_literature: bool) -> str:
+    parts = ["Of the aggregated model. Small dots are single seeds."]
+    intervals = [row.accuracy is not None and row.accuracy.half_width is not None for row in ended]
+    if any(intervals):
+        parts.append("Large dots are their means, with 95 % confidence intervals.")
+    if not all(intervals):
+        parts.append(f"Fewer than {FEWEST_FOR_INTERVAL} seeds give no interval.")
+    if with_literature and any(row.literature is not None for row in ended):
+        parts.append("Diamonds are numbers from the literature.")
+    return " ".join(parts)
 
 
 def _values(row: RowSummary, *, with_literature: bool) -> list[float]:
-    """All accuracies of a row that the chart shows."""
-    found = list(row.accuracy.values) if row.accuracy is not None else []
+    """All accuracies of a row that the chart shows, the ends of its interval included."""
+    found: list[float] = []
+    if row.accuracy is not None:
+        half_width = row.accuracy.half_width or 0.0
+        ends = (row.accuracy.mean - half_width, row.accuracy.mean + half_width)
+        found += [*row.accuracy.values, *(min(100.0, max(0.0, end)) for end in ends if math.isfinite(end))]
     return [*found, row.literature] if with_literature and row.literature is not None else found

@@ -38,7 +38,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.2, 1.2)), (0, (6, 1.6, 1.2, 1.6)))
 
 _POINTS_WITH_MARKERS = 6
-_LETTERS_OF_A_NAME = 30
+_LETTERS_OF_A_NAME = 22
 _LETTER_INCHES = 0.074
 _LETTER_POINTS = 8.5
 _LINE_INCHES = 0.145

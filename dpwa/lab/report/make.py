@@ -28,17 +28,18 @@ __all__ = ["make_report"]
 _WIDTH_OF_A_FILE = 160  # columns when the output goes to a file, where rich would assume 80
 
 
-def make_report(run_dir: Path) -> int:
+def make_report(run_dir: Path, *, mixed: bool = False) -> int:
     """Writes the report of a run, complete or not, and prints its table.
 
     Args:
         run_dir: the run folder.
+        mixed: whether rows may have been made by different commits.
 
     Returns:
         The exit code: 0, or 1 if nothing has been measured yet; then no file is written.
 
     Raises:
-        ConfigError: the folder is not a run folder of a study.
+        ConfigError: the folder is not a run folder of a study, or its results are of different commits.
     """
     study_path = run_dir / "study.yaml"
     if not study_path.is_file():
@@ -47,6 +48,12 @@ def make_report(run_dir: Path) -> int:
         )
     study = Study.load(study_path)
     summary = summarise(study, *read_results(run_dir))
+    commits = sorted({result.commit or "unknown" for result in summary.results})
+    if len(commits) > 1 and not mixed:
+        raise ConfigError(
+            f"{run_dir}: results of {len(commits)} commits ({', '.join(commits)}), which need not compare; "
+            "run the older rows again, or add --mixed"
+        )
     console = Console(width=None if os.isatty(1) else _WIDTH_OF_A_FILE)
     content = content_of(summary, _command(study, run_dir, summary))
     console.print(_table(content))

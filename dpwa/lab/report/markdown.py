@@ -25,6 +25,7 @@ def markdown(content: Content, pictures: Sequence[tuple[str, str]]) -> str:
     blocks = [f"## {_escaped(study.title)}"]
     if study.question:
         blocks.append(_escaped(study.question))
+    blocks.append(_escaped(content.trained))
     blocks.append(_table(content))
     blocks.append(_escaped(content.caption))
     if content.warnings:

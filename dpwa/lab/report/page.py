@@ -26,11 +26,13 @@ class Picture:
         title: what it shows.
         caption: how to read it.
         svg: an HTML element, trusted.
+        is_wide: whether it has a row of the page to itself, where others stand two side by side.
     """
 
     title: str
     caption: str
     svg: str
+    is_wide: bool = False
 
 
 def page(content: Content, pictures: Sequence[Picture], keys: Sequence[str]) -> str:

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
+from dpwa.lab.report.lines import GRID, INK
+
 __all__ = ["draw_partition"]
 
 BAR_COLOUR = "#0072B2"
-LINE_COLOUR = "#DDDDDD"
 # One hue from light to dark, distinguishable for every eye and on every printer; without the darkest part, on which
 # numbers would be hard to read.
 COLOURS = LinearSegmentedColormap.from_list("samples", colormaps["Blues"](np.linspace(0.08, 0.8, 64)))
@@ -52,7 +53,17 @@ def draw_partition(counts: NDArray[np.integer], names: Sequence[str]) -> Figure:
     bar = figure.colorbar(image, ax=fields, fraction=0.05, pad=0.02)
     bar.set_label("samples", fontsize=9)
     bar.ax.tick_params(labelsize=8)
+    for axes in figure.axes:
+        _put_in_ink(axes)
     return figure
+
+
+def _put_in_ink(axes: Axes) -> None:
+    """Gives labels, ticks and frame the colour that the page replaces by its own."""
+    axes.tick_params(colors=INK, which="both")
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.spines[:].set_color(INK)
 
 
 def _draw_sizes(axes: Axes, sizes: NDArray[np.integer]) -> None:
@@ -64,13 +75,13 @@ def _draw_sizes(axes: Axes, sizes: NDArray[np.integer]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if len(sizes) <= MOST_NUMBERS:
         for node, size in enumerate(sizes.tolist()):
-            axes.text(node, size, str(size), fontsize=8, ha="center", va="bottom")
+            axes.text(node, size, str(size), fontsize=8, color=INK, ha="center", va="bottom")
 
 
 def _draw_classes(axes: Axes, counts: NDArray[np.integer]) -> AxesImage:
     nodes, classes = counts.shape
     largest = max(1, int(counts.max()))
-    # A class that a node does not hold stays white, to distinguish none from few at a glance.
+    # A class that a node does not hold stays empty, to distinguish none from few at a glance.
     image = axes.imshow(
         np.ma.masked_equal(counts.T, 0), cmap=COLOURS, vmin=0, vmax=largest, aspect="auto", interpolation="nearest"
     )
@@ -79,7 +90,7 @@ def _draw_classes(axes: Axes, counts: NDArray[np.integer]) -> AxesImage:
     axes.set_yticks(range(0, classes, every), [str(label) for label in range(0, classes, every)], fontsize=8)
     axes.set_xticks(np.arange(nodes + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color=LINE_COLOUR, linewidth=0.6)
+    axes.grid(which="minor", color=GRID, linewidth=0.6)
     axes.tick_params(which="minor", length=0)
     axes.set_xlabel(_remark(counts), fontsize=9)
     if nodes <= MOST_NUMBERS and classes <= MOST_CLASS_NAMES:

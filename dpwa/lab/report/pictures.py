@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from dpwa.lab.report.charts import Chart, charts
+from dpwa.lab.report.charts import WIDTH_INCHES, Chart, charts
 from dpwa.lab.report.fairness import listed
 from dpwa.lab.report.final_chart import final_chart
 from dpwa.lab.report.lines import style_of
 from dpwa.lab.report.page import Picture
 from dpwa.lab.report.partition_drawing import draw_partition
 from dpwa.lab.report.summary import RowSummary, Summary
-from dpwa.lab.report.svg import inline_svg
+from dpwa.lab.report.svg import inline_svg, page_colour
 
 __all__ = ["Drawn", "draw"]
 
-DOTS_PER_INCH = 150
+DOTS_PER_INCH = 200
 MOST_PARTITIONS = 4
 
 
@@ -54,7 +54,8 @@ def draw(summary: Summary, folder: Path) -> Drawn:
         chart.figure.savefig(folder / name, dpi=DOTS_PER_INCH, facecolor="white")
         svg = inline_svg(chart.figure, name=chart.name, title=chart.title)
         drawn.files.append((chart.title, name))
-        drawn.pictures.append(Picture(chart.title, chart.caption, svg))
+        is_wide = chart.figure.get_figwidth() > WIDTH_INCHES
+        drawn.pictures.append(Picture(chart.title, chart.caption, svg, is_wide=is_wide))
     return drawn
 
 
@@ -91,5 +92,5 @@ def _key(row: RowSummary) -> str:
     dash = "" if style.dash == "solid" else f' stroke-dasharray="{" ".join(str(2 * part) for part in style.dash[1])}"'
     return (
         '<svg class="key" viewBox="0 0 32 13" aria-hidden="true"><path d="M1 7H31" fill="none" stroke-width="3.5" '
-        f'stroke="{style.colour}"{dash}/></svg>'
+        f'style="stroke:{page_colour(style.colour)}"{dash}/></svg>'
     )

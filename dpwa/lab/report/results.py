@@ -78,6 +78,8 @@ class TrialResult(_Part):
     samples_seen: float = 0
     training_s: float = 0.0
     bytes_sent: float = 0
+    asked_per_step: float | None = None
+    exchanges_per_step: float | None = None
     final_accuracy: float | None = None
     final_loss: float | None = None
     workers: list[Worker] = []

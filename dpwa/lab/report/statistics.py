@@ -13,7 +13,10 @@ from typing import Any
 
 from scipy.stats import t
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["FEWEST_FOR_INTERVAL", "Estimate", "estimate"]
+
+FEWEST_FOR_INTERVAL = 3
+"""Two values make an interval of 12.7 standard errors to either side, which says nothing that the two do not say."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Estimate:
 
     Attributes:
         mean: over the seeds.
-        half_width: of the 95 % confidence interval around the mean; None for a single value.
+        half_width: of the 95 % confidence interval around the mean; None for fewer than `FEWEST_FOR_INTERVAL` values.
         values: one per seed.
     """
 
@@ -46,13 +49,13 @@ def estimate(values: Sequence[float]) -> Estimate | None:
         values: one per seed, in any unit.
 
     Returns:
-        None if there are no values.
+        None if there are no values. With fewer than three there is a mean without an interval.
     """
     count = len(values)
     if count == 0:
         return None
     mean = math.fsum(values) / count
-    if count == 1:
+    if count < FEWEST_FOR_INTERVAL:
         return Estimate(mean, None, tuple(values))
     if not all(math.isfinite(value) for value in values):
         return Estimate(mean, math.nan, tuple(values))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,10 @@ from dpwa.lab.report.statistics import Estimate, estimate
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.study import Row, Study
 
-__all__ = ["Band", "Curves", "RowSummary", "Summary", "TimeToTarget", "summarise", "time_to"]
+__all__ = ["NONE", "Band", "Curves", "RowSummary", "Summary", "TimeToTarget", "summarise", "time_to"]
+
+NONE = "-"
+"""In place of a number that there is not."""
 
 MOST_POINTS = 200
 # Single batches vary too much to be read: each point is a mean over enough of them to leave this many points.
@@ -94,6 +98,10 @@ class RowSummary:
         to_target: when the target accuracy was reached; None without a target or a trial that is done.
         samples: seen by all processes together.
         bytes_sent: by all processes together.
+        updates: of one node, the mean over the nodes.
+        asked: exchanges per step of a node that its settings ask for; None for strategies without.
+        exchanges: exchanges per step of a node as they really were.
+        merging: accuracy of the aggregated model minus the mean of the nodes' models, in points; None for one model.
         consensus: final consensus distance.
         curves: None without any round.
     """
@@ -114,6 +122,10 @@ class RowSummary:
     to_target: TimeToTarget | None
     samples: Estimate | None
     bytes_sent: Estimate | None
+    updates: Estimate | None
+    asked: Estimate | None
+    exchanges: Estimate | None
+    merging: Estimate | None
     consensus: Estimate | None
     curves: Curves | None
 
@@ -121,6 +133,11 @@ class RowSummary:
     def measured(self) -> tuple[TrialResult, ...]:
         """The trials of which something was measured, whether they are done or failed."""
         return tuple(result for result in self.done + self.failed if result.processes > 0)
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether the nodes exchanged less than nine tenths of what the row's settings ask for."""
+        return self.asked is not None and self.exchanges is not None and self.exchanges.mean < 0.9 * self.asked.mean
 
     @property
     def processes(self) -> str:
@@ -217,6 +234,10 @@ def _row(study: Study, index: int, row: Row, results: Sequence[TrialResult]) -> 
         to_target=_to_target(done, study.target_accuracy),
         samples=over_seeds(lambda result: result.samples_seen),
         bytes_sent=over_seeds(lambda result: result.bytes_sent),
+        updates=over_seeds(_updates),
+        asked=over_seeds(lambda result: result.asked_per_step),
+        exchanges=over_seeds(lambda result: result.exchanges_per_step),
+        merging=over_seeds(_merging),
         consensus=over_seeds(lambda result: result.rounds[-1].consensus if result.rounds else None),
         curves=_curves(done or failed, is_whole=bool(done)),
     )
@@ -228,6 +249,18 @@ def _percent(share: float | None) -> float | None:
 
 def _worst_worker(result: TrialResult) -> float | None:
     return _percent(min((worker.accuracy for worker in result.workers if worker.accuracy is not None), default=None))
+
+
+def _updates(result: TrialResult) -> float | None:
+    return fmean(worker.steps for worker in result.workers) if result.workers else None
+
+
+def _merging(result: TrialResult) -> float | None:
+    """What merging the nodes' models into one is worth."""
+    found = [worker.accuracy for worker in result.workers if worker.accuracy is not None]
+    if result.final_accuracy is None or len(found) < 2:
+        return None
+    return 100 * (result.final_accuracy - fmean(found))
 
 
 def time_to(rounds: Sequence[Round], accuracy: float) -> float | None:

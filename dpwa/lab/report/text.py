@@ -9,13 +9,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dpwa.lab.report.comparison import comparison_texts, difference_text
 from dpwa.lab.report.results import TrialResult, seeds_text
-from dpwa.lab.report.statistics import Estimate
-from dpwa.lab.report.summary import RowSummary, Summary
+from dpwa.lab.report.statistics import FEWEST_FOR_INTERVAL, Estimate
+from dpwa.lab.report.summary import NONE, RowSummary, Summary
 
 __all__ = ["NONE", "Column", "accuracy_text", "bytes_text", "caption", "columns", "seconds_text", "status_text"]
-
-NONE = "-"
 
 _NO_REASON = "no reason given"
 
@@ -55,8 +54,14 @@ def columns(summary: Summary) -> list[Column]:
     found.append(Column("training", lambda row: _estimate(row.training_s, seconds_text), is_short=True))
     if study.target_accuracy is not None:
         found.append(Column(f"to {study.target_accuracy:g} %", to_target_text, is_short=True))
+    if study.compare_with:
+        found.append(Column(f"minus {study.compare_with}", lambda row: difference_text(row, summary), is_short=True))
+    if any(row.asked is not None for row in summary.rows):
+        found.append(Column("exchanges per step", exchanges_text, is_short=True))
     return [
         *found,
+        Column("merged minus mean of nodes", lambda row: _estimate(row.merging, lambda value: f"{value:+.2f}")),
+        Column("updates per node", lambda row: _estimate(row.updates, lambda value: f"{value:,.0f}")),
         Column("samples seen", lambda row: _estimate(row.samples, lambda value: f"{value:,.0f}")),
         Column("sent", lambda row: _estimate(row.bytes_sent, bytes_text), is_short=True),
         Column("processes x threads", lambda row: row.processes or NONE),
@@ -68,12 +73,10 @@ def columns(summary: Summary) -> list[Column]:
 def caption(summary: Summary) -> str:
     """What the numbers of the table mean."""
     study = summary.study
-    seeds = summary.seeds
-    count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))})"
     parts = [
         "Accuracy is that of the aggregated model (the plain mean of all nodes' models, or the only model) on the test "
-        f"set after the last round: the mean over {count}"
-        + (" ± half of its 95 % confidence interval." if len(seeds) > 1 else "; one seed gives no interval."),
+        f"set after the last round{_over_seeds(summary)}.",
+        "All other numbers are means over the seeds.",
         "Worst worker is the accuracy of the least accurate worker's model.",
         "Training is the time of the slowest process on the training clock, without start-up and evaluation.",
     ]
@@ -85,19 +88,48 @@ def caption(summary: Summary) -> str:
         "Samples and bytes are those of all processes together. Consensus distance is the mean distance of the models "
         "from their mean, relative to the norm of the mean."
     )
+    if any(row.asked is not None for row in summary.rows):
+        parts.append(
+            "Exchanges per step are those that a node has begun and that came to something, of those that the row asks "
+            "for; ! marks less than nine tenths."
+        )
+    parts.append("Merged minus mean of nodes is in points of accuracy.")
+    parts += comparison_texts(summary)
     if any(row.literature is not None for row in summary.rows):
         parts.append("Literature is what the cited work reported, on its own hardware and software.")
     return " ".join(parts)
 
 
+def _over_seeds(summary: Summary) -> str:
+    """How the accuracies of several seeds are shown."""
+    has_interval = [row.accuracy.half_width is not None for row in summary.rows if row.accuracy is not None]
+    if not has_interval:
+        return ""
+    mean = f": the mean over {seeds_text(summary.seeds)} ± half of its 95 % confidence interval"
+    if all(has_interval):
+        return mean
+    if any(has_interval):
+        return f"{mean}; of rows with fewer than {FEWEST_FOR_INTERVAL} seeds one number per seed, without an interval"
+    return f": one number per seed ({seeds_text(summary.seeds)}); fewer than {FEWEST_FOR_INTERVAL} give no interval"
+
+
 def accuracy_text(row: RowSummary) -> str:
-    """Accuracy with its interval, such as "90.12 ± 0.31"; from one seed without."""
+    """Accuracy with its interval, such as "90.12 ± 0.31"; from fewer than three seeds that of each."""
     found = row.accuracy
     if found is None:
         return NONE
     if found.half_width is None:
-        return f"{found.mean:.2f} (1 seed)"
+        values = ", ".join(f"{value:.2f}" for value in found.values)
+        return f"{values} (1 seed)" if len(found.values) == 1 else values
     return f"{found.mean:.2f} ± {found.half_width:.2f}"
+
+
+def exchanges_text(row: RowSummary) -> str:
+    """Exchanges per step as they were and as they were asked for, such as "0.16 of 1 !"."""
+    if row.asked is None or row.exchanges is None:
+        return NONE
+    mark = " !" if row.falls_short else ""
+    return f"{row.exchanges.mean:.3g} of {row.asked.mean:.3g}{mark}"
 
 
 def literature_text(row: RowSummary, unit: str) -> str:

@@ -44,7 +44,7 @@ from dpwa.lab.run.supervision import Ended, EndedBySignal, Programs
 from dpwa.lab.study.kinds import Start
 from dpwa.lab.study.study import Study
 from dpwa.lab.study.trial import Trial, TrialFolder, write_json
-from dpwa.lab.training.machine import machine_cores
+from dpwa.lab.training.machine import commit, machine_cores
 from dpwa.launch.local import end_signals
 
 __all__ = ["Runner"]
@@ -164,7 +164,18 @@ class Runner:
             with RunProgress(console, len(self._trials), kept) as progress:
                 if kept:
                     progress.say(f"{kept} of {len(self._trials)} trials have finished before and are kept")
+                if others := self._other_commits():
+                    progress.say(
+                        f"some of them were made by {', '.join(others)}, not by {commit()}: a report needs --mixed; to "
+                        f"run them again, remove their folders in {shown_path(self.folder.path / 'trials')}"
+                    )
                 return [await self._outcome(trial, progress) for trial in self._trials]
+
+    def _other_commits(self) -> list[str]:
+        """The commits that made the kept results, other than the present one."""
+        found = (self.folder.result(trial) for trial in self._trials)
+        made = {str(result.get("commit")) for result in found if result is not None and result.get("commit")}
+        return sorted(made - {commit()})
 
     async def _has_data(self, console: Console) -> bool:
         """Loads the data sets that the trials need, unless an earlier run has."""

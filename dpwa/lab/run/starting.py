@@ -9,13 +9,14 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dpwa.config.cluster import FIRST_PORT
 from dpwa.config.topology import with_folder
 from dpwa.lab.strategies.tensorflow.environment import tensorflow_python, why_no_tensorflow
 from dpwa.lab.study.kinds import Start
@@ -23,6 +24,7 @@ from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.launch.ports import free_ports
 
 __all__ = [
+    "absent_packages",
     "command_of",
     "data_command",
     "environment_of",
@@ -39,6 +41,8 @@ _OF_A_NODE = ("DPWA_CONFIG", "DPWA_NODE", "DPWA_RANK", "DPWA_RUN_DIR", "DPWA_WOR
 
 def threads_of(trial: Trial, machine_cores: int) -> int:
     """Threads of each process: the cores divided equally among those that compute, at least one."""
+    if trial.start is Start.IN_MEMORY:
+        return 1  # one thread gives the same sums in every run
     cores = min(machine_cores, trial.settings.cores or machine_cores)
     computing = len(trial.process_names) - trial.kind.has_server
     return max(1, cores // computing)
@@ -46,11 +50,18 @@ def threads_of(trial: Trial, machine_cores: int) -> int:
 
 def missing_for(trial: Trial) -> str | None:
     """What to install for a trial, in words; None if nothing is missing."""
-    if trial.kind.start is Start.MPI and (importlib.util.find_spec("mpi4py") is None or _mpiexec() is None):
+    if trial.start is Start.MPI and (importlib.util.find_spec("mpi4py") is None or _mpiexec() is None):
         return "install dpwa[mpi]"
-    if trial.kind.start is Start.TENSORFLOW and tensorflow_python() is None:
+    if trial.start is Start.TENSORFLOW and tensorflow_python() is None:
         return why_no_tensorflow()
     return None
+
+
+def absent_packages(trials: Sequence[Trial]) -> list[str]:
+    """The packages that no trial of these can do without and that are not installed, those of their data included."""
+    needed = ["torch"] if trials else []
+    needed += dict.fromkeys("sklearn" if trial.settings.data == "digits" else "torchvision" for trial in trials)
+    return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
 def prepare(trial: Trial, folder: TrialFolder, study_folder: Path) -> None:
@@ -64,15 +75,20 @@ def prepare(trial: Trial, folder: TrialFolder, study_folder: Path) -> None:
     Raises:
         DpwaError: there are not enough free ports.
     """
-    if trial.kind.start is not Start.LAUNCH:
+    names = trial.process_names
+    if trial.start is Start.LAUNCH:
+        ports = free_ports(len(names))
+    elif trial.start is Start.IN_MEMORY and trial.kind.is_method:
+        ports = list(range(FIRST_PORT, FIRST_PORT + len(names)))  # nobody listens there
+    else:
         return
-    values = _cluster_values(trial, study_folder)
+    values = _cluster_values(trial, study_folder, ports)
     folder.cluster_yaml.write_text(yaml.safe_dump(values, sort_keys=False, width=120), encoding="utf-8")
 
 
-def _cluster_values(trial: Trial, study_folder: Path) -> dict[str, Any]:
+def _cluster_values(trial: Trial, study_folder: Path, ports: Sequence[int]) -> dict[str, Any]:
     names = trial.process_names
-    nodes = [{"name": name, "port": port} for name, port in zip(names, free_ports(len(names)), strict=True)]
+    nodes = [{"name": name, "port": port} for name, port in zip(names, ports, strict=True)]
     values: dict[str, Any] = {"run": trial.study, "nodes": nodes, "seed": trial.seed}
     if trial.kind.has_server:
         from dpwa.lab.strategies.federated.cluster import cluster_settings  # noqa: PLC0415 - only for these
@@ -88,11 +104,13 @@ def command_of(trial: Trial, folder: TrialFolder) -> list[str]:
     """What starts the processes of a trial."""
     path = str(folder.path)
     worker = [sys.executable, "-m", "dpwa.lab.worker", path]
-    if trial.kind.start is Start.MPI:
+    if trial.start is Start.MPI:
         # mpi4py's own runner ends all processes when one fails; without it the others would wait for ever.
         python, *module = worker
         return [str(_mpiexec()), "-n", str(len(trial.process_names)), python, "-m", "mpi4py", *module]
-    if trial.kind.start is Start.TENSORFLOW:
+    if trial.start is Start.IN_MEMORY:
+        return [sys.executable, "-m", "dpwa.lab.strategies.in_memory.process", path]
+    if trial.start is Start.TENSORFLOW:
         return [sys.executable, "-m", "dpwa.lab.strategies.tensorflow.mirrored", path]
     return [sys.executable, "-m", "dpwa", "launch", str(folder.cluster_yaml), "--run-dir", path, "--", *worker]
 

@@ -10,18 +10,16 @@ from torch import Tensor, nn
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 from dpwa.lab.training.strategy import Strategy
+from dpwa.node.record import NodeStatistics
 
-__all__ = ["Peers"]
+__all__ = ["Peers", "did_by_node"]
 
 # A slow node may still train when the others are done; they keep answering it.
 _FINISH_TIMEOUT_S = 600.0
 
 
 class Peers(Strategy):
-    """Trains as a node of the cluster that `dpwa launch` has started.
-
-    `bytes_sent` counts the models that this node has received: over all nodes, received and sent are the same.
-    """
+    """Trains as a node of the cluster that `dpwa launch` has started."""
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """See `Strategy.begin`."""
@@ -32,10 +30,9 @@ class Peers(Strategy):
         """See `Strategy.after_step`."""
         self._node.step(loss)
 
-    @property
-    def bytes_sent(self) -> int:  # type: ignore[override]
-        """See the class."""
-        return int(self._node.statistics().bytes_in)
+    def did(self) -> dict[str, float]:
+        """See `Strategy.did`."""
+        return did_by_node(self._node.statistics())
 
     def finish(self) -> None:
         """Keeps serving until all nodes are done."""
@@ -44,3 +41,11 @@ class Peers(Strategy):
     def close(self) -> None:
         """See `Strategy.close`."""
         self._node.close()
+
+
+def did_by_node(statistics: NodeStatistics) -> dict[str, float]:
+    """What a node has done, as `Strategy.did` says it.
+
+    The bytes are those that it has received: over all nodes, received and sent are the same.
+    """
+    return {"bytes_sent": statistics.bytes_in, "asked": statistics.asked, "exchanges": statistics.completed}

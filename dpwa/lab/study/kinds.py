@@ -21,6 +21,8 @@ class Start(str, Enum):
     """`dpwa launch`: one process per node, and the server's if the strategy has one."""
     MPI = "mpi"
     """`mpiexec`."""
+    IN_MEMORY = "in_memory"
+    """One process that holds all nodes."""
     TENSORFLOW = "tensorflow"
     """One process of a Python that has TensorFlow."""
 

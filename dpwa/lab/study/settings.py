@@ -12,9 +12,18 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
+from dpwa.config.sections import DataRate
 from dpwa.options import Options
 
-__all__ = ["CommonSettings", "KillOptions", "LabelOptions", "PartitionOptions", "Settings", "SlowOptions"]
+__all__ = [
+    "CommonSettings",
+    "KillOptions",
+    "LabelOptions",
+    "PartitionOptions",
+    "Settings",
+    "SlowOptions",
+    "VirtualOptions",
+]
 
 
 class PartitionOptions(Options):
@@ -55,6 +64,27 @@ class LabelOptions(Options):
     share: float = Field(gt=0, le=1, description="Share of its labels that are replaced by another class.")
 
 
+class VirtualOptions(Options):
+    """What takes how long with `engine: in_memory`."""
+
+    step_ms: float = Field(10.0, gt=0, le=1e6, description="Milliseconds that a training step of a node takes.")
+    jitter: float = Field(
+        0.1, ge=0, le=2, description="Spread of these times: the standard deviation of their logarithm; 0: none."
+    )
+    latency_ms: float = Field(1.0, ge=0, le=1e6, description="Milliseconds of a message on its way to a peer.")
+    bandwidth: DataRate = Field(None, description='Rate at which a model arrives, such as "10 MB/s"; null: at once.')
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a training step."""
+        return self.step_ms / 1000
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds of a message on its way."""
+        return self.latency_ms / 1000
+
+
 class CommonSettings(Options):
     """The settings that a study file may give for all rows or for one."""
 
@@ -80,6 +110,11 @@ class CommonSettings(Options):
     cores: int | None = Field(
         None, ge=1, le=1024, description="Cores that all processes together may use; null: all of the machine."
     )
+    engine: Literal["processes", "in_memory"] = Field(
+        "processes",
+        description="Whether nodes are processes of their own, or live in one, with exact repetition and virtual time.",
+    )
+    virtual: VirtualOptions = Field(VirtualOptions(), description="With engine in_memory: what takes how long.")
     cluster: dict[str, JsonValue] = Field(
         {}, description="For dpwa's methods: any keys of a cluster file except run, nodes, method and seed."
     )

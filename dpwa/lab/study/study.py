@@ -41,6 +41,8 @@ class Study:
         seeds: each row is trained once with each of them.
         literature_unit: "%" or "s", for the rows' numbers from the literature.
         target_accuracy: in per cent; None: no target.
+        compare_with: label of the row that the others are compared with; empty: none.
+        same_updates: groups of labels of rows that make the same updates.
         grid: the settings by which rows of one strategy differ.
         path: the file.
     """
@@ -52,6 +54,8 @@ class Study:
     seeds: tuple[int, ...]
     literature_unit: str
     target_accuracy: float | None
+    compare_with: str
+    same_updates: tuple[tuple[str, ...], ...]
     grid: tuple[str, ...]
     path: Path
 
@@ -101,6 +105,8 @@ class Study:
             seeds=options.seeds,
             literature_unit=options.literature_unit,
             target_accuracy=options.target_accuracy,
+            compare_with=options.compare_with,
+            same_updates=options.same_updates,
             grid=tuple(options.grid),
             path=path,
         )

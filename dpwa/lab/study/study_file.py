@@ -45,6 +45,7 @@ def _checked_seeds(value: Any) -> Any:
 StrategyName = Annotated[str, AfterValidator(_checked_strategy)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(_checked_seeds), Field(strict=False)]
 Values = Annotated[tuple[JsonValue, ...], Field(strict=False, min_length=1)]
+Labels = Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
 Number = Annotated[float, Field(ge=0)]
 
 
@@ -78,6 +79,12 @@ class StudyOptions(CommonSettings):
     seeds: Seeds = Field((0,), description="How many trials of each row, or a list of their seeds.")
     literature: dict[str, Number] = Field({}, description="What the literature reports, by the label of the row.")
     literature_unit: Literal["%", "s"] = Field("%", description="Unit of the literature's numbers.")
+    compare_with: str = Field("", description="Label of the row from which the report shows the others' differences.")
+    same_updates: tuple[Labels, ...] = Field(
+        (),
+        strict=False,
+        description="Groups of rows that make the same updates: by how much they differ is the study's noise.",
+    )
     target_accuracy: float | None = Field(
         None, gt=0, le=100, description="Accuracy in per cent; the report shows the time until it is reached."
     )

@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from dpwa.config.cluster import FIRST_PORT, cluster_problems
+from dpwa.config.keys import FACTOR_KEYS
 from dpwa.config.problems import problems_of
-from dpwa.interpolation.registry import RULES
 from dpwa.lab.study.kinds import STRATEGIES, StrategyKind, is_strategy, kind_of
 from dpwa.lab.study.layers import Layers
 from dpwa.lab.study.settings import CommonSettings, Settings
@@ -65,7 +65,7 @@ _USERS: Mapping[str, _Uses] = {
 
 _USERS_IN_CLUSTER: Mapping[str, _Uses] = {
     **{name: _named(name) for name, method in METHODS.items() if method.options is not None},
-    **dict.fromkeys(("interpolation", *RULES), _declared("uses_interpolation")),
+    **dict.fromkeys(FACTOR_KEYS, _declared("uses_interpolation")),
     "pull_probability": _declared("uses_probability"),
 }
 """The same for keys of the cluster file."""
@@ -123,7 +123,7 @@ def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], 
         problems += found
         if settings is not None:
             rows.append(Row(draft.label, settings, _literature(values, draft)))
-    problems += _literature_problems(values, [draft.label for draft in drafts])
+    problems += _label_reference_problems(values, [draft.label for draft in drafts])
     return rows, problems
 
 
@@ -266,12 +266,20 @@ def _literature(values: Mapping[str, Any], draft: _Draft) -> float | None:
     return float(found) if isinstance(found, (int, float)) else None
 
 
-def _literature_problems(values: Mapping[str, Any], labels: Sequence[str]) -> Iterator[Problem]:
-    for label in _mapping(values.get("literature")):
-        if labels and label not in labels:
+def _label_reference_problems(values: Mapping[str, Any], labels: Sequence[str]) -> Iterator[Problem]:
+    """Labels of rows that there are not."""
+    named: list[tuple[Place, object]] = [(("literature", label), label) for label in _mapping(values.get("literature"))]
+    if values.get("compare_with"):
+        named.append((("compare_with",), values["compare_with"]))
+    groups = values.get("same_updates")
+    for index, group in enumerate(groups if isinstance(groups, list) else ()):
+        if isinstance(group, list):
+            named += [(("same_updates", index, number), label) for number, label in enumerate(group)]
+    for place, label in named:
+        if labels and isinstance(label, str) and label not in labels:
             near = get_close_matches(label, labels, n=1)
             hint = f'did you mean "{near[0]}"?' if near else f"the rows: {'; '.join(labels)}"
-            yield Problem(("literature", label), f"there is no such row, {hint}", at_key=True)
+            yield Problem(place, f"there is no such row, {hint}", at_key=place[0] == "literature")
 
 
 def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Problem]:
@@ -281,6 +289,7 @@ def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator
         number = _mapping(values.get(key)).get("node")
         if type(number) is int and number > nodes:
             yield Problem((key, "node"), f"expected one of the {nodes} nodes, got {number}")
+    yield from _engine_problems(values, kind)
     if not kind.splits_batch:
         return
     partition = values.get("partition", "iid")
@@ -293,6 +302,30 @@ def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator
     batch_size = values.get("batch_size")
     if type(batch_size) is int and 1 <= batch_size < nodes:
         yield Problem(("batch_size",), f"expected at least one sample for each of {nodes} nodes, got {batch_size}")
+
+
+def _engine_problems(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Problem]:
+    """What one process and virtual time cannot do."""
+    if values.get("engine", "processes") != "in_memory":
+        if "virtual" in values:
+            yield Problem(("virtual",), "virtual is for engine: in_memory; remove it", at_key=True)
+        return
+    if not (kind.is_method or kind.name == "single"):
+        text = f"{kind.name} needs processes of its own; engine: in_memory is for single and dpwa's methods"
+        yield Problem(("engine",), text)
+    faults = _mapping(_mapping(values.get("cluster")).get("faults"))
+    for key, instead in _FAULTS_IN_REAL_TIME.items():
+        if key in faults:
+            text = f"faults.{key} happens in real time, which engine: in_memory does not have; use {instead}"
+            yield Problem(("cluster", "faults", key), text, at_key=True)
+
+
+_FAULTS_IN_REAL_TIME = {
+    "delay_ms": "virtual: {latency_ms: …}",
+    "bandwidth": "virtual: {bandwidth: …}",
+    "slow": "slow: {node: …, factor: …} of the study",
+    "kill": "kill: {node: …, at: …} of the study",
+}
 
 
 def _cluster_problems(values: Mapping[str, Any], kind: StrategyKind, folder: Path | None) -> Iterator[Problem]:
@@ -336,7 +369,7 @@ def _known_keys() -> list[str]:
 
 
 def _sections() -> tuple[str, ...]:
-    return ("cluster", "partition", "slow", "kill", "wrong_labels")
+    return ("cluster", "partition", "slow", "kill", "wrong_labels", "virtual")
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@
 
 A snapshot's header (safetensors' metadata, all values are text) holds: round, step, samples (that this process has
 trained on so far), training_s (on its own training clock), unix_s, bytes_sent (of models or gradients, by this process
-so far), processes, threads (of this process).
+so far), for nodes of dpwa asked and exchanges (see `Strategy.did`), processes, threads (of this process).
 
 Runs in: any thread.
 """
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpwa.lab.study.kinds import StrategyKind, kind_of, process_names
+from dpwa.lab.study.kinds import Start, StrategyKind, kind_of, process_names
 from dpwa.lab.study.settings import Settings
 
 __all__ = ["Trial", "TrialFolder", "step_at", "write_json"]
@@ -57,6 +57,11 @@ class Trial:
     def kind(self) -> StrategyKind:
         """The strategy."""
         return kind_of(self.settings.strategy)
+
+    @property
+    def start(self) -> Start:
+        """What starts its processes."""
+        return Start.IN_MEMORY if self.settings.engine == "in_memory" else self.kind.start
 
     @property
     def process_names(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from torch import Tensor
 from dpwa.errors import ConfigError
 from dpwa.examples.fashion_mnist import data as fashion_mnist
 from dpwa.examples.samples import Samples, Transform, normaliser, unchanged
-from dpwa.examples.torchvision_data import DEFAULT_DATA_DIR, open_data_set
+from dpwa.examples.torchvision_data import DEFAULT_DATA_DIR, MissingDataError, open_data_set
 
 __all__ = ["DataSet", "data_dir_of_environment", "load", "with_wrong_labels"]
 
@@ -93,13 +93,14 @@ def data_dir_of_environment() -> Path | None:
 def _read(name: str, data_dir: Path | None) -> tuple[Samples, Samples]:
     try:
         return _READERS[name](data_dir)
-    except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for a failed download
+    except (OSError, RuntimeError, MissingDataError) as error:
         images = (
             ", or train/CLASS/*.jpg and test/CLASS/*.jpg there or in its folder cifar10" if name == "cifar10" else ""
         )
+        reason = error.reason if isinstance(error, MissingDataError) else error
         raise ConfigError(
             f"loading {name}: expected torchvision's files in {(data_dir or DEFAULT_DATA_DIR).resolve()}{images}, or a "
-            f"network to download them from, got: {error}; name the folder that holds them with --data-dir or in "
+            f"network to download them from, got: {reason}; name the folder that holds them with --data-dir or in "
             f"DPWA_DATA_DIR"
         ) from error
 

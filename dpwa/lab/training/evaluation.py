@@ -92,6 +92,7 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
         "samples_seen": last["samples"] if last else 0,
         "training_s": last["time_s"] if last else 0.0,
         "bytes_sent": last["bytes_sent"] if last else 0,
+        **_rates(newest),
         "final_accuracy": last["accuracy"] if last and is_done else None,
         "final_loss": last["loss"] if last and is_done else None,
         "workers": workers,
@@ -102,6 +103,19 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
         "rounds": reached,
         "batches": _batches(folder, trial),
     }
+
+
+def _rates(newest: Sequence[RoundModel]) -> dict[str, float | None]:
+    """Exchanges per step of a process, as asked for and as they really were; None for strategies without.
+
+    Args:
+        newest: the last word of each process; those of other versions do not say.
+    """
+    said = [snapshot.header for snapshot in newest if "asked" in snapshot.header]
+    steps, asked, exchanges = (sum(header[key] for header in said) for key in ("step", "asked", "exchanges"))
+    if not (asked and steps):
+        return {"asked_per_step": None, "exchanges_per_step": None}
+    return {"asked_per_step": asked / steps, "exchanges_per_step": exchanges / steps}
 
 
 def _names_with_models(trial: Trial) -> tuple[str, ...]:
@@ -124,8 +138,7 @@ def _initial_weights(folder: TrialFolder, names: Sequence[str], model: nn.Module
 
 def _newest(folder: TrialFolder, trial: Trial, name: str) -> RoundModel | None:
     """The last model that a process has saved."""
-    found = (read_snapshot(folder.snapshot(name, number)) for number in range(trial.rounds, -1, -1))
-    return next((snapshot for snapshot in found if snapshot is not None), None)
+    return _last_word(folder, name, trial.rounds)
 
 
 def _round(
@@ -139,7 +152,10 @@ def _round(
     model.load_state_dict({name: value.to(found[0].tensors[name].dtype) for name, value in mean.items()})
     is_wanted = trial.settings.eval_acc or number == trial.rounds
     accuracy, loss = accuracy_and_loss_of(model, data.held_out, data.prepare) if is_wanted else (None, None)
-    samples, bytes_sent = (sum(s.header[key] for s in found) for key in ("samples", "bytes_sent"))
+    # Whoever was killed has trained and exchanged, too: its last word counts.
+    gone = [name for name in names if not folder.snapshot(name, number).exists()]
+    last_words = [*found, *(said for name in gone if (said := _last_word(folder, name, number)) is not None)]
+    samples, bytes_sent = (sum(said.header[key] for said in last_words) for key in ("samples", "bytes_sent"))
     if trial.kind.splits_batch:  # every process computes a part of each batch, but only one saves its model
         samples = _samples_of_all(folder, trial, round(found[0].header["step"]))
         bytes_sent *= len(trial.process_names)
@@ -153,6 +169,12 @@ def _round(
         "loss": loss,
         "consensus": _distance([s.tensors for s in found], mean) if len(names) > 1 else None,
     }
+
+
+def _last_word(folder: TrialFolder, name: str, number: int) -> RoundModel | None:
+    """The last model that a process has saved up to a round."""
+    found = (read_snapshot(folder.snapshot(name, earlier)) for earlier in range(number, -1, -1))
+    return next((snapshot for snapshot in found if snapshot is not None), None)
 
 
 def _samples_of_all(folder: TrialFolder, trial: Trial, steps: int) -> int:

@@ -8,6 +8,7 @@ Must not know: which data set, which model, which strategy. Runs in: the trainin
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from torch import nn
 from dpwa.examples.samples import Samples, Transform, unchanged
 from dpwa.lab.training.strategy import Strategy
 
-__all__ = ["Recipe", "Task", "Watch", "train"]
+__all__ = ["Recipe", "Task", "Watch", "steps", "train"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,17 @@ class Watch(Protocol):
 def train(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: Watch) -> None:
     """Trains one process from its first step to its last.
 
+    Args: as those of `steps`.
+    """
+    for _ in steps(task, recipe, seed=seed, strategy=strategy, watch=watch):
+        pass
+
+
+def steps(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: Watch) -> Iterator[None]:
+    """Trains one process; stops whenever a step has been computed, before the strategy hears of it.
+
+    Several trainings can so be made in turns, each in an order and at a time of its own.
+
     Args:
         task: what to learn.
         recipe: how.
@@ -108,6 +120,7 @@ def train(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: W
         images = task.prepare(task.shard.images[batch])
         loss, right = strategy.backward(images, task.shard.labels[batch])
         optimizer.step()
+        yield
         strategy.after_step(loss)
         if batch_of_epoch + 1 == steps_per_epoch:
             strategy.after_epoch(epoch + 1)

@@ -8,7 +8,7 @@ Must not know: strategies, data sets. Runs in: the training thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,10 @@ class Recorder:
         model: saved after each round.
         rounds: number of rounds.
         saves: whether this process saves its model; if all processes have the same model, only one does.
-        bytes_sent: asked at each round.
+        did: what the strategy has done so far, asked at each round; see `Strategy.did`.
         handicap: what is wrong with this process.
+        clock: the time in seconds; other than real time for processes that exist in virtual time only.
+        meets: whether all processes begin together.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Recorder:
         *,
         rounds: int,
         saves: bool = True,
-        bytes_sent: Callable[[], int] = lambda: 0,
+        did: Callable[[], Mapping[str, float]] = lambda: {"bytes_sent": 0},
         handicap: Handicap | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        meets: bool = True,
     ) -> None:
         self._folder = folder
         self._names = names
@@ -60,8 +64,10 @@ class Recorder:
         self._model = model
         self._rounds = rounds
         self._saves = saves
-        self._bytes_sent = bytes_sent
+        self._did = did
         self._handicap = handicap
+        self._clock = clock
+        self._meets = meets
         # Asked now, because a strategy may divide them among its own threads.
         self._threads = torch.get_num_threads()
         self._round = 0
@@ -78,18 +84,19 @@ class Recorder:
             StartTimeout: a process did not become ready.
         """
         self._total_steps = total_steps
-        self._started_s = time.monotonic()
+        self._started_s = self._clock()
         self._write(0)
-        self._meet()
+        if self._meets:
+            self._meet()
         if self._handicap is not None:
             self._handicap.begin()
-        self._started_s = time.monotonic()
+        self._started_s = self._clock()
         self._paused_s = 0.0
 
     @property
     def training_s(self) -> float:
         """Seconds on the training clock."""
-        return time.monotonic() - self._started_s - self._paused_s
+        return self._clock() - self._started_s - self._paused_s
 
     def stepped(self, step: int, *, epoch: float, loss: Tensor, right: int, count: int) -> None:  # noqa: ARG002
         """Records a step, and saves the model where a round ends."""
@@ -116,14 +123,14 @@ class Recorder:
             self._write(self._round)
 
     def _write(self, round_: int) -> None:
-        paused_s, training_s = time.monotonic(), self.training_s
+        paused_s, training_s = self._clock(), self.training_s
         if self._saves:
             self._write_model(round_, training_s)
         columns = zip(*self._steps, strict=True) if self._steps else ((), (), (), ())
         write_steps(
             self._folder.steps(self._name), dict(zip(("loss", "right", "count", "end_s"), columns, strict=True))
         )
-        self._paused_s += time.monotonic() - paused_s
+        self._paused_s += self._clock() - paused_s
 
     def _write_model(self, round_: int, training_s: float) -> None:
         write_snapshot(
@@ -133,7 +140,7 @@ class Recorder:
             step=self._step,
             samples=self._samples,
             training_s=training_s,
-            bytes_sent=self._bytes_sent(),
+            did=self._did(),
             processes=len(self._names),
             threads=self._threads,
         )

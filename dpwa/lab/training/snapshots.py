@@ -45,7 +45,7 @@ def write_snapshot(
     step: int,
     samples: int,
     training_s: float,
-    bytes_sent: int,
+    did: Mapping[str, float],
     processes: int,
     threads: int,
 ) -> None:
@@ -56,7 +56,7 @@ def write_snapshot(
         "samples": samples,
         "training_s": training_s,
         "unix_s": time.time(),
-        "bytes_sent": bytes_sent,
+        **did,
         "processes": processes,
         "threads": threads,
     }

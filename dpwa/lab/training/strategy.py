@@ -34,6 +34,14 @@ class Strategy:
         self.model = model
         self.optimizer = optimizer
 
+    def did(self) -> dict[str, float]:
+        """What this process has done so far, for the header of a round's model: bytes_sent.
+
+        Strategies whose steps exchange by chance also say `asked`, the exchanges that their settings ask for in so many
+        steps, and `exchanges`, those of this process that came to something.
+        """
+        return {"bytes_sent": self.bytes_sent}
+
     def before_epoch(self, epoch: int) -> None:
         """Called before the first batch of an epoch; the first epoch is 1."""
 

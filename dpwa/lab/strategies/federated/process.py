@@ -57,7 +57,11 @@ def serve(trial: Trial, folder: TrialFolder, shard_sizes: Sequence[int], model: 
         clients = [Participant(name, size) for name, size in zip(trial.training_names, shard_sizes, strict=True)]
         schedule = Schedule.of(trial.settings, trial.seed)
         server = FederatedServer(node, schedule, clients, batch_size=trial.settings.batch_size)
-        server.run(Recorder(folder, names, names[-1], model, rounds=trial.rounds, bytes_sent=lambda: server.bytes_sent))
+        server.run(
+            Recorder(
+                folder, names, names[-1], model, rounds=trial.rounds, did=lambda: {"bytes_sent": server.bytes_sent}
+            )
+        )
     finally:
         node.close()
 

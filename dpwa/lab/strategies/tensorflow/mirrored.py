@@ -118,7 +118,7 @@ class _Book:
             step=step,
             samples=samples,
             training_s=training_s,
-            bytes_sent=0,
+            did={"bytes_sent": 0},
             processes=1,
             threads=self.cores,
         )

@@ -1,0 +1,76 @@
+"""Differences between rows, paired by seed, and the noise below which a difference says nothing.
+
+Rows of one seed share data, partition and initial weights, so that the difference of two rows varies less than either.
+Rows that make the same updates differ by chance alone: by how much is the noise floor of the study.
+
+Runs in: any thread; all functions are pure.
+"""
+
+from __future__ import annotations
+
+from dpwa.lab.report.statistics import Estimate, estimate
+from dpwa.lab.report.summary import NONE, RowSummary, Summary
+
+__all__ = ["comparison_texts", "difference", "difference_text", "noise_floor"]
+
+
+def difference(row: RowSummary, base: RowSummary) -> Estimate | None:
+    """Accuracy of a row minus that of another, in points, over the seeds that both have; None without any."""
+    ours, theirs = _by_seed(row), _by_seed(base)
+    return estimate([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
+
+def noise_floor(summary: Summary) -> float | None:
+    """The largest difference, in points, that chance makes between rows with the same updates.
+
+    Of each pair of them it is the end of the 95 % interval around their difference that lies further from 0, and with
+    fewer than three seeds the largest difference of any seed. None if the study names no such rows, or none is done.
+    """
+    rows = {row.name: row for row in summary.rows}
+    found = []
+    for group in summary.study.same_updates:
+        for at, name in enumerate(group):
+            found += [difference(rows[name], rows[other]) for other in group[at + 1 :]]
+    return max((_furthest(pair) for pair in found if pair is not None), default=None)
+
+
+def difference_text(row: RowSummary, summary: Summary) -> str:
+    """The difference from the row that the study compares with, such as "+0.31 ± 0.20", and whether it is noise."""
+    base = next(other for other in summary.rows if other.name == summary.study.compare_with)
+    found = None if row is base else difference(row, base)
+    if found is None:
+        return NONE
+    text = f"{found.mean:+.2f}" if found.half_width is None else f"{found.mean:+.2f} ± {found.half_width:.2f}"
+    return f"{text} (noise)" if _is_noise(found, noise_floor(summary)) else text
+
+
+def comparison_texts(summary: Summary) -> list[str]:
+    """What the caption of the table says of differences and noise."""
+    study, parts = summary.study, []
+    if study.compare_with:
+        parts.append(
+            f"Minus {study.compare_with} is the difference of accuracies in points, paired by seed, with its 95 % "
+            "interval; (noise) says that the interval holds 0, or that the difference is below the noise floor."
+        )
+    floor = noise_floor(summary)
+    if floor is not None:
+        groups = "; ".join(", ".join(group) for group in study.same_updates)
+        parts.append(
+            f"The noise floor is {floor:.2f} points: so much differ rows that make the same updates ({groups})."
+        )
+    return parts
+
+
+def _by_seed(row: RowSummary) -> dict[int, float]:
+    return {result.seed: 100 * result.final_accuracy for result in row.done if result.final_accuracy is not None}
+
+
+def _furthest(found: Estimate) -> float:
+    if found.half_width is None:
+        return max(abs(value) for value in found.values)
+    return abs(found.mean) + found.half_width
+
+
+def _is_noise(found: Estimate, floor: float | None) -> bool:
+    holds_zero = found.half_width is not None and abs(found.mean) <= found.half_width
+    return holds_zero or (floor is not None and abs(found.mean) <= floor)

@@ -1,0 +1,145 @@
+"""What a report concludes: real rates beside the ones asked for, differences paired by seed, and the noise floor."""
+
+from __future__ import annotations
+
+import json
+from statistics import mean, stdev
+
+import pytest
+from scipy.stats import t
+
+from dpwa.errors import ConfigError
+from dpwa.lab.report.comparison import difference, noise_floor
+from dpwa.lab.report.content import content_of
+from dpwa.lab.report.fairness import findings
+from dpwa.lab.report.make import make_report
+from dpwa.lab.report.summary import Summary, summarise
+from dpwa.lab.report.text import caption, columns
+from dpwa.lab.study.study import Study
+from lab_report_support import RunFolder, parsed, result_of
+
+STUDY = """
+study: s
+data: digits
+model: mlp
+nodes: 2
+seeds: 3
+compare_with: pull
+same_updates: [[pull, twin]]
+strategies: [pull, {name: twin, strategy: pull}, gosgd, single]
+"""
+
+ACCURACIES = {
+    "pull": (0.90, 0.91, 0.92),
+    "twin": (0.901, 0.909, 0.922),
+    "gosgd": (0.95, 0.97, 0.96),
+    "single": (0.90, 0.93, 0.90),
+}
+
+
+def changed(trial, result):
+    return {
+        **result,
+        "final_accuracy": ACCURACIES[trial.row][trial.seed],
+        "workers": [{"name": f"w{number}", "steps": 40 + number, "accuracy": 0.5 + number / 10} for number in (1, 2)],
+        "asked_per_step": None if trial.row == "single" else 0.5,
+        "exchanges_per_step": {"single": None, "gosgd": 0.44, "twin": 0.46}.get(trial.row, 0.5),
+    }
+
+
+def summary_of(text: str = STUDY, change=changed) -> Summary:
+    study = Study.from_text(text)
+    return summarise(study, [parsed(change(trial, result_of(trial))) for trial in study.trials()])
+
+
+def cells_of(summary: Summary, row: str) -> dict[str, str]:
+    (found,) = [one for one in summary.rows if one.name == row]
+    return {column.title: column.text(found) for column in columns(summary)}
+
+
+def half_width(values: list[float]) -> float:
+    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+
+
+def test_differences_are_paired_by_seed_with_the_interval_of_the_differences():
+    summary = summary_of()
+    rows = {row.name: row for row in summary.rows}
+    found = difference(rows["gosgd"], rows["pull"])
+    expected = [5.0, 6.0, 4.0]
+    assert found is not None
+    assert found.values == pytest.approx(expected)
+    assert (found.mean, found.half_width) == pytest.approx((mean(expected), half_width(expected)))
+    assert cells_of(summary, "gosgd")["minus pull"] == f"+5.00 ± {half_width(expected):.2f}"
+
+
+def test_the_noise_floor_is_how_far_rows_with_the_same_updates_may_be_apart():
+    summary = summary_of()
+    differences = [0.1, -0.1, 0.2]
+    floor = abs(mean(differences)) + half_width(differences)
+    assert noise_floor(summary) == pytest.approx(floor)
+    assert f"The noise floor is {floor:.2f} points" in caption(summary)
+    assert cells_of(summary, "twin")["minus pull"].endswith("(noise)")
+    assert not cells_of(summary, "gosgd")["minus pull"].endswith("(noise)")
+
+
+def test_a_difference_whose_interval_holds_zero_is_noise_whatever_the_floor():
+    assert cells_of(summary_of(), "single")["minus pull"].endswith("(noise)")
+
+
+def test_with_two_seeds_the_floor_is_the_largest_difference_of_one():
+    summary = summary_of(STUDY.replace("seeds: 3", "seeds: 2"))
+    assert noise_floor(summary) == pytest.approx(0.1)
+    assert cells_of(summary, "gosgd")["minus pull"] == "+5.50"
+
+
+def test_the_row_that_others_are_compared_with_has_no_difference():
+    assert cells_of(summary_of(), "pull")["minus pull"] == "-"
+
+
+def test_a_row_that_exchanges_less_than_nine_tenths_of_what_it_asks_for_is_marked_and_warned_of():
+    summary = summary_of()
+    assert cells_of(summary, "gosgd")["exchanges per step"] == "0.44 of 0.5 !"
+    assert cells_of(summary, "twin")["exchanges per step"] == "0.46 of 0.5"
+    assert cells_of(summary, "single")["exchanges per step"] == "-"
+    (text,) = [found.text for found in findings(summary) if "less often" in found.text]
+    assert "gosgd 0.44 of 0.5" in text
+    assert "twin" not in text
+    assert text in content_of(summary, "again").warnings
+
+
+def test_what_merging_is_worth_and_how_many_updates_a_node_made_stand_in_the_table():
+    cells = cells_of(summary_of(), "gosgd")
+    assert cells["merged minus mean of nodes"] == "+31.00"  # 96 % merged, 65 % the mean of 60 and 70
+    assert cells["updates per node"] == "42"
+
+
+def test_the_numbers_of_a_comparison_are_in_the_json():
+    values = content_of(summary_of(), "again").to_json()
+    assert values["compare_with"] == "pull"
+    (row,) = [row for row in values["rows"] if row["row"] == "gosgd"]
+    assert row["difference_points"]["values"] == pytest.approx([5.0, 6.0, 4.0])
+    assert row["exchanges_per_step"]["mean"] == pytest.approx(0.44)
+    assert json.dumps(values)
+
+
+def test_times_of_processes_and_of_virtual_time_are_not_compared_in_silence():
+    text = STUDY.replace("{name: twin, strategy: pull}", "{name: twin, strategy: pull, engine: in_memory}")
+    assert any("virtual" in found.text for found in findings(summary_of(text)))
+
+
+@pytest.mark.parametrize("line", ["compare_with: pul", "same_updates: [[pull, twim]]"])
+def test_a_row_that_there_is_not_cannot_be_compared(line):
+    key = line.split(":")[0]
+    text = "\n".join(line if one.startswith(key) else one for one in STUDY.splitlines())
+    with pytest.raises(ConfigError, match=rf"{key}.*there is no such row, did you mean"):
+        Study.from_text(text)
+
+
+def test_results_of_several_commits_are_no_report_unless_that_is_wanted(tmp_path, capsys):
+    run = RunFolder(tmp_path, STUDY)
+    for trial in run.study.trials():
+        run.write(trial, result_of(trial, commit=f"{trial.seed % 2}" * 12))
+    with pytest.raises(ConfigError, match="2 commits"):
+        make_report(tmp_path)
+    assert make_report(tmp_path, mixed=True) == 0
+    assert run.study.title in capsys.readouterr().out

@@ -1,0 +1,222 @@
+"""All nodes of a trial in one process: the same models in every run, exact rates, and times that can be computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from dpwa.errors import ConfigError
+from dpwa.examples.samples import Samples, unchanged
+from dpwa.lab.run.starting import prepare
+from dpwa.lab.strategies.in_memory import process
+from dpwa.lab.strategies.in_memory.virtual_time import VirtualTime
+from dpwa.lab.study.study import Study
+from dpwa.lab.study.trial import Trial, TrialFolder
+from dpwa.lab.training.data import DataSet
+from dpwa.lab.training.snapshots import read_snapshot
+from dpwa.methods.registry import METHODS
+from dpwa.node.node import Node
+from dpwa.node.record import NodeStatistics
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the trial's own process. Two threads would wait for each other in every layer, long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def squares() -> DataSet:
+    """Small images whose class is easy to learn."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(240) % 4
+    images = torch.rand(240, 1, 4, 4, generator=generator) + labels.reshape(-1, 1, 1, 1)
+    return DataSet(Samples(images, labels), Samples(images, labels), unchanged, classes=4, shape=(1, 4, 4))
+
+
+@pytest.fixture
+def statistics(monkeypatch: pytest.MonkeyPatch) -> dict[str, NodeStatistics]:
+    """What each node did, once it is closed."""
+    found: dict[str, NodeStatistics] = {}
+    close = Node.close
+
+    def noting(node: Node) -> None:
+        found[node.name] = node.statistics()
+        close(node)
+
+    monkeypatch.setattr(Node, "close", noting)
+    return found
+
+
+def trial_of(*, cluster: dict[str, object] | None = None, seed: int = 0, **settings: object) -> Trial:
+    values = {
+        "study": "s",
+        "model": "mlp",
+        "data": "digits",
+        "n_epochs": 2,
+        "batch_size": 10,
+        "engine": "in_memory",
+        "strategies": [{"strategy": settings.pop("strategy", "pull"), **({"cluster": cluster} if cluster else {})}],
+        **settings,
+    }
+    (row,) = Study.from_text(yaml.safe_dump(values)).rows
+    return Trial("s", row.label, seed, row.settings)
+
+
+def run(trial: Trial, path: Path, data: DataSet) -> TrialFolder:
+    folder = TrialFolder(path)
+    path.mkdir(parents=True, exist_ok=True)
+    prepare(trial, folder, path)
+    process.run(trial, folder, data)
+    return folder
+
+
+def last_models(trial: Trial, folder: TrialFolder) -> dict[str, dict[str, torch.Tensor]]:
+    found = {}
+    for name in trial.process_names:
+        snapshot = read_snapshot(folder.snapshot(name, trial.rounds))
+        assert snapshot is not None
+        found[name] = snapshot.tensors
+    return found
+
+
+def training_s(folder: TrialFolder, name: str, round_: int) -> float:
+    snapshot = read_snapshot(folder.snapshot(name, round_))
+    assert snapshot is not None
+    return snapshot.header["training_s"]
+
+
+def test_what_is_due_at_the_same_moment_happens_in_the_order_in_which_it_was_planned():
+    time, happened = VirtualTime(), []
+    time.after(2.0, lambda: happened.append(("c", time.now_s)))
+    time.after(1.0, lambda: (happened.append(("a", time.now_s)), time.after(1.0, lambda: happened.append(("d", 2.0)))))
+    time.after(1.0, lambda: happened.append(("b", time.now_s)))
+    time.run()
+    assert happened == [("a", 1.0), ("b", 1.0), ("c", 2.0), ("d", 2.0)]
+    assert time.clock() == 2.0
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_two_runs_give_the_same_models_to_the_bit_and_another_seed_gives_others(tmp_path, squares, method):
+    trial = trial_of(strategy=method, nodes=5)
+    first, again = (last_models(trial, run(trial, tmp_path / name, squares)) for name in ("first", "again"))
+    for name, tensors in first.items():
+        assert all(torch.equal(tensor, again[name][key]) for key, tensor in tensors.items())
+    other = trial_of(strategy=method, nodes=5, seed=1)
+    found = last_models(other, run(other, tmp_path / "other", squares))
+    assert not torch.equal(found["w1"]["1.weight"], first["w1"]["1.weight"])
+
+
+@pytest.mark.seconds
+def test_every_step_exchanges_at_probability_one_when_links_are_fast(tmp_path, squares, statistics):
+    run(trial_of(strategy="pull", nodes=6, n_epochs=5), tmp_path, squares)
+    for found in statistics.values():
+        # What the last step begins has nobody to take it. A peer may be beginning, or have made no step since it was
+        # asked last: this node's was the shorter.
+        assert sum(found.exchanges.values()) == found.step - 1
+        assert found.blended == found.completed >= found.step - 4
+        assert found.asked == found.step
+        assert not found.failures
+
+
+@pytest.mark.seconds
+def test_rare_pushes_are_as_rare_as_they_are_meant_to_be(tmp_path, squares, statistics):
+    probability = 0.2
+    trial = trial_of(strategy="gosgd", nodes=6, n_epochs=50, cluster={"pull_probability": probability})
+    run(trial, tmp_path, squares)
+    steps = sum(found.step for found in statistics.values())
+    pushed = sum(found.exchanges.get("pushed", 0) for found in statistics.values())
+    assert abs(pushed - probability * steps) < 4 * (steps * probability * (1 - probability)) ** 0.5
+
+
+def test_an_exchange_that_takes_longer_than_a_step_leaves_steps_without_one(tmp_path, squares, statistics):
+    virtual = {"step_ms": 10, "jitter": 0, "latency_ms": 24}
+    run(trial_of(strategy="pull", nodes=3, n_epochs=6, virtual=virtual), tmp_path, squares)
+    for found in statistics.values():  # asked at the end of a step, here 48 ms later: taken five steps on
+        assert found.blended == (found.step - 1) // 5
+
+
+def test_a_model_takes_as_long_as_its_bytes_need(tmp_path, squares, statistics):
+    parameters = 16 * 256 + 256 + 256 * 64 + 64 + 64 * 4 + 4
+    virtual = {"step_ms": 10, "jitter": 0, "latency_ms": 0, "bandwidth": f"{parameters * 4 / 0.025:.0f} B/s"}
+    run(trial_of(strategy="pull", nodes=3, n_epochs=6, virtual=virtual), tmp_path, squares)
+    for found in statistics.values():  # 25 ms: taken at the end of the third step
+        assert found.blended == (found.step - 1) // 3
+
+
+def test_a_step_waits_for_its_exchange_as_long_as_it_may(tmp_path, squares, statistics):
+    virtual = {"step_ms": 10, "jitter": 0, "latency_ms": 24}
+    cluster = {"wait_ms": 1000}
+    folder = run(trial_of(strategy="pull", nodes=3, n_epochs=6, virtual=virtual, cluster=cluster), tmp_path, squares)
+    for name, found in statistics.items():
+        assert found.blended == found.step - 1
+        assert training_s(folder, name, 6) == pytest.approx(0.010 + (found.step - 1) * 0.048)
+
+
+def test_rounds_of_a_mixing_matrix_miss_nobody_once_all_have_joined(tmp_path, squares, statistics):
+    virtual = {"step_ms": 10, "jitter": 0.5}
+    run(trial_of(strategy="dpsgd", nodes=4, n_epochs=6, virtual=virtual), tmp_path, squares)
+    for found in statistics.values():
+        assert found.method["missed"] <= 2 * 3  # in its first two rounds, while others join
+        assert found.blended >= found.step - 3
+
+
+def test_a_slow_node_takes_its_time_and_makes_fewer_steps(tmp_path, squares, statistics):
+    virtual = {"step_ms": 10, "jitter": 0}
+    trial = trial_of(strategy="pull", nodes=3, n_epochs=6, virtual=virtual, slow={"node": 2, "factor": 4})
+    folder = run(trial, tmp_path, squares)
+    steps = {name: found.step for name, found in statistics.items()}
+    assert steps["w1"] == steps["w3"] > 3 * steps["w2"]
+    assert training_s(folder, "w2", 6) == pytest.approx(0.040 * steps["w2"])
+    assert training_s(folder, "w1", 6) == pytest.approx(0.010 * steps["w1"])
+
+
+def test_a_killed_node_is_gone_in_the_middle_and_the_others_end(tmp_path, squares, statistics):
+    trial = trial_of(strategy="pull", nodes=3, n_epochs=6, kill={"node": 3, "at": 0.5})
+    folder = run(trial, tmp_path, squares)
+    assert read_snapshot(folder.snapshot("w3", 6)) is None
+    assert read_snapshot(folder.snapshot("w1", 6)) is not None
+    assert 0 < statistics["w3"].step < statistics["w1"].step
+    assert statistics["w1"].exchanges.get("unreachable", 0) > 0
+
+
+def test_lost_messages_are_lost_in_memory_too(tmp_path, squares, statistics):
+    run(trial_of(strategy="pull", nodes=3, n_epochs=6, cluster={"faults": {"drop": 0.5}}), tmp_path, squares)
+    assert all(found.faults["drop"] > 0 and found.failures > 0 for found in statistics.values())
+
+
+def test_one_process_alone_trains_in_virtual_time(tmp_path, squares):
+    trial = trial_of(strategy="single", nodes=3, virtual={"step_ms": 5, "jitter": 0})
+    folder = run(trial, tmp_path, squares)
+    assert training_s(folder, "w1", 2) == pytest.approx(0.005 * 48)
+
+
+def test_the_steps_of_all_nodes_are_in_the_trials_folder(tmp_path, squares):
+    trial = trial_of(nodes=3)
+    folder = run(trial, tmp_path, squares)
+    with np.load(folder.steps("w2")) as stored:
+        assert len(stored["loss"]) == 16
+        assert (np.diff(stored["end_s"]) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"strategy": "fedavg"}, "fedavg needs processes of its own"),
+        ({"cluster": {"faults": {"delay_ms": 5}}}, "faults.delay_ms happens in real time"),
+        ({"cluster": {"faults": {"slow": {"w1": 5}}}}, "faults.slow happens in real time"),
+        ({"engine": "processes", "virtual": {"step_ms": 5}}, "virtual is for engine: in_memory"),
+    ],
+)
+def test_what_one_process_cannot_do_is_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        trial_of(**settings)
