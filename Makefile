@@ -1,7 +1,8 @@
 # Every target sets up .venv by itself, so that a fresh clone needs Python 3.10 or newer, git and make only.
 #
 # PYTHON=python3.12 make test     another Python for .venv (remove .venv first if there is one)
-# pip's own variables work too. On Linux without a GPU this saves gigabytes of CUDA libraries:
+# pip's own variables work too. On Linux without a GPU, this takes torch and torchvision, which must come from the same
+# place, from PyTorch's CPU index, and saves gigabytes of CUDA libraries:
 #     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
 
 PYTHON ?= python3
@@ -111,8 +112,8 @@ bench-methods: $(STAMP)
 bench-gpu: $(STAMP)
 	@$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
 
-# All studies of the lab, for docs/results.md: hours; stopped and started again, it goes on where it was.
-STUDIES := $(basename $(notdir $(wildcard samples/studies/*.yaml)))
+# All studies of the lab but the one to try, for docs/results.md: hours; stopped and started again, it goes on where it was.
+STUDIES := $(filter-out digits,$(basename $(notdir $(wildcard samples/studies/*.yaml))))
 studies: $(STAMP)
 	@set -e; for name in $(STUDIES); do \
 		$(BIN)/dpwa lab run samples/studies/$$name.yaml; \
@@ -133,4 +134,6 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 10) and "dpwa needs Python 3.10 or newer: PYTHON=python3.11 make ...")'
 	@echo "Installing dpwa and what it needs (the first time, this downloads PyTorch: minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || \
+		echo "torchvision was not built for this torch: your own scripts need what docs/your-script.md says (Torchvision)"
 	@touch $@

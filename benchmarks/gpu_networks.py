@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dpwa.examples.torchvision_import import import_torchvision
+from dpwa import mend_torchvision
 
 _CLASSES = 1000
 
@@ -53,7 +53,10 @@ class Transformer(nn.Module):
 
 
 def _resnet50() -> nn.Module:
-    network: nn.Module = import_torchvision().models.resnet50(num_classes=_CLASSES)
+    mend_torchvision()
+    from torchvision.models import resnet50  # noqa: PLC0415 - after it has been mended
+
+    network: nn.Module = resnet50(num_classes=_CLASSES)
     return network.to(memory_format=torch.channels_last)
 
 

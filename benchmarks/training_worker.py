@@ -22,9 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from training_job import Block, Timed
 
 import dpwa.adapters.pytorch as adapter
+from dpwa import mend_torchvision
 from dpwa.examples.digits.model import digits_network
 from dpwa.examples.fashion_mnist.model import fashion_network
-from dpwa.examples.torchvision_import import import_torchvision
 from dpwa.snapshot.layout import Buffer
 from dpwa.snapshot.staging import Values
 
@@ -36,7 +36,10 @@ _LEARNING_RATE = 0.01
 
 
 def _resnet18() -> nn.Module:
-    network: nn.Module = import_torchvision().models.resnet18(num_classes=_CLASSES)
+    mend_torchvision()
+    from torchvision.models import resnet18  # noqa: PLC0415 - after it has been mended
+
+    network: nn.Module = resnet18(num_classes=_CLASSES)
     return network
 
 

@@ -11,7 +11,8 @@
 
 These are the public names; everything below them may change without notice.
 
-- A training script: `DpwaPyTorchAdapter` or `attach`, `ClusterConfig`, `NodeStatistics`; `average_models`.
+- A training script: `DpwaPyTorchAdapter` or `attach`, `ClusterConfig`, `NodeStatistics`; `average_models`;
+  `mend_torchvision`.
 - A custom rule for the interpolation: `register`, `Interpolation`, `DistanceInterpolation`, `State`.
 - A custom averaging method: `Method` with `ExchangeKind`, `Conservation`, `Plan`, `ExchangeResult`, `Neighbourhood`,
   `Snapshot`, `Options`; or a subclass of `Pull`, `GoSGD`, `SGP`, `ADPSGD`, `Elastic`, `DPSGD`, `NoLoCo` or `Sparta`.
@@ -20,9 +21,10 @@ These are the public names; everything below them may change without notice.
   folder.
 - Errors: `DpwaError` and its subclasses, see `dpwa.errors`.
 
-`import dpwa` is quick: each name is imported when it is first used, and only the first line of the list needs torch.
+`import dpwa` is quick: each name is imported when it is first used, and only the first entry of the list needs torch.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ from dpwa._version import __version__
 if TYPE_CHECKING:
     from dpwa.adapters.averaging import average_models
     from dpwa.adapters.pytorch import DpwaPyTorchAdapter, attach
+    from dpwa.adapters.torchvision import mend_torchvision
     from dpwa.config.cluster import ClusterConfig
     from dpwa.errors import (
         ConfigError,
@@ -112,6 +115,7 @@ __all__ = [
     "__version__",
     "attach",
     "average_models",
+    "mend_torchvision",
     "node_folder",
     "older_generations",
     "register",
@@ -121,6 +125,7 @@ __all__ = [
 _NAMES_BY_MODULE = {
     "dpwa.adapters.averaging": "average_models",
     "dpwa.adapters.pytorch": "DpwaPyTorchAdapter attach",
+    "dpwa.adapters.torchvision": "mend_torchvision",
     "dpwa.config.cluster": "ClusterConfig",
     "dpwa.errors": "ConfigError DpwaError InternalError ModelMismatch NodeClosed PeerTimeout PeerUnreachable "
     "RemoteProtocolError TransportError",
@@ -158,7 +163,10 @@ def __getattr__(name: str) -> object:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        message = f"dpwa.{name}: the package torch is not installed; install it with: pip install 'dpwa[torch]'"
+        message = (
+            f"dpwa.{name}: the package torch is not installed; "
+            f"install it with: {sys.executable} -m pip install 'dpwa[torch]'"
+        )
         raise ModuleNotFoundError(message, name="torch") from error
     value = globals()[name] = getattr(module, name)  # from now on without this function
     return value

@@ -38,8 +38,10 @@ def _needing(packages: Container[str], command: str, extra: str) -> Iterator[Non
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in packages:
             raise
+        # This Python's pip: it knows the extras of the dpwa that is installed, wherever that came from.
         raise ConfigError(
-            f"{command}: the package {error.name} is not installed; install it with: pip install 'dpwa[{extra}]'"
+            f"{command}: the package {error.name} is not installed; "
+            f"install it with: {sys.executable} -m pip install 'dpwa[{extra}]'"
         ) from error
 
 
@@ -275,14 +277,15 @@ def run(
     """Run a study. Finished trials are kept, so an interrupted run continues where it stopped."""
     from dpwa.lab import commands  # noqa: PLC0415 - see the module docstring
 
-    exit_code = commands.run_study(
-        study,
-        seeds=seeds,
-        only=only,
-        run_dir=run_dir,
-        data_dir=data_dir,
-        tensorflow=tensorflow,
-    )
+    with _needing({"torch", "sklearn", "torchvision"}, "dpwa lab run", "examples,lab"):
+        exit_code = commands.run_study(
+            study,
+            seeds=seeds,
+            only=only,
+            run_dir=run_dir,
+            data_dir=data_dir,
+            tensorflow=tensorflow,
+        )
     sys.exit(exit_code)
 
 

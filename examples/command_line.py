@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dpwa.examples.shards import parse_shard
 
-__all__ = ["argument_parser"]
+__all__ = ["argument_parser", "data_dir_of_environment"]
 
 
 def argument_parser(description: str, *, epochs: int) -> argparse.ArgumentParser:
@@ -25,7 +25,7 @@ def argument_parser(description: str, *, epochs: int) -> argparse.ArgumentParser
     parser.add_argument(
         "--data-dir",
         type=Path,
-        default=os.environ.get("DPWA_DATA_DIR"),
+        default=data_dir_of_environment(),
         help="folder with the data (default: the variable DPWA_DATA_DIR, else ./data)",
     )
     parser.add_argument("--epochs", type=_positive, default=epochs, help="passes over the data (default: %(default)s)")
@@ -36,6 +36,12 @@ def argument_parser(description: str, *, epochs: int) -> argparse.ArgumentParser
         help="train on part K of N only (default: on all of the data, shared among the nodes of the cluster)",
     )
     return parser
+
+
+def data_dir_of_environment() -> Path | None:
+    """The folder that the variable DPWA_DATA_DIR names; None if it names none."""
+    named = os.environ.get("DPWA_DATA_DIR")
+    return Path(named) if named else None
 
 
 def _shard(text: str) -> tuple[int, int]:

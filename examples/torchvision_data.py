@@ -9,7 +9,7 @@ import fcntl
 from pathlib import Path
 from typing import IO, Any
 
-from dpwa.examples.torchvision_import import import_torchvision
+from dpwa import mend_torchvision
 
 __all__ = ["DEFAULT_DATA_DIR", "MissingDataError", "open_data_set"]
 
@@ -44,7 +44,10 @@ def open_data_set(name: str, data_dir: Path | None, *, train: bool) -> Any:
     Raises:
         MissingDataError: the data is not there and cannot be downloaded.
     """
-    kind = getattr(import_torchvision().datasets, name)
+    mend_torchvision()  # nothing, where torch and torchvision fit together
+    from torchvision import datasets  # noqa: PLC0415 - after it has been mended
+
+    kind = getattr(datasets, name)
     root = data_dir or DEFAULT_DATA_DIR
     try:
         return kind(root, train=train, download=False)

@@ -1,9 +1,12 @@
 """A first cluster file, for `dpwa init`.
 
-Must not know: what the keys do. Runs in: any thread; pure.
+Must not know: what a method or a rule does; only their names. Runs in: any thread; pure.
 """
 
 from __future__ import annotations
+
+from dpwa.interpolation.registry import RULES
+from dpwa.methods.registry import METHODS
 
 __all__ = ["starter_file"]
 
@@ -11,19 +14,19 @@ _HEAD = """\
 # A cluster of {count} on this machine. Try it:
 #
 #     dpwa check cluster.yaml
-#     dpwa launch cluster.yaml -- python your_script.py
+#     dpwa launch cluster.yaml -- python -m dpwa.examples.digits.train    # or your own script
 #
 # Only the nodes are required. Everything below them is a default, to be changed when there is a reason.
 """
 
-_DEFAULTS = """\
+_DEFAULTS = f"""\
 
-# method: pull              # how models are averaged: pull, gosgd, sgp, adpsgd, dpsgd, noloco, elastic, sparta
+# method: pull              # how models are averaged: {", ".join(METHODS)}
 # topology: complete        # who exchanges with whom: complete, ring, torus, hypercube ...
 # pull_probability: 1.0     # how likely a step begins an exchange
 # timeout_ms: 2500          # for one exchange; more for large models over slow links
-# interpolation: constant   # how much of a peer goes into a blend: constant, clock, loss, staleness, consensus
-# constant: {value: 0.5}
+# interpolation: constant   # how much of a peer goes into a blend: {", ".join(RULES)}
+# constant: {{value: 0.5}}
 """
 
 

@@ -88,6 +88,7 @@ def run_study(
 
     Raises:
         ConfigError: the study, the conditions or the folder cannot be used.
+        ModuleNotFoundError: a package is not installed without which no trial can run.
     """
     if tensorflow is not None:
         os.environ[PYTHON_VARIABLE] = str(tensorflow)
@@ -95,9 +96,7 @@ def run_study(
     trials = study.trials(only, seeds)
     runner = Runner(study, trials, run_dir or Path("runs") / study.name, data_dir)
     for package in absent_packages(runner.waiting()):
-        raise ConfigError(
-            f"dpwa lab run: the package {package} is not installed; install it with: pip install 'dpwa[examples]'"
-        )
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     left_s = runner.seconds_left()
     time = f", about {duration_text(left_s)}" if left_s else ""
     console = _console()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpwa.errors import ConfigError, DpwaError
+from dpwa.launch.advice import advice
 from dpwa.launch.output import LinePrinter, prefix_chars
 from dpwa.launch.ports import port_problem
 from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
@@ -348,6 +349,8 @@ def _report(ends: Sequence[NodeEnd], signal_number: int | None, run_dir: Path, *
     for end in failed:
         after = f" (restarts: {end.restarts})" if end.restarts else ""
         _tell(f"dpwa: node {end.name} failed: {end.reason}{after}; its output is in {_output_path(run_dir, end.name)}")
+    for told in dict.fromkeys(filter(None, (advice(_output_path(run_dir, end.name)) for end in failed))):
+        _tell(f"dpwa: {told}")
     all_endings = {end.name: ending_of(node_folder(run_dir, end.name)) for end in ends}
     if any(ending.used_dpwa for ending in all_endings.values()):
         cut_short = [end.name for end in ends if end.failed or end.was_stopped]

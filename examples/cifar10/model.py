@@ -5,19 +5,29 @@ Must not know: data, adapters. Runs in: the training thread.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from torch import nn
 
-from dpwa.examples.torchvision_import import import_torchvision
+from dpwa import mend_torchvision
 
-__all__ = ["build_network"]
+__all__ = ["build_network", "network_of"]
 
 
 def build_network(name: str) -> nn.Module:
     """A fresh model for images of 32x32 pixels and ten classes: "small" or "resnet18"."""
     if name == "small":
         return _small_network()
-    network: nn.Module = import_torchvision().models.resnet18(num_classes=10)
+    mend_torchvision()  # nothing, where torch and torchvision fit together
+    from torchvision.models import resnet18  # noqa: PLC0415 - after it has been mended
+
+    network: nn.Module = resnet18(num_classes=10)
     return network
+
+
+def network_of(weights: Container[str]) -> nn.Module:
+    """A fresh model of the kind that has weights with these names."""
+    return build_network("resnet18" if "fc.weight" in weights else "small")
 
 
 def _small_network() -> nn.Sequential:

@@ -2,6 +2,7 @@
 
 Alone:         python examples/cifar10/train.py
 As a cluster:  dpwa launch samples/four-local.yaml -- python examples/cifar10/train.py --model resnet18
+Their average: dpwa average runs/RUN --evaluate dpwa.examples.cifar10.train:evaluate
 """
 
 import time
@@ -12,10 +13,10 @@ from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler
 
 from dpwa import DpwaPyTorchAdapter
 from dpwa.examples.cifar10.data import load_samples, open_images, prepare, shift_and_mirror
-from dpwa.examples.cifar10.model import build_network
-from dpwa.examples.command_line import argument_parser
+from dpwa.examples.cifar10.model import build_network, network_of
+from dpwa.examples.command_line import argument_parser, data_dir_of_environment
 from dpwa.examples.devices import device_of_this_node
-from dpwa.examples.evaluation import accuracy_of, report_average
+from dpwa.examples.evaluation import accuracy_of
 from dpwa.examples.progress import TrainingProgress
 from dpwa.examples.shards import part_of
 
@@ -57,7 +58,13 @@ def main() -> None:
         accuracy = accuracy_of(model, test, prepare)
         node.log(test_accuracy=accuracy)
         print(f"CIFAR-10: test accuracy of {node.name}: {accuracy:.1%}", flush=True)
-    report_average(node, model, lambda: accuracy_of(model, test, prepare))
+
+
+def evaluate(weights: dict[str, torch.Tensor]) -> float:
+    """The test accuracy of a saved model, for `dpwa average`."""
+    model = network_of(weights)
+    model.load_state_dict(weights)
+    return accuracy_of(model, load_samples(data_dir_of_environment(), train=False), prepare)
 
 
 if __name__ == "__main__":

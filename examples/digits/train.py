@@ -2,6 +2,7 @@
 
 Alone:         python examples/digits/train.py
 As a cluster:  dpwa launch samples/four-local.yaml -- python examples/digits/train.py
+Their average: dpwa average runs/RUN --evaluate dpwa.examples.digits.train:evaluate
 What a node of the cluster would learn without the others:  python examples/digits/train.py --shard 1/4
 """
 
@@ -15,7 +16,7 @@ from dpwa import DpwaPyTorchAdapter
 from dpwa.examples.command_line import argument_parser
 from dpwa.examples.digits.data import load_split, shard_of_node
 from dpwa.examples.digits.model import digits_network
-from dpwa.examples.evaluation import accuracy_of, report_average
+from dpwa.examples.evaluation import accuracy_of
 from dpwa.examples.progress import TrainingProgress
 
 HELP = "Learn handwritten digits. The images come with scikit-learn: --data-dir is not needed."
@@ -53,7 +54,13 @@ def main() -> None:
         accuracy = accuracy_of(model, test)
         node.log(test_accuracy=accuracy)
         print(f"digits: test accuracy of {node.name}: {accuracy:.1%}", flush=True)
-    report_average(node, model, lambda: accuracy_of(model, test))
+
+
+def evaluate(weights: dict[str, torch.Tensor]) -> float:
+    """The test accuracy of a saved model, for `dpwa average`."""
+    model = digits_network()
+    model.load_state_dict(weights)
+    return accuracy_of(model, load_split()[1])
 
 
 if __name__ == "__main__":

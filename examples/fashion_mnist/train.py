@@ -2,6 +2,7 @@
 
 Alone:         python examples/fashion_mnist/train.py
 As a cluster:  dpwa launch samples/fashion-mnist.yaml -- python examples/fashion_mnist/train.py --epochs 3
+Their average: dpwa average runs/RUN --evaluate dpwa.examples.fashion_mnist.train:evaluate
 """
 
 import time
@@ -11,9 +12,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler
 
 from dpwa import DpwaPyTorchAdapter
-from dpwa.examples.command_line import argument_parser
+from dpwa.examples.command_line import argument_parser, data_dir_of_environment
 from dpwa.examples.devices import device_of_this_node
-from dpwa.examples.evaluation import accuracy_of, report_average
+from dpwa.examples.evaluation import accuracy_of
 from dpwa.examples.fashion_mnist.data import load_samples, prepare
 from dpwa.examples.fashion_mnist.model import fashion_network
 from dpwa.examples.progress import TrainingProgress
@@ -54,7 +55,13 @@ def main() -> None:
         accuracy = accuracy_of(model, test, prepare)
         node.log(test_accuracy=accuracy)
         print(f"Fashion-MNIST: test accuracy of {node.name}: {accuracy:.1%}", flush=True)
-    report_average(node, model, lambda: accuracy_of(model, test, prepare))
+
+
+def evaluate(weights: dict[str, torch.Tensor]) -> float:
+    """The test accuracy of a saved model, for `dpwa average`."""
+    model = fashion_network()
+    model.load_state_dict(weights)
+    return accuracy_of(model, load_samples(data_dir_of_environment(), train=False), prepare)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Learn handwritten digits with checkpoints. A node that is killed and started again goes on with the others.
 
     dpwa launch examples/resume/cluster.yaml --on-failure restart -- python examples/resume/train.py
+    dpwa average runs/RUN --evaluate examples.resume.train:evaluate
 
 Epoch and learning rate follow `node.clock`, the age of the model: it jumps when a peer's model is taken over.
 """
@@ -17,6 +18,22 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from dpwa import DpwaPyTorchAdapter
 
 
+digits = load_digits()
+images, labels = torch.tensor(digits.images).float().unsqueeze(1) / 16, torch.tensor(digits.target)
+TRAINED_ON = 1437  # of 1797 images
+
+
+def network() -> nn.Module:
+    convolutions = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*convolutions, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 4 * 4, 10))
+
+
+def evaluate(weights: dict[str, torch.Tensor]) -> float:
+    model = network()
+    model.load_state_dict(weights)
+    return (model(images[TRAINED_ON:]).argmax(dim=1) == labels[TRAINED_ON:]).float().mean().item()
+
+
 def save(path: Path, state: dict[str, object]) -> None:
     draft = path.with_suffix(".new")
     torch.save(state, draft)
@@ -28,11 +45,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=100)
     epochs = parser.parse_args().epochs
 
-    digits = load_digits()
-    data = TensorDataset(torch.tensor(digits.images).float().unsqueeze(1) / 16, torch.tensor(digits.target))
+    data = TensorDataset(images[:TRAINED_ON], labels[:TRAINED_ON])
     torch.manual_seed(0)  # all nodes start from the same weights
-    convolutions = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()]
-    model = nn.Sequential(*convolutions, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 4 * 4, 10))
+    model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=max(1, epochs // 4), gamma=0.5)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
@@ -50,8 +65,8 @@ def main() -> None:
 
         while (epoch := int(node.clock / len(loader))) < epochs:
             sampler.set_epoch(epoch)
-            for images, labels in loader:
-                loss = nn.functional.cross_entropy(model(images), labels)
+            for inputs, targets in loader:
+                loss = nn.functional.cross_entropy(model(inputs), targets)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dpwa.adapters.averaging import average_models, load_model
@@ -144,3 +144,26 @@ def test_the_mean_of_half_precision_is_rounded_once(tmp_path):
     mean = average_models(paths)
     assert mean["weight"].dtype == torch.bfloat16
     assert mean["weight"].item() == 1.0078125
+
+
+def test_an_average_covers_statistics_of_batchnorm_and_takes_counters_from_the_first(tmp_path: Path) -> None:
+    paths = []
+    for index, value in enumerate((1.0, 2.0, 6.0)):
+        norm = nn.BatchNorm1d(2)
+        for tensor in (norm.weight.data, norm.running_mean, norm.running_var):
+            assert tensor is not None
+            tensor.fill_(value)
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.fill_(index + 7)
+        paths.append(tmp_path / f"{index}.safetensors")
+        save_file(norm.state_dict(), paths[-1])
+    average = average_models(paths)
+    for name in ("weight", "running_mean", "running_var"):
+        assert average[name].tolist() == [3.0, 3.0]
+        assert average[name].dtype == torch.float32
+    assert average["num_batches_tracked"].item() == 7
+
+
+def test_an_average_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one file"):
+        average_models([])

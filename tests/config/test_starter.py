@@ -9,6 +9,8 @@ from click.testing import CliRunner
 
 from dpwa.cli import main
 from dpwa.config.cluster import MAX_NODES, ClusterConfig
+from dpwa.interpolation.registry import RULES
+from dpwa.methods.registry import METHODS
 
 
 @pytest.mark.parametrize("count", [1, 4, MAX_NODES])
@@ -23,6 +25,13 @@ def test_its_commented_keys_are_defaults():
     written = re.sub(r"^# (?=[a-z_]+: )", "", text, flags=re.MULTILINE)
     assert "\nmethod: pull" in written
     assert ClusterConfig.from_text(written) == ClusterConfig.for_localhost(4)
+
+
+def test_it_names_every_method_and_every_rule():
+    text = CliRunner().invoke(main, ["init"]).output
+    for key, registry in (("method", METHODS), ("interpolation", RULES)):
+        (comment,) = re.findall(rf"^# {key}: \w+ +# .+: (.+)$", text, flags=re.MULTILINE)
+        assert comment.split(", ") == list(registry)
 
 
 def test_a_count_that_cannot_be_is_refused():

@@ -245,7 +245,8 @@ def test_a_package_that_every_trial_needs_is_asked_for_in_one_line_before_anythi
     written("strategies: [single, pull]\n")
     result = run_lab("run", "study.yaml")
     assert result.exit_code == 2
-    advice = f"the package {package} is not installed; install it with: pip install 'dpwa[examples]'\n"
+    install = f"{sys.executable} -m pip install 'dpwa[examples,lab]'"
+    advice = f"the package {package} is not installed; install it with: {install}\n"
     assert result.stderr == f"dpwa lab run: {advice}"
     assert not Path("runs").exists()
 

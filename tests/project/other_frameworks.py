@@ -42,8 +42,8 @@ BLOCKS = {
 """What is run: the framework, the code, and the steps of each of two nodes."""
 
 
-# Where torchvision does not fit torch, these frameworks cannot import it: the examples' own way round it.
-TORCHVISION = "from dpwa.examples.torchvision_import import import_torchvision\nimport_torchvision()"
+# Where torchvision does not fit torch, these frameworks cannot import it either.
+TORCHVISION = "from dpwa import mend_torchvision\nmend_torchvision()"
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -168,8 +168,20 @@ def test_a_missing_extra_is_a_line_that_says_what_to_install(package: str, monke
     result = run("demo")
     assert result.exit_code == 2
     assert result.stderr == (
-        f"dpwa demo: the package {package} is not installed; install it with: pip install 'dpwa[examples]'\n"
+        f"dpwa demo: the package {package} is not installed; "
+        f"install it with: {sys.executable} -m pip install 'dpwa[examples]'\n"
     )
+
+
+def test_the_lab_without_torch_says_what_to_install_before_it_starts_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)  # the interpreter's own way to say that there is none
+    result = run("lab", "run", "gosgd-p")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("dpwa lab run: the package torch is not installed; install it with: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_module_that_no_extra_brings_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,8 +175,3 @@ def test_the_map_of_the_code_names_every_file_in_its_folder_and_no_other():
 
 def test_a_wing_of_the_map_can_be_read_at_one_glance():
     assert all(len(wing) <= 60 for wing in _map_of_the_code())
-
-
-def test_the_readmes_loop_is_python():
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert "node.step(loss)" in ast.unparse(ast.parse(block))

@@ -18,7 +18,8 @@ from support import ROOT
 HEAVY_MODULES = {"click", "networkx", "numpy", "pydantic", "rich", "torch", "yaml", "zmq"}
 
 PUBLIC_NAMES = {
-    "training": {"DpwaPyTorchAdapter", "attach", "ClusterConfig", "NodeStatistics", "average_models", "__version__"},
+    "training": {"DpwaPyTorchAdapter", "attach", "ClusterConfig", "NodeStatistics", "__version__"}
+    | {"average_models", "mend_torchvision"},
     "rules": {"register", "Interpolation", "DistanceInterpolation", "State"},
     "methods": {
         "Method",
@@ -96,7 +97,8 @@ except ModuleNotFoundError as error:
     print(error.name, error)
 """
     assert _ended(code) == (
-        "torch dpwa.DpwaPyTorchAdapter: the package torch is not installed; install it with: pip install 'dpwa[torch]'"
+        "torch dpwa.DpwaPyTorchAdapter: the package torch is not installed; "
+        f"install it with: {sys.executable} -m pip install 'dpwa[torch]'"
     )
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import torch
 
+from dpwa.examples.command_line import data_dir_of_environment
 from dpwa.examples.samples import Samples
 from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.client_schedule import Schedule
-from dpwa.lab.training.data import DataSet, data_dir_of_environment, load, with_wrong_labels
+from dpwa.lab.training.data import DataSet, load, with_wrong_labels
 from dpwa.lab.training.handicaps import shares_of_work
 from dpwa.lab.training.loop import Recipe
 from dpwa.lab.training.partition import partition

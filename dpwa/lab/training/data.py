@@ -25,11 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpwa.errors import ConfigError
+from dpwa.examples.command_line import data_dir_of_environment
 from dpwa.examples.fashion_mnist import data as fashion_mnist
 from dpwa.examples.samples import Samples, Transform, normaliser, unchanged
 from dpwa.examples.torchvision_data import DEFAULT_DATA_DIR, MissingDataError, open_data_set
 
-__all__ = ["DataSet", "data_dir_of_environment", "load", "with_wrong_labels"]
+__all__ = ["DataSet", "load", "with_wrong_labels"]
 
 CLASSES = 10  # of each of the data sets
 
@@ -82,12 +83,6 @@ def load(name: str, data_dir: Path | None, cache: Path | None = None) -> DataSet
             _write(cache, train, held_out)
     channels, height, width = train.images.shape[1:]
     return DataSet(train, held_out, partial(_prepared, _preparation(name)), CLASSES, (channels, height, width))
-
-
-def data_dir_of_environment() -> Path | None:
-    """The folder that the variable DPWA_DATA_DIR names; None if it names none."""
-    named = os.environ.get("DPWA_DATA_DIR")
-    return Path(named) if named else None
 
 
 def _read(name: str, data_dir: Path | None) -> tuple[Samples, Samples]:
