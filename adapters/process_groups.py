@@ -1,7 +1,8 @@
-"""Refuses models that several processes share: a node is one process that holds the whole model.
+"""Refuses several processes as one node, and models that they share: a node is one process that holds the whole model.
 
 dpwa changes parameters in place, in its own process only. Under DistributedDataParallel or FSDP other processes hold
-copies or shards of the same model and would not see the change.
+copies or shards of the same model and would not see the change. And processes that torchrun has started within a node
+all take themselves for that node.
 
 Runs in: the trainer's thread.
 """
@@ -9,6 +10,8 @@ Runs in: the trainer's thread.
 from __future__ import annotations
 
 import gc
+import logging
+import os
 import sys
 from collections.abc import Iterator
 
@@ -17,7 +20,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from dpwa import ConfigError
 
-__all__ = ["refuse_groups", "refuse_shard", "unwrapped"]
+__all__ = ["refuse_groups", "refuse_ranks", "refuse_shard", "tell_rank_alone", "unwrapped"]
+
+_logger = logging.getLogger("dpwa")
 
 _ONE_PROCESS = (
     "one node of dpwa is one process that holds the whole model; expected a model that no other process has a part in "
@@ -34,6 +39,43 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return module
         module = inner
+
+
+def refuse_ranks(node: str) -> None:
+    """Check that a process which takes itself for a node by its environment is not one of several.
+
+    Raises:
+        ConfigError: it is one of a group of torch.distributed, or torchrun has started it beside others.
+    """
+    rank, size = _rank_and_size()
+    if size > 1:
+        raise ConfigError(
+            f"rank {rank} of {size} of node {node}: a node is one process, and groups of processes as one node are not "
+            "supported yet. Leave torchrun and DistributedDataParallel out and put a node for each process into the "
+            "cluster file, or give each rank a node of its own with name=... (without DistributedDataParallel). If "
+            "RANK and WORLD_SIZE are left over from elsewhere, unset them"
+        )
+
+
+def tell_rank_alone() -> None:
+    """Say, once per group, that its processes train without dpwa."""
+    rank, size = _rank_and_size()
+    if size > 1 and rank == 0:
+        _logger.warning(
+            "the %d processes of this group run alone, without dpwa: there is no cluster; to make each a node, pass "
+            "name=... and config=...",
+            size,
+        )
+
+
+def _rank_and_size() -> tuple[int, int]:
+    """Which of how many processes this is; (0, 1) for one that knows of no other."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    try:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        return 0, 1
 
 
 def refuse_groups(module: nn.Module) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import atexit
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, cast
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from dpwa import MODEL_FILE, ConfigError, Node, NodeStatistics, node_folder
 
 from .identity import ConfigLike, given_config, identity_of, take_place
+from .process_groups import refuse_ranks, tell_rank_alone
 from .saving import save_model
 from .streams import LateLosses
 from .tensors import TorchModel
@@ -58,7 +60,10 @@ class DpwaPyTorchAdapter:
     within 64 steps. To unfreeze layers later, train with `frozen_parameters: blend`.
 
     A node is one process that holds the whole model. FSDP modules and a DistributedDataParallel over several processes
-    are refused; a DistributedDataParallel over one process, DataParallel and `torch.compile` are looked through.
+    are refused; a DistributedDataParallel over one process, DataParallel and `torch.compile` are looked through. Of
+    several processes, as under torchrun, each is a node if it says which: `name=f"w{rank + 1}"`, with a `config`, and a
+    model without DistributedDataParallel. Without `name` they are refused where `dpwa launch` has named the node, and
+    run alone where there is no cluster.
 
     Args:
         model: the model as it will be trained: on its device, in its dtype, with its frozen parameters frozen.
@@ -87,14 +92,20 @@ class DpwaPyTorchAdapter:
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         identity = identity_of(name, _only(config, config_file, "config", "config_file"))
+        is_alone = len(identity.config.nodes) == 1
+        if name is None:
+            tell_rank_alone() if is_alone else refuse_ranks(identity.name)
         self.config, self.name, self.run_dir = identity.config, identity.name, identity.run_dir
         self._tensors = TorchModel(model, self.config)
         self._hook: _OptimizerHook | None = None
         self._late_losses = LateLosses()
         self._node = Node(self.config, self.name, self._tensors, run_dir=self.run_dir)
         self._is_closed = False
-        take_place(self, identity)
-        self._node.start()
+        with ExitStack() as undo:
+            undo.callback(self.close)  # what fails holds no port, and is nobody's former adapter
+            take_place(self, identity)
+            self._node.start()
+            undo.pop_all()
         # A script that ends without closing must not leave threads that the interpreter would stop in mid-air.
         atexit.register(self.close)
         watch(self)
@@ -170,16 +181,18 @@ class DpwaPyTorchAdapter:
         """Add values such as `epoch=1.5, test_accuracy=0.9` to this node's metrics from here on."""
         self._node.log(**values)
 
-    def finish(self, timeout_s: float = 10.0) -> bool:
-        """Call after the last step: keeps serving and blending until all peers have finished or are gone.
+    def finish(self, timeout_s: float | None = None) -> bool:
+        """Call after the last step: keeps serving and blending as long as peers train.
 
-        Without it, a node that is done early leaves the others to train without it.
+        Without it, a node that is done early leaves the others to train without it. Peers that are silent for 10 s, or
+        answer and make no step for 10 minutes, are left behind; a warning names them. So is everybody after an hour or
+        ten times as long as this node has trained, whichever is longer.
 
         Args:
-            timeout_s: the longest wait.
+            timeout_s: the longest wait; None: only those limits.
 
         Returns:
-            False if peers were still training when the time ran out.
+            False if peers are left behind.
 
         Raises:
             NodeClosed: after `close`.
@@ -297,7 +310,10 @@ def attach(
             "the latest step, or call adapter.step(loss) in the loop instead"
         )
     adapter = DpwaPyTorchAdapter(model, name, given)
-    adapter._hook = _OptimizerHook(adapter, optimizer, loss)  # noqa: SLF001
+    with ExitStack() as undo:
+        undo.callback(adapter.close)  # what nobody gets nobody could close
+        adapter._hook = _OptimizerHook(adapter, optimizer, loss)  # noqa: SLF001
+        undo.pop_all()
     return adapter
 
 

@@ -102,7 +102,8 @@ class TorchModel:
         config: ClusterConfig,
         find_copies: Callable[[torch.device, PinnedArrays], Copies | None] = copies_for,
     ) -> None:
-        refuse_groups(module)
+        if len(config.nodes) > 1:  # a script that runs alone may do as it likes
+            refuse_groups(module)
         self.module = unwrapped(module)
         self._select = partial(
             select, self.module, buffers=config.buffers == "blend", frozen=config.frozen_parameters == "blend"

@@ -65,6 +65,7 @@ class Exchanger:
         self._accepter = Accepter(context)
         self._gatherer = Gatherer(context, rng)
         self._warned: set[tuple[str, Outcome]] = set()
+        self._has_finished = False
 
     def perform(self, request: ExchangeRequest, client: Client) -> None:
         """Make an exchange, or begin a push; its end goes to the results.
@@ -77,6 +78,9 @@ class Exchanger:
         if self._through is not None:
             client = self._through(client)
         context, plan = self.context, request.plan
+        if request.finished and not self._has_finished:
+            self._has_finished = True
+            context.flow_control.retry(context.monotonic_s())  # before this node leaves them behind
         for peer in context.membership.take_hints():
             context.flow_control.hinted(peer)
         if plan.kind is ExchangeKind.GATHER and not request.joining:

@@ -268,7 +268,15 @@ class Fetcher:
     def note(self, peer: str, answer: Message) -> None:
         """Remember what an answer says of its sender."""
         if isinstance(answer, Offer | NotModified | Past | Settled):
-            self._membership.heard(peer, answer.incarnation, finished=answer.finished)
+            offer = answer if isinstance(answer, Offer) else None
+            self._membership.heard(
+                peer,
+                answer.incarnation,
+                finished=answer.finished,
+                step=answer.step if isinstance(answer, Offer | NotModified | Settled) else 0,
+                loss=None if offer is None else offer.loss,
+                origin=None if offer is None else offer.origin,
+            )
             self._flow_control.answered_as(peer, answer.incarnation)
 
 

@@ -134,6 +134,11 @@ class FlowControl:
         standing = self._standings[peer]
         standing.is_hinted = standing.failures > 0
 
+    def retry(self, now_s: float) -> None:
+        """Give every peer that is failing its next chance now."""
+        for standing in self._standings.values():
+            standing.due_s = min(standing.due_s, now_s)
+
     def answered_as(self, peer: str, incarnation: bytes) -> None:
         """The peer gave an answer in this life. If it is a new one, what its former one did is forgotten."""
         if incarnation != self._incarnations.get(peer):

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from dpwa.exchange.messages import UNKNOWN_ORIGIN
+
 __all__ = ["Membership", "PeerRecord"]
 
 
@@ -22,10 +24,16 @@ class PeerRecord:
     Attributes:
         incarnation: random id of its present life; None until it first answered.
         finished: it has ended its training and only waits for the others.
+        step: training steps that it has made in this life, as far as it has said.
+        loss: its latest training loss, and the step that it is of; None if it has said none.
+        origin: a checksum of the weights that its training has begun with; all zero: unknown.
     """
 
     incarnation: bytes | None = None
     finished: bool = False
+    step: int = 0
+    loss: tuple[int, float] | None = None
+    origin: bytes = UNKNOWN_ORIGIN
 
 
 class Membership:
@@ -48,15 +56,41 @@ class Membership:
         """All peers of the cluster file, in its order."""
         return tuple(self._records)
 
-    def heard(self, peer: str, incarnation: bytes, *, finished: bool) -> bool:
+    def heard(
+        self,
+        peer: str,
+        incarnation: bytes,
+        *,
+        finished: bool,
+        step: int = 0,
+        loss: float | None = None,
+        origin: bytes | None = None,
+    ) -> bool:
         """Note what a peer said of itself in an answer to this node.
+
+        Args:
+            peer: who.
+            incarnation: in which life.
+            finished: see `PeerRecord`, also for the others.
+            step: 0 if it did not say.
+            loss: at that step; None if it did not say.
+            origin: None if it did not say.
 
         Returns:
             False if there is no such peer in the cluster file; nothing is noted then.
         """
         if peer not in self._records:
             return False
-        self._records[peer] = PeerRecord(incarnation, finished)
+        known = self._records[peer]
+        if known.incarnation != incarnation:
+            known = PeerRecord(incarnation)
+        self._records[peer] = PeerRecord(
+            incarnation,
+            finished,
+            max(step, known.step),  # a snapshot that was set aside is older than what was said since
+            known.loss if loss is None else (step, loss),
+            known.origin if origin is None else origin,
+        )
         return True
 
     # --- Hints ----------------------------------------------------------------------------------------------------
@@ -78,6 +112,10 @@ class Membership:
         while self._hints:
             yield self._hints.pop()
 
+    def is_said_to_have_finished(self, peer: str) -> bool:
+        """Whether the latest request in the name of a peer said so."""
+        return peer in self._finished_by_hint
+
     def may_have_left(self, peer: str) -> bool:
         """Whether a peer that cannot be reached may have ended as it should, by what it, or somebody for it, said."""
-        return self._records[peer].finished or peer in self._finished_by_hint
+        return self._records[peer].finished or self.is_said_to_have_finished(peer)

@@ -28,8 +28,10 @@ __all__ = [
     "MAX_TEXT_CHARS",
     "MAX_WINDOW",
     "NEWEST_ROUND",
+    "ORIGIN_BYTES",
     "PROTOCOL_VERSION",
     "TOKEN_BYTES",
+    "UNKNOWN_ORIGIN",
     "Accepted",
     "Busy",
     "Chunk",
@@ -86,6 +88,10 @@ NEWEST_ROUND: Final = -1
 
 LINEAGE_BYTES: Final = 8
 TOKEN_BYTES: Final = 16
+ORIGIN_BYTES: Final = 4
+UNKNOWN_ORIGIN: Final = bytes(ORIGIN_BYTES)
+"""Of a model that is none's own: restored from a checkpoint, or taken over from a peer."""
+
 FINGERPRINT_BYTES: Final = 16
 
 
@@ -185,6 +191,10 @@ class Offer:
     round: int = 0
     lineage: bytes = bytes(LINEAGE_BYTES)
     """Of the models that this one has been averaged with."""
+    step: int = 0
+    """Training steps that the sender had made in this life."""
+    origin: bytes = UNKNOWN_ORIGIN
+    """A checksum of the weights that the sender's training has begun with."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +224,8 @@ class NotModified:
     nonce: int
     incarnation: bytes
     finished: bool
+    step: int = 0
+    """As in `Settled`."""
 
 
 @dataclass(frozen=True)
@@ -315,6 +327,8 @@ class Settled:
     incarnation: bytes
     verdict: int
     finished: bool
+    step: int = 0
+    """Training steps that the sender has made in this life: while it grows, the sender trains."""
 
 
 @dataclass(frozen=True)

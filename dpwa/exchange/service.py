@@ -17,6 +17,7 @@ from dpwa.exchange.messages import (
     MAX_CHUNK_BYTES,
     NEWEST_ROUND,
     TOKEN_BYTES,
+    UNKNOWN_ORIGIN,
     Accepted,
     Busy,
     Message,
@@ -118,12 +119,14 @@ class Service:
         self.serving = Serving()
         self._telling = threading.RLock()  # reentrant: a signal's handler may close the node in the middle of `tell`
         self._is_closed = False
+        self.origin = UNKNOWN_ORIGIN
+        """Of this node's model, as snapshots say it; set by the trainer in one assignment."""
         self.wanted = False
         """Somebody has asked for the newest snapshot. Set by `answer`, cleared by the trainer when it publishes: losing
         a race here costs one step of age."""
-        self.asked_at_the_end: set[str] = set()
-        """Peers that have asked since this node has finished, or in whose names somebody has: a courtesy to them hangs
-        on it and nothing else. Adding to a set is atomic."""
+        self.asked_at_the_end: dict[str, float] = {}
+        """Peers that have asked since this node has finished, or in whose names somebody has, each with the monotonic
+        time of the latest: a courtesy to them hangs on it and nothing else. Setting an item is atomic."""
 
     def tell(self, **changes: Any) -> None:
         """Change what is said from now on. Trainer, and copy waiter for snapshots.
@@ -160,7 +163,7 @@ class Service:
         if not self._membership.hint(request.node, finished=finished):
             return Refused(nonce, "the asking node is not in this node's cluster file"), None
         if self.serving.finished:
-            self.asked_at_the_end.add(request.node)
+            self.asked_at_the_end[request.node] = now_s
         if isinstance(request, Settle):
             return self._settle(request, may_wait=may_wait)
         if request.fingerprint != self.layout.fingerprint:
@@ -186,7 +189,7 @@ class Service:
         if may_wait and _next_is_better(serving, snapshot, known=known, now_s=now_s):
             return None
         if known:
-            return NotModified(pull.nonce, self._incarnation, serving.finished), None
+            return NotModified(pull.nonce, self._incarnation, serving.finished, serving.step), None
         return self._offer(pull, snapshot, serving)
 
     def _answer_for_exchange(self, pull: PullRequest) -> Answered:
@@ -217,6 +220,8 @@ class Service:
             version=snapshot.version,
             clock=snapshot.state.clock,
             loss=snapshot.state.loss,
+            step=snapshot.step,
+            origin=self.origin,
             total_bytes=self.layout.total_bytes,
             slot=slot if is_shared and slot is not None else -1,
             token=token if is_shared and token is not None else _NO_TOKEN,
@@ -254,7 +259,8 @@ class Service:
             verdict = self.proposals.settle(settle.node, settle.exchange_id, gives_up=settle.gives_up)
             if verdict is Verdict.PENDING and may_wait:
                 return None
-        return Settled(settle.nonce, self._incarnation, int(verdict), self.serving.finished), None
+        serving = self.serving
+        return Settled(settle.nonce, self._incarnation, int(verdict), serving.finished, serving.step), None
 
     def longest_wait_s(self, request: Request, idle_s: float) -> float:
         """How long a request may wait for a better answer, of an asker that itself waits `idle_s` or more.

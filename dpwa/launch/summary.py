@@ -8,21 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from dpwa.observe.endings import remark_on_training
+
 __all__ = ["summary"]
 
 _HEADINGS = ("node", "steps", "blended", "failed", "from the mean", "not exchanged")
-
-# Outcomes of exchanges that bring nothing, and what they mean; the first one that occurred is named.
-_REASONS = {
-    "mismatch": "its peers train a model of another layout; its events.jsonl names the first tensor that differs",
-    "refused": "its peers refused it, as being of another run; its events.jsonl has their reason",
-    "own_not_finite": "its own model held NaN or infinity",
-    "rejected": "its peers' models held NaN or infinity",
-    "timed_out": "no exchange ended within timeout_ms",
-    "unreachable": "its peers could not be reached",
-    "no_peer": "its peers could not be reached",
-    "protocol_error": "its peers sent what cannot be; its events.jsonl says what",
-}
 
 
 def summary(
@@ -49,8 +39,8 @@ def summary(
         ]
         yield "  ".join(cells)
     for name, closing in closings.items():
-        remark = _remark(closing, has_peers=has_peers)
-        if remark and not (name in cut_short and remark in (_NO_STEP, _NOTHING_LEFT)):
+        remark = remark_on_training(closing) if has_peers else ""
+        if remark and (closing.get("step") or name not in cut_short):
             yield f"node {name} {remark}"
 
 
@@ -69,20 +59,4 @@ def _row(name: str, closing: Mapping[str, Any], distance: float | None) -> tuple
     )
 
 
-_NO_STEP = "never made a step: call node.step(loss) after each optimizer.step(), or use attach(model, optimizer)"
-_NOTHING_LEFT = "never made a step: its checkpoint left nothing to train, or node.step(loss) is not called"
 _NOT_EXCHANGED = {"kept_tensors": "kept", "ignored_tensors": "ignored"}
-
-
-def _remark(closing: Mapping[str, Any], *, has_peers: bool) -> str:
-    """What is worthless about a node's run; empty for nothing."""
-    if not closing or not has_peers:
-        return ""
-    if not closing.get("step"):
-        return _NOTHING_LEFT if closing.get("clock") else _NO_STEP
-    outcomes = closing.get("outcomes") or {}
-    if closing.get("blended") or outcomes.get("pushed"):
-        return ""
-    failed = next((outcome for outcome in _REASONS if outcomes.get(outcome)), None)
-    why = f": {_REASONS[failed]}" if failed else ""
-    return f"blended nothing{why}"

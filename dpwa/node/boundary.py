@@ -21,6 +21,7 @@ from dpwa.methods.base import Method
 from dpwa.methods.checked import factor_of, mass_and_round, plan_of
 from dpwa.methods.diloco import OuterMomentum
 from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeRequest, ExchangeResult, Outcome, Plan
+from dpwa.node.doubts import Doubts
 from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.farewell import Farewell
 from dpwa.node.joining import Joining
@@ -100,7 +101,8 @@ class Boundary:
             config.bandwidth_limit_bytes_per_s, model_bytes=model.layout.total_bytes, most_fraction=config.pull_fraction
         )
         self._standing = context.standing
-        self.farewell = Farewell(self._peers, context, service)
+        self.farewell = Farewell(name, self._peers, context, service, event)
+        self.doubts = Doubts(name, model.own_sections, context.membership, service, event)
         self.step = 0
         self.in_flight = False
         """Whether an exchange that this node has begun is under way."""
@@ -134,6 +136,8 @@ class Boundary:
         self._method.close()
         self.outer = None
         self._pressure.close()
+        self.farewell.close()
+        self.doubts.close()
         self._event = _ignore
 
     def advance(self, loss: float | None) -> None:
@@ -151,6 +155,8 @@ class Boundary:
         self._correct()
         self.state = _aged(self.state, self.state.clock + 1.0)
         self.note_loss(loss)
+        if loss is not None and self.state.loss is not None and self._peers:
+            self.doubts.trained(self.step, self.state.loss)
         mean_s, interval_s = self._service.serving.step_interval_s, self._monotonic_s() - self._resumed_s
         mean_s += _INTERVAL_WEIGHT * (min(interval_s, _LONGEST_STEP_S) - mean_s)
         self._service.tell(step=self.step, step_interval_s=mean_s)
@@ -191,6 +197,7 @@ class Boundary:
 
     def _end(self, result: ExchangeResult) -> None:
         request = result.request
+        self.doubts.met(result)
         factor = self._apply(result) if result.outcome is Outcome.BLENDED else 0.0
         if result.kind is ExchangeKind.PUSH and request is not None:
             self._end_push(result.outcome, request.plan.mass)
@@ -202,15 +209,16 @@ class Boundary:
             is_whole = result.share > 0.0 and not result.is_shortened
             is_planned = request is not None and not request.joining and is_whole
             self._budget.spent(result.received_bytes, self._monotonic_s(), complete=is_planned)
-        if request is not None and request.finished and result.peer is not None and not result.outcome.is_failure:
-            self.farewell.told.add(result.peer)
+        self.farewell.note(result, self._monotonic_s())
         if result.outcome is Outcome.OWN_NOT_FINITE:
             self._warn_of_own_model(result.reason)
         self._record.note(result, factor)
         # A method's numbers may have any names; what the exchange itself says comes first.
         self._event("exchange", **{**self._method.statistics(), **exchange_fields(result, self.step, factor)})
-        if self._joining.ended(result, factor, self._publisher.version) and self.outer is not None:
-            self.outer.restart()
+        if self._joining.ended(result, factor, self._publisher.version):
+            self.doubts.forget_origin()
+            if self.outer is not None:
+                self.outer.restart()
         if result.staging is not None and self._proposals.has_notice:
             self._proposals.wake()  # there is room for it now
 
@@ -324,14 +332,20 @@ class Boundary:
             # What a pair has come to must not be in the staging that the pull fills, nor the pull in a pair's snapshot.
             return self._joining.plan() if self._method.kind is not ExchangeKind.PAIR or self._engage() else None
         if self._service.serving.finished:
-            peers = dict.fromkeys(self.farewell.to_tell, 1.0) or None
-            if self._method.kind is ExchangeKind.PULL:
-                return self._within_budget(Plan(ExchangeKind.PULL, peers=peers))
-            return Plan(None, peers=peers)
+            return self._plan_of_the_end()
         plan = plan_of(self._method, self._rng, self._peers)
         if plan is None or (plan.kind is ExchangeKind.PAIR and not self._engage()):
             return None
         return self._within_budget(plan) if plan.kind is ExchangeKind.PULL else plan
+
+    def _plan_of_the_end(self) -> Plan | None:
+        """What a node that has finished begins: pulls; with other methods, and beyond its budget, it only asks."""
+        if not self.farewell.may_ask(self._monotonic_s()):
+            return None
+        peers = dict.fromkeys(self.farewell.to_tell, 1.0) or None
+        is_pull = self._method.kind is ExchangeKind.PULL
+        pull = self._within_budget(Plan(ExchangeKind.PULL, peers=peers)) if is_pull else None
+        return pull or Plan(None, peers=peers)
 
     def _engage(self) -> bool:
         """Keep peers' pairs out until this node's exchange has ended; False while it takes part in one."""

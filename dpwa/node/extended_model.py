@@ -53,6 +53,11 @@ class ExtendedModel:
         self._parts.clear()
         self._snapshots.clear()
 
+    @property
+    def own_sections(self) -> tuple[Section, ...]:
+        """Those of the model itself."""
+        return tuple(self.layout.sections[: self._sections])
+
     def copy_into(self, buffer: Buffer) -> Callable[[], None] | None:
         """See `Model.copy_into`."""
         if not self._is_extended:

@@ -6,6 +6,7 @@ trainer's thread; `statistics` in any.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import time
@@ -28,6 +29,7 @@ from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.publishing import SnapshotPublisher
 from dpwa.node.record import NodeStatistics, Record, closing_fields
 from dpwa.node.run_token import run_in_requests
+from dpwa.observe.endings import remark_on_training
 from dpwa.observe.journal import Journal, node_folder
 from dpwa.snapshot.model import Model
 from dpwa.transport.faults import Faults, NodeFaults
@@ -39,7 +41,7 @@ __all__ = ["Model", "Node"]
 # All of `close` together stays below this.
 _CLOSE_TIMEOUT_S = 1.5
 
-# While a finished node waits for the others it exchanges at most this often: they need the processor more.
+# How often a node that has finished looks at what its peers have begun.
 _FINISH_PAUSE_S = 0.02
 
 # A push is taken or comes back within the config's timeout and a little more.
@@ -164,6 +166,9 @@ class Node:
                 self._transport.start()
                 if self._transport.shares_memory:
                     self._publisher.share(run_id=self.config.run_id, node=self.name, incarnation=self._incarnation)
+                weights, ready = self._publisher.weights()
+                begin = partial(self._boundary.doubts.begin, weights)
+                begin() if ready is None else self._transport.defer(ready, begin)
             self._life = _Life.RUNNING
         finally:
             if self._life is not _Life.RUNNING:
@@ -208,11 +213,17 @@ class Node:
             self._parts.close()
             if self._journal is not None:
                 try:
-                    self._event("close", **closing_fields(self.statistics()), **self.method.statistics())
+                    self._event("close", **self._closing(), **self.method.statistics())
                 finally:  # the numbers of a custom method may raise anything
                     self._journal.close(max(0.1, deadline_s - time.monotonic()))
         if was_running:
             self._raise_background_error()
+
+    def _closing(self) -> dict[str, object]:
+        did = self.statistics()
+        fields = closing_fields(did)
+        remark = remark_on_training({**fields, "step": did.step}) if self._peers else ""
+        return {**fields, "remark": remark} if remark else fields
 
     @property
     def is_forked(self) -> bool:
@@ -295,34 +306,34 @@ class Node:
             self._boundary.advance(loss)
             self._boundary.resume()
 
-    def finish(self, timeout_s: float) -> bool:
-        """After the last step: go on serving and blending until every peer has finished too, or is gone.
+    def finish(self, timeout_s: float | None = None) -> bool:
+        """After the last step: go on serving and blending until every peer has finished too, or is left behind.
 
-        With methods other than pull the node takes part in what its peers begin, and begins nothing itself.
+        With methods other than pull the node takes part in what its peers begin, and begins nothing itself. When a peer
+        is left behind, `farewell.py` says; a warning names it, and one before that whom a long wait is for.
 
         Args:
-            timeout_s: wait at most so long.
+            timeout_s: wait at most so long; None: as long as peers train.
 
         Returns:
-            False if the time ran out with peers still training.
+            False if peers are left behind.
 
         Raises:
             NodeClosed: the node is not running.
             InternalError: a background thread failed.
         """
         with self._training():
-            return self._finish(time.monotonic() + timeout_s)
+            return self._finish(math.inf if timeout_s is None else time.monotonic() + timeout_s)
 
     def _finish(self, deadline_s: float) -> bool:
         self._service.tell(finished=True)
         farewell = self._boundary.farewell
+        farewell.begin(self._monotonic_s())
         while True:
             self._boundary.collect(min(_FINISH_PAUSE_S, max(0.0, deadline_s - time.monotonic())))
-            now_s = time.monotonic()
-            if farewell.is_over(now_s) or now_s >= deadline_s:
-                training = farewell.training
-                self._event("finish", still_training=training)
-                return not training
+            now_s = self._monotonic_s()
+            if farewell.is_over(now_s) or time.monotonic() >= deadline_s:
+                return farewell.end(now_s)
             self._boundary.publish_and_ask()
             self._check_running()
             time.sleep(_FINISH_PAUSE_S)
@@ -357,6 +368,7 @@ class Node:
             ConfigError: it is of another method or model, or damaged.
         """
         restore(self._boundary, self.method, self.config.method, self.name, state)
+        self._boundary.doubts.forget_origin()
 
     # --- What it did ----------------------------------------------------------------------------------------------
 

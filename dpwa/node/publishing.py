@@ -158,6 +158,14 @@ class SnapshotPublisher:
             return
         self._service.tell(token=self._segment.token)
 
+    def weights(self) -> tuple[memoryview, Callable[[], None] | None]:
+        """The model's bytes as they are, before a snapshot was taken; and what blocks until they are there, or None."""
+        lease = self._pool.lease()
+        if lease is None:
+            raise InternalError("the weights at the start were asked for when all buffers were in use")
+        ready = self._source.copy_into(lease.buffer)
+        return lease.memory, ready
+
     def take(self, *, step: int, taken_s: float, state: State) -> Taken | None:
         """Copy the model. Never waits.
 

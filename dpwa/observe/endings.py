@@ -3,7 +3,11 @@
 `os._exit(0)` ends a process at once: dpwa is not closed, and no model is saved. `sys.exit(0)` in mid-training closes
 dpwa, but peers that call `finish` wait for that node in vain. Both look like success.
 
-Must not know: processes, what an exchange is. Runs in: the launcher's main thread, when the nodes have ended.
+A training can be worthless, too: no step, or no exchange that brought anything. The node writes that into its last
+event, and the launcher says it.
+
+Must not know: processes, how an exchange is made. Runs in: the launcher's main thread, when the nodes have ended;
+`remark_on_training` in the trainer's, when its node is closed.
 """
 
 from __future__ import annotations
@@ -17,9 +21,21 @@ from typing import Any
 
 from dpwa.observe.journal import EVENTS_FILE
 
-__all__ = ["Ending", "ending_of", "remarks"]
+__all__ = ["Ending", "ending_of", "remark_on_training", "remarks"]
 
 _TAIL_BYTES = 1 << 16  # the last events of a life; each line has a few hundred bytes
+
+# Outcomes of exchanges that bring nothing, and what they mean; the first one that occurred is named.
+_REASONS = {
+    "mismatch": "its peers train a model of another layout; its events.jsonl names the first tensor that differs",
+    "refused": "its peers refused it, as being of another run; its events.jsonl has their reason",
+    "own_not_finite": "its own model held NaN or infinity",
+    "rejected": "its peers' models held NaN or infinity",
+    "timed_out": "no exchange ended within timeout_ms",
+    "unreachable": "its peers could not be reached",
+    "no_peer": "its peers could not be reached",
+    "protocol_error": "its peers sent what cannot be; its events.jsonl says what",
+}
 
 
 @dataclass(frozen=True)
@@ -85,3 +101,23 @@ def remarks(endings: Mapping[str, Ending]) -> dict[str, str]:
         elif ending.used_dpwa and some_finished and not ending.has_finished:
             said[name] = "without the finish() that others called: perhaps in the middle of its training"
     return said
+
+
+def remark_on_training(closing: Mapping[str, Any]) -> str:
+    """What was worthless about the run of a node that had peers; empty for nothing.
+
+    Args:
+        closing: fields of the last event of its journal, with `step`.
+    """
+    if not closing:
+        return ""
+    if not closing.get("step") and closing.get("clock"):
+        return "never made a step: its checkpoint left nothing to train, or node.step(loss) is not called"
+    if not closing.get("step"):
+        return "never made a step: call node.step(loss) after each optimizer.step(), or use attach(model, optimizer)"
+    outcomes = closing.get("outcomes") or {}
+    if closing.get("blended") or outcomes.get("pushed"):
+        return ""
+    failed = next((outcome for outcome in _REASONS if outcomes.get(outcome)), None)
+    why = f": {_REASONS[failed]}" if failed else ""
+    return f"blended nothing{why}"

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from dpwa import DpwaPyTorchAdapter
 
-
 digits = load_digits()
 images, labels = torch.tensor(digits.images).float().unsqueeze(1) / 16, torch.tensor(digits.target)
 TRAINED_ON = 1437  # of 1797 images
@@ -29,8 +28,7 @@ def network() -> nn.Module:
 
 
 def evaluate(weights: dict[str, torch.Tensor]) -> float:
-    model = network()
-    model.load_state_dict(weights)
+    (model := network()).load_state_dict(weights)
     return (model(images[TRAINED_ON:]).argmax(dim=1) == labels[TRAINED_ON:]).float().mean().item()
 
 
@@ -44,8 +42,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=100)
     epochs = parser.parse_args().epochs
-
-    data = TensorDataset(images[:TRAINED_ON], labels[:TRAINED_ON])
     torch.manual_seed(0)  # all nodes start from the same weights
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -53,6 +49,7 @@ def main() -> None:
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
 
     with DpwaPyTorchAdapter(model) as node:
+        data = TensorDataset(images[:TRAINED_ON], labels[:TRAINED_ON])
         sampler = DistributedSampler(data, num_replicas=node.world_size, rank=node.rank)
         loader = DataLoader(data, batch_size=32, sampler=sampler)
         path = (node.folder or Path()) / "checkpoint.pt"
@@ -74,8 +71,8 @@ def main() -> None:
             while scheduler.last_epoch < int(node.clock / len(loader)):  # one epoch, or as many as a peer's model has
                 scheduler.step()
             save(path, {name: part.state_dict() for name, part in parts.items()})
-            rate = scheduler.get_last_lr()[0]
-            print(f"epoch {epoch} of {epochs}: clock {node.clock:.0f}, rate {rate:.4f}, loss {loss:.4f}", flush=True)
+            told = f"clock {node.clock:.0f}, rate {scheduler.get_last_lr()[0]:.4f}, loss {loss:.4f}"
+            print(f"epoch {epoch} of {epochs}: {told}", flush=True)
         node.finish()
 
 

@@ -1,18 +1,21 @@
-"""What one node of dpwa may be, with two real processes of torch.distributed."""
+"""What one node of dpwa may be, with real processes of torch.distributed and torchrun."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from torch import nn
+from torch_support import local_cluster
 
+from dpwa import ClusterConfig, ConfigError, DpwaPyTorchAdapter
 from dpwa.launch.ports import free_ports
 from support import TESTS
-
-pytestmark = pytest.mark.heavy
 
 TRAINER = TESTS / "groups_trainer.py"
 
@@ -46,16 +49,19 @@ def found(tmp_path_factory) -> dict[str, str]:
     return results[0]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("model", ["a model of its own", "beside replicas"])
 def test_a_model_that_no_other_process_has_a_part_in_is_exchanged_although_processes_are_grouped(found, model):
     assert found[model] == "weight bias"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("model", ["a group of one", "compiled in a group of one"])
 def test_data_parallel_over_one_process_is_the_model_inside(found, model):
     assert found[model] == "weight bias"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -71,3 +77,125 @@ def test_data_parallel_over_one_process_is_the_model_inside(found, model):
 def test_a_model_that_other_processes_have_a_part_in_is_refused_with_the_tensor_and_the_reason(found, model, message):
     assert re.fullmatch(message + ".*", found[model]), found[model]
     assert "\n" not in found[model]
+
+
+# --- Processes of torchrun --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """This process as torchrun would start it."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    return monkeypatch
+
+
+def test_one_of_several_processes_that_take_themselves_for_one_node_is_refused_with_rank_node_and_advice(
+    second_of_two, tmp_path
+):
+    (tmp_path / "two.yaml").write_text(local_cluster().to_yaml())
+    second_of_two.setenv("DPWA_CONFIG", "two.yaml")
+    second_of_two.setenv("DPWA_NODE", "w2")
+    with pytest.raises(ConfigError) as refused:
+        DpwaPyTorchAdapter(nn.Linear(2, 1))
+    said = str(refused.value)
+    assert said.startswith("rank 1 of 2 of node w2: a node is one process")
+    assert "put a node for each process into the cluster file, or give each rank a node of its own with name=" in said
+    assert "\n" not in said
+    # One that says which node it is, is that node.
+    with DpwaPyTorchAdapter(nn.Linear(2, 1), "w2") as adapter:
+        assert (adapter.name, adapter.world_size) == ("w2", 2)
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_a_group_of_processes_without_a_cluster_runs_alone_and_one_of_them_says_so(second_of_two, caplog, rank, lines):
+    second_of_two.setenv("RANK", rank)
+    with DpwaPyTorchAdapter(nn.Linear(2, 1)) as adapter:
+        adapter.step(1.0)
+        assert adapter.world_size == 1
+    assert [record.getMessage()[:44] for record in caplog.records] == [
+        "the 2 processes of this group run alone, wit"
+    ] * lines
+
+
+TRAINING = """
+import sys
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from dpwa import attach
+
+mode = sys.argv[1]
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+torch.manual_seed(0)
+model = nn.Linear(4, 1)
+trained = model if mode == "names" else DistributedDataParallel(model)
+optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+if mode == "names":
+    node = attach(model, optimizer, name=f"w{rank + 1}", config="two.yaml")
+elif mode == "every rank" or rank == 0:
+    node = attach(trained, optimizer)
+
+
+def step():
+    optimizer.zero_grad()
+    trained(torch.randn(8, 4)).pow(2).mean().backward()
+    optimizer.step()
+
+
+for _ in range(20):
+    step()
+while mode == "names" and not node.statistics().blended:
+    step()
+if mode == "names":
+    node.finish()
+print(f"rank {rank} has ended", flush=True)
+distributed.destroy_process_group()
+"""
+
+
+def torchrun(folder: Path, mode: str, *before: str) -> tuple[int, str]:
+    """What two processes that torchrun starts come to, within `dpwa launch` or without."""
+    (folder / "two.yaml").write_text(ClusterConfig.for_localhost(2, ports=free_ports(2)).to_yaml())
+    (folder / "train.py").write_text(TRAINING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    done = subprocess.run(
+        [*before, *command, mode],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", ["every rank", "rank 0"])
+def test_torchrun_within_a_node_is_refused_in_words_and_at_once(tmp_path, mode):
+    code, said = torchrun(tmp_path, mode, sys.executable, "-m", "dpwa", "launch", "two.yaml", "--")
+    assert code == 1
+    assert re.search(r"rank 0 of 2 of node w[12]: a node is one process", said), said
+    assert "Address already in use" not in said
+    assert "has ended" not in said
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(300)
+def test_each_process_of_torchrun_may_be_a_node_by_name(tmp_path):
+    code, said = torchrun(tmp_path, "names")
+    assert code == 0, said
+    assert said.count("has ended") == 2
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(300)
+def test_torchrun_without_a_cluster_is_plain_distributed_training_and_says_so_once(tmp_path):
+    code, said = torchrun(tmp_path, "every rank")
+    assert code == 0, said
+    assert said.count("has ended") == 2
+    assert said.count("the 2 processes of this group run alone, without dpwa") == 1

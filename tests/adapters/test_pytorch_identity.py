@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import socket
 
 import pytest
 import torch
@@ -89,11 +90,44 @@ def test_attach_looks_into_the_wrappers_of_other_frameworks():
         assert node.statistics().step == 1
 
 
-@pytest.mark.parametrize("optimizer", [None, [], Wrapped(None), Wrapped("sgd")])
+@pytest.mark.parametrize("optimizer", [None, [], nn.Linear(2, 1).parameters(), Wrapped(None), Wrapped("sgd")])
 def test_what_is_no_optimizer_is_refused_before_the_port_is_taken(config, optimizer):
     with pytest.raises(ConfigError, match=r"attach: expected a torch\.optim\.Optimizer"):
         attach(nn.Linear(2, 1), optimizer, name="w1", config=config)
     DpwaPyTorchAdapter(nn.Linear(2, 1), "w1", config).close()
+
+
+class Refusing(torch.optim.SGD):
+    """An optimizer that takes no hooks."""
+
+    def register_step_post_hook(self, hook: object) -> None:  # noqa: ARG002
+        raise RuntimeError("no hooks here")
+
+
+def test_an_attach_that_fails_leaves_no_node_behind(config, caplog):
+    model, failures = nn.Linear(2, 1), []
+    try:
+        attach(model, Refusing(model.parameters(), lr=0.1), name="w1", config=config)
+    except RuntimeError as error:
+        failures.append(error)  # and with it the frames, as a notebook keeps those of the last error
+    assert [str(error) for error in failures] == ["no hooks here"]
+    with attach(model, torch.optim.SGD(model.parameters(), lr=0.1), name="w1", config=config) as node:
+        assert node.name == "w1"
+    assert _warnings(caplog) == []
+
+
+def test_an_adapter_whose_port_is_taken_is_nobodys_former_one(config, caplog):
+    failures = []
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", config.node("w1").port))
+        holder.listen()
+        try:
+            DpwaPyTorchAdapter(nn.Linear(2, 1), "w1", config)
+        except ConfigError as error:
+            failures.append(error)
+    assert "cannot listen on" in str(failures[0])
+    DpwaPyTorchAdapter(nn.Linear(2, 1), "w1", config).close()
+    assert _warnings(caplog) == []
 
 
 def test_a_module_that_holds_its_adapter_can_be_copied(config):

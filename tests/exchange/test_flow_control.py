@@ -244,6 +244,26 @@ def test_membership_notes_peers_and_no_strangers():
         membership["stranger"]
 
 
+def test_what_a_peer_says_of_its_steps_never_goes_back_within_a_life_and_begins_anew_with_the_next():
+    membership = Membership(["a"])
+    membership.heard("a", b"12345678", finished=False, step=7, loss=0.5, origin=b"orig")
+    membership.heard("a", b"12345678", finished=False, step=9)
+    assert (membership["a"].step, membership["a"].loss, membership["a"].origin) == (9, (7, 0.5), b"orig")
+    membership.heard("a", b"12345678", finished=False, step=8, loss=0.4)  # a snapshot that was set aside
+    assert (membership["a"].step, membership["a"].loss) == (9, (8, 0.4))
+    membership.heard("a", b"87654321", finished=False, step=1)
+    assert (membership["a"].step, membership["a"].loss, membership["a"].origin) == (1, None, bytes(4))
+
+
+def test_a_node_that_finishes_gives_every_failing_peer_its_next_chance_at_once():
+    control = FlowControl(["a", "b"], FlowControlOptions(), random.Random(1))
+    for peer in ("a", "b"):
+        control.failed(peer, 0.0)
+    assert control.choose(0.1) is None
+    control.retry(0.1)
+    assert control.choose(0.1) in ("a", "b")
+
+
 def test_what_a_request_says_is_a_hint_and_no_fact():
     membership = Membership(["a", "b"])
     assert membership.hint("a", finished=True)

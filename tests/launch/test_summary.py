@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,3 +129,75 @@ def test_a_launch_in_which_nothing_was_exchanged_does_not_end_in_silence(tmp_pat
     )
     assert done.stderr.count("dpwa: node w1 never made a step") == 1
     assert done.stderr.count("dpwa: node w2 blended nothing: its peers train a model of another layout") == 1
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert [close["remark"][:16] for node in ("w1", "w2") for close in _events(run_dir, node, "close")] == [
+        "never made a ste",
+        "blended nothing:",
+    ]
+
+
+# Two nodes of three: each starts from other weights, both draw the same batches, and the third never comes.
+DOUBTFUL = """
+import json, os, random
+from pathlib import Path
+from dpwa import ClusterConfig, Node
+from support import VectorModel
+
+name = os.environ["DPWA_NODE"]
+run_dir = Path(os.environ["DPWA_RUN_DIR"])
+config = ClusterConfig.load(os.environ["DPWA_CONFIG"])
+weights = random.Random(name)
+node = Node(config, name, VectorModel([weights.gauss(0, 1) for _ in range(100)]), run_dir=run_dir)
+node.start()
+batches, told = random.Random(7), run_dir / "nodes" / name / "events.jsonl"
+while "same_losses" not in told.read_text() or not node.statistics().blended:
+    for _ in range(10):
+        node.step(2.0 + batches.gauss(0, 0.3))
+print("finish returned", node.finish(), flush=True)
+node.close()
+"""
+
+
+@pytest.mark.heavy
+def test_what_makes_a_run_worth_little_is_told_on_the_terminal_and_in_the_journal(tmp_path):
+    config = ClusterConfig.for_localhost(3, ports=free_ports(3), wait_ms=1000)
+    (tmp_path / "cluster.yaml").write_text(config.to_yaml())
+    (tmp_path / "train.py").write_text(DOUBTFUL)
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    nodes = ["--node", "w1", "--node", "w2", "--run-dir", "run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dpwa", "launch", "cluster.yaml", *nodes, "--", sys.executable, "train.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert done.stdout.count("finish returned False") == 2
+    for node, peer in (("w1", "w2"), ("w2", "w1")):
+        own = [line for line in done.stdout.splitlines() if line.startswith(f"{node} |")]
+        told = {
+            about: [line for line in own if words in line]
+            for about, words in {
+                "other_weights": f"node {node}: peer {peer} began with other initial weights",
+                "same_losses": f"node {node}: its losses are those of peer {peer}, step by step",
+                "left": f"node {node}: finish leaves behind w3 (no answer for ",
+            }.items()
+        }
+        warnings = [event["about"] for event in _events(tmp_path / "run", node, "warning")]
+        assert {about: len(lines) for about, lines in told.items()} == {
+            "other_weights": warnings.count("other_weights"),
+            "same_losses": 1,
+            "left": 1,
+        }, done.stdout
+        assert warnings.count("same_losses") == 1
+        assert warnings.count("other_weights") <= 1
+        (end,) = _events(tmp_path / "run", node, "finish")
+        assert end["still_training"] == ["w3"]
+    assert 1 <= done.stdout.count("began with other initial weights") <= 2
+
+
+def _events(run_dir: Path, node: str, event: str) -> list[dict]:
+    lines = (run_dir / "nodes" / node / "events.jsonl").read_text().splitlines()
+    return [fields for fields in map(json.loads, lines) if fields["event"] == event]

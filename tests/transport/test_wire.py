@@ -50,6 +50,8 @@ _FIELDS = {
     "gives_up": st.booleans(),
     "piece": st.integers(0, messages.MAX_CHUNKS),
     "pieces": st.integers(0, messages.MAX_CHUNKS),
+    "step": _COUNTERS,
+    "origin": st.binary(min_size=4, max_size=4),
     "verdict": st.sampled_from([int(verdict) for verdict in messages.Verdict]),
 }
 _MESSAGES = st.one_of(
@@ -139,6 +141,10 @@ _SETTLED = messages.Settled(1, b"i" * 8, 1, False)
         (_OFFER, "token", "x" * 16),
         (_OFFER, "lineage", b"short"),
         (_OFFER, "lineage", "x" * 8),
+        (_OFFER, "step", -1),
+        (_OFFER, "step", 2**63),
+        (_OFFER, "origin", b"fives"),
+        (_SETTLED, "step", 1.0),
         (_PROPOSE, "lineage", b"nine byte"),
         (_ACCEPTED, "lineage", None),
         (_ACCEPTED, "clock", -1.0),
