@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage test-heavy test-slow flake test-tensorflow lint bench bench-methods bench-gpu bench-quick studies clean
+.PHONY: help demo test test-all coverage test-heavy test-slow flake test-tensorflow test-frameworks lint bench bench-methods bench-gpu bench-quick studies clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about a minute)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-slow    what takes longer still, such as a whole demo and floods of ten seconds"
 	@echo "make flake        the tests of faults, of strangers and of life and death, 20 times in a row (TIMES=20; about an hour)"
 	@echo "make test-tensorflow  compares TensorFlow's trainings with torch's (needs tensorflow-cpu)"
+	@echo "make test-frameworks  runs docs/frameworks.md with Lightning, Transformers and Accelerate (downloads 200 MB once)"
 	@echo "make lint         ruff, mypy, and which folder may import which (import-linter)"
 	@echo "make bench        all benchmarks, and docs/benchmarks.md made anew (leave the machine alone meanwhile)"
 	@echo "make bench-methods  six nodes learn Fashion-MNIST by each averaging method, for docs/results.md"
@@ -66,6 +67,19 @@ flake: $(STAMP)
 # DPWA_TENSORFLOW_PYTHON=~/tensorflow/bin/python make test-tensorflow     TensorFlow in an environment of its own
 test-tensorflow: $(STAMP)
 	@$(BIN)/python -m pytest tests/lab/tensorflow_mirrored.py
+
+# An environment of their own, which sees what .venv has, so that torch is not downloaded again. Lightning imports mpi4py
+# where it is installed, and mpi4py finds its library by itself only in the environment that both belong to.
+FRAMEWORKS := build/frameworks
+PACKAGES_FOLDER := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+MPI4PY_LIBMPI ?= $(abspath $(wildcard .venv/lib/libmpi.so.12))
+test-frameworks: export MPI4PY_LIBMPI := $(MPI4PY_LIBMPI)
+test-frameworks: $(STAMP)
+	@test -x $(FRAMEWORKS)/bin/python || $(BIN)/python -m venv $(FRAMEWORKS)
+	@echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES_FOLDER))')" \
+		> $$($(FRAMEWORKS)/bin/python $(PACKAGES_FOLDER))/packages_of_dpwa.pth
+	@$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check lightning transformers accelerate
+	@$(FRAMEWORKS)/bin/python -m pytest tests/project/other_frameworks.py
 
 lint: $(STAMP)
 	@echo "ruff check"

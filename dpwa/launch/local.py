@@ -337,13 +337,16 @@ def _output_path(run_dir: Path, name: str) -> Path:
     return node_folder(run_dir, name) / OUTPUT_FILE
 
 
-def _summary(endings: Mapping[str, Ending], run_dir: Path, *, has_peers: bool) -> Iterator[str]:
+def _summary(
+    endings: Mapping[str, Ending], run_dir: Path, *, has_peers: bool, cut_short: Sequence[str]
+) -> Iterator[str]:
     from dpwa.observe.saved import distances_from_mean, saved_models  # noqa: PLC0415 - numpy
 
     distances: dict[str, float] = {}
     with suppress(ConfigError, OSError):  # no models: nothing to compare
         distances = distances_from_mean(saved_models(run_dir)[0])
-    return summary({name: ending.closing for name, ending in endings.items()}, distances, has_peers=has_peers)
+    closings = {name: ending.closing for name, ending in endings.items()}
+    return summary(closings, distances, has_peers=has_peers, cut_short=cut_short)
 
 
 def _report(ends: Sequence[NodeEnd], signal_number: int | None, run_dir: Path, *, has_peers: bool) -> int:
@@ -355,7 +358,8 @@ def _report(ends: Sequence[NodeEnd], signal_number: int | None, run_dir: Path, *
         _tell(f"dpwa: {told}")
     all_endings = {end.name: ending_of(node_folder(run_dir, end.name)) for end in ends}
     if any(ending.used_dpwa for ending in all_endings.values()):
-        for line in _summary(all_endings, run_dir, has_peers=has_peers):
+        cut_short = [end.name for end in ends if end.failed or end.was_stopped]
+        for line in _summary(all_endings, run_dir, has_peers=has_peers, cut_short=cut_short):
             _tell(f"dpwa: {line}")
     silent = [end for end in ends if end.exit_code == 0 and not end.was_stopped]
     endings = {end.name: all_endings[end.name] for end in silent}

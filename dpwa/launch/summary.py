@@ -5,7 +5,7 @@ Must not know: processes. Runs in: the launcher's main thread, when all nodes ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from dpwa.observe.endings import remark_on_training
@@ -16,7 +16,11 @@ _HEADINGS = ("node", "steps", "blended", "failed", "from the mean", "not exchang
 
 
 def summary(
-    closings: Mapping[str, Mapping[str, Any]], distances: Mapping[str, float], *, has_peers: bool
+    closings: Mapping[str, Mapping[str, Any]],
+    distances: Mapping[str, float],
+    *,
+    has_peers: bool,
+    cut_short: Collection[str] = (),
 ) -> Iterator[str]:
     """A line per node, and then one for each node whose training was worth nothing to the others.
 
@@ -24,6 +28,7 @@ def summary(
         closings: last event of each node's journal, by name; empty for a node that was not closed, or without dpwa.
         distances: of the saved models from their mean, relative to it; not of every node.
         has_peers: whether the cluster has more than one node.
+        cut_short: nodes that failed or were stopped. That they made no step is no mistake of the script's loop.
     """
     rows = [_HEADINGS, *(_row(name, closing, distances.get(name)) for name, closing in closings.items())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
@@ -35,7 +40,7 @@ def summary(
         yield "  ".join(cells)
     for name, closing in closings.items():
         remark = remark_on_training(closing) if has_peers else ""
-        if remark:
+        if remark and (closing.get("step") or name not in cut_short):
             yield f"node {name} {remark}"
 
 

@@ -111,6 +111,8 @@ def remark_on_training(closing: Mapping[str, Any]) -> str:
     """
     if not closing:
         return ""
+    if not closing.get("step") and closing.get("clock"):
+        return "never made a step: its checkpoint left nothing to train, or node.step(loss) is not called"
     if not closing.get("step"):
         return "never made a step: call node.step(loss) after each optimizer.step(), or use attach(model, optimizer)"
     outcomes = closing.get("outcomes") or {}

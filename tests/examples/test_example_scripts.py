@@ -49,7 +49,13 @@ def test_the_loop_stands_in_sight_in_the_training_file_of_an_example(path: Path)
 
 
 def test_a_training_file_is_there_for_each_data_set_and_for_a_custom_rule() -> None:
-    assert [path.parent.name for path in TRAINING_FILES] == ["cifar10", "custom_rule", "digits", "fashion_mnist"]
+    assert [path.parent.name for path in TRAINING_FILES] == [
+        "cifar10",
+        "custom_rule",
+        "digits",
+        "fashion_mnist",
+        "resume",
+    ]
 
 
 # Whole scripts

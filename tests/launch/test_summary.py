@@ -39,6 +39,7 @@ def test_a_line_per_node_says_what_it_did():
     ("closing", "words"),
     [
         ({**DID, "step": 0}, "never made a step: call node.step(loss)"),
+        ({**DID, "step": 0, "clock": 1910.5}, "never made a step: its checkpoint left nothing to train, or"),
         (
             {"step": 9, "blended": 0, "outcomes": {"mismatch": 1, "no_peer": 50}},
             "peers train a model of another layout",
@@ -55,6 +56,12 @@ def test_a_node_that_trained_for_nothing_is_named_with_the_reason(closing, words
 @pytest.mark.parametrize("closing", [DID, {}, {"step": 9, "blended": 0, "outcomes": {"pushed": 4}}])
 def test_nothing_is_said_of_a_node_that_exchanged_or_left_no_journal(closing):
     assert _remarks(w1=closing) == []
+
+
+def test_a_node_that_failed_before_its_first_step_is_not_told_to_call_step():
+    closings = {"w1": {"step": 0, "blended": 0}, "w2": {"step": 0, "blended": 0}}
+    lines = list(summary(closings, {}, has_peers=True, cut_short=["w1"]))
+    assert [line.split()[:2] for line in lines if "never made a step" in line] == [["node", "w2"]]
 
 
 def test_nothing_is_said_of_a_cluster_of_one():

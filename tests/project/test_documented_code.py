@@ -28,7 +28,11 @@ from support import ROOT, TESTS
 LANGUAGES = {"", "python", "yaml", "sh", "text"}
 
 # Pages whose Python a test of their own runs, such as {"page.md": "project/test_page.py"}: here it is compiled only.
-RUN_ELSEWHERE: Mapping[str, str] = {}
+RUN_ELSEWHERE: Mapping[str, str] = {
+    "api.md": "project/test_api_page.py",
+    "frameworks.md": "project/test_frameworks_page.py",
+    "resume.md": "project/test_resume_example.py",
+}
 
 PYTHON_PAGES = sorted({block.page for block in of_language("python")})
 YAML_BLOCKS = of_language("yaml")

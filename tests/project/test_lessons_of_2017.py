@@ -46,7 +46,10 @@ def test_nothing_is_ever_unpickled_or_evaluated():
                 found.append((path, node.module))
             elif isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                if called in forbidden_calls or called.split(".")[-1] in forbidden_methods:
+                is_safe = called == "torch.load" and "weights_only=True" in ast.unparse(
+                    node
+                )  # tensors and plain values
+                if (called in forbidden_calls and not is_safe) or called.split(".")[-1] in forbidden_methods:
                     found.append((path, called))
     assert found == []
 
