@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class StudyTable:
             ConfigError: pandas is not installed.
         """
         try:
-            import pandas  # noqa: PLC0415 - not needed otherwise
+            pandas = import_module("pandas")
         except ModuleNotFoundError as error:
             raise ConfigError("to_pandas: the package pandas is not installed; install it, or use rows") from error
         return pandas.DataFrame(list(self.rows))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dpwa.custom_code import blamed, load_function
 from dpwa.errors import ConfigError
 from dpwa.examples.fashion_mnist.model import fashion_network
-from dpwa.lab.training.networks import CharTransformer, ResNet, batch_norm, gn_lenet, group_norm
+from dpwa.lab.training.networks import CharTransformer, batch_norm, gn_lenet, group_norm, resnet
 
 __all__ = ["build", "check_scores", "initial_weights_hash"]
 
@@ -139,18 +139,14 @@ def _mlp(shape: Shape, classes: int) -> nn.Sequential:
     )
 
 
-def _resnet(shape: Shape, classes: int, *, blocks: int, norm: Callable[[int], nn.Module]) -> nn.Module:
-    return ResNet(shape[0], classes, blocks=blocks, norm=norm)
-
-
 _NETWORKS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "mcmahan_cnn": fashion_network,
     "light_cnn": _light_cnn,
     "mlp": _mlp,
     "gn_lenet": gn_lenet,
-    "resnet8_bn": partial(_resnet, blocks=1, norm=batch_norm),
-    "resnet8_gn": partial(_resnet, blocks=1, norm=group_norm),
-    "resnet20_bn": partial(_resnet, blocks=3, norm=batch_norm),
-    "resnet20_gn": partial(_resnet, blocks=3, norm=group_norm),
+    "resnet8_bn": partial(resnet, blocks=1, norm=batch_norm),
+    "resnet8_gn": partial(resnet, blocks=1, norm=group_norm),
+    "resnet20_bn": partial(resnet, blocks=3, norm=batch_norm),
+    "resnet20_gn": partial(resnet, blocks=3, norm=group_norm),
     "char_transformer": lambda shape, classes: CharTransformer(shape[0], classes),
 }
