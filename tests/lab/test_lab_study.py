@@ -244,7 +244,7 @@ target_accuracy: 0
         ("strategies: [{strategy: gosgd, cluster: {blend: absolute}}]", "absolute is a way of the method pull"),
         (
             "strategies: [pull]\nlearning_rate: .nan",
-            "optimizer.adam.lr: expected a number above 0 and up to 100, got -1",
+            "learning_rate: expected a number above 0",
         ),
         ("strategies: [pull]\nseeds: [1, 1]", "list of different whole numbers"),
         ("strategies: [pull]\nseeds: true", "expected a number of seeds"),

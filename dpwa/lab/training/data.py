@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -298,6 +299,8 @@ def main() -> None:
     try:
         load(name, data_dir_of_environment(), Path(cache))
     except ConfigError as error:
+        if ":" in name and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)  # of the user's own code
         print(error, file=sys.stderr)
         sys.exit(2)
 
