@@ -242,10 +242,7 @@ target_accuracy: 0
         ("strategies: [pull]\npartition: clases", 'did you mean "classes"?'),
         ("strategies: [{strategy: pull, cluster: {topology: rign}}]", 'did you mean "ring"?'),
         ("strategies: [{strategy: gosgd, cluster: {blend: absolute}}]", "absolute is a way of the method pull"),
-        (
-            "strategies: [pull]\nlearning_rate: .nan",
-            "learning_rate: expected a number above 0",
-        ),
+        ("strategies: [pull]\nlearning_rate: .nan", "learning_rate: expected a number above 0"),
         ("strategies: [pull]\nseeds: [1, 1]", "list of different whole numbers"),
         ("strategies: [pull]\nseeds: true", "expected a number of seeds"),
         ("strategies: [pull]\nliterature: {pull: many}", "literature.pull: expected a number"),
