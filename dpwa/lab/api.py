@@ -159,7 +159,7 @@ def study_of(study: str | Path | Mapping[str, Any] | None, settings: Mapping[str
     values = {"study": _DEFAULT_NAME, **(study or {}), **settings}
     plain = json.loads(json.dumps(values, default=_refuse))
     text = yaml.safe_dump(plain, sort_keys=False, width=120)
-    return Study.from_text(text, "study", for_running=True)
+    return Study.from_text(text, None, for_running=True)
 
 
 def table_of(study: Study, run_dir: Path) -> StudyTable:

@@ -43,7 +43,7 @@ def test_what_a_process_cannot_see_is_refused_with_what_to_do() -> None:
         run_study(strategies=["single"], cluster={"a": object()})
     with pytest.raises(ConfigError, match=r"study.yaml: expected no settings beside a study file, got nodes"):
         run_study("study.yaml", nodes=3)
-    with pytest.raises(ConfigError, match=r'study:3:3: strategies\[0\].strategy: .*did you mean "gosgd"'):
+    with pytest.raises(ConfigError, match=r'^strategies\[0\].strategy: .*did you mean "gosgd"'):
         run_study(study={"study": "x", "strategies": ["gosg"]})
 
 

@@ -27,6 +27,7 @@ __all__ = ["Row", "Study", "trial_folder_name"]
 
 _KIND = "study file"
 _MOST_LISTED = 12
+_UNNAMED = "study"
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,19 @@ class Study:
         return cls._of(file, path, path.parent, path.read_text(encoding="utf-8"), is_for_running=for_running)
 
     @classmethod
-    def from_text(cls, text: str, name: str = "study.yaml", *, for_running: bool = False) -> Study:
+    def from_text(cls, text: str, name: str | None = "study.yaml", *, for_running: bool = False) -> Study:
         """Checks the text of a study file.
 
         Args:
             text: YAML.
-            name: the name of the text in messages.
+            name: the name of the text in messages; None: nobody has written it, so they name no lines.
             for_running: also check the files that it names, relative to the current folder.
 
         Raises:
             ConfigError: one line per problem.
         """
-        file = yaml_file.parse(text, name, kind=_KIND)
-        return cls._of(file, Path(name), Path.cwd(), text, is_for_running=for_running)
+        file = yaml_file.parse(text, name or _UNNAMED, kind=_KIND)
+        return cls._of(file, Path(name or _UNNAMED), Path.cwd(), text, is_for_running=for_running)
 
     @classmethod
     def _of(cls, file: ClusterFile, path: Path, folder: Path, text: str, *, is_for_running: bool) -> Study:
@@ -97,7 +98,7 @@ class Study:
         except ValidationError as error:
             problems += problems_of(error, StudyOptions.model_json_schema())
         rows, found = rows_of(file.values, folder if is_for_running else None)
-        lines = lines_of([*problems, *found], file)
+        lines = lines_of([*problems, *found], None if file.name == _UNNAMED else file)
         if options is None or lines:
             raise ConfigError(lines)
         return cls(
