@@ -481,3 +481,13 @@ def test_a_users_own_code_is_found_beside_the_study_and_mistakes_in_its_names_ha
     (line,) = caught.value.problems
     assert 'study.yaml:4:8: model: model "beside_the_study:modell": the module beside_the_study has no' in line
     assert 'did you mean "beside_the_study:model"?' in line
+
+
+def test_a_function_that_is_written_into_a_module_later_is_seen_by_the_same_process(tmp_path) -> None:
+    study, module = tmp_path / "study.yaml", tmp_path / "grows_in_a_notebook.py"
+    study.write_text("study: try\nstrategies: [single]\nmodel: grows_in_a_notebook:second\n")
+    module.write_text("def first(shape, classes): ...\n")
+    with pytest.raises(ConfigError, match="has no function second"):
+        Study.load(study, for_running=True)
+    module.write_text("def first(shape, classes): ...\ndef second(shape, classes): ...\n")
+    assert Study.load(study, for_running=True).rows[0].label == "single"

@@ -5,6 +5,7 @@ Runs in: any thread.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -60,8 +61,12 @@ def own_code_problems(values: Mapping[str, Any], folder: Path) -> Iterator[Probl
     for place, word in [*places, (("optimizer",), optimizer)]:
         if not isinstance(word, str) or not is_own(word):
             continue
+        module = word.partition(":")[0]
+        is_new = module not in sys.modules
         try:
             with importable([folder, Path.cwd()]):
                 load_function(word, str(place[0]))
         except ConfigError as error:
             yield from (Problem(place, text) for text in error.problems)
+        if is_new:  # a notebook lives on while its user writes the next function into the file
+            sys.modules.pop(module, None)
