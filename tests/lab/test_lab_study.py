@@ -491,3 +491,11 @@ def test_a_function_that_is_written_into_a_module_later_is_seen_by_the_same_proc
         Study.load(study, for_running=True)
     module.write_text("def first(shape, classes): ...\ndef second(shape, classes): ...\n")
     assert Study.load(study, for_running=True).rows[0].label == "single"
+
+
+def test_a_custom_method_may_lie_beside_the_study(tmp_path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "method_beside_the_study.py").write_text("from dpwa import GoSGD\nclass Mine(GoSGD): ...\n")
+    (folder / "study.yaml").write_text("study: try\nstrategies: ['method_beside_the_study:Mine']\n")
+    assert Study.load(folder / "study.yaml", for_running=True).rows[0].settings.nodes == 4
