@@ -51,4 +51,3 @@ def restore(boundary: Boundary, method: Method, method_name: str, node: str, sta
     method.load_state_dict(state["of_method"])
     if boundary.outer is not None and state["of_outer"] is not None:
         boundary.outer.load_state_dict(state["of_outer"])
-

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from dpwa.examples.devices import device_of
 from dpwa.examples.evaluation import accuracy_and_loss_of, accuracy_of
 from dpwa.lab.study.trial import Trial, TrialFolder, write_json
-from dpwa.lab.training.assignment import data_of, parts_of_nodes
+from dpwa.lab.training.assignment import data_of, model_of, parts_of_nodes
 from dpwa.lab.training.data import DataSet
 from dpwa.lab.training.machine import commit, machine
-from dpwa.lab.training.models import build, initial_weights_hash
+from dpwa.lab.training.models import initial_weights_hash
 from dpwa.lab.training.partition import class_counts
 from dpwa.lab.training.snapshots import RoundModel, read_snapshot, read_steps
 
@@ -66,7 +66,7 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
         The content of result.json, except `wall_s`.
     """
     device = data.held_out.images.device
-    model = build(trial.settings.model, data.shape, data.classes, seed=trial.seed).to(device)
+    model = model_of(trial, data).to(device)
     names = _names_with_models(trial)
     rounds = [_round(folder, trial, names, number, model, data) for number in range(trial.rounds + 1)]
     reached = [found for found in rounds if found is not None]
@@ -98,10 +98,10 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
         "workers": workers,
         "shard_sizes": [len(part) for part in parts],
         "class_counts": class_counts(
-            data.train.labels.numpy(), [part.numpy() for part in parts], data.classes
+            data.groups.numpy(), [part.numpy() for part in parts], int(data.groups.max()) + 1
         ).tolist(),
         "rounds": reached,
-        "batches": _batches(folder, trial),
+        "batches": _batches(folder, trial, labels_of_one=data.train.labels[0].numel()),
     }
 
 
@@ -167,7 +167,7 @@ def _round(
         "bytes_sent": round(bytes_sent),
         "accuracy": accuracy,
         "loss": loss,
-        "consensus": _distance([s.tensors for s in found], mean) if len(names) > 1 else None,
+        "consensus": _distance([s.tensors for s in found], _parameters(model, mean)) if len(names) > 1 else None,
     }
 
 
@@ -184,6 +184,11 @@ def _samples_of_all(folder: TrialFolder, trial: Trial, steps: int) -> int:
         found = read_steps(folder.steps(name))
         total += 0 if found is None else int(found["count"][:steps].sum())
     return total
+
+
+def _parameters(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is trained: a BatchNorm's count of batches would be longer than all weights together."""
+    return {name: tensors[name] for name, _ in model.named_parameters()}
 
 
 def _distance(models: Sequence[dict[str, Tensor]], mean: dict[str, Tensor]) -> float:
@@ -211,7 +216,7 @@ def _worker(folder: TrialFolder, trial: Trial, name: str, model: nn.Module, data
     }
 
 
-def _batches(folder: TrialFolder, trial: Trial) -> dict[str, list[float]]:
+def _batches(folder: TrialFolder, trial: Trial, *, labels_of_one: int) -> dict[str, list[float]]:
     """Loss and accuracy of training batches, the mean over the workers at equal shares of their steps."""
     found = []
     for name in trial.process_names:
@@ -231,7 +236,7 @@ def _batches(folder: TrialFolder, trial: Trial) -> dict[str, list[float]]:
     return {
         "samples": np.cumsum(samples).tolist(),
         "loss": np.round(loss / samples, 5).tolist(),
-        "accuracy": np.round(right / samples, 5).tolist(),
+        "accuracy": np.round(right / (samples * labels_of_one), 5).tolist(),
     }
 
 
