@@ -227,4 +227,3 @@ def _row(row: RowSummary) -> dict[str, Any]:
         "bytes_sent": mean(row.bytes_sent),
         "consensus": mean(row.consensus),
     }
-
