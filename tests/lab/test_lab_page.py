@@ -29,6 +29,7 @@ def test_a_model_and_data_of_ones_own_are_as_the_page_says(tmp_path: Path, monke
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(600)  # six trials of four processes each
 def test_the_study_of_a_notebook_has_an_accuracy_for_each_seed() -> None:
     names: dict[str, Any] = {}
     exec(NOTEBOOK, names)  # noqa: S102 - the project's own page
