@@ -115,7 +115,13 @@ def _blend(config: ClusterConfig) -> str:
         text = "absolute, as in 2017: part of each step made during an exchange is lost"
     buffers = "blended too" if config.buffers == "blend" else "kept"
     frozen = "blended too" if config.frozen_parameters == "blend" else "kept"
-    return f"{text}; floating-point buffers are {buffers}; frozen parameters are {frozen}"
+    text += f"; floating-point buffers are {buffers}; frozen parameters are {frozen}"
+    if config.optimizer_state == "blend":
+        text += (
+            "; the optimizer's state is blended too, so that twice (SGD with momentum) or three times (Adam, AdamW) "
+            "the bytes of the parameters travel"
+        )
+    return text
 
 
 def _links(config: ClusterConfig) -> str:
