@@ -126,8 +126,8 @@ class OptimizerState:
                 found[full_name] = _Place(parameter, key, tensor)
         if not found:
             raise ConfigError(
-                "`optimizer_state: blend`: the optimizer keeps nothing for any of the exchanged parameters; expected the "
-                "one that trains this model"
+                "`optimizer_state: blend`: the optimizer keeps nothing for any of the exchanged parameters; expected "
+                "the one that trains this model"
             )
         # In the order of the keys, so that one kind of tensors lies together.
         return {name: found[name] for key in self._roles for name in found if found[name].key == key}
