@@ -79,7 +79,8 @@ class OptimizerState:
         """Whether tensors were replaced, as `load_state_dict` does, or parameters came or went; called at each step."""
         state = self._optimizer.state
         for parameter, key, tensor in self._places.values():
-            if parameter not in state or state[parameter].get(key) is not tensor:
+            held = state.get(parameter)
+            if held is None or held.get(key) is not tensor:
                 return True
         return self._group_sizes() != self._sizes
 

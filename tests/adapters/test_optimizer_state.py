@@ -6,6 +6,7 @@ Blends are made over the in-memory transport, or by a staging without nodes; the
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -29,7 +30,7 @@ from dpwa.snapshot.layout import Layout, Role
 from dpwa.snapshot.staging import Staging, encode_chunk
 from dpwa.snapshot.state import Codec
 from dpwa.topology.neighbourhood import Neighbourhood
-from support import Cluster
+from support import Cluster, wait_until
 
 BLEND = ClusterConfig.for_localhost(2, optimizer_state="blend")
 
@@ -552,3 +553,30 @@ def test_without_an_optimizer_the_adapter_says_what_to_write():
         DpwaPyTorchAdapter(linear(1.0), "w1", config)
     with pytest.raises(ConfigError, match=r"optimizer: expected a torch.optim.Optimizer, got str"):
         DpwaPyTorchAdapter(linear(1.0), "w1", config, optimizer="adam")
+
+
+def test_nodes_of_which_one_blends_its_state_are_told_so_in_words_and_the_journal_counts_the_tensors(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("DPWA_RUN_DIR", str(tmp_path))
+    config = local_cluster()
+    blending = config.model_copy(update={"optimizer_state": "blend"})
+    layers = [linear(1.0), linear(1.0)]
+    with (
+        DpwaPyTorchAdapter(layers[0], "w1", config) as first,
+        attach(layers[1], adam(layers[1]), name="w2", config=blending) as second,
+    ):
+
+        def told() -> bool:
+            first.step(1.0)
+            second.step(1.0)
+            return caplog.text.count("give all nodes the same cluster file") >= 2
+
+        wait_until(told, "both nodes' warnings")
+    assert (
+        "nothing here, optimizer.exp_avg.weight float32 [2, 3] running moment there; only the peer has" in caplog.text
+    )
+    assert "only this node has `optimizer_state: blend`" in caplog.text
+    events = (tmp_path / "nodes" / "w2" / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    start = json.loads(events[0])
+    assert (start["exchanged_tensors"], start["exchanged_bytes"]) == (6, 3 * 4 * 8)
