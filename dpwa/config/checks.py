@@ -107,7 +107,7 @@ def _state_problems(config: ClusterConfig) -> Iterator[Problem]:
         yield Problem(
             ("optimizer_state",),
             f"the optimizer's state travels with whole models only, and here an exchange brings {fraction:g} of the "
-            "parameters; write optimizer_state: keep, or leave the fraction out",
+            "parameters; write optimizer_state: keep, or let exchanges bring whole models",
         )
 
 

@@ -378,6 +378,19 @@ def test_a_part_of_a_model_leaves_the_state_as_it_is(make):
         assert all(torch.equal(value, after[index][key]) for key, value in kept.items())
 
 
+def test_the_distance_of_two_models_is_that_of_their_parameters_alone():
+    (own, _), (peer, others) = taken(value=1.0), taken(value=3.0)
+    fill(others, "momentum_buffer", 1e6)
+    reference, theirs = snapshot(own), snapshot(peer)
+    for codec in (Codec.RAW, Codec.BF16):
+        staging = Staging(own.layout, absolute=False, measures_distance=True)
+        staging.reference = reference.data
+        staging.begin(whole=True)
+        used, body = encode_chunk(own.layout, theirs.data, 0, len(theirs), codec)
+        staging.accept(0, len(theirs), memoryview(body), used)
+        assert staging.distance == pytest.approx(2.0)
+
+
 # --- Methods that move the model themselves -----------------------------------------------------------------------
 
 

@@ -111,12 +111,12 @@ def test_megabytes_of_the_journal_become_bytes_and_have_a_least_number():
         (
             "optimizer_state: blend\npull_fraction: 0.5",
             "2:18: optimizer_state: the optimizer's state travels with whole models only, and here an exchange brings "
-            "0.5 of the parameters; write optimizer_state: keep, or leave the fraction out",
+            "0.5 of the parameters; write optimizer_state: keep, or let exchanges bring whole models",
         ),
         (
             "optimizer_state: blend\nmethod: sparta",
             "2:18: optimizer_state: the optimizer's state travels with whole models only, and here an exchange brings "
-            "0.005 of the parameters; write optimizer_state: keep, or leave the fraction out",
+            "0.005 of the parameters; write optimizer_state: keep, or let exchanges bring whole models",
         ),
         ("optimizer_state: share", '2:18: optimizer_state: expected one of keep, blend, got "share"'),
         ("custom_rule: {x: .inf}", "2:18: custom_rule.x: expected a plain, finite value, got Infinity"),
