@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from dpwa import MODEL_FILE, ConfigError, Node, NodeStatistics, node_folder
 
 from .identity import ConfigLike, given_config, identity_of, take_place
+from .optimizer_state import unwrapped_optimizer
 from .process_groups import refuse_ranks, tell_rank_alone
 from .saving import save_model
 from .streams import LateLosses
@@ -47,8 +48,9 @@ class DpwaPyTorchAdapter:
     """Trains a model together with the other nodes of a cluster.
 
     It exchanges all floating-point parameters that are trained, and the floating-point buffers (BatchNorm statistics);
-    the config's `buffers` and `frozen_parameters` change that. Tied tensors travel once. Optimizer state stays local.
-    All nodes must build the same model from the same initial weights: seed it.
+    the config's `buffers` and `frozen_parameters` change that. Tied tensors travel once. The optimizer's state stays
+    local, unless the config says `optimizer_state: blend`: then the momentum of SGD and the moments of Adam and AdamW
+    travel with the parameters. All nodes must build the same model from the same initial weights: seed it.
 
     It does not exchange integers, buffers outside the state dict, and buffers that hold NaN or infinite values when the
     adapter is made (masks, observers before the first batch); a warning names the latter. `statistics()` and the
@@ -70,6 +72,7 @@ class DpwaPyTorchAdapter:
         name: which node of the cluster this is; default: what `dpwa launch` set in DPWA_NODE.
         config: the cluster file, a mapping with its keys, or a ready config; default: what `dpwa launch` set in
             DPWA_CONFIG. Without either, the node is alone: the script runs as if dpwa were not there.
+        optimizer: the one that trains the model; needed only for `optimizer_state: blend`.
         net: the 2017 dpwa's word for `model`.
         config_file: the 2017 dpwa's word for `config`.
 
@@ -85,6 +88,7 @@ class DpwaPyTorchAdapter:
         name: str | None = None,
         config: ConfigLike = None,
         *,
+        optimizer: torch.optim.Optimizer | None = None,
         net: nn.Module | None = None,
         config_file: ConfigLike = None,
     ) -> None:
@@ -96,7 +100,8 @@ class DpwaPyTorchAdapter:
         if name is None:
             tell_rank_alone() if is_alone else refuse_ranks(identity.name)
         self.config, self.name, self.run_dir = identity.config, identity.name, identity.run_dir
-        self._tensors = TorchModel(model, self.config)
+        inner = None if optimizer is None else unwrapped_optimizer(optimizer, "optimizer")
+        self._tensors = TorchModel(model, self.config, optimizer=inner)
         self._hook: _OptimizerHook | None = None
         self._late_losses = LateLosses()
         self._node = Node(
@@ -304,29 +309,19 @@ def attach(
     Raises:
         ConfigError: as `DpwaPyTorchAdapter`; or the config's interpolation needs a loss and none is given.
     """
-    optimizer = _unwrapped(optimizer)
+    optimizer = unwrapped_optimizer(optimizer, "attach")
     given = given_config(config)
     if loss is None and given is not None and (given.interpolation == "loss" or given.divergence_threshold > 0):
         raise ConfigError(
             "attach: this config's interpolation looks at the loss; pass loss=..., a function that returns the loss of "
             "the latest step, or call adapter.step(loss) in the loop instead"
         )
-    adapter = DpwaPyTorchAdapter(model, name, given)
+    adapter = DpwaPyTorchAdapter(model, name, given, optimizer=optimizer)
     with ExitStack() as undo:
         undo.callback(adapter.close)  # what nobody gets nobody could close
         adapter._hook = _OptimizerHook(adapter, optimizer, loss)  # noqa: SLF001
         undo.pop_all()
     return adapter
-
-
-def _unwrapped(optimizer: object) -> torch.optim.Optimizer:
-    """The optimizer that makes the steps, from within the wrappers of other frameworks."""
-    inner = optimizer
-    while inner is not None and not hasattr(inner, "_optimizer_step_post_hooks"):
-        inner = getattr(inner, "optimizer", None)
-    if not isinstance(inner, torch.optim.Optimizer):
-        raise ConfigError(f"attach: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    return inner
 
 
 def _only(value: Any, older: Any, name: str, older_name: str) -> Any:

@@ -8,7 +8,7 @@ Runs in: the trainer's thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from dpwa import ITEM_BYTES, ConfigError, Inventory, Layout, Role, TensorSpec
+from dpwa import ITEM_BYTES, ConfigError, Inventory, Role, TensorSpec
 
 from .process_groups import refuse_shard
 
-__all__ = ["Chosen", "Selection", "form_problem", "holder_of", "is_written_elementwise", "plain_name", "select"]
+__all__ = [
+    "Chosen",
+    "Selection",
+    "form_problem",
+    "holder_of",
+    "is_written_elementwise",
+    "plain_name",
+    "select",
+    "spec_of",
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Chosen:
 
     def spec(self, name: str) -> TensorSpec:
         """Its place in the layout."""
-        return TensorSpec(name, tuple(self.tensor.shape), _dtype_name(self.tensor), self.role)
+        return spec_of(name, self.tensor, self.role)
 
 
 @dataclass
@@ -64,9 +73,13 @@ class Selection:
     tied: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
-    def layout(self) -> Layout:
-        """Of the exchanged tensors."""
-        return Layout(chosen.spec(name) for name, chosen in self.exchanged.items())
+    def specs(self) -> Iterator[TensorSpec]:
+        """The places of the exchanged tensors in a layout."""
+        return (chosen.spec(name) for name, chosen in self.exchanged.items())
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The exchanged parameters, by name."""
+        return {name: chosen.tensor for name, chosen in self.exchanged.items() if chosen.role is Role.PARAMETER}
 
     def inventory(self) -> Inventory:
         """How many of each kind, and their bytes."""
@@ -129,15 +142,15 @@ def select(module: nn.Module, *, buffers: bool, frozen: bool, before: Selection 
     return made
 
 
-def form_problem(layout: Layout, before: Selection, now: Selection) -> str | None:
+def form_problem(specs: Iterable[TensorSpec], before: Selection, now: Selection) -> str | None:
     """Name the first tensor by which a model is no longer the one that was taken; None if its layout is the same.
 
     Args:
-        layout: of the exchanged tensors when dpwa took the model.
+        specs: of the module's exchanged tensors when dpwa took the model.
         before: the choice of that moment.
         now: the choice of this moment.
     """
-    for then in layout.tensors:
+    for then in specs:
         name, found = then.name, now.exchanged.get(then.name)
         if found is None:
             return f"tensor {name}: {_where_it_is(name, now)}, was exchanged"
@@ -265,6 +278,11 @@ def _is_finite(name: str, tensor: Tensor, role: Role) -> bool:
             "initialise it or load its weights before dpwa"
         )
     return is_finite
+
+
+def spec_of(name: str, tensor: Tensor, role: Role) -> TensorSpec:
+    """A tensor's place in a layout."""
+    return TensorSpec(name, tuple(tensor.shape), _dtype_name(tensor), role)
 
 
 def _dtype_name(tensor: Tensor) -> str:

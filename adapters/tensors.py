@@ -1,4 +1,4 @@
-"""The exchanged tensors of a PyTorch module: how they are followed, copied out and blended.
+"""The exchanged tensors of a PyTorch module, and of its optimizer: how they are followed, copied out and blended.
 
 The tensors of a section lie one behind the other in a snapshot. On a GPU a fused copy first gathers them into one flat
 piece of memory, so that one transfer per section crosses the bus; blends go back the same way. See `streams.py`.
@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpwa import Buffer, ClusterConfig, ConfigError, Role, Section, Values
+from dpwa import Buffer, ClusterConfig, ConfigError, Layout, Role, Section, Values
 
 from .changes import Watch
+from .optimizer_state import OptimizerState
 from .process_groups import refuse_groups, unwrapped
 from .selection import form_problem, holder_of, is_written_elementwise, select
 from .streams import Copies, PinnedArrays, copies_for
@@ -91,6 +92,7 @@ class TorchModel:
         module: the model.
         config: says whether to exchange buffers and frozen parameters.
         find_copies: returns what moves the tensors of a device; None: they are read and written directly.
+        optimizer: the one that trains the module, whose state travels if the config says `optimizer_state: blend`.
 
     Raises:
         ConfigError: a tensor cannot be exchanged, or other processes hold a part of the model.
@@ -101,6 +103,8 @@ class TorchModel:
         module: nn.Module,
         config: ClusterConfig,
         find_copies: Callable[[torch.device, PinnedArrays], Copies | None] = copies_for,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         if len(config.nodes) > 1:  # a script that runs alone may do as it likes
             refuse_groups(module)
@@ -111,8 +115,17 @@ class TorchModel:
         self._find_copies = find_copies
         self._taken = self._select()
         self._warn_of_left_out()
-        self.layout = self._taken.layout()
+        self._state: OptimizerState | None = None
         self.inventory = self._taken.inventory()
+        if config.optimizer_state == "blend" and len(config.nodes) > 1:
+            self._state = state = OptimizerState(optimizer, self.module, self._taken.parameters())
+            self.inventory = replace(
+                self.inventory,
+                exchanged_tensors=self.inventory.exchanged_tensors + len(state.specs),
+                exchanged_bytes=self.inventory.exchanged_bytes + state.bytes,
+            )
+        self._specs = tuple(self._taken.specs())
+        self.layout = Layout([*self._specs, *(() if self._state is None else self._state.specs)])
         self._has_been_checked = False
         self._has_complained = False
         # The same few buffers come again and again; making views of each once keeps a step cheap for small models.
@@ -125,10 +138,12 @@ class TorchModel:
     def _bind(self) -> None:
         """Prepare copies and blends for the tensors that are taken now."""
         self._let_go()
-        exchanged = self._taken.exchanged
+        tensors = {name: chosen.tensor for name, chosen in self._taken.exchanged.items()}
+        if self._state is not None:
+            tensors |= self._state.tensors
         runs: list[_Run] = []
         for index, section in enumerate(self.layout.sections):
-            runs += _runs(index, section, [exchanged[spec.name].tensor for spec in section.tensors])
+            runs += _runs(index, section, [tensors[spec.name] for spec in section.tensors])
         self._direct: list[_Run] = []
         for device in dict.fromkeys(run.device for run in runs):
             copies, here = self._find_copies(device, self._pinned), [run for run in runs if run.device == device]
@@ -164,7 +179,8 @@ class TorchModel:
             self.check_all()
             return
         with self._noting_a_complaint():
-            if not self._has_followed_buffers() or self._watch.has_changed():
+            has_new_state = self._state is not None and self._state.has_changed()
+            if not self._has_followed_buffers() or self._watch.has_changed() or has_new_state:
                 self._take_anew()
 
     def check_all(self) -> None:
@@ -175,7 +191,8 @@ class TorchModel:
         """
         with self._noting_a_complaint():
             refuse_groups(self.module)
-            if self._watch.replaced() or self._watch.has_changed_anywhere():
+            has_new_state = self._state is not None and self._state.has_changed()
+            if self._watch.replaced() or self._watch.has_changed_anywhere() or has_new_state:
                 self._take_anew()
 
     @contextmanager
@@ -206,15 +223,17 @@ class TorchModel:
         return True
 
     def _take_anew(self) -> None:
-        """Adopt the tensors that the module has now.
+        """Adopt the tensors that the module has now, and its optimizer.
 
         Raises:
             ConfigError: their form has changed since they were taken.
         """
         now = self._select(before=self._taken)
-        problem = form_problem(self.layout, self._taken, now)
+        problem = form_problem(self._specs, self._taken, now)
         if problem is not None:
             raise ConfigError(f"{problem} when dpwa took the model; {_WHAT_TO_DO}")
+        if self._state is not None:
+            self._state.follow(now.parameters())
         self._taken = now
         self._bind()
 

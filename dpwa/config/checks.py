@@ -50,6 +50,7 @@ def problems_between(config: ClusterConfig, wrong: Collection[str] = ()) -> Iter
     yield from _node_problems(config)
     yield from out_of_order(config, "factor_min", "factor_max")
     yield from _absolute_problems(config)
+    yield from _state_problems(config)
     yield from _method_problems(config)
     if config.topology != TopologyOptions() and "nodes" not in wrong:
         from dpwa.config.topology_checks import topology_problems  # noqa: PLC0415 - imports numpy, which few files need
@@ -96,6 +97,17 @@ def _absolute_problems(config: ClusterConfig) -> Iterator[Problem]:
     if getattr(RULES.get(config.interpolation), "uses_distance", False):
         text = f"{config.interpolation} measures differences, which blend: absolute does not make; {_REMEDY_BLEND}"
         yield Problem(("interpolation",), text)
+
+
+def _state_problems(config: ClusterConfig) -> Iterator[Problem]:
+    """An optimizer's state that would never travel, because exchanges bring parts of the model only."""
+    fraction = min(config.pull_fraction, getattr(config.method_options, "fraction", 1.0))
+    if config.optimizer_state == "blend" and fraction < 1:
+        yield Problem(
+            ("optimizer_state",),
+            f"the optimizer's state travels with whole models only, and here an exchange brings {fraction:g} of the "
+            "parameters; write optimizer_state: keep, or let exchanges bring whole models",
+        )
 
 
 def _method_problems(config: ClusterConfig) -> Iterator[Problem]:

@@ -115,7 +115,13 @@ def _blend(config: ClusterConfig) -> str:
         text = "absolute, as in 2017: part of each step made during an exchange is lost"
     buffers = "blended too" if config.buffers == "blend" else "kept"
     frozen = "blended too" if config.frozen_parameters == "blend" else "kept"
-    return f"{text}; floating-point buffers are {buffers}; frozen parameters are {frozen}"
+    text += f"; floating-point buffers are {buffers}; frozen parameters are {frozen}"
+    if config.optimizer_state == "blend":
+        text += (
+            "; the optimizer's state is blended too, so that twice (SGD with momentum) or three times (Adam, AdamW) "
+            "the bytes of the parameters travel"
+        )
+    return text
 
 
 def _links(config: ClusterConfig) -> str:
@@ -147,8 +153,8 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
         yield "the factor is always 0; nothing will be blended"
     yield from _without_effect(config)
     yield from _method_warnings(config)
-    if config.bandwidth_limit is not None and config.shared_memory == "auto" and not networked:
-        yield "bandwidth_limit concerns the network; all nodes are on one host, where shared memory does not count"
+    if config.bandwidth_limit is not None:
+        yield from _limit_warnings(config, is_networked=bool(networked))
     if not local_names:
         yield "no node of this file belongs to this host; `dpwa launch` would need --node NAME"
     if networked:
@@ -165,6 +171,14 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
             f"ports from {_FIRST_EPHEMERAL_PORT} up may be taken by outgoing connections of any program; "
             f"ports from {FIRST_PORT} up are safer"
         )
+
+
+def _limit_warnings(config: ClusterConfig, *, is_networked: bool) -> Iterator[str]:
+    """What about a limit of the bandwidth deserves a second look."""
+    if config.shared_memory == "auto" and not is_networked:
+        yield "bandwidth_limit concerns the network; all nodes are on one host, where shared memory does not count"
+    if config.optimizer_state == "blend":
+        yield "bandwidth_limit makes exchanges bring parts of the model, which come without the optimizer's state"
 
 
 def _without_effect(config: ClusterConfig) -> Iterator[str]:

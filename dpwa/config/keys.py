@@ -115,6 +115,10 @@ class _PlainKeys(Options):
     frozen_parameters: Literal["keep", "blend"] = Field(
         "keep", description="Whether parameters that need no gradient are blended."
     )
+    optimizer_state: Literal["keep", "blend"] = Field(
+        "keep",
+        description="Whether the optimizer's momentum (SGD) or moments (Adam, AdamW) travel and are blended, too.",
+    )
     codec: Literal["auto", "raw", "fp16", "bf16", "int8"] = Field(
         "auto",
         description="How parameters travel: auto sends them as they are on fast links, smaller on slow ones.",

@@ -77,7 +77,8 @@ class Slice:
 class Rotation:
     """Chooses parts so that each chunk of the parameters comes equally often: a window that goes round.
 
-    Buffers (running statistics) are always pulled: they are few, and parts of them have no use.
+    Buffers (running statistics) are always pulled: they are few, and parts of them have no use. An optimizer's state
+    comes with the whole only: what lies in one chunk with the end of the rest is thrown away.
 
     Args:
         layout: of the model.
@@ -87,13 +88,14 @@ class Rotation:
 
     def __init__(self, layout: Layout, rng: random.Random, least_fraction: float = 1.0) -> None:
         parameters = [section.stop_byte for section in layout.sections if section.role is Role.PARAMETER]
-        buffers = [section.start_byte for section in layout.sections if section.role is Role.BUFFER]
+        buffers = [section for section in layout.sections if section.role is Role.BUFFER]
         self._total_bytes = layout.total_bytes
         parameter_bytes = max(parameters, default=0)
         piece_bytes = -(-parameter_bytes // max(_PIECES, math.ceil(1 / least_fraction)))
         self._chunk_bytes = min(CHUNK_BYTES, max(_LEAST_CHUNK_BYTES, -(-piece_bytes // 64) * 64))
         self._pieces = chunk_count(parameter_bytes, self._chunk_bytes)
-        self._first_of_buffers = min(buffers) // self._chunk_bytes if buffers else None
+        self._first_of_buffers = buffers[0].start_byte // self._chunk_bytes if buffers else None
+        self._end_of_buffers = chunk_count(buffers[-1].stop_byte, self._chunk_bytes) if buffers else 0
         self._first = rng.randrange(max(1, self._pieces))
 
     def whole(self) -> Slice:
@@ -130,6 +132,6 @@ class Rotation:
         if self._first_of_buffers is not None:
             # The first chunk of buffers may end the parameters, and be in the window already.
             start = max(self._first_of_buffers, *(first + count for first, count in ranges))
-            ranges.append((start, chunk_count(self._total_bytes, self._chunk_bytes) - start))
+            ranges.append((start, self._end_of_buffers - start))
         found = tuple(item for item in ranges if item[1] > 0)
         return Slice(self._chunk_bytes, found, wanted / pieces, (first, wanted))

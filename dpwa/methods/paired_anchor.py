@@ -89,8 +89,10 @@ class PairedAnchor:
         if not self._outer.pair_step(theta, parameters, anchors, out=parameters):
             return False
         for values in differences:
-            if values.section.role is Role.BUFFER:
+            if values.section.role.is_interpolated:
                 _meet(values, memory)
+            elif values.section.role is Role.MOMENTUM:
+                np.multiply(values.array, 0.5, out=values.array)
         return True
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,6 +119,6 @@ class PairedAnchor:
 
 
 def _meet(values: Values, memory: Buffer) -> None:
-    """Running statistics of both in the middle, in place; they have no momentum."""
+    """Running statistics or moments of both in the middle, in place; they have no outer step."""
     np.add(values.array, section_values(values.section, memory), out=values.array)
     np.multiply(values.array, 0.5, out=values.array)

@@ -248,7 +248,7 @@ class Boundary:
             # In half precision the model is left as it is: a snapshot of it is no more exact than what that costs.
             if share > 0.0 and self._given is not None and self._model.can_go_towards:
                 self._given.wait()
-                self._model.go_towards(self._given.buffer, share)
+                self._model.go_towards(self._given.buffer, share, with_momentum=True)
         self._given = None
 
     def _apply(self, result: ExchangeResult) -> float:

@@ -40,7 +40,7 @@ class ExtendedModel:
         """What of the model is exchanged, without what the method adds."""
         # The same few buffers come again; an adapter remembers each by its identity.
         self._parts: dict[int, tuple[Buffer, Buffer, Buffer]] = {}
-        self._snapshots: dict[int, tuple[Buffer, tuple[Values, ...]]] = {}
+        self._snapshots: dict[tuple[int, bool], tuple[Buffer, tuple[Values, ...]]] = {}
         if method.corrects_steps and not self.can_go_towards:
             raise ConfigError(
                 "a model with parameters in half precision cannot be trained by a method that scales each step, such "
@@ -80,21 +80,27 @@ class ExtendedModel:
     def can_go_towards(self) -> bool:
         """Whether the parameters travel in the type that they are blended in."""
         return all(
-            section.role is Role.BUFFER or section.value_type.itemsize == section.item_bytes
+            section.role is not Role.PARAMETER or section.value_type.itemsize == section.item_bytes
             for section in self.layout.sections[: self._sections]
         )
 
-    def go_towards(self, buffer: Buffer, share: float) -> None:
-        """Go the share of the way back to a snapshot, or, if it is negative, away from it; parameters only.
+    def go_towards(self, buffer: Buffer, share: float, *, with_momentum: bool = False) -> None:
+        """Go the share of the way back to a snapshot, or, if it is negative, away from it.
+
+        Running statistics and moments stay as they are.
 
         Args:
             buffer: the snapshot's bytes, one of the few buffers that `copy_into` was given.
             share: of the way.
+            with_momentum: an optimizer's momentum goes with the parameters; otherwise they go alone.
         """
-        known = self._snapshots.get(id(buffer))
+        key = (id(buffer), with_momentum)
+        known = self._snapshots.get(key)
         if known is None:
+            goes = (Role.PARAMETER, Role.MOMENTUM) if with_momentum else (Role.PARAMETER,)
             sections = self.layout.sections[: self._sections]
-            known = self._snapshots[id(buffer)] = (buffer, tuple(_values(section, buffer) for section in sections))
+            values = tuple(_values(section, buffer, goes=section.role in goes) for section in sections)
+            known = self._snapshots[key] = (buffer, values)
         self._model.blend(known[1], share)
 
 
@@ -106,9 +112,9 @@ def _inventory(model: Model) -> Inventory:
     return Inventory(exchanged_tensors=len(specs), exchanged_bytes=sum(spec.size_bytes for spec in specs))
 
 
-def _values(section: Section, buffer: Buffer) -> Values:
-    """A section of a snapshot as values to go to. Running statistics stay: a difference of zeros."""
-    if section.role is Role.BUFFER:
+def _values(section: Section, buffer: Buffer, *, goes: bool) -> Values:
+    """A section of a snapshot as values to go to; one that does not go: a difference of zeros."""
+    if not goes:
         return Values(section, np.zeros(section.size, section.value_type), is_difference=True)
     array = buffer[section.start_byte : section.stop_byte].view(section.value_type)
     return Values(section, array, is_difference=False)

@@ -46,8 +46,23 @@ class Role(str, Enum):
     """Trained; blended as the config's `blend` says."""
     BUFFER = "buffer"
     """Running statistics; always interpolated, never extrapolated: a variance must not become negative."""
+    MOMENTUM = "momentum"
+    """What an optimizer has gathered for a parameter, as SGD's momentum; blended as the parameter is."""
+    RUNNING_MOMENT = "running moment"
+    """A running average that an optimizer keeps for a parameter, as Adam's moments. Interpolated as running statistics
+    are: the second moment must not become negative, nor the first one large beside it."""
     ANCHOR = "anchor"
     """What a method keeps for a parameter, and blends itself."""
+
+    @property
+    def is_interpolated(self) -> bool:
+        """Whether the peer's values are gone towards; otherwise differences may be added."""
+        return self in (Role.BUFFER, Role.RUNNING_MOMENT)
+
+    @property
+    def is_of_optimizer(self) -> bool:
+        """Whether it is an optimizer's state, which travels with whole models only, not with parts."""
+        return self in (Role.MOMENTUM, Role.RUNNING_MOMENT)
 
 
 @dataclass(frozen=True)
@@ -162,12 +177,15 @@ class Layout:
         peer_lines = peer_text.split("\n", _MAX_TENSORS)
         for index, own in enumerate(own_lines):
             if index >= len(peer_lines):
-                return f"tensor {index + 1}: {own} here, nothing there (the peer has {len(peer_lines)} tensors)"
+                told = f"tensor {index + 1}: {own} here, nothing there (the peer has {len(peer_lines)} tensors)"
+                return told + _about_optimizers(own, "")
             if own != peer_lines[index]:
-                return f"tensor {index + 1}: {own} here, {_printable(peer_lines[index])} there"
+                told = f"tensor {index + 1}: {own} here, {_printable(peer_lines[index])} there"
+                return told + _about_optimizers(own, peer_lines[index])
         if len(peer_lines) > len(own_lines):
-            extra = _printable(peer_lines[len(own_lines)])
-            return f"tensor {len(own_lines) + 1}: nothing here, {extra} there"
+            extra = peer_lines[len(own_lines)]
+            told = f"tensor {len(own_lines) + 1}: nothing here, {_printable(extra)} there"
+            return told + _about_optimizers("", extra)
         return "no tensor differs in what the peer told"
 
 
@@ -195,6 +213,18 @@ def _check_specs(specs: tuple[TensorSpec, ...]) -> None:
         seen.add(spec.name)
     if problems:
         raise ConfigError(problems)
+
+
+def _about_optimizers(own: str, peer: str) -> str:
+    """What makes two lines of layouts differ, if one of them is of an optimizer's state."""
+    words = tuple(role.value for role in Role if role.is_of_optimizer)
+    here, there = own.endswith(words), peer.endswith(words)
+    if here and there:
+        return "; the nodes have different optimizers, and with `optimizer_state: blend` they must be alike"
+    if here or there:
+        one = "this node" if here else "the peer"
+        return f"; only {one} has `optimizer_state: blend`; give all nodes the same cluster file"
+    return ""
 
 
 def _printable(text: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,11 +78,17 @@ class Staging:
             Values(
                 section,
                 np.zeros(section.size, section.value_type),
-                section.role is not Role.BUFFER and not absolute,
+                not section.role.is_interpolated and not absolute,
             )
             for section in layout.sections
         )
         """What the trainer blends when all pieces have been accepted, section by section."""
+        self._of_whole = self.values
+        # A part of a model brings nothing of an optimizer's state, which then stays: a difference of zeros.
+        self._of_part = tuple(
+            replace(values, is_difference=True) if values.section.role.is_of_optimizer else values
+            for values in self.values
+        )
         self.reference: memoryview | None = None
         """This node's snapshot that differences are made against, from before `begin` to `finish`; None where values
         are absolute."""
@@ -101,8 +107,10 @@ class Staging:
         """Start from nothing, also after a way that failed.
 
         Args:
-            whole: every byte will be accepted. Otherwise the differences that do not come are zero.
+            whole: every byte will be accepted. Otherwise the differences that do not come are zero, as are those of an
+                optimizer's state, whatever comes of it.
         """
+        self.values = self._of_whole if whole else self._of_part
         self._own = np.frombuffer(self.reference or b"", np.uint8)
         self._is_finite = True
         self._squares = [0.0, 0.0]
@@ -124,10 +132,13 @@ class Staging:
         with np.errstate(all="ignore"):
             for values, first, count in self._pieces(first_byte, stop_byte):
                 section, out = values.section, values.array[first : first + count]
-                is_disturbed = self.disturb is not None and section.role is not Role.BUFFER
+                is_disturbed = self.disturb is not None and not section.role.is_interpolated
+                is_wanted = self.values is self._of_whole or not section.role.is_of_optimizer
                 if codec is Codec.RAW:
                     start = section.start_byte + first * section.item_bytes - first_byte
                     peer = _typed(data[start : start + count * section.item_bytes], section)
+                    if not is_wanted:
+                        continue
                     if not is_disturbed:
                         self._take_raw(values, first, peer, out)
                         continue
@@ -135,14 +146,16 @@ class Staging:
                 else:
                     used = _codec_of(codec, section)
                     size = encoded_bytes(used, section.dtype, count)
-                    decode(used, section.dtype, data[taken : taken + size], out)
                     taken += size
+                    if not is_wanted:
+                        continue
+                    decode(used, section.dtype, data[taken - size : taken], out)
                 if self.disturb is not None and is_disturbed:
                     self.disturb(out)
                 if values.is_difference:
                     own = self._own_values(section, first, count)
                     np.subtract(out, own, out=out)
-                    self._measure(out, own)
+                    self._measure(section, out, own)
                 self._is_finite = self._is_finite and _all_finite(out)
 
     def copy(self) -> Staging:
@@ -170,7 +183,7 @@ class Staging:
 
     def close(self) -> None:
         """Let go of the buffers."""
-        self.values = ()
+        self.values = self._of_whole = self._of_part = ()
         self.finish()
 
     def finish(self) -> bool:
@@ -195,8 +208,8 @@ class Staging:
         start = section.start_byte + first * section.item_bytes
         return widened(_typed(self._own.data[start : start + count * section.item_bytes], section))
 
-    def _measure(self, difference: FloatArray, own: FloatArray) -> None:
-        if self._measures_distance:
+    def _measure(self, section: Section, difference: FloatArray, own: FloatArray) -> None:
+        if self._measures_distance and not section.role.is_of_optimizer:
             self._squares[0] += float(np.dot(difference, difference))
             self._squares[1] += float(np.dot(own, own))
 
@@ -208,7 +221,7 @@ class Staging:
             if values.is_difference:
                 own = self._own_values(section, first + start, len(block))
                 np.subtract(theirs, own, out=block)
-                self._measure(block, own)
+                self._measure(section, block, own)
             else:
                 np.copyto(block, theirs)
             self._is_finite = self._is_finite and _all_finite(block)
@@ -249,7 +262,8 @@ def encode_chunk(
 ) -> tuple[Codec, memoryview | bytes]:
     """A piece of a snapshot in a codec, and the codec used: `RAW` where the wanted one cannot hold a value.
 
-    Buffers (running statistics) are few and delicate: they are never encoded.
+    Buffers (running statistics) are few and delicate: they are never encoded. Nor are Adam's moments, many of which
+    are so small that they would become zero, which is what a step is divided by.
 
     Args:
         layout: of the snapshot.
@@ -295,7 +309,7 @@ def _pieces(layout: Layout, first_byte: int, stop_byte: int) -> list[tuple[int, 
 
 
 def _codec_of(codec: Codec, section: Section) -> Codec:
-    return codec if section.role is Role.PARAMETER else Codec.RAW
+    return codec if section.role in (Role.PARAMETER, Role.MOMENTUM) else Codec.RAW
 
 
 def _typed(data: memoryview, section: Section) -> FloatArray:

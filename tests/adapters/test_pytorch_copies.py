@@ -272,6 +272,38 @@ def test_what_goes_by_way_of_flat_memory_is_bit_for_bit_what_goes_directly(blend
     assert used.closed
 
 
+def test_an_optimizers_state_goes_by_the_same_way_as_the_parameters():
+    config = ClusterConfig.for_localhost(2, optimizer_state="blend")
+    modules = [Mixed(1), Mixed(1)]
+    optimizers = [torch.optim.Adam(module.parameters()) for module in modules]
+    copies = [lambda _device, _pinned: None, lambda _device, _pinned: LateCopies()]
+    models = [
+        TorchModel(module, config, find, optimizer=optimizer)
+        for module, find, optimizer in zip(modules, copies, optimizers, strict=True)
+    ]
+    snapshots = [np.zeros(model.layout.total_bytes, np.uint8) for model in models]
+    for module, optimizer, model, snapshot in zip(modules, optimizers, models, snapshots, strict=True):
+        for parameter in module.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        model.check()
+        ready = model.copy_into(snapshot)
+        if ready is not None:
+            ready()
+        staging = Staging(model.layout, absolute=False)
+        staging.reference = snapshot.data
+        staging.begin(whole=True)
+        staging.accept(0, len(snapshot), np.zeros_like(snapshot).data)
+        assert staging.finish()
+        model.blend(staging.values, 0.5)
+    assert snapshots[0].tobytes() == snapshots[1].tobytes()
+    for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(optimizers[0].state[one][key], optimizers[1].state[other][key])
+    first = optimizers[0].state[modules[0].first.weight]["exp_avg"]
+    assert first.numpy() == pytest.approx(0.05)  # half of a tenth of the gradient
+
+
 def test_a_model_on_several_devices_is_gathered_device_by_device():
     layout = Layout([TensorSpec(name, (3, 2), "float32") for name in "abcd"])
     devices = ["cpu", "meta", "meta", "cpu"]

@@ -108,6 +108,17 @@ def test_megabytes_of_the_journal_become_bytes_and_have_a_least_number():
             "2:18: bandwidth_limit: a limit makes exchanges pull parts, which cannot be blended with blend: absolute; "
             "write blend: delta, or leave this key out",
         ),
+        (
+            "optimizer_state: blend\npull_fraction: 0.5",
+            "2:18: optimizer_state: the optimizer's state travels with whole models only, and here an exchange brings "
+            "0.5 of the parameters; write optimizer_state: keep, or let exchanges bring whole models",
+        ),
+        (
+            "optimizer_state: blend\nmethod: sparta",
+            "2:18: optimizer_state: the optimizer's state travels with whole models only, and here an exchange brings "
+            "0.005 of the parameters; write optimizer_state: keep, or let exchanges bring whole models",
+        ),
+        ("optimizer_state: share", '2:18: optimizer_state: expected one of keep, blend, got "share"'),
         ("custom_rule: {x: .inf}", "2:18: custom_rule.x: expected a plain, finite value, got Infinity"),
         ("plugins: my_rules", '2:10: plugins: expected a list, got "my_rules"'),
         (
@@ -608,6 +619,15 @@ def test_check_describes_links_and_memory():
     assert "receives at most 20 MB/s over the network." in text
     assert "2 snapshots and the differences of one exchange; at most 3 open connections" in text
     assert "warning" not in text
+
+
+def test_check_says_how_many_bytes_an_optimizers_state_takes():
+    assert "optimizer" not in describe(ClusterConfig.for_localhost(2), ["w1"])
+    text = describe(ClusterConfig.for_localhost(2, optimizer_state="blend"), ["w1"])
+    words = "twice (SGD with momentum) or three times (Adam, AdamW) the bytes of the parameters travel."
+    assert f"; the optimizer's state is blended too, so that {words}" in text
+    text = describe(ClusterConfig.for_localhost(2, optimizer_state="blend", bandwidth_limit="1 MB/s"), ["w1"])
+    assert "warning: bandwidth_limit makes exchanges bring parts of the model, which come without the opt" in text
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,18 @@ def test_every_chunk_comes_within_one_round_and_none_more_often_than_others(layo
         assert set(counts.values()) <= {1, 2}
 
 
+@given(_layouts(), _FRACTIONS, _SEEDS, st.sampled_from([Role.MOMENTUM, Role.RUNNING_MOMENT]))
+def test_a_part_leaves_an_optimizers_state_out_and_the_whole_has_it(layout, fraction, seed, role):
+    state = [TensorSpec(f"optimizer.{spec.name}", spec.shape, spec.dtype, role) for spec in layout.tensors]
+    extended = Layout([*layout.tensors, *state])
+    rotation, plain = Rotation(extended, random.Random(seed)), Rotation(layout, random.Random(seed))
+    part = rotation.next(fraction)
+    if part.is_whole:
+        assert list(part.chunks()) == list(range(chunk_count(extended.total_bytes, part.chunk_bytes)))
+    else:
+        assert part == plain.next(fraction)
+
+
 @given(_layouts(), st.lists(_FRACTIONS, min_size=1, max_size=10), _SEEDS)
 def test_the_same_seed_gives_the_same_parts(layout, fractions, seed):
     one, other = (Rotation(layout, random.Random(seed)) for _ in range(2))

@@ -116,6 +116,17 @@ def test_two_runs_give_the_same_models_to_the_bit_and_another_seed_gives_others(
     assert not torch.equal(found["w1"]["1.weight"], first["w1"]["1.weight"])
 
 
+def test_a_row_may_blend_the_optimizers_state_and_then_twice_the_tensors_travel(tmp_path, squares, statistics):
+    found: dict[str, NodeStatistics] = {}
+    for word in ("keep", "blend"):
+        run(trial_of(nodes=3, momentum=0.9, cluster={"optimizer_state": word}), tmp_path / word, squares)
+        found[word] = statistics["w2"]
+        assert found[word].blended > 0
+        assert not found[word].failures
+    assert found["blend"].exchanged_tensors == 2 * found["keep"].exchanged_tensors
+    assert found["blend"].exchanged_bytes == 2 * found["keep"].exchanged_bytes
+
+
 @pytest.mark.seconds
 def test_every_step_exchanges_at_probability_one_when_links_are_fast(tmp_path, squares, statistics):
     run(trial_of(strategy="pull", nodes=6, n_epochs=5), tmp_path, squares)

@@ -24,7 +24,7 @@ class Peers(Strategy):
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """See `Strategy.begin`."""
         super().begin(model, optimizer)
-        self._node = DpwaPyTorchAdapter(model)
+        self._node = DpwaPyTorchAdapter(model, optimizer=optimizer)
 
     def after_step(self, loss: Tensor) -> None:
         """See `Strategy.after_step`."""

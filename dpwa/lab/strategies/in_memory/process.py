@@ -81,7 +81,7 @@ class _VirtualPeers(Strategy):
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """See `Strategy.begin`."""
         super().begin(model, optimizer)
-        self._tensors = TorchModel(model, self._config)
+        self._tensors = TorchModel(model, self._config, optimizer=optimizer)
         self._node = Node(
             self._config,
             self._name,
