@@ -150,7 +150,8 @@ def _partition(settings: Mapping[str, str]) -> str:
     kind = settings["partition.kind"]
     options = {"classes": "classes_per_node", "dirichlet": "alpha", "quantity": "alpha"}
     option = options.get(kind)
-    return kind if option is None else f"{kind} ({option} {settings[f'partition.{option}']})"
+    equal = ", equal shards" if settings.get("partition.equal") == "true" else ""
+    return kind if option is None else f"{kind} ({option} {settings[f'partition.{option}']}{equal})"
 
 
 def _when(results: tuple[TrialResult, ...]) -> str:
@@ -178,6 +179,10 @@ def _row_json(row: RowSummary, summary: Summary) -> dict[str, Any]:
         "status": status_text(row),
         "literature": row.literature,
         "accuracy_percent": _estimate(row.accuracy),
+        "literature_recipe": "same" if row.is_same_recipe else "other",
+        "best_round_percent": _estimate(row.best),
+        "best_round_epoch": _estimate(row.best_epoch),
+        "train_accuracy_percent": _estimate(row.train_accuracy),
         "loss": _estimate(row.loss),
         "worst_worker_percent": _estimate(row.worst_worker),
         "training_s": _estimate(row.training_s),
@@ -219,6 +224,8 @@ def _curves(curves: Curves | None) -> dict[str, Any] | None:
         "bytes_sent": curves.bytes_sent,
         "accuracy_percent": curves.accuracy,
         "loss": curves.loss,
+        "train_accuracy_percent": curves.train_accuracy,
+        "train_loss": curves.train_loss,
         "consensus_distance": curves.consensus,
     }
     found = {key: _numbers(line.mean if isinstance(line, Band) else line) for key, line in lines.items()}

@@ -239,6 +239,7 @@ def used_settings(settings: Settings) -> dict[str, str]:
     found = {"strategy": settings.strategy, **_flat(values)}
     if settings.partition.kind != "classes":
         found.pop("partition.classes_per_node", None)
+        found.pop("partition.equal", None)
     if settings.partition.kind not in {"dirichlet", "quantity"}:
         found.pop("partition.alpha", None)
     return found

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from dpwa.config.cluster import FIRST_PORT, cluster_problems
 from dpwa.config.keys import FACTOR_KEYS
 from dpwa.config.problems import problems_of
-from dpwa.lab.study.kinds import STRATEGIES, StrategyKind, is_strategy, kind_of
+from dpwa.lab.study.kinds import STRATEGIES, Start, StrategyKind, is_strategy, kind_of
 from dpwa.lab.study.layers import Layers
 from dpwa.lab.study.settings import CommonSettings, Settings
 from dpwa.methods.registry import METHODS
@@ -79,11 +79,13 @@ class Row:
         label: its name, unique in the study.
         settings: of its trials.
         literature: what the literature reports, in the study's unit; None: nothing.
+        is_same_recipe: whether the literature trained as this row does, so that the two numbers can be compared.
     """
 
     label: str
     settings: Settings
     literature: float | None = None
+    is_same_recipe: bool = True
 
 
 def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], list[Problem]]:
@@ -122,7 +124,8 @@ def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], 
         settings, found = draft.checked(folder)
         problems += found
         if settings is not None:
-            rows.append(Row(draft.label, settings, _literature(values, draft)))
+            recipe = draft.recipe or values.get("literature_recipe")
+            rows.append(Row(draft.label, settings, _literature(values, draft), recipe != "other"))
     problems += _label_reference_problems(values, [draft.label for draft in drafts])
     return rows, problems
 
@@ -136,6 +139,7 @@ class _Draft:
     index: int
     layers: Layers
     literature: object
+    recipe: object
 
     def checked(self, folder: Path | None) -> tuple[Settings | None, list[Problem]]:
         """The settings, or None, and what is wrong with them, by place in the file."""
@@ -170,7 +174,7 @@ def _drafts(
         for (key, _), (number, value) in zip(points, choice, strict=True):
             layers.put(tuple(key.split(".")), value, ("grid", key, number))
             label += f", {key.rpartition('.')[2]}={shown_setting(value)}"
-        yield _Draft(label, kind, index, layers, entry.get("literature"))
+        yield _Draft(label, kind, index, layers, entry.get("literature"), entry.get("literature_recipe"))
 
 
 def _put(layers: Layers, key: str, value: object, place: Place) -> None:
@@ -290,6 +294,8 @@ def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator
         if type(number) is int and number > nodes:
             yield Problem((key, "node"), f"expected one of the {nodes} nodes, got {number}")
     yield from _engine_problems(values, kind)
+    if kind.start is Start.TENSORFLOW and values.get("loss", "cross_entropy") != "cross_entropy":
+        yield Problem(("loss",), f"{kind.name} trains with cross_entropy only; write loss: cross_entropy for this row")
     if not kind.splits_batch:
         return
     partition = values.get("partition", "iid")

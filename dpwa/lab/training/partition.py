@@ -39,6 +39,7 @@ def partition(labels: NDArray[np.integer], options: PartitionOptions, nodes: int
       the drawn classes allow, and each of these nodes gets at least half of an equal share. With fewer draws
       (nodes * classes_per_node) than classes, the classes that nobody drew are left out: their column of
       `class_counts` is zero.
+      With `equal`, parts that are larger than the smallest lose samples, drawn in the proportions of their classes.
     - dirichlet: each class is cut in proportions drawn from a symmetric Dirichlet distribution over the nodes
       (Yurochkin et al., 1905.12022; with the distribution drawn per node instead, Hsu et al., 1909.06335). The
       smaller alpha is, the fewer classes a node has, and the less equal the parts are.
@@ -55,7 +56,7 @@ def partition(labels: NDArray[np.integer], options: PartitionOptions, nodes: int
 
     Returns:
         For each node the indices of its samples, ascending. Every sample is in exactly one part, except those of
-        classes that are left out.
+        classes that are left out, and with `equal` those that would make parts unequal.
 
     Raises:
         ConfigError: there are fewer samples than nodes, or fewer classes than a node should have, or a part would be
@@ -67,6 +68,7 @@ def partition(labels: NDArray[np.integer], options: PartitionOptions, nodes: int
         parts = np.array_split(generator.permutation(len(labels)), nodes)
     elif options.kind == "classes":
         parts = _by_class(labels, options.classes_per_node, nodes, generator)
+        parts = _equally_large(labels, parts) if options.equal else parts
     elif options.kind == "dirichlet":
         proportions = [generator.dirichlet([options.alpha] * nodes) for _ in np.unique(labels)]
         parts = _fill_up(_cut_classes(labels, proportions, generator), generator)
@@ -122,6 +124,22 @@ def _by_class(
     sizes = np.unique(labels, return_counts=True)[1]
     drawn = _draw_classes(len(sizes), classes_per_node, nodes, generator)
     return _cut_classes(labels, _even_shares(sizes, drawn), generator)
+
+
+def _equally_large(labels: NDArray[np.integer], parts: Sequence[Indices]) -> list[Indices]:
+    """The parts, cut down to the size of the smallest; each class of a part loses the same share of its samples.
+
+    Args:
+        labels: class of each sample, shape (count,).
+        parts: the samples of each class in random order.
+    """
+    size = min(map(len, parts))
+    kept = []
+    for part in parts:
+        # Every k-th place of the part, class by class: as evenly as whole samples allow.
+        by_class = part[np.argsort(labels[part], kind="stable")]
+        kept.append(by_class[np.arange(size) * len(part) // max(1, size)])
+    return kept
 
 
 def _draw_classes(classes: int, classes_per_node: int, nodes: int, generator: np.random.Generator) -> NDArray[np.bool_]:
