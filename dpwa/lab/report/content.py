@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from dpwa.lab.report.comparison import difference, noise_floor
+from dpwa.lab.report.comparison import base_of, difference, noise_floor
 from dpwa.lab.report.fairness import Finding, described_machine, differing_settings, findings, used_settings
 from dpwa.lab.report.results import TrialResult
 from dpwa.lab.report.statistics import Estimate
@@ -167,8 +167,8 @@ def _machines(summary: Summary) -> list[Mapping[str, Any]]:
 
 
 def _difference(row: RowSummary, summary: Summary) -> Estimate | None:
-    base = next((other for other in summary.rows if other.name == summary.study.compare_with), None)
-    return None if base is None or base is row else difference(row, base)
+    base = base_of(row, summary)
+    return None if base is None else difference(row, base)
 
 
 def _row_json(row: RowSummary, summary: Summary) -> dict[str, Any]:
@@ -194,6 +194,7 @@ def _row_json(row: RowSummary, summary: Summary) -> dict[str, Any]:
         "asked_exchanges_per_step": _estimate(row.asked),
         "exchanges_per_step": _estimate(row.exchanges),
         "merged_minus_mean_of_nodes_points": _estimate(row.merging),
+        "compare_with": row.compare_with or None,
         "difference_points": _estimate(_difference(row, summary)),
         "consensus_distance": _estimate(row.consensus),
         "processes_and_threads": row.processes,

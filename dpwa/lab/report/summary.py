@@ -89,6 +89,8 @@ class RowSummary:
         name: its label.
         index: its place in the study.
         literature: what others reported, in the study's unit.
+        is_same_recipe: whether they trained as this row does.
+        compare_with: name of the row that this one is compared with; empty: none.
         settings: as in the study file.
         done: results of trials that are done, by seed.
         failed: results of those that failed, by seed.
@@ -117,6 +119,7 @@ class RowSummary:
     index: int
     literature: float | None
     is_same_recipe: bool
+    compare_with: str
     settings: Settings
     done: tuple[TrialResult, ...]
     failed: tuple[TrialResult, ...]
@@ -233,6 +236,7 @@ def _row(study: Study, index: int, row: Row, results: Sequence[TrialResult]) -> 
         index=index,
         literature=row.literature,
         is_same_recipe=row.is_same_recipe,
+        compare_with=row.compare_with if row.compare_with != row.label else "",
         settings=row.settings,
         done=done,
         failed=failed,

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpwa.lab.report.comparison import comparison_texts, difference_text
+from dpwa.lab.report.comparison import comparison_texts, difference_text, has_own_bases
 from dpwa.lab.report.results import TrialResult, seeds_text
 from dpwa.lab.report.statistics import FEWEST_FOR_INTERVAL, Estimate
 from dpwa.lab.report.summary import NONE, RowSummary, Summary
@@ -59,8 +59,11 @@ def columns(summary: Summary) -> list[Column]:
         found.append(
             Column(f"to {study.target_accuracy:g} %", lambda row: _time(row, to_target_text(row)), is_short=True)
         )
-    if study.compare_with:
-        found.append(Column(f"minus {study.compare_with}", lambda row: difference_text(row, summary), is_short=True))
+    if has_own_bases(summary):
+        found.append(Column("base", lambda row: row.compare_with or NONE, is_number=False))
+    if any(row.compare_with for row in summary.rows):
+        title = "minus its base" if has_own_bases(summary) else f"minus {study.compare_with}"
+        found.append(Column(title, lambda row: difference_text(row, summary), is_short=True))
     if any(row.asked is not None for row in summary.rows):
         found.append(Column("exchanges per step", exchanges_text, is_short=True))
     return [

@@ -52,6 +52,10 @@ class SlowOptions(Options):
 
     node: int = Field(ge=1, description="Number of the node, from 1.")
     factor: float = Field(gt=1, le=1000, description="How many times longer its steps take.")
+    keeps_work: bool = Field(
+        False,  # noqa: FBT003 - the default of a field
+        description="Whether it has as many steps to make as the others; else nodes share the work by their speed.",
+    )
 
 
 class KillOptions(Options):

@@ -61,6 +61,10 @@ class RowOptions(CommonSettings):
         None, description="Whether it trained as this row does; null: as the study says."
     )
 
+    compare_with: str | None = Field(
+        None, description="Label of the row from which the report shows this one's difference; null: the study's."
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _of_word(cls, value: object) -> object:
