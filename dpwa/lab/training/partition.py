@@ -25,6 +25,7 @@ LEAST_SAMPLES = 128
 
 # Each pass makes the sizes more equal; a long chain of nodes that share classes needs the most passes.
 _EVENING_PASSES = 200
+_EQUAL_DRAWS = 20  # with six nodes and two of ten classes, parts of some draws are half as large as those of others
 _EVEN_ENOUGH = 1e-3  # samples that a pass still moves
 
 
@@ -39,7 +40,8 @@ def partition(labels: NDArray[np.integer], options: PartitionOptions, nodes: int
       the drawn classes allow, and each of these nodes gets at least half of an equal share. With fewer draws
       (nodes * classes_per_node) than classes, the classes that nobody drew are left out: their column of
       `class_counts` is zero.
-      With `equal`, parts that are larger than the smallest lose samples, drawn in the proportions of their classes.
+      With `equal`, the drawing is repeated, and the one whose smallest part is largest is taken; then parts that are
+      larger lose samples, at random and in the proportions of their classes.
     - dirichlet: each class is cut in proportions drawn from a symmetric Dirichlet distribution over the nodes
       (Yurochkin et al., 1905.12022; with the distribution drawn per node instead, Hsu et al., 1909.06335). The
       smaller alpha is, the fewer classes a node has, and the less equal the parts are.
@@ -67,7 +69,9 @@ def partition(labels: NDArray[np.integer], options: PartitionOptions, nodes: int
     if options.kind == "iid":
         parts = np.array_split(generator.permutation(len(labels)), nodes)
     elif options.kind == "classes":
-        parts = _by_class(labels, options.classes_per_node, nodes, generator)
+        parts = _by_class(
+            labels, options.classes_per_node, nodes, generator, draws=_EQUAL_DRAWS if options.equal else 1
+        )
         parts = _equally_large(labels, parts) if options.equal else parts
     elif options.kind == "dirichlet":
         proportions = [generator.dirichlet([options.alpha] * nodes) for _ in np.unique(labels)]
@@ -119,11 +123,14 @@ def _check(labels: NDArray[np.integer], options: PartitionOptions, nodes: int) -
 
 
 def _by_class(
-    labels: NDArray[np.integer], classes_per_node: int, nodes: int, generator: np.random.Generator
+    labels: NDArray[np.integer], classes_per_node: int, nodes: int, generator: np.random.Generator, *, draws: int
 ) -> list[Indices]:
     sizes = np.unique(labels, return_counts=True)[1]
-    drawn = _draw_classes(len(sizes), classes_per_node, nodes, generator)
-    return _cut_classes(labels, _even_shares(sizes, drawn), generator)
+    drawn = [_draw_classes(len(sizes), classes_per_node, nodes, generator) for _ in range(draws)]
+    shares = [_even_shares(sizes, one) for one in drawn]
+    # Without the last digits, in which machines differ.
+    smallest = [round(float((sizes[:, None] * np.stack(one)).sum(axis=0).min()), 3) for one in shares]
+    return _cut_classes(labels, shares[int(np.argmax(smallest))], generator)
 
 
 def _equally_large(labels: NDArray[np.integer], parts: Sequence[Indices]) -> list[Indices]:
