@@ -156,6 +156,8 @@ class RowSummary:
     @property
     def processes(self) -> str:
         """Processes and threads of each, such as "4 x 1"; all of them, if trials differ."""
+        if self.settings.engine == "in_memory" and self.measured:
+            return "1 x 1"
         found = dict.fromkeys(f"{result.processes} x {result.threads_per_process}" for result in self.measured)
         return ", ".join(found)
 
