@@ -261,7 +261,7 @@ class DpwaPyTorchAdapter:
             try:
                 self._tensors.close()
             finally:
-                if self.run_dir is not None and self._node.statistics().step > 0:
+                if self.run_dir is not None and self._node.statistics().clock > 0:
                     save_model(self._tensors.module, node_folder(self.run_dir, self.name) / MODEL_FILE)
 
     def _follow_model(self, *, everywhere: bool = False) -> None:

@@ -289,6 +289,44 @@ def run(
     sys.exit(exit_code)
 
 
+@lab.command("try")
+@click.argument("strategies", metavar="STRATEGY...", nargs=-1, required=True)
+@click.option("--data", default="digits", show_default=True, help="The data set, or module:function.")
+@click.option("--nodes", type=click.IntRange(1, 64), default=4, show_default=True, help="Processes that train.")
+@click.option("--seeds", metavar="N", type=click.IntRange(1, 100), default=1, show_default=True, help="Seeds 0 to N-1.")
+@click.option(
+    "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Any other key of a study file; repeatable."
+)
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Run folder.  [default: runs/try-STRATEGIES-DATA]")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets.  [default: DPWA_DATA_DIR or ./data]"
+)
+def try_(
+    *,
+    strategies: tuple[str, ...],
+    data: str,
+    nodes: int,
+    seeds: int,
+    assignments: tuple[str, ...],
+    run_dir: Path | None,
+    data_dir: Path | None,
+) -> None:
+    """Compare strategies without a study file: one line, one table."""
+    with _needing({"scipy"}, "dpwa lab try", "lab"):
+        from dpwa.lab import commands  # noqa: PLC0415 - see the module docstring
+
+        exit_code = commands.try_strategies(
+            strategies,
+            data=data,
+            nodes=nodes,
+            seeds=seeds,
+            assignments=assignments,
+            run_dir=run_dir,
+            data_dir=data_dir,
+        )
+    sys.exit(exit_code)
+
+
 @lab.command()
 @click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
 @click.option("--mixed", is_flag=True, help="Also report on rows that were made by different commits of dpwa.")

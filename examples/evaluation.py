@@ -28,7 +28,7 @@ def accuracy_and_loss_of(model: nn.Module, samples: Samples, prepare: Transform 
 
     Args:
         model: gives one score per class.
-        samples: images and their classes.
+        samples: images and their classes, or sequences with a label for each place.
         prepare: turns stored images into the model's input.
     """
     was_training = model.training
@@ -41,4 +41,4 @@ def accuracy_and_loss_of(model: nn.Module, samples: Samples, prepare: Transform 
         right += int((scores.argmax(dim=1) == labels).sum())
         loss += nn.functional.cross_entropy(scores, labels, reduction="sum").item()
     model.train(was_training)
-    return right / len(samples), loss / len(samples)
+    return right / samples.labels.numel(), loss / samples.labels.numel()

@@ -8,9 +8,7 @@ Must not know: lines and columns. Runs in: any thread.
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +19,7 @@ from dpwa.config import hosts
 from dpwa.config.faults import fault_problems
 from dpwa.config.problems import problems_of
 from dpwa.config.topology import TopologyOptions
+from dpwa.custom_code import importable
 from dpwa.errors import ConfigError
 from dpwa.interpolation.registry import RULES, find_rule, make_rule
 from dpwa.methods.base import ExchangeKind, Method
@@ -159,7 +158,7 @@ def _module_problems(config: ClusterConfig, folders: Sequence[Path], wrong: Coll
     """What keeps plugins, a rule or a method from being used; the options of built-in ones have been checked."""
     place = "plugins"
     problems: list[Problem] = []
-    with _importable(folders):
+    with importable(folders):
         try:
             import_plugins(config.plugins)
             place = "interpolation"
@@ -216,20 +215,3 @@ def _import_problem(name: str) -> str | None:
             f"as in an import statement, that is installed, beside the config file or in the current folder"
         )
     return None
-
-
-@contextmanager
-def _importable(folders: Sequence[Path]) -> Iterator[None]:
-    """Modules in the folders can be imported meanwhile.
-
-    The folders come last, so that a file in them cannot take the place of an installed module.
-    """
-    added = [str(folder.resolve()) for folder in folders]
-    sys.path += added
-    importlib.invalidate_caches()  # a module written a moment ago is seen too
-    try:
-        yield
-    finally:
-        for folder in added:
-            # From the end, where ours are: the same folder may stand further up in its own right.
-            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]

@@ -290,12 +290,13 @@ def cluster_problems(values: Mapping[str, Any], folder: Path | None) -> list[Pro
 
     Args:
         values: keys and plain values of a cluster file.
-        folder: what the paths of matrices are relative to; None: no host is looked up, no file or module looked into.
+        folder: what the paths of matrices are relative to, and where custom modules may lie, besides the current
+            folder; None: no host is looked up, no file or module looked into.
     """
     if folder is None:
         return _checked(values).problems
     found = _checked(with_folder(values, folder))
-    return found.problems + problems_of_the_world(found.config, (Path.cwd(),), found.wrong)
+    return found.problems + problems_of_the_world(found.config, (folder, Path.cwd()), found.wrong)
 
 
 def json_schema() -> dict[str, Any]:

@@ -7,25 +7,37 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 import dpwa
+from dpwa.config import yaml_file
 from dpwa.errors import ConfigError
 from dpwa.lab.run.pace import duration_text
 from dpwa.lab.run.running import Runner
 from dpwa.lab.run.starting import absent_packages
 from dpwa.lab.strategies.tensorflow.environment import PYTHON_VARIABLE
 from dpwa.lab.study.kinds import STRATEGIES
+from dpwa.lab.study.layers import Layers
 from dpwa.lab.study.study import Study
+from dpwa.lab.study.study_rows import slug
 
-__all__ = ["list_strategies", "list_studies", "run_study", "study_path"]
+__all__ = ["list_strategies", "list_studies", "run_study", "study_path", "try_strategies"]
 
 _SAMPLES = Path("samples") / "studies"
+_RUNS = Path("runs")
+_MOST_LETTERS = 60  # of the name of a study that has no file
+
+# For comparisons without a file: short, and good enough to tell strategies apart.
+_RECIPE: Mapping[str, Any] = {"model": "light_cnn", "n_epochs": 10, "batch_size": 32}
+_RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "text": {"model": "char_transformer", "n_epochs": 10, "batch_size": 32, "optimizer": {"adamw": {"lr": 0.003}}}
+}
 
 
 def list_studies(paths: Sequence[Path]) -> int:
@@ -93,8 +105,60 @@ def run_study(
     if tensorflow is not None:
         os.environ[PYTHON_VARIABLE] = str(tensorflow)
     study = Study.load(study_path(path), for_running=True)
+    return _run(study, seeds, only, run_dir, data_dir)
+
+
+def try_strategies(
+    strategies: Sequence[str],
+    *,
+    data: str,
+    nodes: int,
+    seeds: int,
+    assignments: Sequence[str],
+    run_dir: Path | None,
+    data_dir: Path | None,
+) -> int:
+    """Compares strategies without a study file, and prints the table. The run folder holds the file that it stands for.
+
+    Args:
+        strategies: at least one.
+        data: the data set.
+        nodes: processes that train.
+        seeds: how many.
+        assignments: KEY=VALUE of any other keys of a study file, dotted inside sections; values as in YAML.
+        run_dir: the run folder; None: runs/try-STRATEGIES-DATA.
+        data_dir: folder of the data sets; None: the variable DPWA_DATA_DIR.
+
+    Returns:
+        The exit code; see `Runner.run`.
+
+    Raises:
+        ConfigError: a strategy or a setting cannot be used.
+    """
+    from dpwa.lab.api import study_of, table_of  # noqa: PLC0415 - imports scipy
+
+    layers = Layers()
+    names = dict.fromkeys(strategies)
+    name = slug("-".join(["try", *names, data]))[:_MOST_LETTERS].rstrip("-.")
+    values = {"study": name, "data": data, "nodes": nodes, **_RECIPES.get(data, _RECIPE)}
+    for key, value in {**values, "seeds": seeds, "strategies": list(names)}.items():
+        layers.put((key,), value, ())
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not (key and separator):
+            raise ConfigError(f"--set {assignment}: expected KEY=VALUE, such as n_epochs=20 or cluster.topology=ring")
+        layers.put(tuple(key.split(".")), yaml_file.parse(f"value: {text}", f"--set {assignment}").values["value"], ())
+    study = study_of(layers.values, {})
+    code = _run(study, None, (), run_dir, data_dir)
+    if code in (0, 1):
+        _console().print(table_of(study, run_dir or _RUNS / study.name))
+    return code
+
+
+def _run(study: Study, seeds: int | None, only: Sequence[str], run_dir: Path | None, data_dir: Path | None) -> int:
+    """Runs the trials of a study that have no result yet; the exit code."""
     trials = study.trials(only, seeds)
-    runner = Runner(study, trials, run_dir or Path("runs") / study.name, data_dir)
+    runner = Runner(study, trials, run_dir or _RUNS / study.name, data_dir)
     for package in absent_packages(runner.waiting()):
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     left_s = runner.seconds_left()

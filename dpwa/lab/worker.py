@@ -18,13 +18,12 @@ import torch
 from dpwa.examples.devices import device_of, rank_of_this_node
 from dpwa.lab.study.kinds import Start
 from dpwa.lab.study.trial import Trial, TrialFolder
-from dpwa.lab.training.assignment import data_of, order_seed, parts_of_nodes, recipe_of, samples_of_node
+from dpwa.lab.training.assignment import data_of, model_of, order_seed, parts_of_nodes, recipe_of, samples_of_node
 from dpwa.lab.training.client_schedule import Schedule
 from dpwa.lab.training.handicaps import Handicap
 from dpwa.lab.training.loop import Task, train
 from dpwa.lab.training.losses import LOSSES
 from dpwa.lab.training.machine import machine_cores
-from dpwa.lab.training.models import build
 from dpwa.lab.training.recording import Recorder
 from dpwa.lab.training.strategy import Strategy
 from dpwa.transport.sockets import keep_freed_memory
@@ -55,7 +54,7 @@ def main(arguments: list[str]) -> None:
     keep_freed_memory()
     data = data_of(trial, folder)
     device = device_of(rank)
-    model = build(trial.settings.model, data.shape, data.classes, seed=trial.seed).to(device)
+    model = model_of(trial, data).to(device)
     if name not in trial.training_names:
         from dpwa.lab.strategies.federated.process import serve  # noqa: PLC0415 - only for these
 

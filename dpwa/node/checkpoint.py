@@ -1,4 +1,7 @@
-"""What a checkpoint keeps of a node beside its model: clock and lineage, and the numbers and arrays of its method.
+"""What a checkpoint keeps of a node beside its model: its clock, and the numbers and arrays of its method.
+
+It does not keep the lineage. A model that comes back is as old as its checkpoint, while its former peers have trained
+on: whether it may be averaged with theirs is a matter of its age, as with any new life.
 
 Runs in: the trainer's thread.
 """
@@ -10,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpwa.errors import ConfigError
-from dpwa.exchange.messages import LINEAGE_BYTES
 from dpwa.methods.base import Method
 from dpwa.node.boundary import Boundary
 from dpwa.snapshot.state import MAX_COUNTER, State
@@ -22,7 +24,6 @@ def to_keep(boundary: Boundary, method: Method, method_name: str) -> dict[str, A
     """What a checkpoint keeps."""
     return {
         "clock": boundary.state.clock,
-        "lineage": boundary.state.lineage.hex(),
         "loss": boundary.state.loss,
         "method": method_name,
         "of_method": method.state_dict(),
@@ -46,23 +47,7 @@ def restore(boundary: Boundary, method: Method, method_name: str, node: str, sta
     clock = float(state["clock"])
     if not (math.isfinite(clock) and 0 <= clock <= MAX_COUNTER):
         raise ConfigError(f"node {node}: the checkpoint has a clock of {clock}, expected a number from 0 to 2^53")
-    boundary.state = State(state["loss"], clock, lineage=_lineage_of(state, node, boundary.state.lineage))
+    boundary.state = State(state["loss"], clock, lineage=boundary.state.lineage)
     method.load_state_dict(state["of_method"])
     if boundary.outer is not None and state["of_outer"] is not None:
         boundary.outer.load_state_dict(state["of_outer"])
-
-
-def _lineage_of(state: Mapping[str, Any], node: str, present: bytes) -> bytes:
-    """The lineage in a checkpoint; one of an earlier version of dpwa has none, and the node keeps its present one."""
-    said = state.get("lineage")
-    if said is None:
-        return present
-    try:
-        lineage = bytes.fromhex(said)
-    except (TypeError, ValueError):
-        lineage = b""
-    if len(lineage) != LINEAGE_BYTES:
-        raise ConfigError(
-            f"node {node}: the checkpoint has a lineage of {said!r}, expected {2 * LINEAGE_BYTES} hex digits"
-        )
-    return lineage

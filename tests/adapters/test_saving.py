@@ -129,3 +129,16 @@ def test_a_run_folder_that_is_gone_is_made_anew_for_the_model(folder: Path) -> N
     folder.parent.parent.rename(folder.parent.parent.with_name("away"))
     adapter.close()
     assert weight(folder / "model.safetensors") == 6.0
+
+
+def test_a_life_that_only_loaded_a_checkpoint_saves_its_model_and_one_that_did_nothing_saves_none(folder: Path) -> None:
+    with trained(1.0) as adapter:
+        kept = adapter.state_dict()
+    (folder / "model.safetensors").unlink()
+    config = ClusterConfig.for_localhost(1, ports=free_ports(1))
+    with DpwaPyTorchAdapter(torch.nn.Linear(2, 1), config=config):
+        pass
+    assert not (folder / "model.safetensors").exists()
+    with DpwaPyTorchAdapter(torch.nn.Linear(2, 1), config=config) as adapter:
+        adapter.load_state_dict(kept)
+    assert (folder / "model.safetensors").exists()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from dpwa.errors import ConfigError
 from dpwa.examples.samples import Samples
 from dpwa.lab.training import data
 from dpwa.lab.training.data import load, with_wrong_labels
+from dpwa.lab.training.text_data import ALPHABET
 
 COUNTS = {"train": 30, "t10k": 20}
 
@@ -101,7 +105,9 @@ def test_data_that_are_not_there_and_cannot_be_downloaded_are_an_error_that_says
 
 
 def test_an_unknown_data_set_is_refused_with_the_names_of_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match='expected one of digits, mnist, fashion_mnist, cifar10, got "imagenet"'):
+    with pytest.raises(
+        ConfigError, match='expected one of digits, mnist, fashion_mnist, cifar10, text, got "imagenet"'
+    ):
         load("imagenet", None)
 
 
@@ -138,3 +144,103 @@ def test_wrong_labels_are_spread_over_all_other_classes_and_differ_between_seeds
 def test_a_share_outside_of_0_to_1_and_a_single_class_are_refused(share, classes) -> None:
     with pytest.raises(ValueError, match="replacing labels: expected"):
         with_wrong_labels(Samples(torch.zeros(4, 1, 1, 1), torch.zeros(4).long()), share, classes, seed=1)
+
+
+def test_the_text_is_always_the_same_and_its_labels_are_the_characters_that_follow() -> None:
+    text = load("text", None)
+
+    assert (len(text.train), len(text.held_out)) == (5000, 1000)
+    assert (text.shape, text.classes) == ((64,), 28)
+    assert torch.equal(text.train.images[:, 1:].long(), text.train.labels[:, :-1])
+    assert text.prepare(text.train.images[:3]).dtype == torch.int64
+    assert torch.equal(torch.bincount(text.groups), torch.full((10,), 500))
+    first = "".join(ALPHABET[place] for place in text.train.images[0].tolist())
+    assert first == "amoce buhube sefumi subutu muci ci riru gu toti rotupu hamuku me"
+
+
+def test_authors_of_the_text_use_the_same_words_and_have_habits_of_their_own() -> None:
+    text = load("text", None)
+    written = ["".join(ALPHABET[place] for place in sample) for sample in text.train.images.tolist()]
+    pairs = []
+    for author in (0, 1):
+        words = " ".join(written[author * 500 : (author + 1) * 500]).replace(".", "").split()
+        pairs.append({pair for pair, count in Counter(pairwise(words)).items() if count > 20})
+
+    assert len(pairs[0]) > 50
+    assert len(pairs[0] & pairs[1]) < len(pairs[0]) / 4
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of a user's own data sets."""
+    (tmp_path / "own_data.py").write_text(
+        "import numpy as np\n"
+        "X, Y = np.arange(24, dtype='f8').reshape(8, 3), np.arange(8) % 3\n"
+        "def floats(folder): return X, Y, X[:4], Y[:4]\n"
+        "B = X.astype('u1').reshape(8, 1, 3, 1)\n"
+        "def bytes_(folder): return B, Y, B[:4], Y[:4]\n"
+        "def grouped(folder): return X.astype('i4'), X.astype('i4'), X[:4].astype('i4'), X[:4].astype('i4'), Y\n"
+        "def of_folder(folder): return floats(None) if (folder / 'there').exists() else None\n"
+        "def three(folder): return X, Y, X\n"
+        "def negative(folder): return X, Y - 1, X[:4], Y[:4]\n"
+        "def unequal(folder): return X, Y[:5], X[:4, :2], Y[:4]\n"
+        "def words(folder): return ['a'], ['b'], ['c'], ['d']\n"
+        "def broken(folder): return {}['x']\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("own_data", None)
+
+
+@pytest.mark.usefixtures("own")
+def test_a_users_own_arrays_become_a_data_set_and_come_the_same_from_the_cache(tmp_path) -> None:
+    for cache in (None, tmp_path / "cache.safetensors", tmp_path / "cache.safetensors"):
+        found = load("own_data:floats", None, cache)
+        assert (len(found.train), len(found.held_out), found.classes, found.shape) == (8, 4, 3, (3,))
+        assert found.prepare(found.train.images).dtype == torch.float32
+        assert torch.equal(found.groups, found.train.labels)
+
+
+@pytest.mark.usefixtures("own")
+def test_bytes_of_a_user_become_floats_up_to_1_and_other_whole_numbers_stay() -> None:
+    found = load("own_data:bytes_", None)
+    assert torch.allclose(found.prepare(found.train.images).flatten(), torch.arange(24) / 255)
+    found = load("own_data:grouped", None)
+    assert found.prepare(found.train.images).dtype == torch.int64
+    assert (found.train.labels.shape, found.classes) == ((8, 3), 24)
+    assert torch.equal(found.groups, torch.arange(8) % 3)
+
+
+@pytest.mark.usefixtures("own")
+def test_a_users_function_is_given_the_folder_of_the_data(tmp_path) -> None:
+    (tmp_path / "there").touch()
+    assert len(load("own_data:of_folder", tmp_path).train) == 8
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "three",
+            "expected (train_x, train_y, test_x, test_y), optionally with train_groups, as arrays or tensors, got",
+        ),
+        ("negative", "train_y: expected whole numbers from 0, got torch.int64, from -1"),
+        ("unequal", "train_y: expected a row for each of 8 samples, at least one, got (5,)"),
+        ("unequal", "train_x and test_x: expected shape (count, ...) with samples of one shape, got (8, 3) and (4, 2)"),
+        ("words", "got something that is no array"),
+        ("broken", "the function raised KeyError('x')"),
+    ],
+)
+def test_what_a_users_function_returns_is_checked_and_explained(name, message) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(f"own_data:{name}", None)
+    assert f'data "own_data:{name}": ' in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_all_labels_of_the_chosen_sequences_become_wrong() -> None:
+    samples = Samples(torch.zeros(10, 4).long(), torch.arange(40).view(10, 4) % 5)
+    wrong = with_wrong_labels(samples, 0.3, 5, seed=1).labels
+    assert int((wrong != samples.labels).sum()) == 12
+    assert int((wrong != samples.labels).any(dim=1).sum()) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,3 +195,44 @@ def test_a_result_says_what_was_trained_where(tmp_path, digits):
     assert sum(result["shard_sizes"]) == len(digits.train)
     assert np.array(result["class_counts"]).shape == (2, 10)
     assert result["machine"]["cores"] >= 1
+
+
+def test_the_mean_of_models_with_batch_norm_has_the_mean_of_their_running_means_and_counts_no_batches_as_distance(
+    tmp_path, digits
+):
+    folder, trial = TrialFolder(tmp_path), trial_of(model="resnet8_bn", n_epochs=1)
+    for name, seen in (("w1", 200), ("w2", 600)):
+        model = build("resnet8_bn", digits.shape, digits.classes, seed=0)
+        watch = Recorder(folder, (name,), name, model, rounds=1)
+        watch.begin(1)
+        model[1].running_mean.fill_(seen / 100)
+        model[1].num_batches_tracked.fill_(seen)
+        watch.stepped(1, epoch=1.0, loss=torch.tensor(1.0), right=3, count=4)
+    result = evaluate(folder, trial, digits, exit_code=0)
+    expected = build("resnet8_bn", digits.shape, digits.classes, seed=0)
+    expected[1].running_mean.fill_(4.0)
+    assert result["final_loss"] == pytest.approx(accuracy_and_loss_of(expected, digits.held_out)[1], rel=1e-4)
+    assert result["rounds"][-1]["consensus"] == 0  # the weights are the same
+
+
+def test_a_sequence_counts_as_one_sample_and_its_accuracy_is_that_of_its_characters(tmp_path):
+    text = load("text", None)
+    text = replace(text, held_out=text.held_out.first(20))
+    folder, trial = TrialFolder(tmp_path), trial_of(data="text", model="char_transformer", n_epochs=1)
+    for name in ("w1", "w2"):
+        model = build("char_transformer", text.shape, text.classes, seed=0)
+        watch = Recorder(folder, (name,), name, model, rounds=1)
+        watch.begin(1)
+        watch.stepped(1, epoch=1.0, loss=torch.tensor(3.0), right=64, count=4)
+    result = evaluate(folder, trial, text, exit_code=0)
+    assert result["samples_seen"] == 8
+    assert result["batches"]["accuracy"] == [0.25]
+    assert np.array(result["class_counts"]).sum() == 5000
+    assert np.array(result["class_counts"]).shape == (2, 10)
+    scores = model(text.prepare(text.held_out.images))
+    assert result["final_accuracy"] == pytest.approx(
+        (scores.argmax(dim=1) == text.held_out.labels).float().mean().item()
+    )
+    assert result["final_loss"] == pytest.approx(
+        nn.functional.cross_entropy(scores, text.held_out.labels).item(), rel=1e-4
+    )

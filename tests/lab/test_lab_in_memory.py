@@ -41,7 +41,7 @@ def squares() -> DataSet:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(240) % 4
     images = torch.rand(240, 1, 4, 4, generator=generator) + labels.reshape(-1, 1, 1, 1)
-    return DataSet(Samples(images, labels), Samples(images, labels), unchanged, classes=4, shape=(1, 4, 4))
+    return DataSet(Samples(images, labels), Samples(images, labels), unchanged, 4, (1, 4, 4), labels)
 
 
 @pytest.fixture

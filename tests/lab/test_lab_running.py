@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -505,3 +506,36 @@ def test_segments_of_mpi_jobs_that_have_ended_are_removed(tmp_path: Path) -> Non
     with paths["mapped"].open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
         remove_mpi_segments(tmp_path)
     assert {name for name, path in paths.items() if path.exists()} == {"mapped", "young"}
+
+
+@pytest.mark.usefixtures("small_trials")
+def test_a_users_own_data_are_loaded_anew_by_each_run_and_the_labs_only_once(monkeypatch) -> None:
+    Path("data_of_mine.py").write_text("def data(folder): ...\n")
+    count = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch(); open('loaded', 'a').write(sys.argv[2] + ' ')"
+
+    def command(name: str, cache: Path) -> list[str]:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        return [sys.executable, "-c", count, str(cache), name]
+
+    monkeypatch.setattr(running, "data_command", command)
+    text = "strategies: [{strategy: single, name: bad}, {strategy: single, name: bad2, data: 'data_of_mine:data'}]\n"
+    for _ in range(2):
+        code, _ = run_shown(text)
+        assert code == 1
+    assert Path("loaded").read_text().split() == ["digits", "data_of_mine:data", "data_of_mine:data"]
+
+
+@pytest.mark.usefixtures("small_trials")
+def test_a_run_in_another_thread_is_ended_as_by_a_signal(monkeypatch) -> None:
+    sleep = "import time; print('up', flush=True); time.sleep(100)"
+    monkeypatch.setattr(running, "command_of", lambda _trial, _folder: [sys.executable, "-c", sleep])
+    study = Study.load(written("strategies: [single]\n"), for_running=True)
+    runner = Runner(study, study.trials(), Path("run"))
+    log = Path("run/trials/single-s0/output.log")
+    output = io.StringIO()
+    with ThreadPoolExecutor(1) as threads:
+        code = threads.submit(runner.run, Console(file=output))
+        wait_until(lambda: log.exists() and "up" in log.read_text(), "the trial runs")
+        runner.end(signal.SIGINT)
+        assert code.result() == 128 + signal.SIGINT
+    assert "run the same command again to continue" in output.getvalue()

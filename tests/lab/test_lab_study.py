@@ -43,7 +43,7 @@ def test_a_word_is_a_row_with_the_settings_of_the_study() -> None:
 
 def test_mirrored_trains_with_cross_entropy_only() -> None:
     (problem,) = problems_of("loss: mse\nstrategies: [single, tf_mirrored]\n")
-    assert "tf_mirrored trains with cross_entropy only; write loss: cross_entropy for this row" in problem
+    assert "tf_mirrored knows only cross_entropy, got mse" in problem
     study_of("loss: mse\nstrategies: [single, {strategy: tf_mirrored, loss: cross_entropy}]\n")
 
 
@@ -385,3 +385,144 @@ def test_any_content_is_a_study_or_a_list_of_problems(values: dict[str, object])
         problems = ("study.yaml:",) if len(study.trials()) == len(study.rows) * len(study.seeds) else ("lost a trial",)
     assert problems
     assert [problem for problem in problems if not problem.startswith("study.yaml:")] == []
+
+
+def settings_of(text: str) -> list[tuple[str, dict[str, object], float, float, float]]:
+    """Of each row: its optimizer with options, learning rate, momentum and weight decay."""
+    rows = [row.settings for row in study_of(text).rows]
+    return [
+        (one.optimizer.kind, one.optimizer.options, one.learning_rate, one.momentum, one.weight_decay) for one in rows
+    ]
+
+
+def test_without_an_optimizer_it_is_sgd_with_the_keys_that_it_always_had() -> None:
+    assert settings_of("strategies: [single]\nlearning_rate: 0.1\nweight_decay: 0.01\n") == [
+        ("sgd", {}, 0.1, 0.9, 0.01)
+    ]
+
+
+def test_a_rate_of_an_optimizer_is_the_learning_rate_of_the_row_wherever_it_is_written() -> None:
+    adamw = "{adamw: {lr: 0.003, betas: [0.9, 0.95], weight_decay: 0.1}}"
+    made = ("adamw", {"betas": [0.9, 0.95]}, 0.003, 0.0, 0.1)
+    assert settings_of(f"strategies: [single]\noptimizer: {adamw}\n") == [made]
+    # What stands at the top for the rows with sgd is nothing for a row with an optimizer of its own.
+    text = f"learning_rate: 0.1\nmomentum: 0.5\nstrategies: [single, {{strategy: pull, optimizer: {adamw}}}]\n"
+    assert settings_of(text) == [("sgd", {}, 0.1, 0.5, 0.0), made]
+
+
+def test_an_optimizer_that_is_only_a_word_has_torchs_rate() -> None:
+    assert settings_of("strategies: [single]\noptimizer: adam\n") == [("adam", {}, 0.001, 0.0, 0.0)]
+    assert settings_of("strategies: [single]\noptimizer: adam\nlearning_rate: 0.01\n") == [("adam", {}, 0.01, 0.0, 0.0)]
+
+
+def test_what_is_written_closer_to_the_row_wins() -> None:
+    text = "optimizer: {adam: {lr: 0.1}}\nstrategies: [single, {strategy: pull, learning_rate: 0.2}]\n"
+    assert [rate for _, _, rate, _, _ in settings_of(text)] == [0.1, 0.2]
+    text = "strategies: [single, {strategy: pull, optimizer: {adam: {lr: 0.3}}}]\ngrid: {learning_rate: [0.1, 0.2]}\n"
+    assert [rate for _, _, rate, _, _ in settings_of(text)] == [0.1, 0.2, 0.3]
+
+
+def test_optimizers_can_be_compared_in_a_grid() -> None:
+    study = study_of("strategies: [single]\ngrid: {optimizer: [sgd, {adamw: {lr: 0.01}}]}\n")
+    assert labels(study) == ["single, optimizer=sgd", "single, optimizer=adamw lr 0.01"]
+    assert [row.settings.learning_rate for row in study.rows] == [0.05, 0.01]
+    assert len(study.trials(["optimizer=adamw"])) == 1
+
+
+def test_a_trial_with_an_optimizer_comes_back_from_its_json_as_it_was() -> None:
+    (trial,) = study_of("strategies: [single]\noptimizer: {muon: {lr: 0.02, momentum: 0.8}}\nclip_norm: 1\n").trials()
+    assert Trial.from_json(json.loads(json.dumps(trial.to_json()))) == trial
+    assert trial.settings.optimizer.options == {"momentum": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "optimizer: adamm\n",
+            'optimizer.kind: expected one of sgd, adam, adamw, muon, or module:function, got "adamm"',
+        ),
+        ("optimizer: {adam: {lrr: 1}}\n", 'optimizer.adam.lrr: unknown option, did you mean "lr"?'),
+        ("optimizer: {adam: {lr: 1}, sgd: {}}\n", "optimizer: expected one optimizer with its options, such as adamw:"),
+        (
+            "optimizer: {adam: {lr: 1}}\nlearning_rate: 0.1\n",
+            "optimizer.adam.lr: learning_rate is given, too; remove one",
+        ),
+        ("optimizer: adam\nmomentum: 0.5\n", "momentum: it is that of sgd, and the optimizer is adam; remove it"),
+        ("optimizer: {adam: {lr: -1}}\n", "optimizer.adam.lr: expected a number above 0 and up to 100, got -1"),
+        (
+            "schedule: cosin\n",
+            'schedule: expected one of constant, cosine, linear, steps, or module:function, got "cosin"',
+        ),
+        ("decay_at: [0.5, 2]\n", "decay_at[1]: expected a number above 0"),
+        ("clip_norm: 0\n", "clip_norm: expected a number above 0"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_reported_with_what_is_expected(text, problem) -> None:
+    found = problems_of(f"strategies: [single]\n{text}")
+    assert any(problem in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "model: gn_lenet\n",
+            "model: tf_mirrored knows only mcmahan_cnn or light_cnn or mlp, got gn_lenet; leave the row",
+        ),
+        ("model: mlp\noptimizer: adam\n", "optimizer: tf_mirrored knows only sgd, got adam; leave the row out"),
+        (
+            "model: mlp\noptimizer: {sgd: {nesterov: true}}\n",
+            "optimizer: tf_mirrored knows only sgd, got sgd with nesterov",
+        ),
+        ("model: mlp\nschedule: linear\n", "schedule: tf_mirrored knows only constant or cosine, got linear; leave"),
+        ("model: mlp\nclip_norm: 1.0\n", "clip_norm: tf_mirrored knows only null, got 1.0; leave the row out"),
+        ("model: mlp\nwarmup_steps: 5\n", "warmup_steps: tf_mirrored knows only 0, got 5; leave the row out"),
+    ],
+)
+def test_tf_mirrored_refuses_what_has_no_twin_in_tensorflow(text, problem) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Study.from_text(f"study: try\ndata: digits\nstrategies: [single, tf_mirrored]\n{text}")
+    (line,) = caught.value.problems
+    assert problem in line
+
+
+@pytest.mark.parametrize(("data", "model"), [("text", "mlp"), ("digits", "char_transformer")])
+def test_a_network_of_the_lab_that_does_not_fit_a_data_set_of_the_lab_is_refused(data, model) -> None:
+    with pytest.raises(ConfigError, match=rf"model: expected .* for data: {data}, got {model}"):
+        Study.from_text(f"study: try\ndata: {data}\nmodel: {model}\nstrategies: [single]\n")
+
+
+def test_a_users_own_code_is_found_beside_the_study_and_mistakes_in_its_names_have_a_place(tmp_path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "beside_the_study.py").write_text("def data(folder): ...\ndef model(shape, classes): ...\n")
+    text = "study: try\nstrategies: [single]\ndata: beside_the_study:data\nmodel: beside_the_study:{}\n"
+    (folder / "study.yaml").write_text(text.format("model"))
+    study = Study.load(folder / "study.yaml", for_running=True)
+    assert study.rows[0].settings.model == "beside_the_study:model"
+    (folder / "study.yaml").write_text(text.format("modell"))
+    Study.load(folder / "study.yaml")  # a report needs no code
+    with pytest.raises(ConfigError) as caught:
+        Study.load(folder / "study.yaml", for_running=True)
+    (line,) = caught.value.problems
+    assert 'study.yaml:4:8: model: model "beside_the_study:modell": the module beside_the_study has no' in line
+    assert 'did you mean "beside_the_study:model"?' in line
+
+
+def test_a_function_that_is_written_into_a_module_later_is_seen_by_the_same_process(tmp_path) -> None:
+    study, module = tmp_path / "study.yaml", tmp_path / "grows_in_a_notebook.py"
+    study.write_text("study: try\nstrategies: [single]\nmodel: grows_in_a_notebook:second\n")
+    module.write_text("def first(shape, classes): ...\n")
+    with pytest.raises(ConfigError, match="has no function second"):
+        Study.load(study, for_running=True)
+    module.write_text("def first(shape, classes): ...\ndef second(shape, classes): ...\n")
+    assert Study.load(study, for_running=True).rows[0].label == "single"
+
+
+def test_a_custom_method_may_lie_beside_the_study(tmp_path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "method_beside_the_study.py").write_text("from dpwa import GoSGD\nclass Mine(GoSGD): ...\n")
+    (folder / "study.yaml").write_text("study: try\nstrategies: ['method_beside_the_study:Mine']\n")
+    assert Study.load(folder / "study.yaml", for_running=True).rows[0].settings.nodes == 4

@@ -150,7 +150,7 @@ def test_outer_steps_are_made_also_by_a_node_that_has_met_nobody(in_memory):
     assert model.vector == [5.0]
 
 
-def test_a_node_that_resumes_is_of_its_former_lineage(in_memory):
+def test_a_node_that_resumes_where_its_peers_are_averages_with_them_as_before(in_memory):
     trained(in_memory, 2)
     kept = in_memory.nodes[1].state_dict()
     restart(in_memory, 1)
@@ -160,14 +160,32 @@ def test_a_node_that_resumes_is_of_its_former_lineage(in_memory):
     assert 1.0 < in_memory.vectors().min() < in_memory.vectors().max() < 3.0, "they average as before"
 
 
-def test_a_checkpoint_without_a_lineage_still_loads_and_a_wrong_one_is_refused(in_memory):
-    first, second = in_memory.start([VectorModel([0.0]), VectorModel([0.0])])
-    state = first.state_dict()
-    with pytest.raises(ValueError, match="lineage of 'xyz', expected 16 hex digits"):
-        second.load_state_dict({**state, "lineage": "xyz"})
-    del state["lineage"]
-    second.load_state_dict(state)
-    assert second._boundary.state.lineage == second._incarnation
+@pytest.mark.parametrize("method", METHODS)
+def test_a_node_that_resumes_far_behind_its_peers_spoils_none_of_them(in_memory, method):
+    old, ahead_updates = 30, 1000
+    first, second = in_memory.start([VectorModel([0.0]), VectorModel([0.0])], method=method, **QUICK)
+    for _ in range(old):
+        for node, model in zip((first, second), list(in_memory.models), strict=True):
+            model.vector += 1.0
+            node.step(1.0)
+    kept, vector = second.state_dict(), in_memory.models[1].vector.copy()
+    second.close()
+    for _ in range(ahead_updates):
+        in_memory.models[0].vector += 1.0
+        first.step(1.0)
+    before = float(in_memory.models[0].vector[0])
+    model = VectorModel(vector)
+    second = in_memory.add("w2", model)
+    second.load_state_dict(kept)
+    for _ in range(20):
+        model.vector += 1.0
+        second.step(1.0)
+        for _ in range(3):
+            in_memory.models[0].vector += 1.0
+            first.step(1.0)
+    assert in_memory.models[0].vector[0] > before
+    assert first.statistics().clock > ahead_updates
+    assert model.vector[0] > before, "it has taken over its peer's model"
 
 
 def test_a_whole_cluster_that_starts_at_once_becomes_one_lineage(cluster):

@@ -354,7 +354,7 @@ told = Lines()
 logging.getLogger("dpwa").addHandler(told)
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 cluster = Cluster("in_memory")
-models = [VectorModel([0.0]), VectorModel([1.0])]
+models = [VectorModel([0.0]), VectorModel([0.0])]  # other weights would be warned of: one event more
 nodes = cluster.start(models, run_dir=Path(sys.argv[1]), metrics_interval_ms=3_600_000)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, hard))
 cluster.step_all(100)

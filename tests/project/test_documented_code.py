@@ -30,6 +30,7 @@ LANGUAGES = {"", "python", "yaml", "sh", "text"}
 # Pages whose Python a test of their own runs, such as {"page.md": "project/test_page.py"}: here it is compiled only.
 RUN_ELSEWHERE: Mapping[str, str] = {
     "api.md": "project/test_api_page.py",
+    "lab.md": "lab/test_lab_page.py",
     "frameworks.md": "project/test_frameworks_page.py",
     "resume.md": "project/test_resume_example.py",
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import dpwa
+import dpwa.lab
 from dpwa import errors
 from support import ROOT
 
@@ -117,4 +118,6 @@ def test_what_people_copy_uses_the_public_names():
     of_dpwa = {(module, name) for module, name in imported if module.split(".")[0] == "dpwa"}
     assert ("dpwa", "DpwaPyTorchAdapter") in of_dpwa
     assert {name for module, name in of_dpwa if module == "dpwa"} <= {*dpwa.__all__, None}
-    assert not {module for module, _ in of_dpwa if module != "dpwa" and not module.startswith("dpwa.examples")}
+    assert {name for module, name in of_dpwa if module == "dpwa.lab"} <= {*dpwa.lab.__all__}
+    others = {module for module, _ in of_dpwa if module not in ("dpwa", "dpwa.lab")}
+    assert not {module for module in others if not module.startswith("dpwa.examples")}

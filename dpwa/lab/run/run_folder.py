@@ -87,7 +87,7 @@ class RunFolder:
                     f"run folder {self.path}: it belongs to the study {name}, not {study.name}; "
                     f"name another with --run-dir"
                 )
-        copy.write_bytes(study.path.read_bytes())
+        copy.write_text(study.text, encoding="utf-8")
 
     def result(self, trial: Trial) -> dict[str, Any] | None:
         """The result of a trial; None if there is none, or it was made with other settings."""

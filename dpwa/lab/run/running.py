@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ from dpwa.lab.run.starting import (
 )
 from dpwa.lab.run.supervision import Ended, EndedBySignal, Programs
 from dpwa.lab.study.kinds import Start
+from dpwa.lab.study.own_code import is_own
 from dpwa.lab.study.study import Study
 from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 from dpwa.lab.training.machine import commit, machine_cores
@@ -111,6 +114,7 @@ class Runner:
         self._data_dir = data_dir
         self._cores = machine_cores()
         self._programs = Programs()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._missing = {trial.kind.name: missing_for(trial) for trial in self._trials}
         self._pace = Pace()
         for trial in self._trials:
@@ -155,9 +159,16 @@ class Runner:
         self._summarise(outcomes, console)
         return 0 if all(outcome.is_expected for outcome in outcomes) else 1
 
+    def end(self, signal_number: int) -> None:
+        """Ends a run in another thread, as this signal would end one in the main thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._programs.end, signal_number)
+
     async def _run(self, console: Console) -> list[TrialOutcome] | None:
         """One outcome per trial; None if data are missing."""
-        with end_signals(self._programs.end):
+        self._loop = asyncio.get_running_loop()
+        is_main = threading.current_thread() is threading.main_thread()
+        with end_signals(self._programs.end) if is_main else nullcontext():  # only a main thread gets signals
             if not await self._has_data(console):
                 return None
             kept = sum(self.folder.result(trial) is not None for trial in self._trials)
@@ -181,8 +192,9 @@ class Runner:
         """Loads the data sets that the trials need, unless an earlier run has."""
         needed = {trial.settings.data: self.folder.of(trial) for trial in self.waiting()}
         for name, folder in needed.items():
-            if folder.data_cache(name).exists():
+            if folder.data_cache(name).exists() and not is_own(name):
                 continue
+            folder.data_cache(name).unlink(missing_ok=True)  # a user's own data may have changed since
             _print(console, f"{name}: loading the data, once for all trials")
             if not await self._load(name, folder.data_cache(name), console):
                 others = [other for other in needed if other != name]
@@ -200,13 +212,14 @@ class Runner:
                 lines.append(line)
                 status.update(Text(line))
 
-            ended = await self._programs.run(
-                data_command(name, cache), environment_of(self._cores, self._data_dir), on_line=show
-            )
+            ended = await self._programs.run(data_command(name, cache), self._environment(self._cores), on_line=show)
         if ended.exit_code != 0:
             for line in lines[-_SHOWN_LINES:]:
                 _print(console, line)
         return ended.exit_code == 0
+
+    def _environment(self, threads: int) -> dict[str, str]:
+        return environment_of(threads, self._data_dir, self._study.folder)
 
     async def _outcome(self, trial: Trial, progress: RunProgress) -> TrialOutcome:
         result = self.folder.result(trial)
@@ -236,7 +249,7 @@ class Runner:
     async def _run_trial(self, trial: Trial, progress: RunProgress) -> tuple[TrialOutcome, Ended]:
         """One trial with its evaluation, from an empty folder."""
         folder = self.folder.empty(trial)
-        prepare(trial, folder, self._study.path.parent)
+        prepare(trial, folder, self._study.folder)
         expected_s, deadline_s = self._pace.seconds([trial]), self._pace.deadline_s(trial)
         later = [other for other in self.waiting() if other != trial]
 
@@ -251,7 +264,7 @@ class Runner:
         with held_to(trial.settings.cores):
             ended = await self._programs.run(
                 command_of(trial, folder),
-                environment_of(threads_of(trial, self._cores), self._data_dir),
+                self._environment(threads_of(trial, self._cores)),
                 log=folder.output_log,
                 deadline_s=deadline_s,
                 on_wait=on_wait,
@@ -259,7 +272,7 @@ class Runner:
         reason = _reason(ended, deadline_s, folder)
         evaluated = await self._programs.run(
             evaluation_command(folder, exit_code=ended.exit_code, reason=reason, wall_s=ended.wall_s),
-            environment_of(self._cores, self._data_dir),
+            self._environment(self._cores),
             log=folder.output_log,
             deadline_s=deadline_s,
         )

@@ -60,7 +60,8 @@ def missing_for(trial: Trial) -> str | None:
 def absent_packages(trials: Sequence[Trial]) -> list[str]:
     """The packages that no trial of these can do without and that are not installed, those of their data included."""
     needed = ["torch"] if trials else []
-    needed += dict.fromkeys("sklearn" if trial.settings.data == "digits" else "torchvision" for trial in trials)
+    of_data = {"digits": "sklearn", "mnist": "torchvision", "fashion_mnist": "torchvision", "cifar10": "torchvision"}
+    needed += dict.fromkeys(of_data[data] for trial in trials if (data := trial.settings.data) in of_data)
     return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
@@ -121,16 +122,19 @@ def evaluation_command(folder: TrialFolder, *, exit_code: int, reason: str, wall
     return [*module, f"--exit-code={exit_code}", f"--reason={reason}", f"--wall-s={wall_s:.3f}"]
 
 
-def environment_of(threads: int, data_dir: Path | None) -> dict[str, str]:
+def environment_of(threads: int, data_dir: Path | None, modules: Path | None = None) -> dict[str, str]:
     """The environment of a process of the lab.
 
     Args:
         threads: of each process.
         data_dir: folder of the data sets; None keeps DPWA_DATA_DIR as it is.
+        modules: a folder in which Python is to look for modules, too: a user's own methods, models and data sets.
     """
     found = {key: value for key, value in os.environ.items() if key not in _OF_A_NODE}
     found.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
     found["PYTHONUNBUFFERED"] = "1"
+    if modules is not None:
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, [found.get("PYTHONPATH"), str(modules.absolute())]))
     given = data_dir if data_dir is not None else found.get("DPWA_DATA_DIR")
     if given:
         found["DPWA_DATA_DIR"] = str(Path(given).absolute())

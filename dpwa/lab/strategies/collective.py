@@ -42,16 +42,17 @@ def backward_of_part(
     Args:
         model: gets the gradients.
         images: the model's input, of the part.
-        labels: int64, shape (count,); may be empty.
+        labels: int64, shape (count,), or (count, length) for sequences; may be empty.
         weight: of the sum.
         loss: what is summed.
 
     Returns:
         Mean loss over the part (0 for an empty one), a tensor without gradient of one element, and how many of its
-        samples were classified correctly.
+        labels were predicted.
     """
     scores = model(images)
-    total = loss(scores, labels, reduction="sum")
+    # The loss of a sequence is the mean over its characters.
+    total = loss(scores, labels, reduction="sum") / labels.shape[1:].numel()
     (total * weight).backward()  # type: ignore[no-untyped-call]
     right = int((scores.argmax(dim=1) == labels).sum())
     return total.detach() / max(1, len(labels)), right

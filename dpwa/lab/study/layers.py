@@ -39,6 +39,11 @@ class Layers:
         self._origins = {place: found for place, found in self._origins.items() if place[: len(path)] != path}
         self._origins[path] = origin
 
+    def remove(self, key: str) -> None:
+        """Removes one value and all inside it."""
+        self.values.pop(key, None)
+        self._origins = {place: found for place, found in self._origins.items() if place[0] != key}
+
     def origin(self, place: Place, otherwise: Place) -> Place:
         """Where the value at a place was written.
 

@@ -7,15 +7,20 @@ Runs in: any thread; settings never change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from dpwa.config.sections import DataRate
-from dpwa.options import Options
+from dpwa.lab.study.optimizer import OptimizerOptions, other_defaults, rates_given
+from dpwa.lab.study.own_code import known_or_own
+from dpwa.options import Options, Problem
 
 __all__ = [
+    "DATA_SETS",
+    "IMAGE_MODELS",
+    "TEXT_MODELS",
     "CommonSettings",
     "KillOptions",
     "LabelOptions",
@@ -24,6 +29,23 @@ __all__ = [
     "SlowOptions",
     "VirtualOptions",
 ]
+
+DATA_SETS = ("digits", "mnist", "fashion_mnist", "cifar10", "text")
+"""All of images, except `text`."""
+
+TEXT_MODELS = ("char_transformer",)
+IMAGE_MODELS = (
+    "mcmahan_cnn",
+    "light_cnn",
+    "mlp",
+    "gn_lenet",
+    "resnet8_bn",
+    "resnet8_gn",
+    "resnet20_bn",
+    "resnet20_gn",
+)
+
+_Part = Annotated[float, Field(gt=0, lt=1)]
 
 
 class PartitionOptions(Options):
@@ -98,17 +120,28 @@ class CommonSettings(Options):
 
     model_config = ConfigDict(populate_by_name=True)  # `lambda` is a keyword in Python
 
-    data: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = Field("fashion_mnist", description="The data set.")
-    model: Literal["mcmahan_cnn", "light_cnn", "mlp"] = Field("light_cnn", description="The network.")
+    data: Annotated[str, known_or_own(DATA_SETS)] = Field("fashion_mnist", description="The data set.")
+    model: Annotated[str, known_or_own((*IMAGE_MODELS, *TEXT_MODELS))] = Field("light_cnn", description="The network.")
     partition: PartitionOptions = Field(PartitionOptions(), description="Which samples each node holds.")
     nodes: int = Field(4, ge=1, le=64, description="Number of processes that train.")
     n_epochs: int = Field(5, ge=1, le=10_000, description="Passes over the data by all nodes together.")
     batch_size: int = Field(128, ge=1, le=100_000, description="Samples per update of a model.")
-    learning_rate: float = Field(0.05, gt=0, le=100, description="Of stochastic gradient descent.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Of stochastic gradient descent.")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="Of stochastic gradient descent.")
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="Learning rate over the training: constant, or falling to 0 along half a cosine."
+    optimizer: OptimizerOptions = Field(OptimizerOptions(), description="How gradients change the weights.")
+    learning_rate: float = Field(0.05, gt=0, le=100, description="Of the optimizer; 0.001 if it is not sgd.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of the optimizer sgd.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Of the optimizer.")
+    schedule: Annotated[str, known_or_own(("constant", "cosine", "linear", "steps"))] = Field(
+        "constant", description="The learning rate over the training; cosine and linear fall to 0."
+    )
+    decay_at: tuple[_Part, ...] = Field(
+        (0.5, 0.75), strict=False, min_length=1, description="For schedule steps: after which shares it falls."
+    )
+    decay_factor: float = Field(0.1, gt=0, lt=1, description="For schedule steps: what it is multiplied by each time.")
+    warmup_steps: int = Field(
+        0, ge=0, le=1_000_000, description="Steps of each process in which the learning rate rises from 0."
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, le=1e6, description="Longer gradients, of all parameters together, are shortened to it; null: none."
     )
     rounds_per_epoch: int = Field(1, ge=1, le=100, description="How often per epoch the models are saved.")
     eval_acc: bool = Field(
@@ -157,11 +190,20 @@ class CommonSettings(Options):
     kill: KillOptions | None = Field(None, description="A node that is killed; null: none.")
     wrong_labels: LabelOptions | None = Field(None, description="A node with wrong labels; null: none.")
 
+    def between(self) -> Iterator[Problem]:
+        """What is said twice."""
+        yield from rates_given(self.optimizer, set(self.model_fields_set), self.momentum)
+
 
 class Settings(CommonSettings):
     """All settings of a trial."""
 
     strategy: str = Field(description="How the processes train together; see `dpwa lab list --strategies`.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, values: Any) -> Any:
+        return other_defaults(values)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, which `model_validate` accepts."""

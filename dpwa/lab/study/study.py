@@ -27,6 +27,7 @@ __all__ = ["Row", "Study", "trial_folder_name"]
 
 _KIND = "study file"
 _MOST_LISTED = 12
+_UNNAMED = "study"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Study:
         same_updates: groups of labels of rows that make the same updates.
         grid: the settings by which rows of one strategy differ.
         path: the file.
+        folder: what it names is looked for here: files of matrices, and modules with the user's own code.
+        text: the content of the file.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Study:
     same_updates: tuple[tuple[str, ...], ...]
     grid: tuple[str, ...]
     path: Path
+    folder: Path
+    text: str
 
     @classmethod
     def load(cls, path: Path, *, for_running: bool = False) -> Study:
@@ -70,31 +75,34 @@ class Study:
         Raises:
             ConfigError: one line per problem, with file, line, column and key.
         """
-        return cls._of(yaml_file.read(path, kind=_KIND), path, path.parent if for_running else None)
+        file = yaml_file.read(path, kind=_KIND)
+        return cls._of(file, path, path.parent, path.read_text(encoding="utf-8"), is_for_running=for_running)
 
     @classmethod
-    def from_text(cls, text: str, name: str = "study.yaml") -> Study:
+    def from_text(cls, text: str, name: str | None = "study.yaml", *, for_running: bool = False) -> Study:
         """Checks the text of a study file.
 
         Args:
             text: YAML.
-            name: the name of the text in messages.
+            name: the name of the text in messages; None: nobody has written it, so they name no lines.
+            for_running: also check the files that it names, relative to the current folder.
 
         Raises:
             ConfigError: one line per problem.
         """
-        return cls._of(yaml_file.parse(text, name, kind=_KIND), Path(name), None)
+        file = yaml_file.parse(text, name or _UNNAMED, kind=_KIND)
+        return cls._of(file, Path(name or _UNNAMED), Path.cwd(), text, is_for_running=for_running)
 
     @classmethod
-    def _of(cls, file: ClusterFile, path: Path, folder: Path | None) -> Study:
+    def _of(cls, file: ClusterFile, path: Path, folder: Path, text: str, *, is_for_running: bool) -> Study:
         problems: list[Problem] = []
         options: StudyOptions | None = None
         try:
             options = StudyOptions.model_validate(file.values)
         except ValidationError as error:
             problems += problems_of(error, StudyOptions.model_json_schema())
-        rows, found = rows_of(file.values, folder)
-        lines = lines_of([*problems, *found], file)
+        rows, found = rows_of(file.values, folder if is_for_running else None)
+        lines = lines_of([*problems, *found], None if file.name == _UNNAMED else file)
         if options is None or lines:
             raise ConfigError(lines)
         return cls(
@@ -109,6 +117,8 @@ class Study:
             same_updates=options.same_updates,
             grid=tuple(options.grid),
             path=path,
+            folder=folder,
+            text=text,
         )
 
     def trials(self, only: Sequence[str] = (), seeds: int | None = None) -> list[Trial]:

@@ -5,30 +5,20 @@ Runs in: any thread; nothing here ever changes.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from dpwa.config.problems import OWN_TEXT
 from dpwa.config.sections import Name
-from dpwa.lab.study.kinds import STRATEGIES, is_strategy
+from dpwa.lab.study.kinds import STRATEGIES
+from dpwa.lab.study.own_code import known_or_own
 from dpwa.lab.study.settings import CommonSettings
 
 __all__ = ["RowOptions", "StudyOptions"]
 
 _MOST_SEEDS = 100
-
-
-def _checked_strategy(word: str) -> str:
-    if is_strategy(word):
-        return word
-    near = get_close_matches(word, STRATEGIES, n=1)
-    hint = f'; did you mean "{near[0]}"?' if near else ""
-    raise PydanticCustomError(
-        OWN_TEXT, "{expected}", {"expected": f"expected one of {', '.join(STRATEGIES)}, or module:Class", "hint": hint}
-    )
 
 
 def _checked_seeds(value: Any) -> Any:
@@ -42,7 +32,7 @@ def _checked_seeds(value: Any) -> Any:
     )
 
 
-StrategyName = Annotated[str, AfterValidator(_checked_strategy)]
+StrategyName = Annotated[str, known_or_own(STRATEGIES, "module:Class")]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(_checked_seeds), Field(strict=False)]
 Values = Annotated[tuple[JsonValue, ...], Field(strict=False, min_length=1)]
 Labels = Annotated[tuple[str, ...], Field(strict=False, min_length=2)]

@@ -26,7 +26,9 @@ from dpwa.config.keys import FACTOR_KEYS
 from dpwa.config.problems import problems_of
 from dpwa.lab.study.kinds import STRATEGIES, Start, StrategyKind, is_strategy, kind_of
 from dpwa.lab.study.layers import Layers
-from dpwa.lab.study.settings import CommonSettings, Settings
+from dpwa.lab.study.optimizer import KEYS_OF_OPTIONS, optimizer_kind, settle_optimizer
+from dpwa.lab.study.own_code import own_code_problems
+from dpwa.lab.study.settings import DATA_SETS, IMAGE_MODELS, TEXT_MODELS, CommonSettings, Settings
 from dpwa.methods.registry import METHODS
 from dpwa.options import Place, Problem
 
@@ -153,6 +155,8 @@ class _Draft:
             problems += problems_of(error, Settings.model_json_schema())
         problems += _problems_between(values, self.kind)
         problems += _cluster_problems(values, self.kind, folder)
+        if folder is not None:
+            problems += own_code_problems(values if settings is None else settings.to_json(), folder)
         own: Place = ("strategies", self.index)
         return settings, [replace(one, place=self.layers.origin(one.place, own)) for one in problems]
 
@@ -175,6 +179,7 @@ def _drafts(
         for (key, _), (number, value) in zip(points, choice, strict=True):
             layers.put(tuple(key.split(".")), value, ("grid", key, number))
             label += f", {key.rpartition('.')[2]}={shown_setting(value)}"
+        settle_optimizer(layers)
         yield _Draft(label, kind, index, layers, entry)
 
 
@@ -215,6 +220,10 @@ def _is_multiplying(kind: StrategyKind, path: tuple[str, ...]) -> bool:
 
 def _is_set(entry: Mapping[str, Any], path: tuple[str, ...]) -> bool:
     here: Any = entry
+    optimizer = entry.get("optimizer")
+    options = _mapping(_mapping(optimizer).get(optimizer_kind(optimizer)))
+    if any(path == (key,) and option in options for option, key in KEYS_OF_OPTIONS.items()):
+        return True
     for key in path:
         if not isinstance(here, Mapping):
             return True  # a word in place of a mapping sets all of it
@@ -298,8 +307,9 @@ def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator
         if type(number) is int and number > nodes:
             yield Problem((key, "node"), f"expected one of the {nodes} nodes, got {number}")
     yield from _engine_problems(values, kind)
-    if kind.start is Start.TENSORFLOW and values.get("loss", "cross_entropy") != "cross_entropy":
-        yield Problem(("loss",), f"{kind.name} trains with cross_entropy only; write loss: cross_entropy for this row")
+    yield from _data_problems(values)
+    if kind.start is Start.TENSORFLOW:
+        yield from _twin_problems(values, kind)
     if not kind.splits_batch:
         return
     partition = values.get("partition", "iid")
@@ -336,6 +346,36 @@ _FAULTS_IN_REAL_TIME = {
     "slow": "slow: {node: …, factor: …} of the study",
     "kill": "kill: {node: …, at: …} of the study",
 }
+
+
+def _data_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """A network of the lab that cannot use a data set of the lab."""
+    data = values.get("data", CommonSettings.model_fields["data"].default)
+    model = values.get("model", CommonSettings.model_fields["model"].default)
+    fitting, others = (TEXT_MODELS, IMAGE_MODELS) if data == "text" else (IMAGE_MODELS, TEXT_MODELS)
+    if data in DATA_SETS and model in others:
+        yield Problem(("model",), f"expected one of {', '.join(fitting)} for data: {data}, got {model}")
+
+
+def _twin_problems(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Problem]:
+    """What the lab has not built a second time in TensorFlow."""
+    twins: Mapping[str, Sequence[object]] = {
+        "data": tuple(name for name in DATA_SETS if name != "text"),
+        "model": ("mcmahan_cnn", "light_cnn", "mlp"),
+        "optimizer": ("sgd",),
+        "schedule": ("constant", "cosine"),
+        "warmup_steps": (0,),
+        "clip_norm": (None,),
+        "loss": ("cross_entropy",),
+    }
+    for key, known in twins.items():
+        value = values.get(key, known[0])
+        got = optimizer_kind(value) if key == "optimizer" else value
+        extra = _mapping(_mapping(value).get(str(got))) if key == "optimizer" else {}
+        if (isinstance(got, (str, int, float)) and got not in known) or extra:
+            shown = f"{got} with {', '.join(extra)}" if extra else got
+            expected = " or ".join("null" if one is None else str(one) for one in known)
+            yield Problem((key,), f"{kind.name} knows only {expected}, got {shown}; leave the row out, or change it")
 
 
 def _cluster_problems(values: Mapping[str, Any], kind: StrategyKind, folder: Path | None) -> Iterator[Problem]:

@@ -120,7 +120,7 @@ class TrialFolder:
 
     def data_cache(self, name: str) -> Path:
         """The images of a data set, shared with the trials beside this one."""
-        return self.path.parent / ".data" / f"{name}.safetensors"
+        return self.path.parent / ".data" / f"{name.replace(':', '.')}.safetensors"
 
     def node(self, name: str) -> Path:
         """Folder of a process."""

@@ -6,6 +6,7 @@ Runs in: the training thread.
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from dpwa.examples.command_line import data_dir_of_environment
 from dpwa.examples.samples import Samples
@@ -14,9 +15,10 @@ from dpwa.lab.training.client_schedule import Schedule
 from dpwa.lab.training.data import DataSet, load, with_wrong_labels
 from dpwa.lab.training.handicaps import shares_of_work
 from dpwa.lab.training.loop import Recipe
+from dpwa.lab.training.models import build, check_scores
 from dpwa.lab.training.partition import partition
 
-__all__ = ["data_of", "order_seed", "parts_of_nodes", "recipe_of", "samples_of_node"]
+__all__ = ["data_of", "model_of", "order_seed", "parts_of_nodes", "recipe_of", "samples_of_node"]
 
 _ORDERS_APART = 1_000_000_007  # no two usual seeds are as far apart
 
@@ -26,10 +28,18 @@ def data_of(trial: Trial, folder: TrialFolder) -> DataSet:
     return load(trial.settings.data, data_dir_of_environment(), folder.data_cache(trial.settings.data))
 
 
+def model_of(trial: Trial, data: DataSet) -> nn.Module:
+    """The network of a trial with its initial weights, tried on the data."""
+    name = trial.settings.model
+    model = build(name, data.shape, data.classes, seed=trial.seed)
+    few = data.held_out.first(2)
+    check_scores(name, model, data.prepare(few.images), few.labels, data.classes, seed=trial.seed)
+    return model
+
+
 def parts_of_nodes(trial: Trial, data: DataSet) -> list[torch.Tensor]:
     """Indices of the training samples that each node holds, the same in every process."""
-    labels = data.train.labels.numpy()
-    parts = partition(labels, trial.settings.partition, trial.settings.nodes, seed=trial.seed)
+    parts = partition(data.groups.numpy(), trial.settings.partition, trial.settings.nodes, seed=trial.seed)
     return [torch.from_numpy(part) for part in parts]
 
 
@@ -74,6 +84,12 @@ def recipe_of(trial: Trial, shard_size: int, rank: int) -> Recipe:
         weight_decay=settings.weight_decay,
         schedule=settings.schedule,
         total_steps=steps,
+        optimizer=settings.optimizer.kind,
+        options=settings.optimizer.options,
+        decay_at=settings.decay_at,
+        decay_factor=settings.decay_factor,
+        warmup_steps=settings.warmup_steps,
+        clip_norm=settings.clip_norm,
     )
 
 

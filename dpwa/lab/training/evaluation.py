@@ -23,10 +23,10 @@ from dpwa.examples.devices import device_of
 from dpwa.examples.evaluation import accuracy_and_loss_of, accuracy_of
 from dpwa.examples.samples import Samples
 from dpwa.lab.study.trial import Trial, TrialFolder, write_json
-from dpwa.lab.training.assignment import data_of, parts_of_nodes
+from dpwa.lab.training.assignment import data_of, model_of, parts_of_nodes
 from dpwa.lab.training.data import DataSet
 from dpwa.lab.training.machine import commit, machine
-from dpwa.lab.training.models import build, initial_weights_hash
+from dpwa.lab.training.models import initial_weights_hash
 from dpwa.lab.training.partition import class_counts
 from dpwa.lab.training.snapshots import RoundModel, read_snapshot, read_steps
 
@@ -68,7 +68,7 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
         The content of result.json, except `wall_s`.
     """
     device = data.held_out.images.device
-    model = build(trial.settings.model, data.shape, data.classes, seed=trial.seed).to(device)
+    model = model_of(trial, data).to(device)
     names = _names_with_models(trial)
     seen = _some_of_training(trial, data)
     rounds = [_round(folder, trial, names, number, model, data, seen) for number in range(trial.rounds + 1)]
@@ -81,6 +81,7 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
     if is_done and killed in trial.process_names and not folder.snapshot(killed, trial.rounds).exists():
         reason = f"{killed} was killed; the others went on to the end"
     parts = parts_of_nodes(trial, data)
+    labels_of_one = data.train.labels[0].numel()
     newest = [snapshot for name in trial.process_names if (snapshot := _newest(folder, trial, name)) is not None]
     return {
         "trial": trial.to_json(),
@@ -101,12 +102,12 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
         "workers": workers,
         "shard_sizes": [len(part) for part in parts],
         "class_counts": class_counts(
-            data.train.labels.numpy(), [part.numpy() for part in parts], data.classes
+            data.groups.numpy(), [part.numpy() for part in parts], int(data.groups.max()) + 1
         ).tolist(),
         "rounds": reached,
-        "batches": _batches(folder, trial.process_names, _MOST_POINTS),
+        "batches": _batches(folder, trial.process_names, _MOST_POINTS, labels_of_one=labels_of_one),
         "worker_batches": {
-            name: _batches(folder, (name,), _MOST_POINTS_OF_A_WORKER)
+            name: _batches(folder, (name,), _MOST_POINTS_OF_A_WORKER, labels_of_one=labels_of_one)
             for name in trial.training_names
             if len(trial.training_names) > 1
         },
@@ -182,7 +183,7 @@ def _round(
         "accuracy": accuracy,
         "loss": loss,
         **_on_training(model, data, seen if is_wanted else None),
-        "consensus": _distance([s.tensors for s in found], mean) if len(names) > 1 else None,
+        "consensus": _distance([s.tensors for s in found], _parameters(model, mean)) if len(names) > 1 else None,
     }
 
 
@@ -214,6 +215,11 @@ def _samples_of_all(folder: TrialFolder, trial: Trial, steps: int) -> int:
     return total
 
 
+def _parameters(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is trained: a BatchNorm's count of batches would be longer than all weights together."""
+    return {name: tensors[name] for name, _ in model.named_parameters()}
+
+
 def _distance(models: Sequence[dict[str, Tensor]], mean: dict[str, Tensor]) -> float:
     """Mean distance of the models from their mean, relative to the norm of the mean."""
     norm = torch.stack([value.norm() for value in mean.values()]).norm().item()
@@ -239,7 +245,9 @@ def _worker(folder: TrialFolder, trial: Trial, name: str, model: nn.Module, data
     }
 
 
-def _batches(folder: TrialFolder, names: Sequence[str], most_points: int) -> dict[str, list[float]]:
+def _batches(
+    folder: TrialFolder, names: Sequence[str], most_points: int, *, labels_of_one: int
+) -> dict[str, list[float]]:
     """Loss and accuracy of training batches, the mean over these workers at equal shares of their steps."""
     found = []
     for name in names:
@@ -259,7 +267,7 @@ def _batches(folder: TrialFolder, names: Sequence[str], most_points: int) -> dic
     return {
         "samples": np.cumsum(samples).tolist(),
         "loss": np.round(loss / samples, 5).tolist(),
-        "accuracy": np.round(right / samples, 5).tolist(),
+        "accuracy": np.round(right / (samples * labels_of_one), 5).tolist(),
     }
 
 

@@ -7,15 +7,15 @@ Must not know: which data set, which model, which strategy. Runs in: the trainin
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from dpwa.examples.samples import Samples, Transform, unchanged
+from dpwa.lab.training.optimizers import multiplier_of, optimizer_of
 from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["Recipe", "Task", "Watch", "steps", "train"]
@@ -38,16 +38,22 @@ class Task:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained: stochastic gradient descent with momentum.
+    """How a model is trained: by default, stochastic gradient descent with momentum.
 
     Attributes:
         epochs: passes over the shard.
         batch_size: samples per step; an incomplete last batch is left out.
-        learning_rate: of every step.
-        momentum: of every step.
-        weight_decay: of every step.
-        schedule: of the learning rate: "constant", or "cosine" for half a cosine down to 0.
+        learning_rate: of the optimizer, before the schedule.
+        momentum: of the optimizer sgd.
+        weight_decay: of the optimizer.
+        schedule: of the learning rate; see `multiplier_of`.
         total_steps: number of steps, whatever `epochs` says; None: whole epochs.
+        optimizer: which; see `optimizer_of`.
+        options: of the optimizer, beside the three above, which they override.
+        decay_at: for the schedule "steps": the shares of the training after which the rate falls.
+        decay_factor: for the same: by which factor.
+        warmup_steps: steps in which the rate rises from 0 to what the schedule says.
+        clip_norm: longer gradients are shortened to this norm; None: none are.
     """
 
     epochs: int
@@ -57,12 +63,37 @@ class Recipe:
     weight_decay: float = 0.0
     schedule: str = "constant"
     total_steps: int | None = None
+    optimizer: str = "sgd"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    decay_at: tuple[float, ...] = (0.5, 0.75)
+    decay_factor: float = 0.1
+    warmup_steps: int = 0
+    clip_norm: float | None = None
 
-    def rate_at(self, progress: float) -> float:
-        """The learning rate after this share of all steps, 0..1."""
-        if self.schedule == "cosine":
-            return self.learning_rate * (1 + math.cos(math.pi * progress)) / 2
-        return self.learning_rate
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """A new optimizer for all parameters of a model."""
+        given: dict[str, Any] = {"lr": self.learning_rate}
+        if ":" not in self.optimizer:
+            given["weight_decay"] = self.weight_decay
+        if self.optimizer == "sgd":
+            given["momentum"] = self.momentum
+        return optimizer_of(self.optimizer, model, {**given, **self.options})
+
+    def rates(self, optimizer: torch.optim.Optimizer, total_steps: int) -> Callable[[int], None]:
+        """A function that sets the learning rates for a step, which it is called with; the first is 1."""
+        multiplier = multiplier_of(self.schedule, decay_at=self.decay_at, decay_factor=self.decay_factor)
+
+        def set_rates(step: int) -> None:
+            rising = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * multiplier((step - 1) / total_steps) * rising
+
+        return set_rates
+
+    def clip(self, model: nn.Module) -> None:
+        """Shortens the gradients of a model, all of them together, to `clip_norm`."""
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), self.clip_norm)
 
 
 class Watch(Protocol):
@@ -72,7 +103,7 @@ class Watch(Protocol):
         """Called before the first step."""
 
     def stepped(self, step: int, *, epoch: float, loss: torch.Tensor, right: int, count: int) -> None:
-        """Called after each step, from 1, with its mean loss, its samples, and how many were classified correctly."""
+        """Called after each step, from 1, with its mean loss, its samples, and how many labels were predicted."""
 
 
 def train(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: Watch) -> None:
@@ -96,16 +127,12 @@ def steps(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: W
         strategy: what this process does together with others.
         watch: observes every step.
     """
-    optimizer = torch.optim.SGD(
-        task.model.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
+    optimizer = recipe.make_optimizer(task.model)
     order = torch.Generator().manual_seed(seed)
     steps_per_epoch = max(1, len(task.shard) // recipe.batch_size)
     total_steps = recipe.epochs * steps_per_epoch if recipe.total_steps is None else recipe.total_steps
     task.model.train()
+    set_rates = recipe.rates(optimizer, total_steps)
     strategy.total_steps = total_steps
     strategy.begin(task.model, optimizer)
     watch.begin(total_steps)
@@ -115,10 +142,11 @@ def steps(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: W
             strategy.before_epoch(epoch + 1)
             batches = torch.split(torch.randperm(len(task.shard), generator=order), recipe.batch_size)
         batch = strategy.part_of(batches[batch_of_epoch])
-        optimizer.param_groups[0]["lr"] = recipe.rate_at((step - 1) / total_steps)
+        set_rates(step)
         optimizer.zero_grad()
         images = task.prepare(task.shard.images[batch])
         loss, right = strategy.backward(images, task.shard.labels[batch])
+        recipe.clip(task.model)
         optimizer.step()
         yield
         strategy.after_step(loss)

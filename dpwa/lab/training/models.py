@@ -1,7 +1,7 @@
-"""The networks of the lab, by name, with initial weights from a seed.
+"""The networks of the lab, by name, and a user's own, with initial weights from a seed.
 
-Each is a plain sequence of Conv2d, ReLU, MaxPool2d, Flatten and Linear, so that it can be rebuilt layer by layer in
-another framework.
+mcmahan_cnn, light_cnn and mlp are plain sequences of Conv2d, ReLU, MaxPool2d, Flatten and Linear, so that they can be
+rebuilt layer by layer in another framework.
 
 Runs in: the training thread.
 """
@@ -10,42 +10,82 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dpwa.custom_code import blamed, load_function
 from dpwa.errors import ConfigError
 from dpwa.examples.fashion_mnist.model import fashion_network
+from dpwa.lab.training.networks import CharTransformer, batch_norm, gn_lenet, group_norm, resnet
 
-__all__ = ["build", "initial_weights_hash"]
+__all__ = ["build", "check_scores", "initial_weights_hash"]
 
-Shape = tuple[int, int, int]
-"""Channels, height and width of an image."""
+Shape = tuple[int, ...]
+"""Of a sample: channels, height and width of an image, or the length of a sequence."""
 
 
-def build(name: str, shape: Shape, classes: int, *, seed: int) -> nn.Sequential:
+def build(name: str, shape: Shape, classes: int, *, seed: int) -> nn.Module:
     """A network with initial weights that depend on the seed alone, in every process.
 
     The global random state stays as it was.
 
     Args:
-        name: "mcmahan_cnn", "light_cnn" or "mlp".
-        shape: of an image; convolutional networks halve height and width twice.
+        name: one of the lab's networks, or a user's own "module:function", which is called with shape and classes and
+            returns an `nn.Module`.
+        shape: of a sample.
         classes: number of outputs.
         seed: for the initial weights.
 
     Raises:
-        ConfigError: there is no such network, or the images are too small for it.
+        ConfigError: there is no such network, it does not fit the samples, or the user's function cannot be used.
     """
-    if name not in _NETWORKS:
+    if name not in _NETWORKS and ":" not in name:
         raise ConfigError(f'building a model: expected one of {", ".join(_NETWORKS)}, got "{name}"')
-    if name != "mlp" and min(shape[1:]) < 4:
-        raise ConfigError(f"building {name}: expected images of at least 4x4 pixels, got {shape[1]}x{shape[2]}")
+    make = load_function(name, "model") if ":" in name else _fitting(name, shape)
     with torch.random.fork_rng(devices=[]):
         # Only the CPU's generator: `torch.manual_seed` would also seed the GPUs', which are not restored here.
         torch.default_generator.manual_seed(seed)
-        return _NETWORKS[name](shape, classes)
+        with blamed(make, lambda error: f'model "{name}": the function raised {error}'):
+            found = make(shape, classes)
+    if not isinstance(found, nn.Module):
+        raise ConfigError(
+            f'model "{name}": expected a function (shape, classes) that returns an nn.Module, got '
+            f"{type(found).__name__} from it; return the module itself"
+        )
+    return found
+
+
+@torch.no_grad()
+def check_scores(name: str, model: nn.Module, samples: Tensor, labels: Tensor, classes: int, *, seed: int) -> None:
+    """Tries a model on a few samples, so that one that does not fit the data is told from a bug.
+
+    Args:
+        name: of the model.
+        model: gives scores of shape (count, classes), or (count, classes, length) for sequences.
+        samples: its input.
+        labels: int64, shape (count,), or (count, length) for sequences.
+        classes: number of classes.
+        seed: for the initial weights of layers that get them only now.
+
+    Raises:
+        ConfigError: it fails, or gives something else.
+    """
+    model.eval()
+    expected = (len(labels), classes, *labels.shape[1:])
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            scores = model(samples)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shape = tuple(samples.shape)
+        raise ConfigError(f"model {name}: fails for the data, of shape {shape} and {samples.dtype}: {error}") from error
+    model.train()
+    got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if got != expected:
+        raise ConfigError(f"model {name}: expected scores of shape {expected} for {len(labels)} samples, got {got}")
 
 
 def initial_weights_hash(model: nn.Module) -> str:
@@ -57,6 +97,17 @@ def initial_weights_hash(model: nn.Module) -> str:
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _fitting(name: str, shape: Shape) -> Callable[[Shape, int], nn.Module]:
+    """The network of this name, if it takes such samples."""
+    if name == "char_transformer":
+        if len(shape) != 1:
+            raise ConfigError(f"building {name}: expected sequences, of shape (length,), got samples of shape {shape}")
+    elif name != "mlp" and (len(shape) != 3 or min(shape[1:]) < 4):
+        got = f"{shape[1]}x{shape[2]}" if len(shape) == 3 else f"samples of shape {shape}"
+        raise ConfigError(f"building {name}: expected images of at least 4x4 pixels, got {got}")
+    return _NETWORKS[name]
 
 
 def _light_cnn(shape: Shape, classes: int) -> nn.Sequential:
@@ -88,8 +139,14 @@ def _mlp(shape: Shape, classes: int) -> nn.Sequential:
     )
 
 
-_NETWORKS: dict[str, Callable[[Shape, int], nn.Sequential]] = {
+_NETWORKS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "mcmahan_cnn": fashion_network,
     "light_cnn": _light_cnn,
     "mlp": _mlp,
+    "gn_lenet": gn_lenet,
+    "resnet8_bn": partial(resnet, blocks=1, norm=batch_norm),
+    "resnet8_gn": partial(resnet, blocks=1, norm=group_norm),
+    "resnet20_bn": partial(resnet, blocks=3, norm=batch_norm),
+    "resnet20_gn": partial(resnet, blocks=3, norm=group_norm),
+    "char_transformer": lambda shape, classes: CharTransformer(shape[0], classes),
 }

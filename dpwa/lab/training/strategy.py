@@ -62,10 +62,10 @@ class Strategy:
 
         Args:
             images: the model's input.
-            labels: int64, shape (count,).
+            labels: int64, shape (count,), or (count, length) for sequences.
 
         Returns:
-            Mean loss, a tensor of one element without gradient, and how many samples were classified correctly.
+            Mean loss, a tensor of one element without gradient, and how many labels were predicted.
         """
         scores = self.model(images)
         loss = self.loss(scores, labels)

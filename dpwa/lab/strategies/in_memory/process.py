@@ -26,11 +26,10 @@ from dpwa.lab.strategies.dpwa import did_by_node
 from dpwa.lab.strategies.in_memory.network import Link, VirtualNetwork, VirtualTransport
 from dpwa.lab.strategies.in_memory.virtual_time import VirtualTime
 from dpwa.lab.study.trial import Trial, TrialFolder
-from dpwa.lab.training.assignment import data_of, order_seed, recipe_of, samples_of_node
+from dpwa.lab.training.assignment import data_of, model_of, order_seed, recipe_of, samples_of_node
 from dpwa.lab.training.data import DataSet
 from dpwa.lab.training.loop import Task, steps
 from dpwa.lab.training.losses import LOSSES
-from dpwa.lab.training.models import build
 from dpwa.lab.training.recording import Recorder
 from dpwa.lab.training.strategy import Strategy
 from dpwa.node.node import Node
@@ -152,7 +151,7 @@ class _VirtualNode:
             self._last_step = math.ceil(kill.at * (recipe.total_steps or 0))
         self._steps = 0
         self._waiting = 0  # counts the waits, so that the end of an earlier one is not taken for that of a later
-        model = build(settings.model, data.shape, data.classes, seed=trial.seed)
+        model = model_of(trial, data)
         recorder = Recorder(
             folder,
             trial.process_names,

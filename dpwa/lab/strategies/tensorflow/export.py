@@ -23,12 +23,14 @@ _PREPARED_TOLERANCE = 1e-4
 _CHECKED_IMAGES = 100
 
 
-def layers_of(model: nn.Sequential) -> list[dict[str, Any]]:
+def layers_of(model: nn.Module) -> list[dict[str, Any]]:
     """The layers of a network; see `layout.Layer`.
 
     Raises:
         ConfigError: a layer, or one of its options, cannot be described like that.
     """
+    if not isinstance(model, nn.Sequential):
+        raise ConfigError(f"tf_mirrored: expected an nn.Sequential, got {type(model).__name__}; take another model")
     layers = [_layer(module) for module in model]
     problems = [
         f"tf_mirrored: layer {number} of the model: expected Conv2d with stride 1 and a padding of 0 or of half an odd "

@@ -29,10 +29,9 @@ from dpwa.lab.strategies.tensorflow.environment import tensorflow_python, why_no
 from dpwa.lab.strategies.tensorflow.export import layers_of, order_of_batches, shift_and_scale
 from dpwa.lab.strategies.tensorflow.layout import Layer, Shape, from_keras, to_keras
 from dpwa.lab.study.trial import Trial, TrialFolder, step_at, write_json
-from dpwa.lab.training.assignment import data_of, order_seed, recipe_of, samples_of_node
+from dpwa.lab.training.assignment import data_of, model_of, order_seed, recipe_of, samples_of_node
 from dpwa.lab.training.loop import Recipe
 from dpwa.lab.training.machine import machine_cores
-from dpwa.lab.training.models import build
 from dpwa.lab.training.snapshots import write_snapshot, write_steps
 
 __all__ = ["TensorFlowFailed", "run_trial"]
@@ -129,13 +128,14 @@ def _export(exchange: Path, folder: TrialFolder) -> _Book:
     trial = folder.trial()
     _refuse_handicaps(trial)
     data = data_of(trial, folder)
-    model = build(trial.settings.model, data.shape, data.classes, seed=trial.seed)
+    model = model_of(trial, data)
     samples: Any = samples_of_node(trial, data, 0)
     recipe = recipe_of(trial, len(samples), 0)
     order = order_of_batches(len(samples), recipe, seed=order_seed(trial, 0))
     state = model.state_dict()
     round_ends = [step_at(number, trial.rounds, len(order)) for number in range(1, trial.rounds + 1)]
-    book = _Book(folder, list(layers_of(model)), data.shape, list(state), round_ends, _cores())
+    channels, height, width = data.shape
+    book = _Book(folder, list(layers_of(model)), (channels, height, width), list(state), round_ends, _cores())
     weights = [tensor.numpy() for tensor in state.values()]
     book.begin(weights)
     keras_weights = enumerate(to_keras(book.layers, book.shape, weights))
