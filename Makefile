@@ -25,7 +25,7 @@ help:
 	@echo "make lint         ruff, mypy, and which folder may import which (import-linter)"
 	@echo "make bench        all benchmarks, and docs/benchmarks.md made anew (leave the machine alone meanwhile)"
 	@echo "make bench-methods  six nodes learn Fashion-MNIST by each averaging method, for docs/results.md"
-	@echo "make studies      all studies of the lab, for docs/results.md (a day and a half; can be stopped and goes on later)"
+	@echo "make studies      all studies of the lab, for docs/results.md (30 hours; can be stopped and goes on later)"
 	@echo "make results      tables and curves of docs/results.md made anew from the results in docs/results (a minute)"
 	@echo "make bench-gpu    the benchmark that needs a GPU"
 	@echo "make bench-quick  shows that the benchmarks run (about a minute)"
