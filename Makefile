@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage test-heavy test-slow flake test-tensorflow test-frameworks lint bench bench-methods bench-gpu bench-quick studies clean
+.PHONY: help demo test test-all coverage test-heavy test-slow flake test-tensorflow test-frameworks lint bench bench-methods bench-gpu bench-quick studies results clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about a minute)"
@@ -25,7 +25,8 @@ help:
 	@echo "make lint         ruff, mypy, and which folder may import which (import-linter)"
 	@echo "make bench        all benchmarks, and docs/benchmarks.md made anew (leave the machine alone meanwhile)"
 	@echo "make bench-methods  six nodes learn Fashion-MNIST by each averaging method, for docs/results.md"
-	@echo "make studies      all studies of the lab, for docs/results.md (hours; can be stopped and goes on later)"
+	@echo "make studies      all studies of the lab, for docs/results.md (30 hours; can be stopped and goes on later)"
+	@echo "make results      tables and curves of docs/results.md made anew from the results in docs/results (a minute)"
 	@echo "make bench-gpu    the benchmark that needs a GPU"
 	@echo "make bench-quick  shows that the benchmarks run (about a minute)"
 	@echo "make clean        remove .venv and everything that was built"
@@ -112,7 +113,8 @@ bench-methods: $(STAMP)
 bench-gpu: $(STAMP)
 	@$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
 
-# All studies of the lab but the one to try, for docs/results.md: hours; stopped and started again, it goes on where it was.
+# All studies of the lab but the one to try, for docs/results.md; stopped and started again, it goes on where it was.
+# make studies STUDIES="gosgd-p matrices"     these only
 STUDIES := $(filter-out digits,$(basename $(notdir $(wildcard samples/studies/*.yaml))))
 studies: $(STAMP)
 	@set -e; for name in $(STUDIES); do \
@@ -120,6 +122,11 @@ studies: $(STAMP)
 		$(BIN)/dpwa lab report runs/$$name; \
 		$(BIN)/python benchmarks/studies.py runs/$$name; \
 	done
+
+# Trains nothing: from docs/results/*.json and samples/studies.
+results: $(STAMP)
+	@$(BIN)/python benchmarks/studies.py
+	@$(BIN)/python benchmarks/report.py benchmarks/results/methods.json
 
 bench-quick: $(STAMP)
 	@set -e; for name in $(BENCHMARKS); do \

@@ -15,6 +15,7 @@ from collective_trainer import Observer, drift, network, samples, values
 from dpwa.lab.strategies.collective import allreduce_bytes
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.training.loop import Recipe, Task, train
+from dpwa.lab.training.losses import LOSSES
 from dpwa.lab.training.strategy import Strategy
 
 TRAINER = str(Path(__file__).with_name("collective_trainer.py"))
@@ -77,7 +78,9 @@ def alone(made: dict[str, Any], tmp_path: Path) -> Observer:
     shard = samples(made["samples"][0])
     observer = Observer({}, tmp_path, 0, model)
     recipe = Recipe(settings.n_epochs, settings.batch_size, settings.learning_rate, settings.momentum)
-    train(Task(model, shard), recipe, seed=7, strategy=Strategy(), watch=observer)
+    strategy = Strategy()
+    strategy.loss = LOSSES[settings.loss]
+    train(Task(model, shard), recipe, seed=7, strategy=strategy, watch=observer)
     return observer
 
 

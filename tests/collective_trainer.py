@@ -23,6 +23,7 @@ from dpwa.lab.strategies.torch_distributed import Ddp
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.loop import Recipe, Task, train
+from dpwa.lab.training.losses import LOSSES
 from dpwa.lab.training.strategy import Strategy
 
 FEATURES, CLASSES = 6, 3
@@ -133,6 +134,7 @@ def run(training: dict[str, Any], folder: Path, rank: int, size: int) -> None:
     counts = training["samples"]
     shard = samples(counts[rank])
     strategy = strategy_of(training, folder, rank, size)
+    strategy.loss = LOSSES[settings.loss]
     observer = Observer(training, folder, rank, model)
     recipe = Recipe(
         epochs=settings.n_epochs,

@@ -22,6 +22,7 @@ from dpwa.lab.training.assignment import data_of, model_of, order_seed, parts_of
 from dpwa.lab.training.client_schedule import Schedule
 from dpwa.lab.training.handicaps import Handicap
 from dpwa.lab.training.loop import Task, train
+from dpwa.lab.training.losses import LOSSES
 from dpwa.lab.training.machine import machine_cores
 from dpwa.lab.training.recording import Recorder
 from dpwa.lab.training.strategy import Strategy
@@ -60,6 +61,7 @@ def main(arguments: list[str]) -> None:
         serve(trial, folder, [len(part) for part in parts_of_nodes(trial, data)], model)
         return
     strategy = _strategy(trial, folder, rank)
+    strategy.loss = LOSSES[trial.settings.loss]
     recorder = Recorder(
         folder,
         trial.process_names,

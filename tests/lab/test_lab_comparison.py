@@ -127,6 +127,21 @@ def test_times_of_processes_and_of_virtual_time_are_not_compared_in_silence():
     assert any("virtual" in found.text for found in findings(summary_of(text)))
 
 
+def test_a_row_may_be_compared_with_another_one_than_the_rest():
+    text = STUDY.replace("gosgd, single]", "{strategy: gosgd, compare_with: single}, single]")
+    summary = summary_of(text)
+    cells = {row: cells_of(summary, row) for row in ("pull", "gosgd", "single")}
+    assert [cells[row]["base"] for row in cells] == ["-", "single", "pull"]
+    expected = [5.0, 4.0, 6.0]
+    assert cells["gosgd"]["minus its base"] == f"+5.00 ± {half_width(expected):.2f}"
+    assert cells["pull"]["minus its base"] == "-"
+    assert "Minus its base is the difference" in caption(summary)
+    with pytest.raises(
+        ConfigError, match=r"strategies\[2\].compare_with.*there is no such row, did you mean \"single\""
+    ):
+        Study.from_text(text.replace("compare_with: single", "compare_with: singel"))
+
+
 @pytest.mark.parametrize("line", ["compare_with: pul", "same_updates: [[pull, twim]]"])
 def test_a_row_that_there_is_not_cannot_be_compared(line):
     key = line.split(":")[0]

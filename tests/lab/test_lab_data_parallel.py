@@ -16,6 +16,7 @@ from dpwa.lab.strategies.data_parallel import CustomDataParallel, make
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.loop import Recipe, Task, train
+from dpwa.lab.training.losses import LOSSES
 
 CPU = torch.device("cpu")
 
@@ -24,6 +25,7 @@ def trained(strategy, made, folder, model=None):
     """Train with a strategy, in this process."""
     settings = Settings.model_validate(made["settings"])
     model = model or network()
+    strategy.loss = LOSSES[settings.loss]
     shard = samples(made["samples"][0])
     observer = Observer({}, folder, 0, model)
     recipe = Recipe(settings.n_epochs, settings.batch_size, settings.learning_rate, settings.momentum)
@@ -36,9 +38,19 @@ def trained(strategy, made, folder, model=None):
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3])
-@pytest.mark.parametrize(("count", "batch_size"), [(41, 10), (6, 2), (4, 100)])
-def test_replicas_together_make_the_steps_of_one_model_on_whole_batches(replicas, count, batch_size, tmp_path):
-    made = training("custom_data_parallel", count, batch_size=batch_size, n_epochs=5, learning_rate=0.3)
+@pytest.mark.parametrize(
+    ("count", "batch_size", "loss", "rate"),
+    [
+        (41, 10, "cross_entropy", 0.3),
+        (6, 2, "cross_entropy", 0.3),
+        (4, 100, "cross_entropy", 0.3),
+        (41, 10, "mse", 0.01),
+    ],
+)
+def test_replicas_together_make_the_steps_of_one_model_on_whole_batches(
+    replicas, count, batch_size, loss, rate, tmp_path
+):
+    made = training("custom_data_parallel", count, batch_size=batch_size, n_epochs=5, learning_rate=rate, loss=loss)
     found = trained(CustomDataParallel([CPU] * replicas), made, tmp_path)
     expected = alone(made, tmp_path)
     np.testing.assert_allclose(np.stack(found.models), np.stack(expected.models), atol=1e-5, rtol=0)

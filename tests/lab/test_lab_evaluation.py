@@ -68,6 +68,28 @@ def test_only_the_last_round_is_measured_when_the_others_are_not_wanted(tmp_path
     assert [found["accuracy"] is None for found in rounds] == [True, True, False]
 
 
+def test_rounds_are_measured_on_training_samples_too_where_a_study_asks_for_it(tmp_path, digits):
+    folder, trial = TrialFolder(tmp_path), trial_of(eval_train=True)
+    initial = run_rounds(folder, trial, digits, {"w1": [0.1, 0.0], "w2": [-0.1, 0.1]})
+    rounds = evaluate(folder, trial, digits, exit_code=0)["rounds"]
+    order = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(0))
+    some = digits.train.select(order[: len(digits.held_out)])
+    assert (rounds[1]["train_accuracy"], rounds[1]["train_loss"]) == pytest.approx(accuracy_and_loss_of(initial, some))
+    usual = evaluate(folder, trial_of(), digits, exit_code=0)["rounds"]
+    assert usual[1]["train_accuracy"] is None
+
+
+def test_the_batches_of_each_worker_are_kept_in_few_points(tmp_path, digits):
+    folder, trial = TrialFolder(tmp_path), trial_of(n_epochs=120)
+    run_rounds(folder, trial, digits, {"w1": [0.0] * 120, "w2": [0.0] * 120})
+    found = evaluate(folder, trial, digits, exit_code=0)["worker_batches"]
+    assert found.keys() == {"w1", "w2"}
+    assert len(found["w2"]["samples"]) == 50
+    assert found["w2"]["samples"][-1] == 480
+    alone = evaluate(folder, trial_of(strategy="single"), digits, exit_code=0)
+    assert alone["worker_batches"] == {}
+
+
 def test_a_trial_that_failed_keeps_what_it_came_to_and_has_no_final_accuracy(tmp_path, digits):
     folder, trial = TrialFolder(tmp_path), trial_of()
     run_rounds(folder, trial, digits, {"w1": [0.1], "w2": [0.1]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from dpwa.lab.strategies.in_memory import process
 from dpwa.lab.strategies.in_memory.virtual_time import VirtualTime
 from dpwa.lab.study.study import Study
 from dpwa.lab.study.trial import Trial, TrialFolder
+from dpwa.lab.training.assignment import parts_of_nodes
 from dpwa.lab.training.data import DataSet
 from dpwa.lab.training.snapshots import read_snapshot
 from dpwa.methods.registry import METHODS
@@ -209,6 +211,31 @@ def test_one_process_alone_trains_in_virtual_time(tmp_path, squares):
     trial = trial_of(strategy="single", nodes=3, virtual={"step_ms": 5, "jitter": 0})
     folder = run(trial, tmp_path, squares)
     assert training_s(folder, "w1", 2) == pytest.approx(0.005 * 48)
+
+
+def test_another_loss_trains_another_model(tmp_path, squares):
+    trial = trial_of(strategy="single", loss="mse", learning_rate=0.01, momentum=0)
+    models = {}
+    for loss in ("cross_entropy", "mse"):
+        changed = replace(trial, settings=trial.settings.model_copy(update={"loss": loss}))
+        folder = run(changed, tmp_path / loss, squares)
+        models[loss] = last_models(changed, folder)["w1"]
+        with np.load(folder.steps("w1")) as stored:
+            assert stored["loss"][-5:].mean() < stored["loss"][:5].mean()
+    assert not all(torch.equal(models["mse"][name], value) for name, value in models["cross_entropy"].items())
+
+
+def test_another_order_of_the_samples_changes_what_is_trained_and_not_what_is_held(tmp_path, squares):
+    usual, other = trial_of(nodes=3), trial_of(nodes=3, data_order=1)
+    parts = [[part.tolist() for part in parts_of_nodes(trial, squares)] for trial in (usual, other)]
+    assert parts[0] == parts[1]
+    folders = [run(trial, tmp_path / name, squares) for trial, name in ((usual, "a"), (other, "b"))]
+    first, second = (read_snapshot(folder.snapshot("w1", 0)) for folder in folders)
+    assert first is not None
+    assert second is not None
+    assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
+    models = [last_models(trial, folder)["w1"] for trial, folder in zip((usual, other), folders, strict=True)]
+    assert not all(torch.equal(value, models[1][name]) for name, value in models[0].items())
 
 
 def test_the_steps_of_all_nodes_are_in_the_trials_folder(tmp_path, squares):

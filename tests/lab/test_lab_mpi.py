@@ -34,12 +34,14 @@ UNEQUAL = [25, 23, 16]
 
 TRAININGS = {
     "param_avg": {**training("param_avg", UNEQUAL, batch_size=8, n_epochs=5, avg_freq=2), "drifts": True},
+    "once": {**training("param_avg", UNEQUAL, batch_size=8, n_epochs=5, avg_freq=0), "drifts": True},
     "w_param_avg": {
         **training("w_param_avg", 24, size=SIZE, batch_size=8, n_epochs=4, **{"lambda": 2.0}),
         "drifts": True,
     },
     "plain": {**training("w_param_avg", 24, size=SIZE, batch_size=8, n_epochs=4, **{"lambda": 0.0}), "drifts": True},
     "parallel_sgd": training("parallel_sgd", 41, size=SIZE, batch_size=10, n_epochs=5, learning_rate=0.3),
+    "mse": training("parallel_sgd", 41, size=SIZE, batch_size=10, n_epochs=5, learning_rate=0.01, loss="mse"),
     "tiny_batches": training("parallel_sgd", 6, size=SIZE, batch_size=2, n_epochs=2, learning_rate=0.3),
     "incomplete": training("parallel_sgd", 4, size=SIZE, batch_size=100, n_epochs=3, learning_rate=0.3),
 }
@@ -81,6 +83,12 @@ def test_param_avg_takes_the_exact_mean_every_avg_freq_epochs_and_at_the_end(tra
     assert {int(result.bytes_sent) for result in found} == {3 * allreduce_bytes(AVERAGED_BYTES, SIZE)}
 
 
+def test_param_avg_with_avg_freq_0_averages_once_at_the_end(trained):
+    found = trained("once")
+    check_models(found, drifted([15, 10, 10], [[15], [10], [10]]))
+    assert {int(result.bytes_sent) for result in found} == {allreduce_bytes(AVERAGED_BYTES, SIZE)}
+
+
 def test_w_param_avg_follows_the_formula_with_the_last_average_as_the_old_model(trained):
     found = trained("w_param_avg")
     meetings = [[3, 6, 9, 12]] * SIZE
@@ -93,7 +101,7 @@ def test_w_param_avg_with_lambda_0_is_the_plain_mean(trained):
     check_models(trained("plain"), drifted([12] * SIZE, [[3, 6, 9, 12]] * SIZE))
 
 
-@pytest.mark.parametrize("name", ["parallel_sgd", "tiny_batches", "incomplete"])
+@pytest.mark.parametrize("name", ["parallel_sgd", "mse", "tiny_batches", "incomplete"])
 def test_parallel_sgd_is_sgd_on_whole_batches_whatever_the_sizes_of_the_parts(trained, name, tmp_path):
     check_sgd_on_whole_batches(trained(name), TRAININGS[name], tmp_path)
 
@@ -165,6 +173,11 @@ def test_processes_with_other_numbers_of_steps_meet_equally_often(own_steps, oth
     assert len(own) == len(other) == -(-span // every)
     assert own == sorted(own)
     assert (own[-1], other[-1]) == (own_steps, other_steps)
+
+
+@given(st.integers(1, 500), st.integers(1, 60))
+def test_processes_that_meet_every_0_epochs_meet_at_the_end_only(own_steps, span):
+    assert meeting_steps(own_steps, span=span, every=0) == [own_steps]
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 20))

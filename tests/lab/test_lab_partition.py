@@ -103,6 +103,30 @@ def test_every_node_has_its_number_of_classes_and_every_class_as_many_nodes_as_a
     assert bool((counts[counts > 0] >= 600 / holders.max() / 2 - 1).all())
 
 
+@given(deals())
+@settings(deadline=None, max_examples=40)
+def test_equal_shards_are_of_one_size_and_hold_their_classes_in_disjoint_parts(deal) -> None:
+    labels, options, nodes, seed = deal
+    equal = options.model_copy(update={"kind": "classes", "equal": True})
+    parts = partition(labels, equal, nodes, seed=seed)
+    counts = class_counts(labels, parts, 8)
+
+    assert len({len(part) for part in parts}) == 1
+    assert all(bool((np.diff(part) > 0).all()) for part in parts)
+    assert len(np.unique(np.concatenate(parts))) == sum(map(len, parts))
+    assert bool(((counts > 0).sum(axis=1) == options.classes_per_node).all())
+    again = partition(labels, equal, nodes, seed=seed)
+    assert all(np.array_equal(one, other) for one, other in zip(parts, again, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_six_nodes_with_two_of_ten_classes_and_equal_shards_hold_nine_tenths_of_the_samples(seed) -> None:
+    counts = class_counts(CLOTHES, partition(CLOTHES, of_kind("classes", equal=True), 6, seed=seed), 10)
+
+    assert counts.sum(axis=1).tolist() == [900] * 6
+    assert bool(((counts > 0).sum(axis=1) == 2).all())
+
+
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize(("nodes", "size"), [(5, 1200), (10, 600), (15, 400), (20, 300)])
 def test_parts_by_class_are_of_equal_size_where_the_classes_can_be_cut_so(nodes, size, seed) -> None:

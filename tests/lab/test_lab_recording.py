@@ -158,6 +158,12 @@ def test_shares_of_work_are_as_the_speeds_and_sum_up_to_the_work_of_equal_nodes(
     assert others[0] / shares[slow - 1] == pytest.approx(factor)
 
 
+def test_a_slow_node_that_keeps_its_work_makes_as_many_steps_as_the_others():
+    slow = {"node": 2, "factor": 4.0, "keeps_work": True}
+    options = Settings.model_validate({"strategy": "pull", "nodes": 4, "slow": slow})
+    assert shares_of_work(options, waits=False) == [1.0] * 4
+
+
 def test_what_is_written_holds_threads_and_processes(tmp_path):
     watch = recorder(tmp_path, rounds=1, did=lambda: {"bytes_sent": 123})
     watch.begin(1)

@@ -15,7 +15,7 @@ from dpwa.lab.report.make import make_report
 from dpwa.lab.report.results import Round, TrialResult, read_results
 from dpwa.lab.report.statistics import estimate
 from dpwa.lab.report.summary import MOST_BATCH_POINTS, MOST_POINTS, Summary, summarise, time_to
-from dpwa.lab.report.text import bytes_text, columns, seconds_text, status_text
+from dpwa.lab.report.text import bytes_text, caption, columns, seconds_text, status_text
 from dpwa.lab.study.study import Study
 from lab_report_support import RunFolder, failed, parsed, result_of
 
@@ -118,6 +118,31 @@ def test_what_was_trained_stands_in_one_line_with_all_values_where_rows_differ()
         "Data digits; network light_cnn; nodes 4 or 2; partition dirichlet (alpha 0.3) or iid; epochs 2; "
         "batch size 128; seeds 0, 4."
     )
+
+
+def test_a_number_of_another_recipe_is_shown_and_not_compared():
+    other = "literature: {pull: 87.14, ddp: 90}\nliterature_recipe: other"
+    summary = summary_of(STUDY.replace("literature: {pull: 87.14, ddp: 90}", other))
+    assert cells_of(summary, "pull")["literature"] == "87.14 (another recipe)"
+    assert "the two numbers cannot be compared" in caption(summary)
+    times = summary_of(STUDY.replace("literature: {pull: 87.14, ddp: 90}", f"{other}\nliterature_unit: s"))
+    assert cells_of(times, "pull")["literature"] == "87.14 s (another recipe)"
+
+
+def test_times_of_a_row_in_memory_say_that_they_are_virtual():
+    summary = summary_of(
+        STUDY.replace("strategies: [", "strategies: [{name: mem, strategy: pull, engine: in_memory}, ")
+    )
+    assert cells_of(summary, "mem")["training"].endswith(" s virtual")
+    assert not cells_of(summary, "pull")["training"].endswith("virtual")
+
+
+def test_the_best_round_is_named_with_its_epoch():
+    def change(_, result):
+        rounds = [{**found, "accuracy": 0.97 if found["round"] == 1 else 0.5} for found in result["rounds"]]
+        return {**result, "rounds": rounds}
+
+    assert cells_of(summary_of(change=change), "pull")["best round, %"] == "97.00 (1)"
 
 
 def test_a_literature_of_times_stands_beside_the_time_of_an_epoch():

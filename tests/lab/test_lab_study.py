@@ -41,6 +41,18 @@ def test_a_word_is_a_row_with_the_settings_of_the_study() -> None:
     assert study.title == "try"
 
 
+def test_mirrored_trains_with_cross_entropy_only() -> None:
+    (problem,) = problems_of("loss: mse\nstrategies: [single, tf_mirrored]\n")
+    assert "tf_mirrored knows only cross_entropy, got mse" in problem
+    study_of("loss: mse\nstrategies: [single, {strategy: tf_mirrored, loss: cross_entropy}]\n")
+
+
+def test_the_recipe_of_the_literature_holds_for_all_rows_but_those_that_say_otherwise() -> None:
+    study = study_of("literature_recipe: other\nstrategies: [single, {strategy: pull, literature_recipe: same}]\n")
+    assert [row.is_same_recipe for row in study.rows] == [False, True]
+    assert study_of("strategies: [single]\n").rows[0].is_same_recipe
+
+
 def test_settings_of_a_row_cover_those_of_the_study() -> None:
     study = study_of("n_epochs: 3\nstrategies: [{strategy: single, n_epochs: 5, name: longer}, single]\n")
     assert [(row.label, row.settings.n_epochs) for row in study.rows] == [("longer", 5), ("single", 3)]

@@ -20,6 +20,7 @@ AVERAGED_BYTES = 4 * (PARAMETERS + 2)
 
 TRAININGS = {
     "ddp": training("ddp", 41, size=SIZE, batch_size=10, n_epochs=5, learning_rate=0.3),
+    "mse": training("ddp", 41, size=SIZE, batch_size=10, n_epochs=5, learning_rate=0.01, loss="mse"),
     "tiny_batches": training("ddp", 6, size=SIZE, batch_size=2, n_epochs=2, learning_rate=0.3),
     "incomplete": training("ddp", 4, size=SIZE, batch_size=100, n_epochs=3, learning_rate=0.3),
     # Batches of 8: the processes make 12, 8 and 8 steps.
@@ -37,7 +38,7 @@ def trained(tmp_path_factory):
     return lambda name: results(folder, name, SIZE)
 
 
-@pytest.mark.parametrize("name", ["ddp", "tiny_batches", "incomplete"])
+@pytest.mark.parametrize("name", ["ddp", "mse", "tiny_batches", "incomplete"])
 def test_ddp_is_sgd_on_whole_batches_whatever_the_sizes_of_the_parts(trained, name, tmp_path):
     check_sgd_on_whole_batches(trained(name), TRAININGS[name], tmp_path)
 

@@ -78,8 +78,20 @@ _BY_ROUND_PANELS = (
     _Panel("Accuracy", lambda c: c.epoch, lambda c: c.accuracy, _EPOCHS, _ACCURACY, is_accuracy=True),
     _Panel("Loss", lambda c: c.epoch, lambda c: c.loss, _EPOCHS, "cross-entropy (nats, test set)"),
 )
+_TRAINING = "(training samples)"
+_TRAINING_PANELS = (
+    _Panel(
+        "Accuracy",
+        lambda c: c.epoch,
+        lambda c: _up_to(c.train_accuracy, MOST_BATCH_ACCURACY),
+        _EPOCHS,
+        f"accuracy, % {_TRAINING}",
+        is_accuracy=True,
+    ),
+    _Panel("Loss", lambda c: c.epoch, lambda c: c.train_loss, _EPOCHS, f"cross-entropy {_TRAINING}"),
+)
 _BATCH_PANELS = (
-    _Panel("Loss", lambda c: c.batch_samples, lambda c: c.batch_loss, _SAMPLES, "loss (nats)"),
+    _Panel("Loss", lambda c: c.batch_samples, lambda c: c.batch_loss, _SAMPLES, "loss of the batch"),
     _Panel(
         "Accuracy",
         lambda c: c.batch_samples,
@@ -104,6 +116,14 @@ def charts(summary: Summary) -> list[Chart]:
             "Accuracy and loss by round",
             f"Accuracy and loss of the aggregated model after each round. {_EPOCHS_ARE} {_BY_SEEDS} {_BY_ERROR}",
             *_BY_ROUND_PANELS,
+        ),
+        _chart(
+            summary,
+            "training-by-round",
+            "The same on training samples",
+            "Accuracy and loss of the aggregated model after each round on training samples, as many as there are "
+            f"in the test set. {_BY_SEEDS} {_BY_ERROR}",
+            *_TRAINING_PANELS,
         ),
         _chart(
             summary,

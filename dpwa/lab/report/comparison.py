@@ -1,7 +1,8 @@
 """Differences between rows, paired by seed, and the noise below which a difference says nothing.
 
 Rows of one seed share data, partition and initial weights, so that the difference of two rows varies less than either.
-Rows that make the same updates differ by chance alone: by how much is the noise floor of the study.
+Rows that make the same updates, or the same in another order, differ by chance alone: by how much is the noise floor of
+the study.
 
 Runs in: any thread; all functions are pure.
 """
@@ -11,13 +12,23 @@ from __future__ import annotations
 from dpwa.lab.report.statistics import Estimate, estimate
 from dpwa.lab.report.summary import NONE, RowSummary, Summary
 
-__all__ = ["comparison_texts", "difference", "difference_text", "noise_floor"]
+__all__ = ["base_of", "comparison_texts", "difference", "difference_text", "has_own_bases", "noise_floor"]
 
 
 def difference(row: RowSummary, base: RowSummary) -> Estimate | None:
     """Accuracy of a row minus that of another, in points, over the seeds that both have; None without any."""
     ours, theirs = _by_seed(row), _by_seed(base)
     return estimate([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
+
+def base_of(row: RowSummary, summary: Summary) -> RowSummary | None:
+    """The row that this one is compared with; None for none."""
+    return next((other for other in summary.rows if other.name == row.compare_with), None)
+
+
+def has_own_bases(summary: Summary) -> bool:
+    """Whether rows are compared with different rows."""
+    return any(row.compare_with not in ("", summary.study.compare_with) for row in summary.rows)
 
 
 def noise_floor(summary: Summary) -> float | None:
@@ -35,9 +46,9 @@ def noise_floor(summary: Summary) -> float | None:
 
 
 def difference_text(row: RowSummary, summary: Summary) -> str:
-    """The difference from the row that the study compares with, such as "+0.31 ± 0.20", and whether it is noise."""
-    base = next(other for other in summary.rows if other.name == summary.study.compare_with)
-    found = None if row is base else difference(row, base)
+    """The difference from the row that it is compared with, such as "+0.31 ± 0.20", and whether it is noise."""
+    base = base_of(row, summary)
+    found = None if base is None else difference(row, base)
     if found is None:
         return NONE
     text = f"{found.mean:+.2f}" if found.half_width is None else f"{found.mean:+.2f} ± {found.half_width:.2f}"
@@ -47,16 +58,18 @@ def difference_text(row: RowSummary, summary: Summary) -> str:
 def comparison_texts(summary: Summary) -> list[str]:
     """What the caption of the table says of differences and noise."""
     study, parts = summary.study, []
-    if study.compare_with:
+    if any(row.compare_with for row in summary.rows):
+        base = "its base" if has_own_bases(summary) else study.compare_with
         parts.append(
-            f"Minus {study.compare_with} is the difference of accuracies in points, paired by seed, with its 95 % "
+            f"Minus {base} is the difference of accuracies in points, paired by seed, with its 95 % "
             "interval; (noise) says that the interval holds 0, or that the difference is below the noise floor."
         )
     floor = noise_floor(summary)
     if floor is not None:
         groups = "; ".join(", ".join(group) for group in study.same_updates)
         parts.append(
-            f"The noise floor is {floor:.2f} points: so much differ rows that make the same updates ({groups})."
+            f"The noise floor is {floor:.2f} points: so much do rows differ that make the same updates, or the same "
+            f"in another order ({groups})."
         )
     return parts
 

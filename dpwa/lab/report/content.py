@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from dpwa.lab.report.comparison import difference, noise_floor
+from dpwa.lab.report.comparison import base_of, difference, noise_floor
 from dpwa.lab.report.fairness import Finding, described_machine, differing_settings, findings, used_settings
 from dpwa.lab.report.results import TrialResult
 from dpwa.lab.report.statistics import Estimate
@@ -150,7 +150,8 @@ def _partition(settings: Mapping[str, str]) -> str:
     kind = settings["partition.kind"]
     options = {"classes": "classes_per_node", "dirichlet": "alpha", "quantity": "alpha"}
     option = options.get(kind)
-    return kind if option is None else f"{kind} ({option} {settings[f'partition.{option}']})"
+    equal = ", equal shards" if settings.get("partition.equal") == "true" else ""
+    return kind if option is None else f"{kind} ({option} {settings[f'partition.{option}']}{equal})"
 
 
 def _when(results: tuple[TrialResult, ...]) -> str:
@@ -166,8 +167,8 @@ def _machines(summary: Summary) -> list[Mapping[str, Any]]:
 
 
 def _difference(row: RowSummary, summary: Summary) -> Estimate | None:
-    base = next((other for other in summary.rows if other.name == summary.study.compare_with), None)
-    return None if base is None or base is row else difference(row, base)
+    base = base_of(row, summary)
+    return None if base is None else difference(row, base)
 
 
 def _row_json(row: RowSummary, summary: Summary) -> dict[str, Any]:
@@ -178,6 +179,10 @@ def _row_json(row: RowSummary, summary: Summary) -> dict[str, Any]:
         "status": status_text(row),
         "literature": row.literature,
         "accuracy_percent": _estimate(row.accuracy),
+        "literature_recipe": "same" if row.is_same_recipe else "other",
+        "best_round_percent": _estimate(row.best),
+        "best_round_epoch": _estimate(row.best_epoch),
+        "train_accuracy_percent": _estimate(row.train_accuracy),
         "loss": _estimate(row.loss),
         "worst_worker_percent": _estimate(row.worst_worker),
         "training_s": _estimate(row.training_s),
@@ -189,6 +194,7 @@ def _row_json(row: RowSummary, summary: Summary) -> dict[str, Any]:
         "asked_exchanges_per_step": _estimate(row.asked),
         "exchanges_per_step": _estimate(row.exchanges),
         "merged_minus_mean_of_nodes_points": _estimate(row.merging),
+        "compare_with": row.compare_with or None,
         "difference_points": _estimate(_difference(row, summary)),
         "consensus_distance": _estimate(row.consensus),
         "processes_and_threads": row.processes,
@@ -219,6 +225,8 @@ def _curves(curves: Curves | None) -> dict[str, Any] | None:
         "bytes_sent": curves.bytes_sent,
         "accuracy_percent": curves.accuracy,
         "loss": curves.loss,
+        "train_accuracy_percent": curves.train_accuracy,
+        "train_loss": curves.train_loss,
         "consensus_distance": curves.consensus,
     }
     found = {key: _numbers(line.mean if isinstance(line, Band) else line) for key, line in lines.items()}

@@ -144,8 +144,10 @@ def _cores(summary: Summary) -> Finding:
     for row in summary.rows:
         for result in row.measured[:1]:
             allowed = row.settings.cores or result.machine.get("cores") or 1
+            if row.settings.engine == "in_memory":  # all nodes in one process with one thread
+                allowed = 1
             cores[min(result.processes * result.threads_per_process, allowed)].append(row.name)
-            threads[f"{result.processes} x {result.threads_per_process}"].append(row.name)
+            threads[row.processes].append(row.name)
     text = f"Processes x threads, including a server's: {_grouped(threads)}."
     if len(cores) == 1:
         (count,) = cores
@@ -239,6 +241,7 @@ def used_settings(settings: Settings) -> dict[str, str]:
     found = {"strategy": settings.strategy, **_flat(values)}
     if settings.partition.kind != "classes":
         found.pop("partition.classes_per_node", None)
+        found.pop("partition.equal", None)
     if settings.partition.kind not in {"dirichlet", "quantity"}:
         found.pop("partition.alpha", None)
     return found

@@ -34,8 +34,8 @@ def final_chart(summary: Summary) -> Chart | None:
     ended = [row for row in summary.rows if row.accuracy is not None]
     if not ended:
         return None
-    is_per_cent = summary.study.literature_unit == "%"
-    seen = [value for row in ended for value in _values(row, with_literature=is_per_cent)]
+    with_literature = summary.study.literature_unit == "%" and all(row.is_same_recipe for row in summary.rows)
+    seen = [value for row in ended for value in _values(row, with_literature=with_literature)]
     names = ["\n".join(textwrap.wrap(row.name, LETTERS_OF_A_NAME)) or row.name for row in summary.rows]
     edges = [0.0, *accumulate(ROW_INCHES + LINE_INCHES * name.count("\n") for name in names)]
     middles = [(above + below) / 2 for above, below in pairwise(edges)]
@@ -52,13 +52,13 @@ def final_chart(summary: Summary) -> Chart | None:
     )
     for place, row in zip(middles, summary.rows, strict=True):
         _draw_row(axes, place, row)
-        if is_per_cent and row.accuracy is not None and row.literature is not None:
+        if with_literature and row.accuracy is not None and row.literature is not None:
             axes.plot(row.literature, place, "D", color=INK, markersize=5, markerfacecolor="none")
     axis.accuracies_across(axes, min(seen), max(seen))
     axes.set_ylim(edges[-1], 0)
     axes.set_yticks(middles, names, parse_math=False)
     axis.finish(axes, title="", x_label="final accuracy (% of the test set)", y_label="")
-    return Chart("accuracy", "Final accuracy", _caption(ended, with_literature=is_per_cent), figure)
+    return Chart("accuracy", "Final accuracy", _caption(ended, with_literature=with_literature), figure)
 
 
 def _draw_row(axes: Axes, place: float, row: RowSummary) -> None:

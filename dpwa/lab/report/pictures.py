@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dpwa.lab.report.charts import WIDTH_INCHES, Chart, charts
+from dpwa.lab.report.class_samples import draw_class_samples
 from dpwa.lab.report.fairness import listed
 from dpwa.lab.report.final_chart import final_chart
 from dpwa.lab.report.lines import style_of
@@ -19,6 +20,7 @@ from dpwa.lab.report.page import Picture
 from dpwa.lab.report.partition_drawing import draw_partition
 from dpwa.lab.report.summary import RowSummary, Summary
 from dpwa.lab.report.svg import inline_svg, page_colour
+from dpwa.lab.report.worker_chart import worker_chart
 
 __all__ = ["Drawn", "draw"]
 
@@ -48,15 +50,28 @@ def draw(summary: Summary, folder: Path) -> Drawn:
         OSError: a file cannot be written.
     """
     drawn = Drawn([], [], [_key(row) for row in summary.rows])
-    final = final_chart(summary)
-    for chart in [*([] if final is None else [final]), *charts(summary), *_partitions(summary)]:
+    whole = [final_chart(summary), *charts(summary), worker_chart(summary), *_partitions(summary)]
+    for chart in [chart for chart in whole if chart is not None]:
         name = f"{chart.name}.png"
         chart.figure.savefig(folder / name, dpi=DOTS_PER_INCH, facecolor="white")
         svg = inline_svg(chart.figure, name=chart.name, title=chart.title)
         drawn.files.append((chart.title, name))
         is_wide = chart.figure.get_figwidth() > WIDTH_INCHES
         drawn.pictures.append(Picture(chart.title, chart.caption, svg, is_wide=is_wide))
+    drawn.files.extend(_classes(folder))
     return drawn
+
+
+def _classes(folder: Path) -> list[tuple[str, str]]:
+    """Some images of each class of the run's data sets, as PNG files only: as SVG they would fill the page."""
+    found = []
+    for path in sorted(folder.glob("trials/.data/*.safetensors")):
+        figure = draw_class_samples(path)
+        if figure is not None:
+            name = f"classes-{path.stem}.png"
+            figure.savefig(folder / name, dpi=DOTS_PER_INCH, facecolor="white")
+            found.append((f"Classes of {path.stem}", name))
+    return found
 
 
 def _partitions(summary: Summary) -> list[Chart]:

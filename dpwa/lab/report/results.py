@@ -51,6 +51,8 @@ class Round(_Part):
     bytes_sent: float = 0
     accuracy: float | None = None
     loss: float | None = None
+    train_accuracy: float | None = None
+    train_loss: float | None = None
     consensus: float | None = None
 
 
@@ -87,6 +89,7 @@ class TrialResult(_Part):
     class_counts: list[list[int]] = []
     rounds: list[Round] = []
     batches: Batches = Batches()
+    worker_batches: dict[str, Batches] = {}
     written_s: float = 0.0
     """When the file was written, in seconds since 1970."""
 

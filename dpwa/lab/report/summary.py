@@ -48,6 +48,8 @@ class Curves:
         bytes_sent: by all processes, mean over seeds.
         accuracy: of the aggregated model, per cent.
         loss: of the same on the test set.
+        train_accuracy: of the same on training samples, per cent; NaN unless the study asks for it.
+        train_loss: of the same on training samples.
         consensus: relative distance of the models from their mean.
         batch_samples: seen by all processes; shape (batch points,), like the next two.
         batch_loss: of training batches.
@@ -61,6 +63,8 @@ class Curves:
     bytes_sent: Numbers
     accuracy: Band
     loss: Band
+    train_accuracy: Band
+    train_loss: Band
     consensus: Band
     batch_samples: Numbers
     batch_loss: Band
@@ -85,12 +89,17 @@ class RowSummary:
         name: its label.
         index: its place in the study.
         literature: what others reported, in the study's unit.
+        is_same_recipe: whether they trained as this row does.
+        compare_with: name of the row that this one is compared with; empty: none.
         settings: as in the study file.
         done: results of trials that are done, by seed.
         failed: results of those that failed, by seed.
         skipped: results of those that could not be started, by seed.
         missing: seeds without a result.
         accuracy: final, of the aggregated model, per cent.
+        best: that of the round in which it was highest: chosen by the test set, so it flatters.
+        best_epoch: at whose end that round was.
+        train_accuracy: final, of the aggregated model on training samples, per cent; None unless the study asks for it.
         loss: of the same on the test set.
         worst_worker: the lowest final accuracy of a worker's model, per cent.
         training_s: of the slowest process.
@@ -109,12 +118,17 @@ class RowSummary:
     name: str
     index: int
     literature: float | None
+    is_same_recipe: bool
+    compare_with: str
     settings: Settings
     done: tuple[TrialResult, ...]
     failed: tuple[TrialResult, ...]
     skipped: tuple[TrialResult, ...]
     missing: tuple[int, ...]
     accuracy: Estimate | None
+    best: Estimate | None
+    best_epoch: Estimate | None
+    train_accuracy: Estimate | None
     loss: Estimate | None
     worst_worker: Estimate | None
     training_s: Estimate | None
@@ -142,6 +156,8 @@ class RowSummary:
     @property
     def processes(self) -> str:
         """Processes and threads of each, such as "4 x 1"; all of them, if trials differ."""
+        if self.settings.engine == "in_memory" and self.measured:
+            return "1 x 1"
         found = dict.fromkeys(f"{result.processes} x {result.threads_per_process}" for result in self.measured)
         return ", ".join(found)
 
@@ -221,12 +237,17 @@ def _row(study: Study, index: int, row: Row, results: Sequence[TrialResult]) -> 
         name=row.label,
         index=index,
         literature=row.literature,
+        is_same_recipe=row.is_same_recipe,
+        compare_with=row.compare_with if row.compare_with != row.label else "",
         settings=row.settings,
         done=done,
         failed=failed,
         skipped=skipped,
         missing=tuple(sorted(set(study.seeds) - {result.seed for result in ordered})),
         accuracy=over_seeds(lambda result: _percent(result.final_accuracy)),
+        best=over_seeds(lambda result: _percent(_best(result).accuracy)),
+        best_epoch=over_seeds(lambda result: _best(result).epoch),
+        train_accuracy=over_seeds(lambda result: _percent(result.rounds[-1].train_accuracy) if result.rounds else None),
         loss=over_seeds(lambda result: result.final_loss),
         worst_worker=over_seeds(_worst_worker),
         training_s=over_seeds(lambda result: result.training_s),
@@ -249,6 +270,11 @@ def _percent(share: float | None) -> float | None:
 
 def _worst_worker(result: TrialResult) -> float | None:
     return _percent(min((worker.accuracy for worker in result.workers if worker.accuracy is not None), default=None))
+
+
+def _best(result: TrialResult) -> Round:
+    """The round with the highest accuracy, the first of several."""
+    return max(result.rounds, key=lambda found: found.accuracy or 0.0, default=Round(round=0, epoch=0, time_s=0))
 
 
 def _updates(result: TrialResult) -> float | None:
@@ -300,6 +326,8 @@ def _curves(results: Sequence[TrialResult], *, is_whole: bool) -> Curves | None:
         bytes_sent=values(lambda r: r.bytes_sent).mean(axis=0),
         accuracy=_band(values(lambda r: _percent(r.accuracy))),
         loss=_band(values(lambda r: r.loss)),
+        train_accuracy=_band(values(lambda r: _percent(r.train_accuracy))),
+        train_loss=_band(values(lambda r: r.train_loss)),
         consensus=_band(values(lambda r: r.consensus)),
         batch_samples=samples,
         batch_loss=losses,

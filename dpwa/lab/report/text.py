@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpwa.lab.report.comparison import comparison_texts, difference_text
+from dpwa.lab.report.comparison import comparison_texts, difference_text, has_own_bases
 from dpwa.lab.report.results import TrialResult, seeds_text
 from dpwa.lab.report.statistics import FEWEST_FOR_INTERVAL, Estimate
 from dpwa.lab.report.summary import NONE, RowSummary, Summary
@@ -47,15 +47,23 @@ def columns(summary: Summary) -> list[Column]:
     found += [
         Column("accuracy, %", accuracy_text, is_short=True),
         Column("worst worker, %", lambda row: _estimate(row.worst_worker, lambda value: f"{value:.2f}")),
+        Column("best round, %", best_text),
     ]
+    if any(row.train_accuracy is not None for row in summary.rows):
+        found.append(Column("on training samples, %", lambda row: _estimate(row.train_accuracy, lambda v: f"{v:.2f}")))
     found += literature if is_with_literature and is_time else []
     if is_time:
-        found.append(Column("one epoch", lambda row: _estimate(row.epoch_s, seconds_text), is_short=True))
-    found.append(Column("training", lambda row: _estimate(row.training_s, seconds_text), is_short=True))
+        found.append(Column("one epoch", lambda row: _time(row, _estimate(row.epoch_s, seconds_text)), is_short=True))
+    found.append(Column("training", lambda row: _time(row, _estimate(row.training_s, seconds_text)), is_short=True))
     if study.target_accuracy is not None:
-        found.append(Column(f"to {study.target_accuracy:g} %", to_target_text, is_short=True))
-    if study.compare_with:
-        found.append(Column(f"minus {study.compare_with}", lambda row: difference_text(row, summary), is_short=True))
+        found.append(
+            Column(f"to {study.target_accuracy:g} %", lambda row: _time(row, to_target_text(row)), is_short=True)
+        )
+    if has_own_bases(summary):
+        found.append(Column("base", lambda row: row.compare_with or NONE, is_number=False))
+    if any(row.compare_with for row in summary.rows):
+        title = "minus its base" if has_own_bases(summary) else f"minus {study.compare_with}"
+        found.append(Column(title, lambda row: difference_text(row, summary), is_short=True))
     if any(row.asked is not None for row in summary.rows):
         found.append(Column("exchanges per step", exchanges_text, is_short=True))
     return [
@@ -78,6 +86,7 @@ def caption(summary: Summary) -> str:
         f"set after the last round{_over_seeds(summary)}.",
         "All other numbers are means over the seeds.",
         "Worst worker is the accuracy of the least accurate worker's model.",
+        "Best round is the round that was best on the test set, and its epoch: such a choice flatters.",
         "Training is the time of the slowest process on the training clock, without start-up and evaluation.",
     ]
     if study.target_accuracy is not None:
@@ -97,6 +106,8 @@ def caption(summary: Summary) -> str:
     parts += comparison_texts(summary)
     if any(row.literature is not None for row in summary.rows):
         parts.append("Literature is what the cited work reported, on its own hardware and software.")
+    if any(row.literature is not None and not row.is_same_recipe for row in summary.rows):
+        parts.append("Another recipe means that it trained in another way: the two numbers cannot be compared.")
     return " ".join(parts)
 
 
@@ -124,6 +135,13 @@ def accuracy_text(row: RowSummary) -> str:
     return f"{found.mean:.2f} ± {found.half_width:.2f}"
 
 
+def best_text(row: RowSummary) -> str:
+    """The accuracy of the best round, and its epoch, such as "91.70 (8)"."""
+    if row.best is None or row.best_epoch is None:
+        return NONE
+    return f"{row.best.mean:.2f} ({row.best_epoch.mean:.3g})"
+
+
 def exchanges_text(row: RowSummary) -> str:
     """Exchanges per step as they were and as they were asked for, such as "0.16 of 1 !"."""
     if row.asked is None or row.exchanges is None:
@@ -133,9 +151,11 @@ def exchanges_text(row: RowSummary) -> str:
 
 
 def literature_text(row: RowSummary, unit: str) -> str:
-    """The number from the literature; for accuracies also how far ours is from it."""
+    """The number from the literature; for accuracies of the same recipe also how far ours is from it."""
     if row.literature is None:
         return NONE
+    if not row.is_same_recipe:
+        return f"{row.literature:g}{' s' if unit == 's' else ''} (another recipe)"
     if unit == "s":
         return f"{row.literature:g} s"
     if row.accuracy is None:
@@ -203,6 +223,11 @@ def _failures(row: RowSummary) -> list[str]:
 
 def _without(beginning: str, text: str) -> str:
     return text[len(beginning) :] if text.startswith(beginning) else text
+
+
+def _time(row: RowSummary, text: str) -> str:
+    """A time of a row in memory is that of a made-up clock."""
+    return f"{text} virtual" if row.settings.engine == "in_memory" and text.endswith("s") else text
 
 
 def _estimate(found: Estimate | None, text: Callable[[float], str]) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dpwa.lab.study.trial import step_at
+from dpwa.lab.training.losses import LOSSES, Loss
 
 __all__ = ["FlatTensors", "allreduce_bytes", "averaged_tensors", "backward_of_part", "meeting_steps", "part_of_batch"]
 
@@ -30,7 +31,9 @@ def part_of_batch(batch: Tensor, rank: int, size: int) -> Tensor:
     return torch.tensor_split(batch, size)[rank]
 
 
-def backward_of_part(model: nn.Module, images: Tensor, labels: Tensor, *, weight: float) -> tuple[Tensor, int]:
+def backward_of_part(
+    model: nn.Module, images: Tensor, labels: Tensor, *, weight: float, loss: Loss = LOSSES["cross_entropy"]
+) -> tuple[Tensor, int]:
     """Computes `weight` times the gradient of the summed loss of a part of a batch.
 
     With a weight of 1 / (samples of the whole batch), the gradients of all parts add up to that of the mean loss over
@@ -41,6 +44,7 @@ def backward_of_part(model: nn.Module, images: Tensor, labels: Tensor, *, weight
         images: the model's input, of the part.
         labels: int64, shape (count,), or (count, length) for sequences; may be empty.
         weight: of the sum.
+        loss: what is summed.
 
     Returns:
         Mean loss over the part (0 for an empty one), a tensor without gradient of one element, and how many of its
@@ -48,7 +52,7 @@ def backward_of_part(model: nn.Module, images: Tensor, labels: Tensor, *, weight
     """
     scores = model(images)
     # The loss of a sequence is the mean over its characters.
-    total = nn.functional.cross_entropy(scores, labels, reduction="sum") / labels.shape[1:].numel()
+    total = loss(scores, labels, reduction="sum") / labels.shape[1:].numel()
     (total * weight).backward()  # type: ignore[no-untyped-call]
     right = int((scores.argmax(dim=1) == labels).sum())
     return total.detach() / max(1, len(labels)), right
@@ -64,12 +68,12 @@ def meeting_steps(own_steps: int, *, span: int, every: int) -> list[int]:
     Args:
         own_steps: of this process.
         span: length of the training, in epochs or steps.
-        every: distance between meetings, in the same unit.
+        every: distance between meetings, in the same unit; 0: they meet at the end only.
 
     Returns:
         Numbers of steps, in order; the last one is `own_steps`. A number that occurs twice is two meetings.
     """
-    ends = [*range(every, span, every), span]
+    ends = [*(range(every, span, every) if every else ()), span]
     return [step_at(end, span, own_steps) for end in ends]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dpwa.errors import InternalError
 from dpwa.lab.strategies.collective import backward_of_part
 from dpwa.lab.study.trial import Trial, TrialFolder
+from dpwa.lab.training.losses import Loss
 from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["CustomDataParallel", "make"]
@@ -77,7 +78,7 @@ class CustomDataParallel(Strategy):
         labels_of = torch.tensor_split(labels, len(self.replicas))
         # A batch may have fewer samples than there are replicas.
         parts = [part for part in zip(self.replicas, images_of, labels_of, strict=True) if len(part[2])]
-        computed = [self._threads.submit(_compute, *part, weight=1 / count) for part in parts]
+        computed = [self._threads.submit(_compute, *part, weight=1 / count, loss=self.loss) for part in parts]
         results = [future.result() for future in computed]
         self._gather([replica for replica, _, _ in parts[1:]])
         losses = [
@@ -132,6 +133,6 @@ def _replica(model: nn.Module, device: torch.device) -> nn.Module:
     return replica
 
 
-def _compute(replica: nn.Module, images: Tensor, labels: Tensor, *, weight: float) -> tuple[Tensor, int]:
+def _compute(replica: nn.Module, images: Tensor, labels: Tensor, *, weight: float, loss: Loss) -> tuple[Tensor, int]:
     device = next(replica.parameters()).device
-    return backward_of_part(replica, images.to(device), labels.to(device), weight=weight)
+    return backward_of_part(replica, images.to(device), labels.to(device), weight=weight, loss=loss)

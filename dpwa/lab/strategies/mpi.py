@@ -113,7 +113,7 @@ class ParamAvg(_MpiStrategy):
 
     Args:
         comm: all processes of the training.
-        avg_freq: epochs between averages.
+        avg_freq: epochs between averages; 0: only at the end.
         n_epochs: of the whole training.
     """
 
@@ -153,7 +153,7 @@ class WeightedParamAvg(ParamAvg):
 
     Args:
         comm: all processes of the training.
-        avg_freq: epochs between averages.
+        avg_freq: epochs between averages; 0: only at the end.
         n_epochs: of the whole training.
         lambda_: how fast the weights fall with the distance; 0: plain mean.
     """
@@ -236,7 +236,7 @@ class ParallelSgd(_MpiStrategy):
 
     def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """See `Strategy.backward`."""
-        loss, right = backward_of_part(self.model, images, labels, weight=1 / self._batch_size)
+        loss, right = backward_of_part(self.model, images, labels, weight=1 / self._batch_size, loss=self.loss)
         self._flat.take(parameter.grad for parameter in self._parameters)
         self._sum(self._flat)
         for parameter in self._parameters:

@@ -133,7 +133,8 @@ class Ddp(_TorchDistributed):
     def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """See `Strategy.backward`."""
         # Times the number of processes, because torch divides the sum of their gradients by it.
-        result = backward_of_part(self._parallel, images, labels, weight=self._size / self._batch_size)
+        weight = self._size / self._batch_size
+        result = backward_of_part(self._parallel, images, labels, weight=weight, loss=self.loss)
         self.bytes_sent += self._step_bytes
         return result
 

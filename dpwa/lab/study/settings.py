@@ -58,6 +58,10 @@ class PartitionOptions(Options):
     alpha: float = Field(
         0.5, gt=0, le=1e6, description="For kinds dirichlet and quantity: the smaller, the less equal."
     )
+    equal: bool = Field(
+        False,  # noqa: FBT003 - the default of a field
+        description="For kind classes: whether samples are left out until all nodes hold equally many.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -70,6 +74,10 @@ class SlowOptions(Options):
 
     node: int = Field(ge=1, description="Number of the node, from 1.")
     factor: float = Field(gt=1, le=1000, description="How many times longer its steps take.")
+    keeps_work: bool = Field(
+        False,  # noqa: FBT003 - the default of a field
+        description="Whether it has as many steps to make as the others; else nodes share the work by their speed.",
+    )
 
 
 class KillOptions(Options):
@@ -140,6 +148,19 @@ class CommonSettings(Options):
         True,  # noqa: FBT003 - the default of a field
         description="Whether every round is evaluated, after the training, or only the last.",
     )
+    eval_train: bool = Field(
+        False,  # noqa: FBT003 - the default of a field
+        description="Whether rounds are also evaluated on training samples, as many as there are test samples.",
+    )
+    loss: Literal["cross_entropy", "mse"] = Field(
+        "cross_entropy", description="What training makes smaller; mse: the squared distance from a one-hot label."
+    )
+    data_order: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Which order of the samples; another number changes nothing but this order.",
+    )
     cores: int | None = Field(
         None, ge=1, le=1024, description="Cores that all processes together may use; null: all of the machine."
     )
@@ -151,7 +172,9 @@ class CommonSettings(Options):
     cluster: dict[str, JsonValue] = Field(
         {}, description="For dpwa's methods: any keys of a cluster file except run, nodes, method and seed."
     )
-    avg_freq: int = Field(1, ge=1, le=10_000, description="For param_avg and w_param_avg: epochs between averages.")
+    avg_freq: int = Field(
+        1, ge=0, le=10_000, description="For param_avg and w_param_avg: epochs between averages; 0: once, at the end."
+    )
     lambda_: float = Field(
         1.0, ge=0, le=1000, alias="lambda", description="For w_param_avg: how fast weights fall with distance."
     )

@@ -47,6 +47,13 @@ class RowOptions(CommonSettings):
     )
     strategy: StrategyName = Field(description="How the processes train together; see `dpwa lab list --strategies`.")
     literature: float | None = Field(None, ge=0, description="What the literature reports for this row.")
+    literature_recipe: Literal["same", "other"] | None = Field(
+        None, description="Whether it trained as this row does; null: as the study says."
+    )
+
+    compare_with: str | None = Field(
+        None, description="Label of the row from which the report shows this one's difference; null: the study's."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -69,6 +76,10 @@ class StudyOptions(CommonSettings):
     seeds: Seeds = Field((0,), description="How many trials of each row, or a list of their seeds.")
     literature: dict[str, Number] = Field({}, description="What the literature reports, by the label of the row.")
     literature_unit: Literal["%", "s"] = Field("%", description="Unit of the literature's numbers.")
+    literature_recipe: Literal["same", "other"] = Field(
+        "same",
+        description="Whether the literature trained as these rows do; other: its numbers are shown, not compared.",
+    )
     compare_with: str = Field("", description="Label of the row from which the report shows the others' differences.")
     same_updates: tuple[Labels, ...] = Field(
         (),

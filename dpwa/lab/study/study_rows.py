@@ -81,11 +81,15 @@ class Row:
         label: its name, unique in the study.
         settings: of its trials.
         literature: what the literature reports, in the study's unit; None: nothing.
+        is_same_recipe: whether the literature trained as this row does, so that the two numbers can be compared.
+        compare_with: label of the row that this one is compared with; empty: none.
     """
 
     label: str
     settings: Settings
     literature: float | None = None
+    is_same_recipe: bool = True
+    compare_with: str = ""
 
 
 def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], list[Problem]]:
@@ -124,7 +128,8 @@ def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], 
         settings, found = draft.checked(folder)
         problems += found
         if settings is not None:
-            rows.append(Row(draft.label, settings, _literature(values, draft)))
+            recipe, base = (draft.entry.get(key) or values.get(key) for key in ("literature_recipe", "compare_with"))
+            rows.append(Row(draft.label, settings, _literature(values, draft), recipe != "other", str(base or "")))
     problems += _label_reference_problems(values, [draft.label for draft in drafts])
     return rows, problems
 
@@ -137,7 +142,7 @@ class _Draft:
     kind: StrategyKind
     index: int
     layers: Layers
-    literature: object
+    entry: Mapping[str, Any]
 
     def checked(self, folder: Path | None) -> tuple[Settings | None, list[Problem]]:
         """The settings, or None, and what is wrong with them, by place in the file."""
@@ -175,7 +180,7 @@ def _drafts(
             layers.put(tuple(key.split(".")), value, ("grid", key, number))
             label += f", {key.rpartition('.')[2]}={shown_setting(value)}"
         settle_optimizer(layers)
-        yield _Draft(label, kind, index, layers, entry.get("literature"))
+        yield _Draft(label, kind, index, layers, entry)
 
 
 def _put(layers: Layers, key: str, value: object, place: Place) -> None:
@@ -271,7 +276,7 @@ def slug(label: str) -> str:
 
 
 def _literature(values: Mapping[str, Any], draft: _Draft) -> float | None:
-    found = _mapping(values.get("literature")).get(draft.label, draft.literature)
+    found = _mapping(values.get("literature")).get(draft.label, draft.entry.get("literature"))
     return float(found) if isinstance(found, (int, float)) else None
 
 
@@ -280,6 +285,9 @@ def _label_reference_problems(values: Mapping[str, Any], labels: Sequence[str]) 
     named: list[tuple[Place, object]] = [(("literature", label), label) for label in _mapping(values.get("literature"))]
     if values.get("compare_with"):
         named.append((("compare_with",), values["compare_with"]))
+    for index, entry in enumerate(values["strategies"] if isinstance(values.get("strategies"), list) else ()):
+        if _mapping(entry).get("compare_with"):
+            named.append((("strategies", index, "compare_with"), entry["compare_with"]))
     groups = values.get("same_updates")
     for index, group in enumerate(groups if isinstance(groups, list) else ()):
         if isinstance(group, list):
@@ -358,6 +366,7 @@ def _twin_problems(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Pr
         "schedule": ("constant", "cosine"),
         "warmup_steps": (0,),
         "clip_norm": (None,),
+        "loss": ("cross_entropy",),
     }
     for key, known in twins.items():
         value = values.get(key, known[0])

@@ -20,6 +20,8 @@ from dpwa.lab.training.partition import partition
 
 __all__ = ["data_of", "model_of", "order_seed", "parts_of_nodes", "recipe_of", "samples_of_node"]
 
+_ORDERS_APART = 1_000_000_007  # no two usual seeds are as far apart
+
 
 def data_of(trial: Trial, folder: TrialFolder) -> DataSet:
     """The data set of a trial, from the folder that the variable DPWA_DATA_DIR names."""
@@ -93,6 +95,7 @@ def recipe_of(trial: Trial, shard_size: int, rank: int) -> Recipe:
 
 def order_seed(trial: Trial, rank: int) -> int:
     """Seed for the order of samples: the same for all processes that share each batch, otherwise one for each."""
+    other = _ORDERS_APART * trial.settings.data_order
     if trial.kind.splits_batch or trial.kind.is_one_process:
-        return trial.seed
-    return 1000 * (trial.seed + 1) + rank
+        return other + trial.seed
+    return other + 1000 * (trial.seed + 1) + rank

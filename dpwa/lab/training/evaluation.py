@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dpwa.examples.devices import device_of
 from dpwa.examples.evaluation import accuracy_and_loss_of, accuracy_of
+from dpwa.examples.samples import Samples
 from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 from dpwa.lab.training.assignment import data_of, model_of, parts_of_nodes
 from dpwa.lab.training.data import DataSet
@@ -32,6 +33,7 @@ from dpwa.lab.training.snapshots import RoundModel, read_snapshot, read_steps
 __all__ = ["evaluate", "main"]
 
 _MOST_POINTS = 400
+_MOST_POINTS_OF_A_WORKER = 50
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,7 +70,8 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
     device = data.held_out.images.device
     model = model_of(trial, data).to(device)
     names = _names_with_models(trial)
-    rounds = [_round(folder, trial, names, number, model, data) for number in range(trial.rounds + 1)]
+    seen = _some_of_training(trial, data)
+    rounds = [_round(folder, trial, names, number, model, data, seen) for number in range(trial.rounds + 1)]
     reached = [found for found in rounds if found is not None]
     done = [name for name in names if folder.snapshot(name, trial.rounds).exists()]
     killed = f"w{trial.settings.kill.node}" if trial.settings.kill is not None else None
@@ -78,6 +81,7 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
     if is_done and killed in trial.process_names and not folder.snapshot(killed, trial.rounds).exists():
         reason = f"{killed} was killed; the others went on to the end"
     parts = parts_of_nodes(trial, data)
+    labels_of_one = data.train.labels[0].numel()
     newest = [snapshot for name in trial.process_names if (snapshot := _newest(folder, trial, name)) is not None]
     return {
         "trial": trial.to_json(),
@@ -101,7 +105,12 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
             data.groups.numpy(), [part.numpy() for part in parts], int(data.groups.max()) + 1
         ).tolist(),
         "rounds": reached,
-        "batches": _batches(folder, trial, labels_of_one=data.train.labels[0].numel()),
+        "batches": _batches(folder, trial.process_names, _MOST_POINTS, labels_of_one=labels_of_one),
+        "worker_batches": {
+            name: _batches(folder, (name,), _MOST_POINTS_OF_A_WORKER, labels_of_one=labels_of_one)
+            for name in trial.training_names
+            if len(trial.training_names) > 1
+        },
     }
 
 
@@ -142,7 +151,13 @@ def _newest(folder: TrialFolder, trial: Trial, name: str) -> RoundModel | None:
 
 
 def _round(
-    folder: TrialFolder, trial: Trial, names: Sequence[str], number: int, model: nn.Module, data: DataSet
+    folder: TrialFolder,
+    trial: Trial,
+    names: Sequence[str],
+    number: int,
+    model: nn.Module,
+    data: DataSet,
+    seen: Samples | None,
 ) -> dict[str, Any] | None:
     """What is measured of a round: the mean of all models that were saved after it; None if there are none."""
     found = [snapshot for name in names if (snapshot := read_snapshot(folder.snapshot(name, number))) is not None]
@@ -167,8 +182,22 @@ def _round(
         "bytes_sent": round(bytes_sent),
         "accuracy": accuracy,
         "loss": loss,
+        **_on_training(model, data, seen if is_wanted else None),
         "consensus": _distance([s.tensors for s in found], _parameters(model, mean)) if len(names) > 1 else None,
     }
+
+
+def _some_of_training(trial: Trial, data: DataSet) -> Samples | None:
+    """Training samples on which rounds are evaluated, too: as many as are held out, the same for all rows of a seed."""
+    if not trial.settings.eval_train:
+        return None
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(trial.seed))
+    return data.train.select(order[: len(data.held_out)]).to(data.held_out.images.device)
+
+
+def _on_training(model: nn.Module, data: DataSet, seen: Samples | None) -> dict[str, float | None]:
+    accuracy, loss = (None, None) if seen is None else accuracy_and_loss_of(model, seen, data.prepare)
+    return {"train_accuracy": accuracy, "train_loss": loss}
 
 
 def _last_word(folder: TrialFolder, name: str, number: int) -> RoundModel | None:
@@ -216,16 +245,18 @@ def _worker(folder: TrialFolder, trial: Trial, name: str, model: nn.Module, data
     }
 
 
-def _batches(folder: TrialFolder, trial: Trial, *, labels_of_one: int) -> dict[str, list[float]]:
-    """Loss and accuracy of training batches, the mean over the workers at equal shares of their steps."""
+def _batches(
+    folder: TrialFolder, names: Sequence[str], most_points: int, *, labels_of_one: int
+) -> dict[str, list[float]]:
+    """Loss and accuracy of training batches, the mean over these workers at equal shares of their steps."""
     found = []
-    for name in trial.process_names:
+    for name in names:
         steps = read_steps(folder.steps(name))
         if steps is not None and len(steps["loss"]):
             found.append(steps)
     if not found:
         return {"samples": [], "loss": [], "accuracy": []}
-    points = min(_MOST_POINTS, *(len(steps["loss"]) for steps in found), _MOST_POINTS)
+    points = min(most_points, *(len(steps["loss"]) for steps in found), most_points)
     samples, loss, right = np.zeros(points), np.zeros(points), np.zeros(points)
     for steps in found:
         # The same number of pieces for each worker, even for one with fewer steps.

@@ -47,8 +47,8 @@ class Handicap:
 def shares_of_work(settings: Settings, *, waits: bool) -> list[float]:
     """Steps of each node, as a multiple of its steps among equal nodes.
 
-    Nodes that wait for each other make the same number of steps. Otherwise each does what it can in the same time: its
-    share of the work is proportional to its speed.
+    Nodes that wait for each other make the same number of steps, and so do all if the slow one keeps its work.
+    Otherwise each does what it can in the same time: its share of the work is proportional to its speed.
 
     Args:
         settings: of the trial.
@@ -58,7 +58,7 @@ def shares_of_work(settings: Settings, *, waits: bool) -> list[float]:
         One number per node, with mean 1.
     """
     slow = settings.slow
-    if waits or slow is None:
+    if waits or slow is None or slow.keeps_work:
         return [1.0] * settings.nodes
     speeds = [1 / slow.factor if number == slow.node else 1.0 for number in range(1, settings.nodes + 1)]
     return [speed * settings.nodes / sum(speeds) for speed in speeds]

@@ -25,6 +25,7 @@ LEAST_SAMPLES = 128
 
 # Each pass makes the sizes more equal; a long chain of nodes that share classes needs the most passes.
 _EVENING_PASSES = 200
+_EQUAL_DRAWS = 20  # with six nodes and two of ten classes, parts of some draws are half as large as those of others
 _EVEN_ENOUGH = 1e-3  # samples that a pass still moves
 
 
@@ -39,6 +40,8 @@ def partition(labels: NDArray[np.integer], options: PartitionOptions, nodes: int
       the drawn classes allow, and each of these nodes gets at least half of an equal share. With fewer draws
       (nodes * classes_per_node) than classes, the classes that nobody drew are left out: their column of
       `class_counts` is zero.
+      With `equal`, the drawing is repeated, and the one whose smallest part is largest is taken; then parts that are
+      larger lose samples, at random and in the proportions of their classes.
     - dirichlet: each class is cut in proportions drawn from a symmetric Dirichlet distribution over the nodes
       (Yurochkin et al., 1905.12022; with the distribution drawn per node instead, Hsu et al., 1909.06335). The
       smaller alpha is, the fewer classes a node has, and the less equal the parts are.
@@ -55,7 +58,7 @@ def partition(labels: NDArray[np.integer], options: PartitionOptions, nodes: int
 
     Returns:
         For each node the indices of its samples, ascending. Every sample is in exactly one part, except those of
-        classes that are left out.
+        classes that are left out, and with `equal` those that would make parts unequal.
 
     Raises:
         ConfigError: there are fewer samples than nodes, or fewer classes than a node should have, or a part would be
@@ -66,7 +69,10 @@ def partition(labels: NDArray[np.integer], options: PartitionOptions, nodes: int
     if options.kind == "iid":
         parts = np.array_split(generator.permutation(len(labels)), nodes)
     elif options.kind == "classes":
-        parts = _by_class(labels, options.classes_per_node, nodes, generator)
+        parts = _by_class(
+            labels, options.classes_per_node, nodes, generator, draws=_EQUAL_DRAWS if options.equal else 1
+        )
+        parts = _equally_large(labels, parts) if options.equal else parts
     elif options.kind == "dirichlet":
         proportions = [generator.dirichlet([options.alpha] * nodes) for _ in np.unique(labels)]
         parts = _fill_up(_cut_classes(labels, proportions, generator), generator)
@@ -117,11 +123,30 @@ def _check(labels: NDArray[np.integer], options: PartitionOptions, nodes: int) -
 
 
 def _by_class(
-    labels: NDArray[np.integer], classes_per_node: int, nodes: int, generator: np.random.Generator
+    labels: NDArray[np.integer], classes_per_node: int, nodes: int, generator: np.random.Generator, *, draws: int
 ) -> list[Indices]:
     sizes = np.unique(labels, return_counts=True)[1]
-    drawn = _draw_classes(len(sizes), classes_per_node, nodes, generator)
-    return _cut_classes(labels, _even_shares(sizes, drawn), generator)
+    drawn = [_draw_classes(len(sizes), classes_per_node, nodes, generator) for _ in range(draws)]
+    shares = [_even_shares(sizes, one) for one in drawn]
+    # Without the last digits, in which machines differ.
+    smallest = [round(float((sizes[:, None] * np.stack(one)).sum(axis=0).min()), 3) for one in shares]
+    return _cut_classes(labels, shares[int(np.argmax(smallest))], generator)
+
+
+def _equally_large(labels: NDArray[np.integer], parts: Sequence[Indices]) -> list[Indices]:
+    """The parts, cut down to the size of the smallest; each class of a part loses the same share of its samples.
+
+    Args:
+        labels: class of each sample, shape (count,).
+        parts: the samples of each class in random order.
+    """
+    size = min(map(len, parts))
+    kept = []
+    for part in parts:
+        # Every k-th place of the part, class by class: as evenly as whole samples allow.
+        by_class = part[np.argsort(labels[part], kind="stable")]
+        kept.append(by_class[np.arange(size) * len(part) // max(1, size)])
+    return kept
 
 
 def _draw_classes(classes: int, classes_per_node: int, nodes: int, generator: np.random.Generator) -> NDArray[np.bool_]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dpwa.lab.training.losses import LOSSES, Loss
+
 __all__ = ["Strategy"]
 
 
@@ -19,10 +21,12 @@ class Strategy:
     Attributes:
         bytes_sent: of models or gradients, by this process so far, as they would be on the wire.
         total_steps: how many steps this process will make; set by the training loop before `begin`.
+        loss: what the steps make smaller; set before the training by whoever knows the trial.
     """
 
     bytes_sent: int = 0
     total_steps: int = 0
+    loss: Loss = staticmethod(LOSSES["cross_entropy"])
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Called before the first step. Connections are made here: the clock is not running yet.
@@ -64,7 +68,7 @@ class Strategy:
             Mean loss, a tensor of one element without gradient, and how many labels were predicted.
         """
         scores = self.model(images)
-        loss = nn.functional.cross_entropy(scores, labels)
+        loss = self.loss(scores, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), int((scores.argmax(dim=1) == labels).sum())
 

@@ -29,6 +29,7 @@ from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.assignment import data_of, model_of, order_seed, recipe_of, samples_of_node
 from dpwa.lab.training.data import DataSet
 from dpwa.lab.training.loop import Task, steps
+from dpwa.lab.training.losses import LOSSES
 from dpwa.lab.training.recording import Recorder
 from dpwa.lab.training.strategy import Strategy
 from dpwa.node.node import Node
@@ -138,6 +139,7 @@ class _VirtualNode:
         settings, name = trial.settings, trial.process_names[rank]
         self._network, self._time = network, network.time
         self._strategy = Strategy() if config is None else _VirtualPeers(config, name, network)
+        self._strategy.loss = LOSSES[settings.loss]
         slow, kill = settings.slow, settings.kill
         self._step_s = settings.virtual.step_s * (slow.factor if slow is not None and slow.node == rank + 1 else 1.0)
         self._jitter = settings.virtual.jitter

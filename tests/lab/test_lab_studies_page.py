@@ -1,0 +1,153 @@
+"""docs/results.md is made from small files with the results of every trial; the aim of the methods' benchmark."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from dpwa.lab.report.content import content_of
+from dpwa.lab.report.markdown import markdown
+from dpwa.lab.report.results import read_results
+from dpwa.lab.report.summary import summarise
+from lab_report_support import RunFolder, failed, result_of
+from support import ROOT
+
+STUDY = """
+study: small
+data: digits
+model: mlp
+nodes: 3
+n_epochs: 2
+rounds_per_epoch: 5
+seeds: 3
+eval_train: true
+compare_with: pull
+same_updates: [[pull, twin]]
+literature_recipe: other
+strategies:
+  - {strategy: pull, literature: 91}
+  - {name: twin, strategy: pull, data_order: 1}
+  - {name: apart, strategy: gosgd, partition: {kind: classes, classes_per_node: 2, equal: true}}
+  - single
+"""
+PAGE = "# Results\n\nBefore.\n\n<!-- study small:begin -->\n\nNot measured yet.\n\n<!-- study small:end -->\n\nAfter.\n"
+
+
+@pytest.fixture(name="module")
+def module_of_benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """Imports a module of the benchmarks as a script there would."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module
+    for name in ("studies", "study_files", "measure", "report", "methods"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(name="run")
+def finished_run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "runs" / "small", STUDY)
+    for trial in run.study.trials():
+        result = result_of(trial, asked_per_step=0.5, exchanges_per_step=0.4375)
+        for one in result["rounds"]:
+            one |= {"train_accuracy": one["accuracy"] / 2, "train_loss": one["loss"] / 3}
+        line = {key: values[:60] for key, values in result["batches"].items()}
+        result["worker_batches"] = dict.fromkeys(trial.process_names, line)
+        if trial.row == "apart" and trial.seed == 2:
+            result = failed(result, 3, "a node was lost")
+        run.write(trial, result)
+    return run
+
+
+def reported(run: RunFolder, results: list) -> str:
+    return markdown(content_of(summarise(run.study, results), "dpwa lab run x"), ())
+
+
+def test_the_file_of_a_study_is_small_and_holds_what_the_whole_report_says(run: RunFolder, module, tmp_path) -> None:
+    files: ModuleType = module("study_files")
+    found = files.collect(run.path)
+    files.write(tmp_path / "small.json", found)
+    again = files.results_of(files.read(tmp_path / "small.json"))
+    assert reported(run, again) == reported(run, read_results(run.path)[0])
+    assert (tmp_path / "small.json").stat().st_size < 12 * 8000
+    assert {(trial["row"], trial["seed"]) for trial in found["trials"]} == {
+        (trial.row, trial.seed) for trial in run.study.trials()
+    }
+    workers = {result.seed for result in again if result.worker_batches}
+    assert workers == {0}
+
+
+def test_thinned_batches_keep_their_means(module) -> None:
+    files: ModuleType = module("study_files")
+    samples = [float(10 * (at + 1)) for at in range(400)]
+    loss = [1 / (at + 1) for at in range(400)]
+    thin = files._thinned({"samples": samples, "loss": loss, "accuracy": loss}, 25)
+    assert len(thin["samples"]) == 25
+    assert thin["samples"][-1] == 4000
+    assert sum(thin["loss"]) / 25 == pytest.approx(sum(loss) / 400)
+
+
+def test_results_of_two_commits_are_not_taken(run: RunFolder, module) -> None:
+    trial = run.trial("single")
+    run.write(trial, result_of(trial, commit="fedcba987654"))
+    with pytest.raises(SystemExit, match="results of 2 commits"):
+        module("study_files").collect(run.path)
+
+
+def test_a_run_without_results_is_not_taken(tmp_path: Path, module) -> None:
+    with pytest.raises(SystemExit, match="nothing has been measured yet"):
+        module("study_files").collect(RunFolder(tmp_path / "small", STUDY).path)
+
+
+@pytest.mark.seconds
+def test_the_page_gets_table_and_curves_from_the_file_alone(run: RunFolder, module, tmp_path, monkeypatch) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "results.md").write_text(PAGE, encoding="utf-8")
+    studies, files = module("studies"), module("study_files")
+    files.write(docs / "results" / "small.json", files.collect(run.path))
+    for path in run.path.glob("trials/*/result.json"):
+        path.unlink()
+    monkeypatch.setattr(studies, "_STUDIES", run.path.parent)
+    run.path.joinpath("study.yaml").rename(run.path.parent / "small.yaml")
+    monkeypatch.setattr(sys, "argv", ["studies.py", "--docs", str(docs)])
+    studies.main()
+    page = (docs / "results.md").read_text(encoding="utf-8")
+    assert page.startswith("# Results\n\nBefore.\n")
+    assert page.endswith("\n\nAfter.\n")
+    assert "Not measured yet." not in page
+    assert "| pull | 91 (another recipe) |" in page
+    assert "The noise floor is " in page
+    assert "a node was lost" in page
+    named = {line.split(")")[0] for line in page.split("](")[1:]}
+    assert {"results-small.png", "results/small.json", "results/small-accuracy-by-round.png"} <= named
+    assert {f"results/small-{chart}.png" for chart in ("loss", "training-by-round", "workers", "partition")} <= named
+    assert all((docs / name).is_file() for name in named)
+    assert sum(path.stat().st_size for path in docs.rglob("*.png")) < 600_000
+
+
+def test_the_page_has_a_place_for_each_bundled_study_but_the_one_to_try() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    names = {path.stem for path in (ROOT / "samples" / "studies").glob("*.yaml")} - {"digits"}
+    assert {name for name in names if f"<!-- study {name}:begin -->" in page} == names
+
+
+def test_the_methods_are_held_to_more_than_a_node_alone_reaches(module) -> None:
+    methods, measure = module("methods"), module("measure")
+    rows = [
+        {"method": "pull", "mean_percent": 86.0, "averaged_percent": 87.0},
+        {"method": "gosgd", "mean_percent": 80.0, "averaged_percent": 80.0},
+        {"method": methods.ALONE, "mean_percent": 80.0},
+    ]
+    result = measure.Result("methods", rows=rows)
+    methods._compare(result)
+    found = json.loads(json.dumps(result.as_json()["ratios"]))
+    assert {case: made["reached"] for case, made in found["averaged_over_alone"].items()} == {
+        "pull": True,
+        "gosgd": False,
+    }
+    assert all(made["reached"] is None for made in found["accuracy"].values())
