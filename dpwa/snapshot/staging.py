@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,8 @@ class Staging:
             for section in layout.sections
         )
         """What the trainer blends when all pieces have been accepted, section by section."""
+        self._usual_values = self.values
+        self._plain_values = tuple(replace(values, is_difference=False) for values in self.values)
         self.reference: memoryview | None = None
         """This node's snapshot that differences are made against, from before `begin` to `finish`; None where values
         are absolute."""
@@ -90,6 +92,15 @@ class Staging:
         self._is_finite = True
         self._measures_distance = measures_distance and not absolute
         self._squares = [0.0, 0.0]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a peer's values are taken as they are, without differences and noise, whatever is usual here."""
+        return self.values is self._plain_values
+
+    @is_plain.setter
+    def is_plain(self, is_plain: bool) -> None:
+        self.values = self._plain_values if is_plain else self._usual_values
 
     @property
     def distance(self) -> float | None:
@@ -120,11 +131,12 @@ class Staging:
             codec: how it is encoded.
         """
         taken = 0
+        disturb = None if self.is_plain else self.disturb
         # A peer's numbers may overflow on the way; the check is what decides, not a warning.
         with np.errstate(all="ignore"):
             for values, first, count in self._pieces(first_byte, stop_byte):
                 section, out = values.section, values.array[first : first + count]
-                is_disturbed = self.disturb is not None and section.role is not Role.BUFFER
+                is_disturbed = disturb is not None and section.role is not Role.BUFFER
                 if codec is Codec.RAW:
                     start = section.start_byte + first * section.item_bytes - first_byte
                     peer = _typed(data[start : start + count * section.item_bytes], section)
@@ -137,8 +149,8 @@ class Staging:
                     size = encoded_bytes(used, section.dtype, count)
                     decode(used, section.dtype, data[taken : taken + size], out)
                     taken += size
-                if self.disturb is not None and is_disturbed:
-                    self.disturb(out)
+                if disturb is not None and is_disturbed:
+                    disturb(out)
                 if values.is_difference:
                     own = self._own_values(section, first, count)
                     np.subtract(out, own, out=out)
@@ -170,7 +182,7 @@ class Staging:
 
     def close(self) -> None:
         """Let go of the buffers."""
-        self.values = ()
+        self.values = self._usual_values = self._plain_values = ()
         self.finish()
 
     def finish(self) -> bool:
