@@ -302,9 +302,10 @@ class Boundary:
     def publish_and_ask(self) -> None:
         """Begin the next exchange, if the method wants one, with a snapshot of this moment."""
         merging, now_s = self.merging, self._monotonic_s()
-        if merging.is_frozen or (merging.is_on and not self.farewell.waited_for(now_s) and self._let_be()):
-            self._merge()
-            return
+        if merging.is_frozen or (merging.is_on and not self.farewell.waited_for(now_s)):
+            if merging.is_frozen or self._let_be():
+                self._merge()
+            return  # nothing else is begun any more
         plan = self._plan()
         if plan is None and not (self._service.wanted or self._applied_pairs or self._wants_snapshot):
             return  # nobody would look at it

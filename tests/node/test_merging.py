@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Sequence
@@ -310,6 +311,21 @@ def test_whoever_dies_whenever_the_others_end_with_one_model(data):
         assert np.isfinite(got).all()
     finally:
         cluster.close()
+
+
+def test_exchanges_that_last_longer_than_a_turn_do_not_put_the_merge_off_for_ever(in_memory, monkeypatch):
+    monkeypatch.setattr(farewell, "BETWEEN_ASKS_S", 0.0)  # one begins as soon as the one before has ended
+    nodes = start(in_memory, [[0.0], [1.0], [2.0]])
+    for node in nodes:
+        turns = itertools.count()
+        take = node._transport.take
+        monkeypatch.setattr(
+            node._transport,
+            "take",
+            lambda wait_s, take=take, turns=turns: take(wait_s) if next(turns) % 5 == 4 else None,
+        )
+    assert set(Ends(nodes).run().values()) == {True}
+    assert_one_model(in_memory, nodes)
 
 
 # --- Over sockets -----------------------------------------------------------------------------------------------------
