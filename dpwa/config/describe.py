@@ -115,7 +115,8 @@ def _blend(config: ClusterConfig) -> str:
         text = "absolute, as in 2017: part of each step made during an exchange is lost"
     buffers = "blended too" if config.buffers == "blend" else "kept"
     frozen = "blended too" if config.frozen_parameters == "blend" else "kept"
-    return f"{text}; floating-point buffers are {buffers}; frozen parameters are {frozen}"
+    end = "; at the end all nodes take the mean of their models" if config.merge_at_end else ""
+    return f"{text}; floating-point buffers are {buffers}; frozen parameters are {frozen}{end}"
 
 
 def _links(config: ClusterConfig) -> str:

@@ -309,7 +309,7 @@ class Node:
             self._boundary.advance(loss)
             self._boundary.resume()
 
-    def finish(self, timeout_s: float | None = None, *, merge: bool = False) -> bool:
+    def finish(self, timeout_s: float | None = None, *, merge: bool | None = None) -> bool:
         """After the last step: go on serving and blending until every peer has finished too, or is left behind.
 
         With methods other than pull the node takes part in what its peers begin, and begins nothing itself. When a peer
@@ -318,6 +318,7 @@ class Node:
         Args:
             timeout_s: wait at most so long; None: as long as peers train.
             merge: then let all nodes that finish so have one model, the mean of their last ones; see `merging.py`.
+                None: as the config's `merge_at_end` says.
 
         Returns:
             False if peers are left behind, or a merge was wanted and this node has no merged model.
@@ -328,7 +329,7 @@ class Node:
         """
         deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         with self._training():
-            self._begin_to_finish(merge=merge)
+            self._begin_to_finish(merge=self.config.merge_at_end if merge is None else merge)
             while (answer := self._finish_turn(deadline_s - time.monotonic())) is None:
                 self._check_running()
                 time.sleep(_FINISH_PAUSE_S)

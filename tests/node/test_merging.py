@@ -332,17 +332,18 @@ def test_exchanges_that_last_longer_than_a_turn_do_not_put_the_merge_off_for_eve
 
 
 class Finishing:
-    """`finish(merge=True)` of a node in a thread of its own, as in a process of its own."""
+    """`finish` of a node in a thread of its own, as in a process of its own."""
 
-    def __init__(self, node: Node, timeout_s: float | None = None) -> None:
+    def __init__(self, node: Node, timeout_s: float | None = None, *, merge: bool | None = True) -> None:
         self.node = node
         self.answer: bool | None = None
         self._timeout_s = timeout_s
+        self._merge = merge
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        self.answer = self.node.finish(self._timeout_s, merge=True)
+        self.answer = self.node.finish(self._timeout_s, merge=self._merge)
         self.node.close()
 
     def ended(self) -> bool | None:
@@ -380,6 +381,14 @@ def test_over_sockets_all_nodes_end_with_the_same_bits(zeromq, options):
     assert [one.ended() for one in finishing] == [True] * 4
     assert_one_model(zeromq, nodes)
     assert [node.statistics().merged_models for node in nodes] == [4] * 4
+
+
+@pytest.mark.parametrize("merge_at_end", [True, False])
+def test_the_cluster_file_can_ask_for_the_merge(zeromq, merge_at_end):
+    nodes = start_over_sockets(zeromq, method="adpsgd", pull_probability=0.0, merge_at_end=merge_at_end)
+    finishing = [Finishing(node, merge=None) for node in nodes]
+    assert [one.ended() for one in finishing] == [True] * 4
+    assert [node.statistics().merged_models for node in nodes] == [4 * merge_at_end] * 4
 
 
 def test_a_merge_moves_two_models_per_node_but_one(zeromq):
