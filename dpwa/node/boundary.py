@@ -163,7 +163,8 @@ class Boundary:
             loss: of the step; None if unknown.
         """
         self.step += 1
-        self.merging.stop()
+        if self.merging.is_on:
+            self._train_on()
         if self._faults is not None:
             self._faults.begin_step(self.step)
         self._method.advance()
@@ -354,6 +355,12 @@ class Boundary:
         if request is not None:
             self.in_flight = True
             self._transport.ask(request)
+
+    def _train_on(self) -> None:
+        """Training goes on after a merge: peers' proposals are welcome again."""
+        self.merging.stop()
+        self._proposals.disengage(NO_EXCHANGE)
+        self._service.tell(first_round=None if self._joining.is_on else self._method.round)
 
     def _restart_outer(self) -> None:
         if self.outer is not None:

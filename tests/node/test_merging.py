@@ -328,6 +328,25 @@ def test_exchanges_that_last_longer_than_a_turn_do_not_put_the_merge_off_for_eve
     assert_one_model(in_memory, nodes)
 
 
+@pytest.mark.parametrize("method", ["gosgd", "adpsgd"])
+def test_a_node_that_trains_on_after_a_merge_takes_part_in_exchanges_again(in_memory, method):
+    nodes = start(in_memory, [[0.0], [1.0]], method=method)
+    for node in nodes:
+        node._begin_to_finish(merge=True)
+
+    def have_ended() -> bool:
+        answers = [node._finish_turn(DEADLINE_S) for node in nodes]
+        return None not in answers
+
+    wait_until(have_ended, "they have merged")
+    assert [node.statistics().merged_models for node in nodes] == [2, 2]
+    assert [node._service.serving.first_round for node in nodes] == [None, None]
+    in_memory.step_all()
+    assert all(node._service.serving.first_round is not None for node in nodes)
+    assert all(node._parts.context.proposals.engage([]) for node in nodes)
+    assert [node.statistics().merged_models for node in nodes] == [0, 0]
+
+
 # --- Over sockets -----------------------------------------------------------------------------------------------------
 
 
