@@ -188,7 +188,7 @@ class DpwaPyTorchAdapter:
         """Add values such as `epoch=1.5, test_accuracy=0.9` to this node's metrics from here on."""
         self._node.log(**values)
 
-    def finish(self, timeout_s: float | None = None) -> bool:
+    def finish(self, timeout_s: float | None = None, *, merge: bool | None = None) -> bool:
         """Call after the last step: keeps serving and blending as long as peers train.
 
         Without it, a node that is done early leaves the others to train without it. Peers that are silent for 10 s, or
@@ -197,9 +197,12 @@ class DpwaPyTorchAdapter:
 
         Args:
             timeout_s: the longest wait; None: only those limits.
+            merge: when all have finished, replace the parameters, and the floating-point buffers that are exchanged, by
+                the mean of those of all nodes that are there and finish so: the same bits on each. `statistics()` tells
+                in `merged_models` how many they are. None: as the config's `merge_at_end` says.
 
         Returns:
-            False if peers are left behind.
+            False if peers are left behind; or, with `merge`, if this node has no merged model and keeps its own.
 
         Raises:
             NodeClosed: after `close`.
@@ -207,7 +210,7 @@ class DpwaPyTorchAdapter:
             InternalError: a background thread failed.
         """
         self._follow_model(everywhere=True)
-        return self._node.finish(timeout_s)
+        return self._node.finish(timeout_s, merge=merge)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep beside model and optimizer: clock, mass, anchors, momentum …, as plain tensors.

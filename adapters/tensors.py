@@ -380,6 +380,9 @@ def _is_alike(tensor: Tensor, other: Tensor) -> bool:
 
 def _blend(tensors: list[Tensor], views: list[Tensor], factor: float, *, is_difference: bool) -> None:
     there = [view.to(tensor.device) for view, tensor in zip(views, tensors, strict=True)]
+    if factor == 1.0 and not is_difference:
+        torch._foreach_copy_(tensors, there)  # exactly, also where the model holds NaN
+        return
     # Half precision is blended in float32 and rounded once.
     is_narrow = tensors[0].dtype != there[0].dtype
     wide = [tensor.to(there[0].dtype) for tensor in tensors] if is_narrow else tensors

@@ -17,11 +17,11 @@ STEPS = 60  # three seconds of training
 class Launch:
     """`dpwa launch` in a process of its own, with its output collected as it comes."""
 
-    def __init__(self, folder: Path, *options: str, steps: int = STEPS) -> None:
+    def __init__(self, folder: Path, *options: str, steps: int = STEPS, victim: str | None = None) -> None:
         self.run_dir = folder / "run"
         command = [sys.executable, "-m", "dpwa", "launch", str(folder / "cluster.yaml"), "--run-dir", str(self.run_dir)]
         self.process = subprocess.Popen(
-            [*command, *options, "--", sys.executable, str(TRAINER), str(steps)],
+            [*command, *options, "--", sys.executable, str(TRAINER), str(steps), *([] if victim is None else [victim])],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

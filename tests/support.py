@@ -34,6 +34,9 @@ class VectorModel:
 
     def blend(self, values: Sequence[Values], factor: float) -> None:
         (only,) = values
+        if factor == 1.0 and not only.is_difference:
+            self.vector[:] = only.array
+            return
         self.vector += factor * (only.array if only.is_difference else only.array - self.vector)
 
 

@@ -121,7 +121,7 @@ def _blend(config: ClusterConfig) -> str:
             "; the optimizer's state is blended too, so that twice (SGD with momentum) or three times (Adam, AdamW) "
             "the bytes of the parameters travel"
         )
-    return text
+    return f"{text}; at the end all nodes take the mean of their models" if config.merge_at_end else text
 
 
 def _links(config: ClusterConfig) -> str:

@@ -119,6 +119,10 @@ class _PlainKeys(Options):
         "keep",
         description="Whether the optimizer's momentum (SGD) or moments (Adam, AdamW) travel and are blended, too.",
     )
+    merge_at_end: bool = Field(
+        False,  # noqa: FBT003 - the default of a field
+        description="Whether finish() ends with one model on all nodes, the mean of their last ones.",
+    )
     codec: Literal["auto", "raw", "fp16", "bf16", "int8"] = Field(
         "auto",
         description="How parameters travel: auto sends them as they are on fast links, smaller on slow ones.",

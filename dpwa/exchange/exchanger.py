@@ -137,6 +137,8 @@ class Exchanger:
         try:
             if kind is None:
                 result: ExchangeResult | None = self.context.proposer.tell(peer, request, client)
+            elif request.merging:
+                result = self._puller.last(peer, request, client)
             elif request.joining or kind is ExchangeKind.PULL:
                 result = self._puller.pull(peer, request, client)
             elif kind is ExchangeKind.PUSH:

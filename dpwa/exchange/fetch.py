@@ -35,7 +35,7 @@ from dpwa.methods.exchange import NO_EXCHANGE, ExchangeResult, Outcome
 from dpwa.snapshot.layout import Layout, Snapshot
 from dpwa.snapshot.lineage import Relation, Standing, reason_apart
 from dpwa.snapshot.staging import Staging, first_not_finite
-from dpwa.snapshot.state import Codec, State
+from dpwa.snapshot.state import Codec, Mark, MergeStage, State
 
 __all__ = ["NOTHING_YET", "Fetcher", "Identity", "kept_apart", "nothing_came"]
 
@@ -128,6 +128,7 @@ class Fetcher:
         round_: int = NEWEST_ROUND,
         within_s: float | None = None,
         shrinks: bool = False,
+        as_it_is: bool = False,
     ) -> ExchangeResult:
         """Fetch a snapshot, or part of it, into a staging.
 
@@ -142,6 +143,7 @@ class Fetcher:
             round_: of which the snapshot is wanted; default: the newest.
             within_s: deadline, if shorter than the config's.
             shrinks: the part is no larger than `fitting_fraction` says, now and the next time.
+            as_it_is: the values themselves are wanted, to the last bit, whatever codec and blend are usual.
 
         Returns:
             `BLENDED`, if values have come and are finite: then they are in the staging, and may be blended as far as
@@ -154,9 +156,11 @@ class Fetcher:
             ModelMismatch: the peer trains another model.
         """
         reference = begun.reference if begun.request is None else begun.request.reference
+        if as_it_is:
+            reference = None
         # A part that both sides of a pair must agree on, or weights that must sum up, bear no rounding.
         is_plain = begun.exchange_id != NO_EXCHANGE or round_ != NEWEST_ROUND
-        codec = self._link_codecs.choose(peer, part.share, exact=is_plain)
+        codec = Codec.RAW if as_it_is else self._link_codecs.choose(peer, part.share, exact=is_plain)
         first, count = next(iter(part.requests()))
         request = PullRequest(
             nonce=self.next_nonce(),
@@ -181,7 +185,7 @@ class Fetcher:
         except PeerTimeout as error:
             if error.received_bytes > 0 and error.transfer_s > 0:
                 raise self._broken_off(
-                    error, codec, part, exact=is_plain, shrinks=shrinks and self._bears_parts
+                    error, codec, part, exact=is_plain or as_it_is, shrinks=shrinks and self._bears_parts
                 ) from error
             raise
         finally:
@@ -208,6 +212,7 @@ class Fetcher:
             share=part.share,
             merged=1,
             relation=self._standing.relation(peer_state, None if reference is None else reference.state),
+            mark=_mark_of(offer),
             received_bytes=pulled.received_bytes,
             is_shared=pulled.is_shared,
             codec=Codec.RAW if pulled.is_shared else codec,
@@ -276,8 +281,13 @@ class Fetcher:
                 step=answer.step if isinstance(answer, Offer | NotModified | Settled) else 0,
                 loss=None if offer is None else offer.loss,
                 origin=None if offer is None else offer.origin,
+                mark=_mark_of(answer) if isinstance(answer, Offer | Settled) else None,
             )
             self._flow_control.answered_as(peer, answer.incarnation)
+
+
+def _mark_of(answer: Offer | Settled) -> Mark:
+    return Mark(MergeStage(answer.stage), answer.models, answer.merge_id)
 
 
 def nothing_came(begun: ExchangeResult, answer: Message) -> ExchangeResult:

@@ -114,6 +114,11 @@ class Inbox:
         """When one may be fetched for which it is too early now."""
         return self._unproven_from_s if self._waiting and not self.has_next else None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits, and nothing is being fetched."""
+        return not self._waiting and self._fetching is None
+
     def next(self) -> Notice | None:
         """The one to fetch now, until `end`; None if there is none."""
         if not self.has_next:

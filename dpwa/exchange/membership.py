@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dpwa.exchange.messages import UNKNOWN_ORIGIN
+from dpwa.snapshot.state import UNMARKED, Mark
 
 __all__ = ["Membership", "PeerRecord"]
 
@@ -27,6 +28,7 @@ class PeerRecord:
         step: training steps that it has made in this life, as far as it has said.
         loss: its latest training loss, and the step that it is of; None if it has said none.
         origin: a checksum of the weights that its training has begun with; all zero: unknown.
+        mark: how far it is on the way to the merged model, as far as it has said.
     """
 
     incarnation: bytes | None = None
@@ -34,6 +36,7 @@ class PeerRecord:
     step: int = 0
     loss: tuple[int, float] | None = None
     origin: bytes = UNKNOWN_ORIGIN
+    mark: Mark = UNMARKED
 
 
 class Membership:
@@ -65,6 +68,7 @@ class Membership:
         step: int = 0,
         loss: float | None = None,
         origin: bytes | None = None,
+        mark: Mark | None = None,
     ) -> bool:
         """Note what a peer said of itself in an answer to this node.
 
@@ -75,6 +79,7 @@ class Membership:
             step: 0 if it did not say.
             loss: at that step; None if it did not say.
             origin: None if it did not say.
+            mark: None if it did not say.
 
         Returns:
             False if there is no such peer in the cluster file; nothing is noted then.
@@ -90,6 +95,7 @@ class Membership:
             max(step, known.step),  # a snapshot that was set aside is older than what was said since
             known.loss if loss is None else (step, loss),
             known.origin if origin is None else origin,
+            known.mark if mark is None else mark,
         )
         return True
 

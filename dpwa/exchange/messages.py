@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import ClassVar, Final, Union
 
 from dpwa.methods.exchange import NO_EXCHANGE
+from dpwa.snapshot.state import MERGE_ID_BYTES, MergeStage
 
 __all__ = [
     "EXCHANGE_ID_BYTES",
@@ -23,6 +24,7 @@ __all__ = [
     "MAX_CHUNK_BYTES",
     "MAX_FRAME_BYTES",
     "MAX_HEADER_BYTES",
+    "MAX_MODELS",
     "MAX_NAME_CHARS",
     "MAX_SLOTS",
     "MAX_TEXT_CHARS",
@@ -79,6 +81,9 @@ MAX_CHUNKS: Final = 1 << 24
 
 MAX_SLOTS: Final = 32
 """Snapshot buffers of one node; the default is 3."""
+
+MAX_MODELS: Final = 4096
+"""Nodes of one cluster file."""
 
 INCARNATION_BYTES: Final = 8
 EXCHANGE_ID_BYTES: Final = len(NO_EXCHANGE)
@@ -195,6 +200,10 @@ class Offer:
     """Training steps that the sender had made in this life."""
     origin: bytes = UNKNOWN_ORIGIN
     """A checksum of the weights that the sender's training has begun with."""
+    stage: int = MergeStage.APART
+    """What the snapshot is to the merge at the end; `models` and `merge_id` belong to it."""
+    models: int = 0
+    merge_id: bytes = bytes(MERGE_ID_BYTES)
 
 
 @dataclass(frozen=True)
@@ -329,6 +338,10 @@ class Settled:
     finished: bool
     step: int = 0
     """Training steps that the sender has made in this life: while it grows, the sender trains."""
+    stage: int = MergeStage.APART
+    """How far the sender is on the way to the merged model, as in `Offer`."""
+    models: int = 0
+    merge_id: bytes = bytes(MERGE_ID_BYTES)
 
 
 @dataclass(frozen=True)

@@ -302,6 +302,12 @@ class Proposals:
             return self._inbox.has_next
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether an accepted proposal is still to be fetched, or is being fetched."""
+        with self._lock:
+            return not self._inbox.is_empty
+
+    @property
     def deadline_s(self) -> float | None:
         """When a proposal may be fetched that must wait because strangers have cost too much; None if there is none."""
         with self._lock:

@@ -15,6 +15,7 @@ from dpwa.interpolation.interpolator import Interpolator
 from dpwa.methods.exchange import ExchangeRequest, ExchangeResult, Outcome
 from dpwa.snapshot.lineage import JOIN_LEAD, Relation, reason_apart
 from dpwa.snapshot.staging import Staging
+from dpwa.snapshot.state import MergeStage
 
 __all__ = ["Puller"]
 
@@ -60,6 +61,28 @@ class Puller:
         if result.outcome is not Outcome.BLENDED:
             return result
         return self._weighed(peer, request, result, staging, is_whole=part.is_whole)
+
+    def last(self, peer: str, request: ExchangeRequest, client: Client) -> ExchangeResult:
+        """Pull a peer's final or merged model, as it is; `NOT_READY` if it has neither yet.
+
+        Raises:
+            TransportError: it came to nothing.
+        """
+        staging = next(staging for staging in self._context.stagings if staging.is_free)
+        begun = ExchangeResult(Outcome.NOT_READY, request.plan.kind, request, peer)
+        staging.is_plain, is_kept = True, False
+        try:
+            result = self._context.fetcher.fetch(
+                peer, begun, client, staging, self._context.rotation.whole(), as_it_is=True
+            )
+            if result.outcome is not Outcome.BLENDED:
+                return result
+            if result.mark.stage < MergeStage.FINAL:
+                return replace(begun, received_bytes=result.received_bytes, is_shared=result.is_shared)
+            staging.is_free, is_kept = False, True
+            return result
+        finally:
+            staging.is_plain = is_kept
 
     def _weighed(
         self, peer: str, request: ExchangeRequest, result: ExchangeResult, staging: Staging, *, is_whole: bool

@@ -38,7 +38,7 @@ from dpwa.methods.base import ExchangeKind
 from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.snapshot.layout import Layout, Snapshot
 from dpwa.snapshot.lineage import Standing
-from dpwa.snapshot.state import State
+from dpwa.snapshot.state import UNMARKED, Mark, MergeStage, State
 
 __all__ = ["Request", "Service", "Serving"]
 
@@ -70,6 +70,8 @@ class Serving(NamedTuple):
         step_interval_s: mean time of a training step.
         finished: the training has ended.
         is_short: no buffer was free for the newest snapshot.
+        merges: the node takes part in the merge at the end.
+        fetched: final models of peers that it has fetched to merge them.
     """
 
     snapshot: Snapshot | None = None
@@ -81,6 +83,15 @@ class Serving(NamedTuple):
     step_interval_s: float = 0.0
     finished: bool = False
     is_short: bool = False
+    merges: bool = False
+    fetched: int = 0
+
+    def mark_of(self, snapshot: Snapshot | None) -> Mark:
+        """What a snapshot is to the merge; of the newest: how far the node is on the way to it."""
+        mark = UNMARKED if snapshot is None else snapshot.mark
+        if mark.stage is MergeStage.FINAL:
+            return mark._replace(models=self.fetched)
+        return Mark(MergeStage.COMING) if self.merges and mark.stage is MergeStage.APART else mark
 
 
 class Service:
@@ -186,7 +197,8 @@ class Service:
             # Waiting here could make two nodes that have just begun wait for each other.
             return NotReady(pull.nonce), None
         known = pull.have_incarnation == self._incarnation and pull.have_version == snapshot.version
-        if may_wait and _next_is_better(serving, snapshot, known=known, now_s=now_s):
+        is_last = snapshot.mark.stage is not MergeStage.APART
+        if may_wait and not is_last and _next_is_better(serving, snapshot, known=known, now_s=now_s):
             return None
         if known:
             return NotModified(pull.nonce, self._incarnation, serving.finished, serving.step), None
@@ -214,6 +226,7 @@ class Service:
     def _offer(self, pull: PullRequest, snapshot: Snapshot, serving: Serving) -> Answered:
         token, slot = serving.token, snapshot.slot
         is_shared = pull.shared and token is not None and slot is not None
+        stage, models, merge_id = serving.mark_of(snapshot)
         offer = Offer(
             nonce=pull.nonce,
             incarnation=self._incarnation,
@@ -229,6 +242,9 @@ class Service:
             mass=snapshot.state.mass,
             round=snapshot.state.round,
             lineage=snapshot.state.lineage,
+            stage=int(stage),
+            models=models,
+            merge_id=merge_id,
         )
         return offer, snapshot
 
@@ -260,7 +276,18 @@ class Service:
             if verdict is Verdict.PENDING and may_wait:
                 return None
         serving = self.serving
-        return Settled(settle.nonce, self._incarnation, int(verdict), serving.finished, serving.step), None
+        stage, models, merge_id = serving.mark_of(serving.snapshot)
+        settled = Settled(
+            settle.nonce,
+            self._incarnation,
+            int(verdict),
+            serving.finished,
+            serving.step,
+            int(stage),
+            models,
+            merge_id,
+        )
+        return settled, None
 
     def longest_wait_s(self, request: Request, idle_s: float) -> float:
         """How long a request may wait for a better answer, of an asker that itself waits `idle_s` or more.

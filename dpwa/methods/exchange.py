@@ -14,7 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from dpwa.snapshot.lineage import Relation
-from dpwa.snapshot.state import Codec, State
+from dpwa.snapshot.state import UNMARKED, Codec, Mark, State
 
 if TYPE_CHECKING:  # numpy, which a launcher does not need: it reads the cluster file's keys from the methods
     from dpwa.snapshot.layout import Snapshot
@@ -135,6 +135,7 @@ class ExchangeRequest:
         exchange_id: of a push or pair.
         joining: the node joins: the whole model is pulled, and that of a peer that is far ahead taken over.
         finished: the trainer has ended its training.
+        merging: the whole of a final or merged model is wanted as it is, and nothing else.
     """
 
     plan: Plan
@@ -142,6 +143,7 @@ class ExchangeRequest:
     exchange_id: bytes = NO_EXCHANGE
     joining: bool = False
     finished: bool = False
+    merging: bool = False
 
     def ended(self, outcome: Outcome, peer: str | None = None, reason: str = "") -> ExchangeResult:
         """The result without values."""
@@ -172,6 +174,7 @@ class ExchangeResult:
         missed: neighbours whose snapshot of the round did not come in time.
         takes_over: the peer's model replaces this node's.
         relation: of the peer's model to this node's.
+        mark: what the peer's snapshot is to the merge at the end.
         elder: the peer whose model is to replace this node's, which takes a pull of all of it; None: nobody's is.
         received_bytes: bytes of snapshots received, as they travelled or were read.
         is_shared: they were read from shared memory.
@@ -199,6 +202,7 @@ class ExchangeResult:
     missed: int = 0
     takes_over: bool = False
     relation: Relation = Relation.SAME
+    mark: Mark = UNMARKED
     elder: str | None = None
     received_bytes: int = 0
     is_shared: bool = False

@@ -25,6 +25,7 @@ from dpwa.node.doubts import Doubts
 from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.farewell import Farewell
 from dpwa.node.joining import Joining
+from dpwa.node.merging import Merging
 from dpwa.node.pressure import Pressure
 from dpwa.node.publishing import SnapshotPublisher, Taken
 from dpwa.node.record import Record, exchange_fields
@@ -103,6 +104,20 @@ class Boundary:
         self._standing = context.standing
         self.farewell = Farewell(name, self._peers, context, service, event)
         self.doubts = Doubts(name, model.own_sections, context.membership, service, event)
+        self.merging = Merging(
+            name,
+            [node.name for node in config.nodes],
+            model=model,
+            method=method,
+            context=context,
+            service=service,
+            publisher=publisher,
+            transport=transport,
+            farewell=self.farewell,
+            replaced=self._restart_outer,
+            event=event,
+        )
+        self._is_settled = False
         self.step = 0
         self.in_flight = False
         """Whether an exchange that this node has begun is under way."""
@@ -137,6 +152,7 @@ class Boundary:
         self.outer = None
         self._pressure.close()
         self.farewell.close()
+        self.merging.close()
         self.doubts.close()
         self._event = _ignore
 
@@ -147,6 +163,8 @@ class Boundary:
             loss: of the step; None if unknown.
         """
         self.step += 1
+        if self.merging.is_on:
+            self._train_on()
         if self._faults is not None:
             self._faults.begin_step(self.step)
         self._method.advance()
@@ -197,6 +215,10 @@ class Boundary:
 
     def _end(self, result: ExchangeResult) -> None:
         request = result.request
+        self.merging.note(result)
+        if request is not None and request.merging:
+            self._end_merging(result)
+            return
         self.doubts.met(result)
         factor = self._apply(result) if result.outcome is Outcome.BLENDED else 0.0
         if result.kind is ExchangeKind.PUSH and request is not None:
@@ -217,10 +239,19 @@ class Boundary:
         self._event("exchange", **{**self._method.statistics(), **exchange_fields(result, self.step, factor)})
         if self._joining.ended(result, factor, self._publisher.version):
             self.doubts.forget_origin()
-            if self.outer is not None:
-                self.outer.restart()
+            self._restart_outer()
         if result.staging is not None and self._proposals.has_notice:
             self._proposals.wake()  # there is room for it now
+
+    def _end_merging(self, result: ExchangeResult) -> None:
+        """The end of a pull for the merge, which is no blend and no exchange of the method."""
+        self.merging.take(result)
+        if result.staging is not None:
+            result.staging.is_plain, result.staging.is_free = False, True
+        self.farewell.note(result, self._monotonic_s())
+        self._record.fetched(result)
+        if result.outcome is not Outcome.BLENDED:
+            self._event("exchange", **exchange_fields(result, self.step, 0.0))
 
     def _warn_of_own_model(self, reason: str) -> None:
         """Warn once; peers are not warned, because they can do nothing about it."""
@@ -254,7 +285,7 @@ class Boundary:
     def _apply(self, result: ExchangeResult) -> float:
         """Blend the values, if there are any; the factor by which, 0 if not at all."""
         peer, reference = result.peer_state, result.reference
-        if result.staging is None or self._joining.is_outdated(result):
+        if result.staging is None or self._joining.is_outdated(result) or self.merging.is_frozen:
             return 0.0
         factor = result.factor
         if result.relation.mixes and not result.takes_over and (result.request is None or not result.request.joining):
@@ -271,6 +302,11 @@ class Boundary:
 
     def publish_and_ask(self) -> None:
         """Begin the next exchange, if the method wants one, with a snapshot of this moment."""
+        merging, now_s = self.merging, self._monotonic_s()
+        if merging.is_frozen or (merging.is_on and not self.farewell.waited_for(now_s)):
+            if merging.is_frozen or self._let_be():
+                self._merge()
+            return  # nothing else is begun any more
         plan = self._plan()
         if plan is None and not (self._service.wanted or self._applied_pairs or self._wants_snapshot):
             return  # nobody would look at it
@@ -297,6 +333,38 @@ class Boundary:
             hand_out()
         else:
             self._transport.defer(taken.complete, hand_out)
+
+    def _let_be(self) -> bool:
+        """Let the model be, for the merge, once nothing that has been begun can change it."""
+        if self._method.kind in (ExchangeKind.PUSH, ExchangeKind.PAIR):
+            self._service.tell(first_round=None)  # nothing more is accepted
+        was_settled, self._is_settled = self._is_settled, not (self.in_flight or self._proposals.is_waiting)
+        # Once more at the next turn: what has been fetched may be on its way to the trainer.
+        if not (was_settled and self._is_settled) or (self._method.kind is ExchangeKind.PAIR and not self._engage()):
+            return False
+        self.merging.freeze(self.step)
+        return self.merging.is_frozen
+
+    def _merge(self) -> None:
+        """Begin what the merge, or the farewell after it, has to do next."""
+        if self.in_flight:
+            return
+        request = self.merging.turn(self.step)
+        if request is None and self.merging.is_over() and self.farewell.may_ask(self._monotonic_s()):
+            request = self.merging.word_to(self.farewell.to_tell)
+        if request is not None:
+            self.in_flight = True
+            self._transport.ask(request)
+
+    def _train_on(self) -> None:
+        """Training goes on after a merge: peers' proposals are welcome again."""
+        self.merging.stop()
+        self._proposals.disengage(NO_EXCHANGE)
+        self._service.tell(first_round=None if self._joining.is_on else self._method.round)
+
+    def _restart_outer(self) -> None:
+        if self.outer is not None:
+            self.outer.restart()
 
     def _take(self, *, for_exchange: bool) -> tuple[Taken | None, bool]:
         """A snapshot of this moment, and whether it is one aside that is not served as the newest.

@@ -25,7 +25,16 @@ from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.service import Service
 from dpwa.methods.exchange import ExchangeResult, Outcome
 
-__all__ = ["LEAST_PATIENCE_S", "PATIENCE", "RESTART_S", "SILENT_S", "STANDSTILL_S", "Farewell"]
+__all__ = [
+    "BETWEEN_ASKS_S",
+    "LEAST_PATIENCE_S",
+    "PACE",
+    "PATIENCE",
+    "RESTART_S",
+    "SILENT_S",
+    "STANDSTILL_S",
+    "Farewell",
+]
 
 _logger = logging.getLogger("dpwa")
 
@@ -42,8 +51,8 @@ _LONG_S = 10.0
 _FAREWELL_S = 1.0
 
 # In a long wait each peer is asked about twice a second: those that train need the processor more.
-_BETWEEN_ASKS_S = 0.5
-_PACE = 1 / 40
+BETWEEN_ASKS_S = 0.5
+PACE = 1 / 40
 
 # Peers named in one line.
 _MOST_NAMES = 8
@@ -173,7 +182,7 @@ class Farewell:
         """Whether it is time for another exchange; asking once more costs nothing, an answer of yes counts as one."""
         if now_s < self._next_ask_s:
             return False
-        pause_s = min(_BETWEEN_ASKS_S, _PACE * (now_s - self._began_s))
+        pause_s = min(BETWEEN_ASKS_S, PACE * (now_s - self._began_s))
         self._next_ask_s = now_s + max(0.0, pause_s) / max(1, len(self.to_tell))
         return True
 
@@ -183,7 +192,7 @@ class Farewell:
         """Whether nobody is waited for, and those that have finished know that this node has, and have asked it."""
         present = [peer for peer in self._peers if self._has_ended(peer) and not self._flow_control.is_failing(peer)]
         waited_for = self.waited_for(now_s)
-        if now_s >= self._began_s + self._most_s:
+        if self.has_run_out(now_s):
             return True
         if waited_for or not self._told.issuperset(present):
             self._until_s = math.inf
@@ -191,6 +200,20 @@ class Farewell:
             return False
         self._until_s = min(self._until_s, now_s + _FAREWELL_S)
         return now_s >= self._until_s or self._service.asked_at_the_end.keys() >= set(present)
+
+    def has_run_out(self, now_s: float) -> bool:
+        """Whether this node has waited as long as it ever waits."""
+        return now_s >= self._began_s + self._most_s
+
+    def is_silent(self, peer: str, now_s: float) -> bool:
+        """Whether a peer has not answered for so long that it is given up."""
+        signs = self._signs[peer]
+        if signs.silent_s is None:
+            return False
+        # One that fell silent long ago has its chance, too: an ask since the training has ended.
+        has_had_chance = signs.tried_s >= self._began_s or now_s >= self._began_s + self._silent_s
+        heard_s = max(signs.silent_s, self._service.asked_at_the_end.get(peer, -math.inf))
+        return has_had_chance and now_s - heard_s >= self._silent_s
 
     def waited_for(self, now_s: float) -> list[str]:
         """Peers that have not finished as far as this node knows, and are not given up."""
@@ -226,15 +249,11 @@ class Farewell:
     def _given_up(self, peer: str, now_s: float) -> str | None:
         """Why a peer that has not finished is waited for no longer; None: it is waited for."""
         signs, began_s = self._signs[peer], self._began_s
-        if signs.silent_s is not None:
-            # One that fell silent long ago has its chance, too: an ask since the training has ended.
-            has_had_chance = signs.tried_s >= began_s or now_s >= began_s + self._silent_s
-            heard_s = max(signs.silent_s, self._service.asked_at_the_end.get(peer, -math.inf))
-            if has_had_chance and now_s - heard_s >= self._silent_s:
-                return f"no answer for {now_s - signs.silent_s:.0f} s"
+        if signs.silent_s is not None and self.is_silent(peer, now_s):
+            return f"no answer for {now_s - signs.silent_s:.0f} s"
         if now_s - max(signs.progress_s, began_s) >= STANDSTILL_S:
             return f"no step for {STANDSTILL_S:g} s {self._at(peer)}"
-        if now_s >= began_s + self._most_s:
+        if self.has_run_out(now_s):
             return f"still training after {self._most_s:.0f} s {self._at(peer)}"
         return None
 

@@ -309,7 +309,7 @@ class Node:
             self._boundary.advance(loss)
             self._boundary.resume()
 
-    def finish(self, timeout_s: float | None = None) -> bool:
+    def finish(self, timeout_s: float | None = None, *, merge: bool | None = None) -> bool:
         """After the last step: go on serving and blending until every peer has finished too, or is left behind.
 
         With methods other than pull the node takes part in what its peers begin, and begins nothing itself. When a peer
@@ -317,29 +317,41 @@ class Node:
 
         Args:
             timeout_s: wait at most so long; None: as long as peers train.
+            merge: then let all nodes that finish so have one model, the mean of their last ones; see `merging.py`.
+                None: as the config's `merge_at_end` says.
 
         Returns:
-            False if peers are left behind.
+            False if peers are left behind, or a merge was wanted and this node has no merged model.
 
         Raises:
             NodeClosed: the node is not running.
             InternalError: a background thread failed.
         """
+        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         with self._training():
-            return self._finish(math.inf if timeout_s is None else time.monotonic() + timeout_s)
+            self._begin_to_finish(merge=self.config.merge_at_end if merge is None else merge)
+            while (answer := self._finish_turn(deadline_s - time.monotonic())) is None:
+                self._check_running()
+                time.sleep(_FINISH_PAUSE_S)
+            return answer
 
-    def _finish(self, deadline_s: float) -> bool:
+    def _begin_to_finish(self, *, merge: bool) -> None:
+        if merge:
+            self._boundary.merging.begin()
         self._service.tell(finished=True)
-        farewell = self._boundary.farewell
-        farewell.begin(self._monotonic_s())
-        while True:
-            self._boundary.collect(min(_FINISH_PAUSE_S, max(0.0, deadline_s - time.monotonic())))
-            now_s = self._monotonic_s()
-            if farewell.is_over(now_s) or time.monotonic() >= deadline_s:
-                return farewell.end(now_s)
-            self._boundary.publish_and_ask()
-            self._check_running()
-            time.sleep(_FINISH_PAUSE_S)
+        self._boundary.farewell.begin(self._monotonic_s())
+
+    def _finish_turn(self, left_s: float) -> bool | None:
+        """Apply what has come, and begin the next exchange; the answer of `finish` if there is nothing more to do."""
+        farewell, merging = self._boundary.farewell, self._boundary.merging
+        self._boundary.collect(min(_FINISH_PAUSE_S, max(0.0, left_s)))
+        now_s = self._monotonic_s()
+        is_over = farewell.is_over(now_s) and (merging.is_over() or farewell.has_run_out(now_s))
+        if is_over or left_s <= 0.0:
+            is_merged = merging.end()
+            return farewell.end(now_s) and is_merged
+        self._boundary.publish_and_ask()
+        return None
 
     def log(self, **values: object) -> None:
         """Add values of the training script (epoch, test accuracy …) to every further line of metrics."""
@@ -389,6 +401,7 @@ class Node:
             method=self.method.statistics(),
             faults={} if self._faults is None else self._faults.faults.counts(),
             inventory=self._model.inventory,
+            merged_models=self._boundary.merging.held.models,
         )
 
     def _write_journal(self) -> None:

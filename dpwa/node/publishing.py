@@ -18,7 +18,7 @@ import numpy as np
 from dpwa.errors import InternalError
 from dpwa.exchange.service import Service
 from dpwa.snapshot.layout import Buffer, BufferPool, Layout, Lease, Snapshot
-from dpwa.snapshot.state import State
+from dpwa.snapshot.state import UNMARKED, Mark, State
 from dpwa.transport.leftovers import remove_unowned
 from dpwa.transport.shared_memory import Segment, SegmentUnusable
 
@@ -166,7 +166,7 @@ class SnapshotPublisher:
         ready = self._source.copy_into(lease.buffer)
         return lease.memory, ready
 
-    def take(self, *, step: int, taken_s: float, state: State) -> Taken | None:
+    def take(self, *, step: int, taken_s: float, state: State, mark: Mark = UNMARKED) -> Taken | None:
         """Copy the model. Never waits.
 
         Returns:
@@ -178,7 +178,7 @@ class SnapshotPublisher:
         if lease is None:
             return None
         self._aside.release_if_idle(taken_s)
-        return self._copy(lease, step, taken_s, state)
+        return self._copy(lease, step, taken_s, state, mark)
 
     def take_aside(self, *, step: int, taken_s: float, state: State) -> Taken | None:
         """Copy the model to where peers cannot have it as the newest: for an exchange while all buffers are held.
@@ -193,15 +193,14 @@ class SnapshotPublisher:
         self._aside.is_direct = self._aside.is_direct and taken.ready is None
         return taken
 
-    def _copy(self, lease: Lease, step: int, taken_s: float, state: State) -> Taken:
+    def _copy(self, lease: Lease, step: int, taken_s: float, state: State, mark: Mark = UNMARKED) -> Taken:
         self.version += 1
         slot = lease.index if lease.index in self._shared_slots else None  # the one aside has a number of its own
         if self._segment is not None and slot is not None:
             self._segment.mark(slot, 0)
         ready = self._source.copy_into(lease.buffer)
-        taken = Taken(
-            Snapshot(self.version, step, taken_s, state, slot, lease.memory), ready, lease.buffer, threading.Event()
-        )
+        snapshot = Snapshot(self.version, step, taken_s, state, slot, lease.memory, mark)
+        taken = Taken(snapshot, ready, lease.buffer, threading.Event())
         if ready is None:
             taken.is_complete.set()
         return taken

@@ -56,6 +56,7 @@ class NodeStatistics:
         kept_bytes: their bytes.
         ignored_tensors: tensors that cannot be averaged or are no state, such as integers and infinite masks.
         ignored_bytes: their bytes.
+        merged_models: of how many nodes' last models this one is the mean, after `finish(merge=True)`; else 0.
     """
 
     step: int
@@ -83,6 +84,7 @@ class NodeStatistics:
     kept_bytes: int = 0
     ignored_tensors: int = 0
     ignored_bytes: int = 0
+    merged_models: int = 0
 
 
 class Record:
@@ -114,6 +116,13 @@ class Record:
         if result.outcome is Outcome.BLENDED:
             self._last_blend = (result.peer, factor)
 
+    def fetched(self, result: ExchangeResult) -> None:
+        """Count a pull for the merge: no exchange of the method, but what it took, and how it failed."""
+        self._bytes_in += result.received_bytes
+        if result.outcome is not Outcome.BLENDED:
+            self._outcomes[result.outcome.value] += 1
+            self._failures += result.outcome.is_failure
+
     def log(self, values: Mapping[str, object]) -> None:
         """Add values of the training script, as they are now, to every further line of metrics."""
         logged = dict(self._logged)
@@ -142,6 +151,7 @@ class Record:
         method: Mapping[str, float],
         faults: Mapping[str, int],
         inventory: Inventory,
+        merged_models: int,
     ) -> NodeStatistics:
         """The counts together with what the node and its transport know."""
         last_peer, last_factor = self._last_blend
@@ -167,6 +177,7 @@ class Record:
             method=method,
             faults=faults,
             **asdict(inventory),
+            merged_models=merged_models,
         )
 
     def metrics(self, statistics: NodeStatistics, now_s: float) -> Mapping[str, object]:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from dpwa.errors import ConfigError, InternalError
 from dpwa.snapshot.dtypes import ITEM_BYTES
-from dpwa.snapshot.state import State
+from dpwa.snapshot.state import UNMARKED, Mark, State
 
 __all__ = ["Buffer", "BufferPool", "Layout", "Lease", "Role", "Section", "Snapshot", "TensorSpec"]
 
@@ -243,6 +243,7 @@ class Snapshot:
         state: loss and clock at that moment.
         slot: its place in the node's shared segment; None if it is in private memory.
         memory: the flat bytes, read-only. Whoever holds it, or a slice of it, keeps the buffer from being reused.
+        mark: what it is to the merge at the end.
     """
 
     version: int
@@ -251,6 +252,7 @@ class Snapshot:
     state: State
     slot: int | None
     memory: memoryview
+    mark: Mark = UNMARKED
 
 
 @dataclass(frozen=True)

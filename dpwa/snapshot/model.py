@@ -57,5 +57,6 @@ class Model(Protocol):
     def blend(self, values: Sequence[Values], factor: float) -> None:
         """Apply an exchange in place: add `factor` times a difference, or go the share `factor` towards a value.
 
+        All of the way, a factor of 1, must end at exactly that value, whatever the model was before.
         The values may be read after the return, until the function that the next `copy_into` returns has ended.
         """

@@ -89,6 +89,7 @@ class Staging:
             replace(values, is_difference=True) if values.section.role.is_of_optimizer else values
             for values in self.values
         )
+        self._plain_values = tuple(replace(values, is_difference=False) for values in self.values)
         self.reference: memoryview | None = None
         """This node's snapshot that differences are made against, from before `begin` to `finish`; None where values
         are absolute."""
@@ -96,6 +97,15 @@ class Staging:
         self._is_finite = True
         self._measures_distance = measures_distance and not absolute
         self._squares = [0.0, 0.0]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a peer's values are taken as they are, without differences and noise, whatever is usual here."""
+        return self.values is self._plain_values
+
+    @is_plain.setter
+    def is_plain(self, is_plain: bool) -> None:
+        self.values = self._plain_values if is_plain else self._of_whole
 
     @property
     def distance(self) -> float | None:
@@ -110,7 +120,8 @@ class Staging:
             whole: every byte will be accepted. Otherwise the differences that do not come are zero, as are those of an
                 optimizer's state, whatever comes of it.
         """
-        self.values = self._of_whole if whole else self._of_part
+        if not self.is_plain:
+            self.values = self._of_whole if whole else self._of_part
         self._own = np.frombuffer(self.reference or b"", np.uint8)
         self._is_finite = True
         self._squares = [0.0, 0.0]
@@ -128,12 +139,13 @@ class Staging:
             codec: how it is encoded.
         """
         taken = 0
+        disturb = None if self.is_plain else self.disturb
         # A peer's numbers may overflow on the way; the check is what decides, not a warning.
         with np.errstate(all="ignore"):
             for values, first, count in self._pieces(first_byte, stop_byte):
                 section, out = values.section, values.array[first : first + count]
-                is_disturbed = self.disturb is not None and not section.role.is_interpolated
-                is_wanted = self.values is self._of_whole or not section.role.is_of_optimizer
+                is_disturbed = disturb is not None and not section.role.is_interpolated
+                is_wanted = self.values is not self._of_part or not section.role.is_of_optimizer
                 if codec is Codec.RAW:
                     start = section.start_byte + first * section.item_bytes - first_byte
                     peer = _typed(data[start : start + count * section.item_bytes], section)
@@ -150,8 +162,8 @@ class Staging:
                     if not is_wanted:
                         continue
                     decode(used, section.dtype, data[taken - size : taken], out)
-                if self.disturb is not None and is_disturbed:
-                    self.disturb(out)
+                if disturb is not None and is_disturbed:
+                    disturb(out)
                 if values.is_difference:
                     own = self._own_values(section, first, count)
                     np.subtract(out, own, out=out)
@@ -183,7 +195,7 @@ class Staging:
 
     def close(self) -> None:
         """Let go of the buffers."""
-        self.values = self._of_whole = self._of_part = ()
+        self.values = self._of_whole = self._of_part = self._plain_values = ()
         self.finish()
 
     def finish(self) -> bool:

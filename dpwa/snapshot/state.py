@@ -1,4 +1,4 @@
-"""What travels with a snapshot, the range of its numbers, and the names of the codecs. Imports no numpy.
+"""What travels with a snapshot, the range of its numbers, and the names of codecs and stages. Imports no numpy.
 
 Must not know: methods, rules, the wire. Runs in: any thread; everything here is frozen.
 """
@@ -8,15 +8,54 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
-__all__ = ["MAX_COUNTER", "MAX_MASS", "Codec", "State"]
+__all__ = ["MAX_COUNTER", "MAX_MASS", "MERGE_ID_BYTES", "UNMARKED", "Codec", "Mark", "MergeStage", "State"]
 
 MAX_COUNTER: Final = 2**53
 """Versions, steps, nonces: every integer up to here is exact in a float, too; 1,000 a second last 285,000 years."""
 
 MAX_MASS: Final = 2.0**20
 """The masses of a cluster sum up to 1 (GoSGD) or to the number of nodes (SGP)."""
+
+
+MERGE_ID_BYTES: Final = 8
+
+
+class MergeStage(IntEnum):
+    """How far a node is on the way to the model that all have in common at the end. Append only."""
+
+    APART = 0
+    """It trains, or takes no part in the merge."""
+    COMING = 1
+    """It has finished and will take part; its model may still change."""
+    FINAL = 2
+    """Its model has been trained and averaged for the last time."""
+    MERGED = 3
+    """Its model is the mean of final models."""
+
+
+class Mark(NamedTuple):
+    """What a snapshot is to the merge at the end.
+
+    Attributes:
+        stage: see there.
+        models: of how many final models it is the mean; at the stage `FINAL`: how many its node has fetched to make it.
+        merge_id: a hash of which snapshots these are: marks are equal where the models are.
+    """
+
+    stage: MergeStage = MergeStage.APART
+    models: int = 0
+    merge_id: bytes = bytes(MERGE_ID_BYTES)
+
+    def beats(self, other: Mark) -> bool:
+        """Whether a node that holds the other one takes this one in its place: the one of more models wins."""
+        if self.stage is not MergeStage.MERGED:
+            return False
+        return other.stage is not MergeStage.MERGED or (self.models, self.merge_id) > (other.models, other.merge_id)
+
+
+UNMARKED: Final = Mark()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from dpwa.exchange.messages import (
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
     MAX_HEADER_BYTES,
+    MAX_MODELS,
     MAX_NAME_CHARS,
     MAX_SLOTS,
     MAX_TEXT_CHARS,
@@ -35,7 +36,7 @@ from dpwa.exchange.messages import (
     MessageKind,
     Verdict,
 )
-from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS
+from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, MERGE_ID_BYTES, MergeStage
 
 __all__ = ["decode", "encode"]
 
@@ -102,6 +103,9 @@ _RULES: Final[dict[str, _Rule]] = {
     "piece": _integer(0, MAX_CHUNKS),
     "pieces": _integer(0, MAX_CHUNKS),
     "verdict": _integer(0, len(Verdict) - 1),
+    "stage": _integer(0, len(MergeStage) - 1),
+    "models": _integer(0, MAX_MODELS),
+    "merge_id": _bytes(MERGE_ID_BYTES),
 }
 """One rule per field name, whichever message it stands in: one word, one meaning."""
 

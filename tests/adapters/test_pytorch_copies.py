@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 from collections import deque
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from dpwa.adapters.tensors import TorchModel, _runs
 from dpwa.config.cluster import ClusterConfig
 from dpwa.snapshot.layout import Layout, TensorSpec
 from dpwa.snapshot.staging import Staging
+from support import DEADLINE_S
 
 # --- The order of things ----------------------------------------------------------------------------------------------
 
@@ -302,6 +304,26 @@ def test_an_optimizers_state_goes_by_the_same_way_as_the_parameters():
             assert torch.equal(optimizers[0].state[one][key], optimizers[1].state[other][key])
     first = optimizers[0].state[modules[0].first.weight]["exp_avg"]
     assert first.numpy() == pytest.approx(0.05)  # half of a tenth of the gradient
+
+
+@pytest.mark.seconds
+def test_models_whose_copies_end_late_are_merged_like_others(zeromq):
+    modules = [Mixed(seed) for seed in (1, 2, 3)]
+    config = ClusterConfig.for_localhost(1)
+    models = [TorchModel(module, config, lambda _device, _pinned: LateCopies()) for module in modules]
+    nodes = zeromq.start(models, method="adpsgd", pull_probability=0.0)
+    before = [{name: tensor.clone() for name, tensor in module.state_dict().items()} for module in modules]
+    threads = [threading.Thread(target=node.finish, kwargs={"merge": True}, daemon=True) for node in nodes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert [node.statistics().merged_models for node in nodes] == [3, 3, 3]
+    for name, tensor in modules[0].state_dict().items():
+        assert all(torch.equal(module.state_dict()[name], tensor) for module in modules), name
+        if tensor.is_floating_point():
+            total = sum(one[name].double() for one in before)
+            assert torch.equal(tensor, (total / 3).to(tensor.dtype)), name
 
 
 def test_a_model_on_several_devices_is_gathered_device_by_device():

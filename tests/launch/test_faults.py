@@ -36,7 +36,7 @@ def launch(tmp_path, nodes):
     )
     (tmp_path / "cluster.yaml").write_text(config.to_yaml())
 
-    def start(*options: str, **settings: int) -> Launch:
+    def start(*options: str, **settings: int | str) -> Launch:
         started.append(Launch(tmp_path, *options, **settings))
         return started[-1]
 
@@ -187,3 +187,17 @@ def test_a_survivor_of_constant_restarts_never_blends_an_untrained_model(launch)
     wait_until(lambda: any(event["t"] > last_s for event in _blends(running.run_dir, SURVIVOR)), "the survivor goes on")
     blends = _blends(running.run_dir, SURVIVOR)
     assert {event["factor"] for event in blends if event["peer_clock"] < event["clock"] - LEAD} <= {0.0}
+
+
+def test_the_others_end_with_one_model_when_one_is_killed_in_training_and_one_while_it_merges(launch):
+    running = launch(victim="w1")
+    pid = running.pid("w4")
+    wait_until(lambda: bool(_blends(running.run_dir, "w2", "w4")), "it has taken part", 30)
+    os.kill(pid, signal.SIGKILL)
+    assert running.wait() == 1
+    assert running.find(r"w1 \| dies with (\d) models") == ["3"]
+    assert all(any(name in line and "SIGKILL" in line for line in running.lines) for name in ("w1", "w4"))
+    ends = [running.find(rf"{name} \| merged (\d \w+)") for name in ("w2", "w3")]
+    assert [len(end) for end in ends] == [1, 1]
+    assert ends[0] == ends[1]
+    assert ends[0][0].startswith("2 ")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dpwa.errors import RemoteProtocolError
 from dpwa.exchange import messages
-from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, Codec
+from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, Codec, MergeStage
 from dpwa.transport import wire
 
 _NAMES = st.text(st.characters(categories=["L", "N"]), max_size=64)
@@ -53,6 +53,9 @@ _FIELDS = {
     "step": _COUNTERS,
     "origin": st.binary(min_size=4, max_size=4),
     "verdict": st.sampled_from([int(verdict) for verdict in messages.Verdict]),
+    "stage": st.sampled_from([int(stage) for stage in MergeStage]),
+    "models": st.integers(0, messages.MAX_MODELS),
+    "merge_id": st.binary(min_size=8, max_size=8),
 }
 _MESSAGES = st.one_of(
     st.builds(cls, **{field.name: _FIELDS[field.name] for field in dataclasses.fields(cls)})
@@ -126,6 +129,11 @@ _SETTLED = messages.Settled(1, b"i" * 8, 1, False)
         (_PULL, "codec", 256),
         (_PULL, "shared", 1),
         (_PULL, "finished", 1),
+        (_OFFER, "stage", 4),
+        (_OFFER, "stage", -1),
+        (_OFFER, "models", messages.MAX_MODELS + 1),
+        (_SETTLED, "models", -1),
+        (_SETTLED, "merge_id", b"short"),
         (_OFFER, "version", 0),
         (_OFFER, "clock", -1.0),
         (_OFFER, "clock", float("nan")),
