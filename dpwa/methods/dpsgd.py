@@ -76,8 +76,8 @@ class DPSGD(Method):
 
     @property
     def exchanges_per_step(self) -> float:
-        """See `Method.exchanges_per_step`: the rounds, however many neighbours each has."""
-        return 1.0 / self._every
+        """See `Method.exchanges_per_step`: the rounds, however many neighbours each has; one without any is none."""
+        return 1.0 / self._every if self.links.row(self.round) else 0.0
 
     def advance(self) -> None:
         """See `Method.advance`: rounds count, and not steps."""

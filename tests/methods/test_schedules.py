@@ -130,6 +130,17 @@ def test_every_method_with_a_probability_follows_its_schedule(name, schedule):
         _assert_likely(count, probabilities)
 
 
+def test_a_round_in_which_a_node_has_no_neighbour_asks_for_no_exchange():
+    pair, alone = [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]], [[1, 0, 0], [0, 0.5, 0.5], [0, 0.5, 0.5]]
+    topology = {"schedule": "periodic", "matrices": [pair, alone]}
+    method = ClusterConfig.for_localhost(3, method="dpsgd", topology=topology).method_for("w1")
+    asked = []
+    for _ in range(4):
+        method.advance()
+        asked.append(method.exchanges_per_step)
+    assert sorted(asked) == [0.0, 0.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("probability", [1.0, 0.3])
 def test_every_method_says_how_many_exchanges_a_step_it_asks_for(name, probability):
