@@ -140,6 +140,7 @@ def statistics_of(record: Record) -> NodeStatistics:
         served=0,
         bytes_out=0,
         protocol_errors=0,
+        merged_models=0,
         scores={},
         method={},
         faults={},

@@ -97,7 +97,7 @@ def _draw_classes(axes: Axes, counts: NDArray[np.integer]) -> AxesImage:
         for node, label in np.argwhere(counts > 0).tolist():
             count = int(counts[node, label])
             colour = "white" if count > 0.6 * largest else "black"
-            axes.text(node, label, str(count), fontsize=7, color=colour, ha="center", va="center")
+            axes.text(node, label, str(count), fontsize=8, color=colour, ha="center", va="center")
     return image
 
 
