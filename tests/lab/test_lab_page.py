@@ -28,7 +28,7 @@ def test_a_model_and_data_of_ones_own_are_as_the_page_says(tmp_path: Path, monke
     assert model(data.prepare(data.held_out.images)).shape == torch.Size([75, 3])
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # six trials of four processes each
 def test_the_study_of_a_notebook_has_an_accuracy_for_each_seed() -> None:
     names: dict[str, Any] = {}
