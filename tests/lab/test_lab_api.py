@@ -188,7 +188,7 @@ def test_everything_of_a_users_own_is_found_beside_the_study_from_wherever_it_is
     assert len({json.loads(path.read_text())["initial_weights"] for path in results}) == 1
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # a dozen processes that import torch
 def test_the_notebook_of_the_examples_runs_from_its_first_cell_to_its_last() -> None:
     notebook = json.loads((ROOT / "examples" / "lab_notebook" / "lab.ipynb").read_text(encoding="utf-8"))

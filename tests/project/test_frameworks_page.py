@@ -61,7 +61,7 @@ def test_a_block_of_the_page_counts_the_steps_that_the_page_says(section, monkey
         node.close()
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_two_nodes_train_together_by_each_block_of_the_page(tmp_path):
     blocks = {name: SHARED + "".join(python_blocks(PAGE, name)) for name in STEPS_BY_SECTION}
     source = f"""
