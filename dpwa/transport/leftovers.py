@@ -107,6 +107,8 @@ def _has_removed(path: str) -> bool:
         if os.read(file, len(MAGIC)) not in (MAGIC, bytes(len(MAGIC)), b""):  # zeros, nothing: killed while making it
             return False
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file).st_nlink == 0:  # another remover was first, and the name may be a new file's by now
+            return False
         os.unlink(path)
         return True
     finally:

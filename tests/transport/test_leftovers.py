@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -161,6 +162,30 @@ def test_a_segment_that_was_removed_before_it_had_its_lock_is_made_anew(run, mon
     remove_unowned()
     assert len(segments(run)) == 1
     segment.close()
+
+
+def test_a_remover_that_comes_too_late_does_not_remove_the_segment_that_was_made_anew(run, owner, monkeypatch):
+    """Two removers have opened the same file; the maker uses its name again before the second one looks."""
+    lock, made = fcntl.flock, []
+
+    def lock_late(file: int, how: int) -> None:
+        if how & fcntl.LOCK_NB and not made:
+            path = os.readlink(f"/proc/self/fd/{file}")
+            os.unlink(path)  # by the other remover
+            made.append(leftovers.create_owned(path))
+        lock(file, how)
+
+    kill(owner())
+    (path,) = segments(run)
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    remove_unowned()
+    monkeypatch.undo()
+    assert made, "the fault happened"
+    assert segments(run) == [path], "the one that was made anew"
+    file, own_lock = made[0]
+    os.close(file)
+    leftovers.disown(own_lock)
+    remove_unowned()
 
 
 @pytest.mark.parametrize(
