@@ -116,6 +116,7 @@ def blend(
 # --- The first steps ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 def test_the_first_steps_are_to_the_bit_those_without_dpwa(make):
     (own, optimizer), other = taken(make), linear(1.0)

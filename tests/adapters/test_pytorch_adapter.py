@@ -118,6 +118,7 @@ def test_the_pair_update_send_and_update_wait_trains_two_nodes_together(start):
         assert model.weight.mean().item() == pytest.approx(2.0, abs=0.7)  # alone: 0 and 4
 
 
+@pytest.mark.seconds
 def test_two_hundred_steps_leave_no_tensor_thread_or_socket_behind(start):
     adapters = start(linear(0.0), linear(1.0), metrics_interval_ms=50)
     until_all_have_blended(adapters, lambda: step_all(adapters))

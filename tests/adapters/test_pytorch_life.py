@@ -283,6 +283,7 @@ def test_a_script_that_never_closes_ends_at_once_and_its_model_is_saved(monkeypa
 LARGE = (Node, TorchModel, SnapshotPublisher)
 
 
+@pytest.mark.seconds
 @pytest.mark.usefixtures("run_dir")
 @pytest.mark.parametrize("method", ["pull", "gosgd", "adpsgd", "dpsgd", "noloco"])
 def test_a_closed_node_is_gone_at_once_and_does_not_wait_for_the_garbage_collector(method):

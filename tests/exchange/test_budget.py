@@ -67,6 +67,7 @@ def log_uniform(low, high):
     return st.floats(0, 1).map(lambda share: low * (high / low) ** share)
 
 
+@pytest.mark.seconds
 @settings(deadline=None, max_examples=120)
 @given(
     limit=log_uniform(1e3, 1e9),

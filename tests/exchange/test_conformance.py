@@ -118,6 +118,7 @@ def test_training_goes_on_without_peers_and_finds_them_when_they_come(cluster):
     step_until(first, met, "the returned peer is found")
 
 
+@pytest.mark.seconds
 def test_a_node_that_joins_late_takes_the_trained_model_and_spreads_nothing_untrained(cluster):
     models = [VectorModel([0.0]), VectorModel([0.0])]
     cluster.start([*models, VectorModel([100.0])])

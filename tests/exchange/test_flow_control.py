@@ -35,6 +35,7 @@ def test_scores_rise_with_success_and_fall_with_failure_within_their_bounds():
     assert flow.scores() == {"a": 1000, "b": 10}
 
 
+@pytest.mark.seconds
 def test_after_three_failures_a_peer_is_asked_rarely_but_never_forgotten():
     flow = _flow("abcdefgh")
     for _ in range(3):

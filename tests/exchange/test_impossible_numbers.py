@@ -220,6 +220,7 @@ def own_code(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
+@pytest.mark.seconds
 @pytest.mark.usefixtures("own_code")
 @pytest.mark.parametrize(
     ("settings", "words"),

@@ -235,6 +235,7 @@ STOPS = range(24)
 """A pair between two nodes that go on in turn is over after so many."""
 
 
+@pytest.mark.seconds
 def test_when_the_second_of_a_pair_vanishes_the_first_has_moved_by_its_word_or_says_that_it_does_not_know(make):
     seen = set()
     for stops, fate in itertools.product(STOPS, (Fate.ARRIVES, Fate.IS_LOST)):
@@ -246,6 +247,7 @@ def test_when_the_second_of_a_pair_vanishes_the_first_has_moved_by_its_word_or_s
     assert {(False, False, False), (True, True, False), (True, False, True)} <= seen
 
 
+@pytest.mark.seconds
 def test_when_the_first_of_a_pair_vanishes_the_second_has_moved_if_it_had_given_its_word(make):
     seen = set()
     for stops in STOPS:
@@ -479,6 +481,7 @@ def test_a_proposal_that_its_proposer_has_taken_back_makes_room_for_its_next_one
     assert book.settle("w1", late.exchange_id, gives_up=False) is Verdict.ABORTED
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("cost_s", [0.001, 2.5], ids=["a peer that denies", "a hung one"])
 def test_fetching_what_strangers_have_made_up_takes_at_most_a_quarter_of_the_time(cost_s):
     now_s, lost_s = 0.0, 0.0

@@ -150,6 +150,7 @@ def test_a_row_that_there_is_not_cannot_be_compared(line):
         Study.from_text(text)
 
 
+@pytest.mark.seconds
 def test_results_of_several_commits_are_no_report_unless_that_is_wanted(tmp_path, capsys):
     run = RunFolder(tmp_path, STUDY)
     for trial in run.study.trials():

@@ -79,6 +79,7 @@ def test_rounds_are_measured_on_training_samples_too_where_a_study_asks_for_it(t
     assert usual[1]["train_accuracy"] is None
 
 
+@pytest.mark.seconds
 def test_the_batches_of_each_worker_are_kept_in_few_points(tmp_path, digits):
     folder, trial = TrialFolder(tmp_path), trial_of(n_epochs=120)
     run_rounds(folder, trial, digits, {"w1": [0.0] * 120, "w2": [0.0] * 120})

@@ -32,6 +32,7 @@ from dpwa.lab.training.models import build
 from dpwa.lab.training.strategy import Strategy
 from dpwa.launch.ports import free_ports
 from dpwa.methods.exchange import ExchangeKind, ExchangeResult, Outcome
+from dpwa.node import farewell
 from dpwa.snapshot.state import State
 from support import wait_until
 
@@ -466,7 +467,8 @@ def test_a_client_that_hears_first_that_the_server_has_finished_still_gets_the_l
 # --- Those that do not come -------------------------------------------------------------------------------------------
 
 
-def test_the_server_goes_on_with_those_present_when_a_client_has_died():
+def test_the_server_goes_on_with_those_present_when_a_client_has_died(monkeypatch):
+    monkeypatch.setattr(farewell, "SILENT_S", 0.5)
     settings = settings_of(nodes=3, n_epochs=3)
     sizes = [100, 200, 300]
     federation = Federation(settings, sizes)
@@ -538,7 +540,8 @@ def test_a_client_whose_server_has_gone_says_so():
     assert "server: its model for round" in str(errors[0])
 
 
-def test_a_client_that_is_slower_than_the_deadline_is_left_behind_and_reported():
+def test_a_client_that_is_slower_than_the_deadline_is_left_behind_and_reported(monkeypatch):
+    monkeypatch.setattr(farewell, "SILENT_S", 0.5)
     settings = settings_of(nodes=2, n_epochs=3, cluster={"custom_method": {"deadline_s": 0.5}})
     federation = Federation(settings, [100, 100])
 

@@ -148,6 +148,7 @@ def test_initial_weights_depend_on_the_seed_alone(name) -> None:
     assert initial_weights_hash(build(name, shape, 10, seed=4)) != first
 
 
+@pytest.mark.seconds
 def test_another_process_with_another_number_of_threads_makes_the_same_initial_weights() -> None:
     script = (
         "from dpwa.lab.training.models import build, initial_weights_hash; "

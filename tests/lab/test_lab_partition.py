@@ -103,6 +103,7 @@ def test_every_node_has_its_number_of_classes_and_every_class_as_many_nodes_as_a
     assert bool((counts[counts > 0] >= 600 / holders.max() / 2 - 1).all())
 
 
+@pytest.mark.seconds
 @given(deals())
 @settings(deadline=None, max_examples=40)
 def test_equal_shards_are_of_one_size_and_hold_their_classes_in_disjoint_parts(deal) -> None:
@@ -241,6 +242,7 @@ def test_class_counts_say_what_every_node_holds() -> None:
     assert counts.tolist() == [[1, 1, 0, 0], [0, 1, 3, 0]]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("nodes", [1, 2, 6, 16, 17, 64])
 def test_the_picture_has_a_bar_per_node_and_a_field_per_node_and_class(nodes, tmp_path) -> None:
     counts = class_counts(CLOTHES, partition(CLOTHES, of_kind("dirichlet"), nodes, seed=1), 10)

@@ -46,6 +46,7 @@ def test_a_row_of_images_for_each_class(tmp_path: Path, channels: int) -> None:
     assert all(axes.images for axes in figure.axes)
 
 
+@pytest.mark.seconds
 def test_a_class_with_few_images_leaves_places_empty(tmp_path: Path) -> None:
     figure = draw_class_samples(images_file(tmp_path / "x.safetensors", classes=10, count=15))
     assert figure is not None

@@ -374,6 +374,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@pytest.mark.seconds
 @given(st.dictionaries(st.sampled_from(KEYS), JSON_VALUES, max_size=6))
 def test_any_content_is_a_study_or_a_list_of_problems(values: dict[str, object]) -> None:
     text = json.dumps({"study": "any", **values})

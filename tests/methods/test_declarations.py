@@ -144,6 +144,7 @@ def test_a_new_method_and_a_new_rule_are_one_file_and_one_place_in_a_registry(co
     ]
 
 
+@pytest.mark.seconds
 def test_nothing_but_its_own_file_knows_the_name_of_a_method() -> None:
     names = {*METHODS} - {"pull"}  # which is the default of the key, and the name of a kind of exchange
     for path in sorted((ROOT / "dpwa").rglob("*.py")):
@@ -203,6 +204,7 @@ def test_sparta_is_a_method_of_either_base() -> None:
     assert SpartaOptions().arguments() == {"fraction": 0.005}
 
 
+@pytest.mark.seconds
 def test_reading_the_options_of_all_methods_and_rules_imports_no_numpy() -> None:
     code = """
 import sys

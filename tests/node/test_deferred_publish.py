@@ -155,6 +155,7 @@ def test_an_exchange_begins_only_when_the_snapshot_that_it_refers_to_is_complete
     assert model.vector[0] < 8.0
 
 
+@pytest.mark.seconds
 def test_closing_while_a_copy_does_not_end_takes_less_than_two_seconds_and_says_what_hangs(zeromq):
     first, _, model = held_node(zeromq)
     start_s = time.monotonic()

@@ -151,6 +151,7 @@ def test_the_same_batches_in_the_same_order_are_told_once_with_what_to_do(caplog
     assert "seed the data differently on each, after the model is made" in text
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("own", "peer"),
     [

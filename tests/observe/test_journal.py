@@ -323,6 +323,7 @@ def test_a_disk_that_hangs_costs_events_beyond_a_limit_and_no_memory(journals, m
     assert "too slow" in caplog.text
 
 
+@pytest.mark.seconds
 def test_a_full_disk_during_the_training_costs_the_training_nothing(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], stdout=subprocess.PIPE, check=True, timeout=60, cwd=TESTS

@@ -14,6 +14,7 @@ import dpwa
 from dpwa import ClusterConfig, DpwaPyTorchAdapter, Node, NodeStatistics, attach, average_models
 from dpwa.adapters import averaging, pytorch
 from dpwa.launch.ports import free_ports
+from dpwa.node import farewell
 from pages import python_blocks
 from support import ROOT
 
@@ -122,6 +123,7 @@ def test_the_first_block_runs_alone():
 def test_a_model_of_numpy_trains_with_node_alone(monkeypatch, tmp_path):
     ports = free_ports(2)
     config = ClusterConfig.for_localhost(2, ports=ports, connect_timeout_ms=20)
+    monkeypatch.setattr(farewell, "SILENT_S", 0.2)  # the other node never comes
     (tmp_path / "cluster.yaml").write_text(config.to_yaml(), encoding="utf-8")
     for name, value in {"CONFIG": "cluster.yaml", "NODE": "w1", "RUN_DIR": "run"}.items():
         monkeypatch.setenv(f"DPWA_{name}", value)

@@ -90,6 +90,7 @@ def _pool(slots: int, size_bytes: int = 1000) -> BufferPool:
     return BufferPool(lambda _: np.empty(size_bytes, np.uint8), slots)
 
 
+@pytest.mark.seconds
 def test_a_buffer_comes_back_when_the_last_slice_of_its_memory_is_gone():
     pool = _pool(2)
     lease = pool.lease()
@@ -137,6 +138,7 @@ def test_published_memory_cannot_be_written():
     assert lease.memory[0] == 1
 
 
+@pytest.mark.seconds
 def test_a_pool_is_freed_with_its_node_although_a_lease_is_part_of_the_same_cycle():
     """The registry of finalizers must not keep a closed node's buffers: gigabytes in a process with several nodes."""
 

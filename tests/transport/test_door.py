@@ -6,6 +6,7 @@ import contextlib
 import socket
 
 import numpy as np
+import pytest
 import zmq
 from fake_peers import node_with_absent_peer, pull_of
 from strangers import Stranger
@@ -80,6 +81,7 @@ def node_service(source: VectorModel) -> Service:
     )
 
 
+@pytest.mark.seconds
 def test_what_a_stranger_has_left_behind_is_not_taken_for_a_message_of_who_got_its_number(zeromq):
     """Thousands of its illegal messages wait when it goes, and the next connection has its descriptor's number."""
     node, _ = node_with_absent_peer(zeromq)

@@ -330,6 +330,7 @@ def test_a_forked_child_does_not_hold_the_port(zeromq):
         child_end.close()
 
 
+@pytest.mark.seconds
 def test_threads_and_descriptors_do_not_grow_with_the_number_of_exchanges(zeromq):
     nodes = zeromq.start([VectorModel([0.0]), VectorModel([1.0])])
     zeromq.step_all(20)

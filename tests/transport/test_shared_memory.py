@@ -275,6 +275,7 @@ def test_a_node_without_neighbours_makes_no_segment(zeromq, run):
     assert _segments(run) == []
 
 
+@pytest.mark.seconds
 def test_a_partial_exchange_reads_its_part_from_shared_memory(zeromq, run, tmp_path):
     models = [VectorModel(np.full(100_000, value)) for value in (0.0, 4.0)]
     zeromq.start(models, run=run, pull_fraction=0.25, constant={"value": 0.25}, run_dir=tmp_path)
