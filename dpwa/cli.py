@@ -184,10 +184,10 @@ def check(cluster_file: Path) -> None:
 @click.option(
     "--weights",
     "weighting",
-    type=click.Choice(["equal", "clock", "mass"]),
+    type=click.Choice(["equal", "clock", "mass", "loss"]),
     default="equal",
     show_default=True,
-    help="How much each node's model counts: the same, by its age, or by its mass (gosgd, sgp).",
+    help="How much each node's model counts: the same, by its age, its mass (gosgd, sgp) or one over its loss.",
 )
 @click.option("--evaluate", metavar="MODULE:FUNCTION", help="Call this with each state dict and show the result.")
 def average(*, run_dir: Path, output: Path | None, weighting: Weighting, evaluate: str | None) -> None:

@@ -17,7 +17,12 @@ from typing import Any
 
 from dpwa.errors import ConfigError, DpwaError
 
-__all__ = ["blamed", "importable", "load_class", "load_function"]
+__all__ = ["blamed", "importable", "is_own", "load_class", "load_function"]
+
+
+def is_own(word: str) -> bool:
+    """Whether a word names a user's own code, as "module:name"."""
+    return ":" in word
 
 
 def load_class(name: str, what: str, base: type | None = None) -> type:

@@ -241,7 +241,7 @@ class Fetcher:
         own = first_not_finite(self.layout, reference.memory) if reference is not None else None
         if own is not None:
             reason = (
-                f"its own model holds NaN or infinite values, first in {own}; it can blend nothing until that is mended"
+                f"its own model holds NaN or infinite values, first in {own}; it can blend nothing until that is fixed"
             )
             return Outcome.OWN_NOT_FINITE, reason
         tensor = staging.first_not_finite()

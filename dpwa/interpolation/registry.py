@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar, cast
 
-from dpwa.custom_code import load_class
+from dpwa.custom_code import is_own, load_class
 from dpwa.errors import ConfigError
 from dpwa.interpolation.rules import (
     BuiltInRule,
@@ -48,7 +48,7 @@ def register(name: str) -> Callable[[Rule], Rule]:
     Raises:
         ConfigError: the name has a colon, or another class already has this name.
     """
-    if ":" in name or not name:
+    if is_own(name) or not name:
         raise ConfigError(f'registering an interpolation: expected a word without a colon as its name, got "{name}"')
 
     def add(rule: Rule) -> Rule:
@@ -84,7 +84,7 @@ def find_rule(name: str) -> type[Interpolation]:
     Raises:
         ConfigError: no such rule, or its module cannot be imported.
     """
-    rule = load_class(name, "interpolation") if ":" in name else _known.get(name)
+    rule = load_class(name, "interpolation") if is_own(name) else _known.get(name)
     if rule is None:
         near = get_close_matches(name, _known, n=1)
         hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(sorted(_known))}."

@@ -260,10 +260,10 @@ class LossDivergence(BuiltInRule):
     """The lower loss weighs more, and the less the lower this node's own is: late in training the nodes diverge.
 
     With l the loss of this node, p that of the peer and t the target: l^2 / (l^2 + p^2) * min(l / t, 1). A rule of the
-    2017 dpwa's first commit, where `loss` is the own one and `peer_loss` the peer's; its sample file used it.
+    2017 dpwa's first commit, where they are called `loss` and `peer_loss`; its sample file used it.
 
-    Losses below zero count as zero. An unknown loss of the peer counts as equal to the own one; with the own loss
-    unknown: 0.5.
+    Losses below zero count as zero. An unknown loss of the peer counts as equal to this node's; with this node's
+    own loss unknown: 0.5.
 
     Args:
         target_divergence_loss: t, above 0.

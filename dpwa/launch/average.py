@@ -5,18 +5,13 @@ Must not know: click. Runs in: the main thread.
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from dpwa.errors import ConfigError
+from dpwa.custom_code import importable, load_function
 from dpwa.observe.saved import SavedModel, Weighting, saved_models
 
 __all__ = ["average_run"]
-
-Evaluate = Callable[[Mapping[str, Any]], object]
 
 
 def average_run(run_dir: Path, output: Path, weighting: Weighting, evaluate: str | None) -> Iterator[str]:
@@ -35,17 +30,18 @@ def average_run(run_dir: Path, output: Path, weighting: Weighting, evaluate: str
 
     models, without = saved_models(run_dir)
     weights = [model.weight(weighting) for model in models]
-    judge = None if evaluate is None else _function(evaluate)
-    mean = average_models([model.path for model in models], weights)
-    save_model_file(mean, output)
-    width = max(len(model.node) for model in models)
-    for model, weight in zip(models, weights, strict=True):
-        verdict = "" if judge is None else f"  {_in_words(judge(load_model(model.path)))}"
-        yield f"{model.node:<{width}}  {_age(model)}  weight {weight / sum(weights):6.1%}{verdict}"
-    yield from (f"{node} has saved no model and is not in the average" for node in without)
-    verdict = "" if judge is None else f": {_in_words(judge(mean))}"
-    yield f"the average of {len(models)} models{verdict}"
-    yield f"wrote {output}"
+    with importable([Path.cwd()]):  # the function may import its own modules only when it is called
+        judge = None if evaluate is None else load_function(evaluate, "--evaluate")
+        mean = average_models([model.path for model in models], weights)
+        save_model_file(mean, output)
+        width = max(len(model.node) for model in models)
+        for model, weight in zip(models, weights, strict=True):
+            verdict = "" if judge is None else f"  {_in_words(judge(load_model(model.path)))}"
+            yield f"{model.node:<{width}}  {_age(model)}  weight {weight / sum(weights):6.1%}{verdict}"
+        yield from (f"{node} has saved no model and is not in the average" for node in without)
+        verdict = "" if judge is None else f": {_in_words(judge(mean))}"
+        yield f"the average of {len(models)} models{verdict}"
+        yield f"wrote {output}"
 
 
 def _age(model: SavedModel) -> str:
@@ -56,20 +52,3 @@ def _in_words(result: object) -> str:
     if isinstance(result, Mapping):
         return ", ".join(f"{key} {_in_words(value)}" for key, value in result.items())
     return f"{result:.4g}" if isinstance(result, float) else str(result)
-
-
-def _function(name: str) -> Evaluate:
-    """The function that is written `module:function`, also from a module in the current folder."""
-    module_name, _, function_name = name.partition(":")
-    if not (module_name and function_name):
-        raise ConfigError(f'--evaluate: expected "module:function", got "{name}"')
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module_name), function_name, None)
-    except ImportError as error:
-        raise ConfigError(f"--evaluate {name}: the module cannot be imported ({error})") from error
-    if not callable(found):
-        raise ConfigError(f"--evaluate {name}: expected a function of one argument, a state dict; found {found!r}")
-    function: Evaluate = found
-    return function

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, cast
 
-from dpwa.custom_code import load_class
+from dpwa.custom_code import is_own, load_class
 from dpwa.errors import ConfigError
 from dpwa.methods.adpsgd import ADPSGD
 from dpwa.methods.base import Method
@@ -41,7 +41,7 @@ def find_method(name: str) -> type[Method]:
     Raises:
         ConfigError: there is none.
     """
-    if ":" in name:
+    if is_own(name):
         return cast("type[Method]", load_class(name, "method", Method))
     if name in METHODS:
         return METHODS[name]

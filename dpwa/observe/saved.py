@@ -22,7 +22,7 @@ from dpwa.snapshot.dtypes import widened
 
 __all__ = ["SavedModel", "Weighting", "distances_from_mean", "saved_models"]
 
-Weighting = Literal["equal", "clock", "mass"]
+Weighting = Literal["equal", "clock", "mass", "loss"]
 
 _MOST_BYTES = 256_000_000
 """Models that take more together are not compared: the end of a launch should not take seconds."""
@@ -39,26 +39,28 @@ class SavedModel:
         path: of the file.
         clock: age of the model in updates; None if the journal does not say.
         mass: its weight in the sum that push methods conserve; None with other methods.
+        loss: the last one that it published; None if it never had one.
     """
 
     node: str
     path: Path
     clock: float | None
     mass: float | None
+    loss: float | None
 
     def weight(self, weighting: Weighting) -> float:
-        """How much the model counts.
+        """How much the model counts; by loss, one divided by it, so that half the loss counts twice.
 
         Raises:
             ConfigError: that is unknown, or not above 0.
         """
         if weighting == "equal":
             return 1.0
-        value = self.clock if weighting == "clock" else self.mass
+        value = {"clock": self.clock, "mass": self.mass, "loss": self.loss}[weighting]
         if value is None or not (math.isfinite(value) and value > 0):
             hint = "; the methods gosgd and sgp have masses" if weighting == "mass" else ""
             raise ConfigError(f"node {self.node}: expected a {weighting} above 0 in its journal, found {value}{hint}")
-        return value
+        return 1.0 / value if weighting == "loss" else value
 
 
 def saved_models(run_dir: Path) -> tuple[list[SavedModel], list[str]]:
@@ -109,7 +111,8 @@ def _values(path: Path) -> npt.NDArray[np.float32]:
 
 def _saved(folder: Path) -> SavedModel:
     closing = ending_of(folder).closing
-    return SavedModel(folder.name, folder / MODEL_FILE, _number(closing.get("clock")), _number(closing.get("mass")))
+    clock, mass, loss = (_number(closing.get(key)) for key in ("clock", "mass", "loss"))
+    return SavedModel(folder.name, folder / MODEL_FILE, clock, mass, loss)
 
 
 def _number(value: object) -> float | None:

@@ -25,13 +25,14 @@ def _model(value: float, steps: int = 0) -> nn.Module:
     return model
 
 
-def _run(folder: Path, *nodes: tuple[float, float | None, float | None]) -> Path:
+def _run(folder: Path, *nodes: tuple[float, float | None, float | None], losses: tuple[float | None, ...] = ()) -> Path:
     """A run with a node for each value, clock and mass; None: the node has left none."""
     for number, (value, clock, mass) in enumerate(nodes, start=1):
         node = folder / "nodes" / f"w{number}"
         save_model(_model(value, steps=number), node / "model.safetensors")
         if clock is not None:
             closing = {"event": "close", "clock": clock, **({} if mass is None else {"mass": mass})}
+            closing |= {"loss": losses[number - 1]} if losses else {}
             lines = [{"event": "start"}, {"event": "exchange", "clock": 0.0}, closing]
             (node / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -43,10 +44,16 @@ def _average(*arguments: object) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("weighting", "expected"), [("equal", 2.0), ("clock", (1 * 100 + 3 * 300) / 400), ("mass", 1 * 0.75 + 3 * 0.25)]
+    ("weighting", "expected"),
+    [
+        ("equal", 2.0),
+        ("clock", (1 * 100 + 3 * 300) / 400),
+        ("mass", 1 * 0.75 + 3 * 0.25),
+        ("loss", (1 * 4 + 3 * 1) / 5),  # a quarter of the loss counts four times
+    ],
 )
 def test_models_count_by_what_was_asked_for(tmp_path, weighting, expected):
-    run = _run(tmp_path, (1.0, 100.0, 0.75), (3.0, 300.0, 0.25))
+    run = _run(tmp_path, (1.0, 100.0, 0.75), (3.0, 300.0, 0.25), losses=(0.5, 2.0))
     code, lines = _average(run, "--weights", weighting)
     assert code == 0, lines
     mean = load_file(run / "average.safetensors")
@@ -85,9 +92,10 @@ def test_a_node_without_a_model_is_named(tmp_path):
     ("arguments", "words"),
     [
         (("--weights", "mass"), "node w1: expected a mass above 0 in its journal, found None"),
-        (("--evaluate", "no_colon"), 'expected "module:function", got "no_colon"'),
-        (("--evaluate", "no_such_module_here:f"), "the module cannot be imported"),
-        (("--evaluate", "json:no_such_function"), "expected a function of one argument"),
+        (("--weights", "loss"), "node w1: expected a loss above 0 in its journal, found None"),
+        (("--evaluate", "no_colon"), '--evaluate "no_colon": expected "module:function"'),
+        (("--evaluate", "no_such_module_here:f"), "the module no_such_module_here cannot be imported"),
+        (("--evaluate", "json:no_such_function"), "the module json has no function no_such_function"),
         (("-o", "/proc/none/x.safetensors"), "cannot be written"),
     ],
 )

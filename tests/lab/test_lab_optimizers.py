@@ -134,7 +134,12 @@ def test_an_optimizer_makes_the_steps_of_torchs(kind, options, made) -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_a_torch_without_muon_is_told_which_one_has_it(monkeypatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ConfigError, match=r"optimizer muon: torch .* has none; install torch 2\.9 or later"):
+        Recipe(1, 4, learning_rate=0.02, optimizer="muon").make_optimizer(network())
+
+
 def test_muon_trains_the_matrices_and_adamw_everything_else() -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
     optimizer = Recipe(1, 4, learning_rate=0.02, optimizer="muon").make_optimizer(model)

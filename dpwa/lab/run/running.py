@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from dpwa.custom_code import is_own
 from dpwa.lab.run.mpi_segments import remove_mpi_segments
 from dpwa.lab.run.pace import Pace, duration_text
 from dpwa.lab.run.progress import RunProgress
@@ -44,7 +45,6 @@ from dpwa.lab.run.starting import (
 )
 from dpwa.lab.run.supervision import Ended, EndedBySignal, Programs
 from dpwa.lab.study.kinds import Start
-from dpwa.lab.study.own_code import is_own
 from dpwa.lab.study.study import Study
 from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 from dpwa.lab.training.machine import commit, machine_cores

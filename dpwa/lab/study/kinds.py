@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from dpwa.custom_code import is_own
 from dpwa.methods.base import Method
 from dpwa.methods.registry import METHODS
 
@@ -96,7 +97,7 @@ STRATEGIES: dict[str, StrategyKind] = {
 
 def is_strategy(word: str) -> bool:
     """Whether a study file may name a strategy so: by its word, or as "module:Class", a custom averaging method."""
-    return ":" in word or word in STRATEGIES
+    return is_own(word) or word in STRATEGIES
 
 
 def kind_of(word: str) -> StrategyKind:
@@ -105,7 +106,7 @@ def kind_of(word: str) -> StrategyKind:
     Raises:
         KeyError: there is none.
     """
-    return StrategyKind(word, Method.summary, is_method=True) if ":" in word else STRATEGIES[word]
+    return StrategyKind(word, Method.summary, is_method=True) if is_own(word) else STRATEGIES[word]
 
 
 def process_names(kind: StrategyKind, nodes: int) -> tuple[str, ...]:

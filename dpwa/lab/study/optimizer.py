@@ -13,8 +13,9 @@ from pydantic import Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from dpwa.config.problems import OWN_TEXT
+from dpwa.custom_code import is_own
 from dpwa.lab.study.layers import Layers
-from dpwa.lab.study.own_code import is_own, known_or_own
+from dpwa.lab.study.own_code import known_or_own
 from dpwa.options import Options, Place, Problem
 
 __all__ = ["KEYS_OF_OPTIONS", "OptimizerOptions", "optimizer_kind", "settle_optimizer"]

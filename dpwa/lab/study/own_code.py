@@ -15,16 +15,11 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from dpwa.config.problems import OWN_TEXT
-from dpwa.custom_code import importable, load_function
+from dpwa.custom_code import importable, is_own, load_function
 from dpwa.errors import ConfigError
 from dpwa.options import Place, Problem
 
-__all__ = ["is_own", "known_or_own", "own_code_problems"]
-
-
-def is_own(word: str) -> bool:
-    """Whether a word names a user's own code."""
-    return ":" in word
+__all__ = ["known_or_own", "own_code_problems"]
 
 
 def known_or_own(known: Iterable[str], own: str = "module:function") -> AfterValidator:

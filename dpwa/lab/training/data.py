@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpwa.custom_code import blamed, load_function
+from dpwa.custom_code import blamed, is_own, load_function
 from dpwa.errors import ConfigError
 from dpwa.examples.command_line import data_dir_of_environment
 from dpwa.examples.fashion_mnist import data as fashion_mnist
@@ -83,18 +83,20 @@ def load(name: str, data_dir: Path | None, cache: Path | None = None) -> DataSet
     Raises:
         ConfigError: there is no such data set, or it can be neither found nor downloaded.
     """
-    if name not in _READERS and ":" not in name:
+    if name not in _READERS and not is_own(name):
         raise ConfigError(f'loading data: expected one of {", ".join(_READERS)}, got "{name}"')
     if cache is not None and cache.exists():
         found = load_file(cache)
     else:
-        found = own_arrays(name, data_dir) if ":" in name else _tensors(*_read(name, data_dir))
+        found = own_arrays(name, data_dir) if is_own(name) else _tensors(*_read(name, data_dir))
         if cache is not None:
             _write(cache, found)
     train, held_out = (Samples(found[f"{part}_images"], found[f"{part}_labels"]) for part in _PARTS)
-    is_own = name not in _PREPARATIONS
-    classes = 1 + max(int(train.labels.max()), int(held_out.labels.max())) if is_own or name == "text" else CLASSES
-    prepare = _bytes_to_floats if is_own else _PREPARATIONS[name]()
+    is_unprepared = name not in _PREPARATIONS  # such as a user's own data
+    classes = (
+        1 + max(int(train.labels.max()), int(held_out.labels.max())) if is_unprepared or name == "text" else CLASSES
+    )
+    prepare = _bytes_to_floats if is_unprepared else _PREPARATIONS[name]()
     shape = tuple(train.images.shape[1:])
     return DataSet(train, held_out, partial(_prepared, prepare), classes, shape, _groups(found))
 
@@ -295,7 +297,7 @@ def main() -> None:
     try:
         load(name, data_dir_of_environment(), Path(cache))
     except ConfigError as error:
-        if ":" in name and error.__cause__ is not None:
+        if is_own(name) and error.__cause__ is not None:
             traceback.print_exception(error.__cause__)  # of the user's own code
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from dpwa.custom_code import blamed, load_function
+from dpwa.custom_code import blamed, is_own, load_function
 from dpwa.errors import ConfigError
 from dpwa.examples.fashion_mnist.model import fashion_network
 from dpwa.lab.training.networks import CharTransformer, batch_norm, gn_lenet, group_norm, resnet
@@ -44,7 +44,7 @@ def build(name: str, shape: Shape, classes: int, *, seed: int) -> nn.Module:
     """
     if name not in _NETWORKS and ":" not in name:
         raise ConfigError(f'building a model: expected one of {", ".join(_NETWORKS)}, got "{name}"')
-    make = load_function(name, "model") if ":" in name else _fitting(name, shape)
+    make = load_function(name, "model") if is_own(name) else _fitting(name, shape)
     with torch.random.fork_rng(devices=[]):
         # Only the CPU's generator: `torch.manual_seed` would also seed the GPUs', which are not restored here.
         torch.default_generator.manual_seed(seed)

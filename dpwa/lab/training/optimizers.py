@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpwa.custom_code import blamed, load_function
+from dpwa.custom_code import blamed, is_own, load_function
 from dpwa.errors import ConfigError
 
 __all__ = ["multiplier_of", "optimizer_of"]
@@ -40,7 +40,7 @@ def optimizer_of(kind: str, model: nn.Module, options: Mapping[str, Any]) -> tor
         ConfigError: there is no such optimizer here, it refuses the options, or the function cannot be used.
     """
     try:
-        if ":" in kind:
+        if is_own(kind):
             found = _own(kind, model, options)
         elif kind == "muon":
             found = _muon(model, options)
@@ -117,7 +117,7 @@ def multiplier_of(schedule: str, *, decay_at: Iterable[float], decay_factor: flo
     Raises:
         ConfigError: the user's function cannot be found; later, if it returns no finite number of at least 0.
     """
-    if ":" in schedule:
+    if is_own(schedule):
         return _own_multiplier(schedule)
     drops = tuple(decay_at)
     found: Callable[[float], float] = {
