@@ -81,7 +81,8 @@ def main(arguments: list[str]) -> None:
             strategy=strategy,
             watch=recorder,
         )
-        strategy.finish()
+        if strategy.finish():
+            recorder.write_last_round_anew()
     finally:
         strategy.close()
 

@@ -407,11 +407,11 @@ class Boundary:
         return self._within_budget(plan) if plan.kind is ExchangeKind.PULL else plan
 
     def _plan_of_the_end(self) -> Plan | None:
-        """What a node that has finished begins: pulls; with other methods, and beyond its budget, it only asks."""
+        """What a node that has finished begins: pulls; it only asks beyond its budget, and where it never pulls."""
         if not self.farewell.may_ask(self._monotonic_s()):
             return None
         peers = dict.fromkeys(self.farewell.to_tell, 1.0) or None
-        is_pull = self._method.kind is ExchangeKind.PULL
+        is_pull = self._method.kind is ExchangeKind.PULL and self._method.exchanges_per_step > 0
         pull = self._within_budget(Plan(ExchangeKind.PULL, peers=peers)) if is_pull else None
         return pull or Plan(None, peers=peers)
 

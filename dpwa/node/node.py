@@ -10,7 +10,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
@@ -327,12 +327,34 @@ class Node:
             NodeClosed: the node is not running.
             InternalError: a background thread failed.
         """
-        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        turns = self.finishing(timeout_s, merge=merge)
+        while True:
+            try:
+                next(turns)
+            except StopIteration as end:
+                return bool(end.value)
+            time.sleep(_FINISH_PAUSE_S)
+
+    def finishing(self, timeout_s: float | None = None, *, merge: bool | None = None) -> Generator[None, None, bool]:
+        """`finish` in turns, for a simulation that has a time of its own: yields where `finish` sleeps.
+
+        Args:
+            timeout_s: see `finish`.
+            merge: see `finish`.
+
+        Returns:
+            What `finish` returns.
+
+        Raises:
+            NodeClosed: the node is not running.
+            InternalError: a background thread failed.
+        """
+        deadline_s = math.inf if timeout_s is None else self._monotonic_s() + timeout_s
         with self._training():
             self._begin_to_finish(merge=self.config.merge_at_end if merge is None else merge)
-            while (answer := self._finish_turn(deadline_s - time.monotonic())) is None:
+            while (answer := self._finish_turn(deadline_s - self._monotonic_s())) is None:
                 self._check_running()
-                time.sleep(_FINISH_PAUSE_S)
+                yield
             return answer
 
     def _begin_to_finish(self, *, merge: bool) -> None:

@@ -540,9 +540,10 @@ def test_a_client_whose_server_has_gone_says_so():
     assert "server: its model for round" in str(errors[0])
 
 
+@pytest.mark.seconds
 def test_a_client_that_is_slower_than_the_deadline_is_left_behind_and_reported(monkeypatch):
     monkeypatch.setattr(farewell, "SILENT_S", 0.5)
-    settings = settings_of(nodes=2, n_epochs=3, cluster={"custom_method": {"deadline_s": 0.5}})
+    settings = settings_of(nodes=2, n_epochs=3, cluster={"custom_method": {"deadline_s": 2.0}})
     federation = Federation(settings, [100, 100])
 
     def work(number: int) -> object:

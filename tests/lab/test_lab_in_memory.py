@@ -130,6 +130,28 @@ def test_a_row_may_blend_the_optimizers_state_and_then_twice_the_tensors_travel(
 
 
 @pytest.mark.seconds
+@pytest.mark.parametrize("method", ["pull", "gosgd"])
+def test_nodes_that_merge_at_the_end_are_recorded_as_the_mean_of_what_they_were(tmp_path, squares, statistics, method):
+    cluster = {"pull_probability": 0}
+    apart = run(trial_of(nodes=4, strategy=method, cluster=cluster), tmp_path / "apart", squares)
+    merged = run(
+        trial_of(nodes=4, strategy=method, cluster={**cluster, "merge_at_end": True}), tmp_path / "merged", squares
+    )
+    last = trial_of().rounds
+
+    def models(folder: TrialFolder, round_: int) -> list[dict[str, torch.Tensor]]:
+        return [read_snapshot(folder.snapshot(f"w{rank}", round_)).tensors for rank in range(1, 5)]
+
+    assert {node.merged_models for node in statistics.values()} == {4}
+    for name, values in models(merged, last)[0].items():
+        mean = torch.stack([model[name] for model in models(apart, last)]).mean(dim=0)
+        assert torch.allclose(values, mean, rtol=1e-5, atol=1e-7)
+        for model in models(merged, last):
+            assert torch.equal(model[name], values), "the same bits everywhere"
+    for one, other in zip(models(apart, last - 1), models(merged, last - 1), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one), "no round but the last one"
+
+
 def test_every_step_exchanges_at_probability_one_when_links_are_fast(tmp_path, squares, statistics):
     run(trial_of(strategy="pull", nodes=6, n_epochs=5), tmp_path, squares)
     for found in statistics.values():

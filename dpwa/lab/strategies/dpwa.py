@@ -34,9 +34,10 @@ class Peers(Strategy):
         """See `Strategy.did`."""
         return did_by_node(self._node.statistics())
 
-    def finish(self) -> None:
-        """Keeps serving until all nodes are done."""
+    def finish(self) -> bool:
+        """Keeps serving until all nodes are done, and takes part in their merge if the row has one."""
         self._node.finish(_FINISH_TIMEOUT_S)
+        return bool(self._node.statistics().merged_models)
 
     def close(self) -> None:
         """See `Strategy.close`."""

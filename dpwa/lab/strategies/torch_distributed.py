@@ -92,9 +92,10 @@ class _TorchDistributed(Strategy):
         )
         _end_at_once_after_errors()
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """See `Strategy.finish`: no process closes connections that another one still needs."""
         dist.all_reduce(torch.zeros(1, device=self._device))
+        return False
 
     def close(self) -> None:
         """See `Strategy.close`."""

@@ -117,6 +117,11 @@ class Recorder:
         self._step, self._samples = round_, samples
         self._end_rounds(round_)
 
+    def write_last_round_anew(self) -> None:
+        """Saves the model once more in the place of the last round's: it was merged after the last step."""
+        if self._round:
+            self._write(self._round)
+
     def _end_rounds(self, step: int) -> None:
         while self._round < self._rounds and step >= step_at(self._round + 1, self._rounds, self._total_steps):
             self._round += 1

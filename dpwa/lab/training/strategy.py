@@ -78,8 +78,13 @@ class Strategy:
     def after_epoch(self, epoch: int) -> None:
         """Called after the last step of an epoch; the first epoch is 1."""
 
-    def finish(self) -> None:
-        """Called after the last step, when the last snapshot is written. Peers may still need this process."""
+    def finish(self) -> bool:
+        """Called after the last step, when the last snapshot is written. Peers may still need this process.
+
+        Returns:
+            Whether it has replaced the model, so that the last snapshot is to be written anew.
+        """
+        return False
 
     def close(self) -> None:
         """Ends connections. Called after errors, too."""

@@ -90,13 +90,14 @@ class FederatedClient(Strategy):
         if epoch % self._schedule.local_epochs == 0 and self._node is not None:
             self._node.publish(round_of_work(self._last_round))
 
-    def finish(self) -> None:
-        """Waits for the model after the last round."""
+    def finish(self) -> bool:
+        """Waits for the model after the last round; the server's process records it."""
         if self._node is None:
-            return
+            return False
         # A node that says it has finished is soon no longer asked: first the server must have fetched this model.
         self._take_model(self._schedule.rounds + 1)
         self._node.finish()
+        return False
 
     def close(self) -> None:
         """See `Strategy.close`."""

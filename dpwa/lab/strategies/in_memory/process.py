@@ -101,6 +101,11 @@ class _VirtualPeers(Strategy):
         if self._node is not None:
             self._node.step(float(loss))
 
+    def finishing(self) -> Iterator[None]:
+        """The node's last turns, in which it merges with the others."""
+        if self._node is not None:
+            yield from self._node.finishing()
+
     def did(self) -> dict[str, float]:
         """See `Strategy.did`."""
         return super().did() if self._node is None else did_by_node(self._node.statistics())
@@ -152,7 +157,9 @@ class _VirtualNode:
         self._steps = 0
         self._waiting = 0  # counts the waits, so that the end of an earlier one is not taken for that of a later
         model = model_of(trial, data)
-        recorder = Recorder(
+        self._merges = config is not None and config.merge_at_end
+        self._turns: Iterator[None] = iter(())
+        self._recorder = Recorder(
             folder,
             trial.process_names,
             name,
@@ -167,7 +174,7 @@ class _VirtualNode:
             recipe,
             seed=order_seed(trial, rank),
             strategy=self._strategy,
-            watch=recorder,
+            watch=self._recorder,
         )
 
     def begin(self) -> None:
@@ -177,6 +184,9 @@ class _VirtualNode:
     def _compute(self) -> None:
         """Let the strategy hear of the step that was computed, and compute the next one."""
         if next(self._training, _ENDED) is _ENDED:
+            if self._merges and isinstance(self._strategy, _VirtualPeers):
+                self._turns = self._strategy.finishing()
+                self._finish()
             return
         self._steps += 1
         # Lognormal with mean 1: what a shared machine does to equal steps.
@@ -204,6 +214,13 @@ class _VirtualNode:
             self._strategy.die()
             return
         self._compute()
+
+    def _finish(self) -> None:
+        """Take part in the merge, a turn in each of what would be steps."""
+        if next(self._turns, _ENDED) is _ENDED:
+            self._recorder.write_last_round_anew()
+        else:
+            self._time.after(self._step_s, self._finish)
 
     def close(self) -> None:
         """End the node."""
