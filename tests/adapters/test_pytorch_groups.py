@@ -173,6 +173,7 @@ def torchrun(folder: Path, mode: str, *before: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mode", ["every rank", "rank 0"])

@@ -161,6 +161,7 @@ class Mine(GoSGD):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.timeout(300)  # seven processes that import torch, perhaps on a machine that is busy with others
 def test_everything_of_a_users_own_is_found_beside_the_study_from_wherever_it_is_run(tmp_path, capsys) -> None:

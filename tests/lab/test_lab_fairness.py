@@ -17,7 +17,7 @@ from dpwa.lab.study.trial import TrialFolder
 from dpwa.lab.training import evaluation
 from dpwa.lab.training.machine import machine_cores
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
 RUN = Programs.run
 TRUE_EQUALS = ("parallel_sgd", "ddp", "custom_data_parallel")

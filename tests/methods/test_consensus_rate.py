@@ -141,6 +141,7 @@ def synchronous_round(cluster: Cluster) -> None:
         node.update_wait(1.0)
 
 
+@pytest.mark.slow
 def test_pulling_nodes_agree_at_the_stationary_weights_of_a_row_stochastic_topology():
     """Two hundred runs; the mean of their limits lies within the confidence interval, and equal weights do not."""
     count, factor, runs = 4, 0.5, 200

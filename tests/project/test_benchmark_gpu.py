@@ -67,6 +67,7 @@ def test_a_place_in_the_text_does_not_see_what_follows(networks):
     assert not torch.allclose(before[10:], after[10:])
 
 
+@pytest.mark.slow
 def test_it_times_steps_with_and_without_dpwa_and_splits_the_trainers_time(tmp_path):
     done = run(tmp_path, "--quick", "--device", "cpu", "--steps", "20")
     assert done.returncode == 0, done.stderr[-3000:]

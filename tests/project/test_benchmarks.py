@@ -70,6 +70,7 @@ def test_overhead_times_steps_with_and_without_dpwa_and_splits_the_trainers_time
     assert found["ratios"]["step_time"]["digits"]["at_most"] == 1.10
 
 
+@pytest.mark.slow
 def test_method_overhead_compares_each_method_with_pull(tmp_path):
     found = _run(tmp_path, "method_overhead", "--methods", "gosgd", "sgp")
     pull, gosgd, sgp = found["rows"]
@@ -123,6 +124,7 @@ def test_a_training_without_metrics_or_accuracy_is_no_result(tmp_path, module):
     assert module("methods").accuracy_in("Fashion-MNIST: test accuracy of alone: 86.7%\n") == 86.7
 
 
+@pytest.mark.slow
 def test_straggler_compares_dpwa_and_lock_step_with_free_running_nodes(tmp_path):
     found = _run(tmp_path, "straggler", "--seconds", "0.5")
     assert [row["training"] for row in found["rows"]] == ["free-running", "dpwa", "gloo DistributedDataParallel"]

@@ -77,7 +77,15 @@ class _Launch:
         return code
 
 
+def _closing_clock(run_dir: Path, node: str) -> float:
+    *_, last = (run_dir / "nodes" / node / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    closing = json.loads(last)
+    assert closing["event"] == "close"
+    return closing["clock"]
+
+
 @pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_node_goes_on_from_its_checkpoint_and_at_the_age_of_its_peers_model(tmp_path):
     launch = _Launch(tmp_path)
@@ -100,7 +108,8 @@ def test_a_killed_node_goes_on_from_its_checkpoint_and_at_the_age_of_its_peers_m
     assert taken[0]["peer_clock"] > second, "it took over an older model than its checkpoint's"
     epochs = list(map(int, launch.find(r"w2 \| epoch (\d+)")))
     assert epochs == sorted(epochs), "no epoch is trained again"
-    assert epochs[-1] == 99, "it ended with the others"
+    clocks = [_closing_clock(tmp_path / "run", node) for node in ("w1", "w2", "w3")]
+    assert min(clocks) > 0.95 * max(clocks), "it ended with the others"
     assert len(epochs) < 100, "the epochs that its peers had trained meanwhile were left out"
 
     *_, last, _ = average_run(tmp_path / "run", tmp_path / "average.safetensors", "equal", None)

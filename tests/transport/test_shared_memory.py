@@ -564,5 +564,6 @@ def test_nodes_at_full_speed_never_blend_a_torn_snapshot(run, tmp_path, children
         assert other.returncode == 0
         results.append(tuple(map(int, output.split())))
     assert sum(torn for _, torn, _ in results) == 0
-    assert sum(blended for blended, _, _ in results) > 1500, results
-    assert all(different > 100 for _, _, different in results), results
+    # Enough of them, and not how fast this machine is.
+    assert sum(blended for blended, _, _ in results) > 300, results
+    assert all(different > 30 for _, _, different in results), results
