@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage test-heavy test-slow flake test-tensorflow test-frameworks lint bench bench-methods bench-gpu bench-quick studies results clean
+.PHONY: help demo test test-all coverage test-heavy test-slow flake test-tensorflow test-frameworks rivals test-rivals lint bench bench-methods bench-gpu bench-quick studies results clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about a minute)"
@@ -22,6 +22,8 @@ help:
 	@echo "make flake        the tests of faults, of strangers and of life and death, 20 times in a row (TIMES=20; about an hour)"
 	@echo "make test-tensorflow  compares TensorFlow's trainings with torch's (needs tensorflow-cpu)"
 	@echo "make test-frameworks  runs docs/frameworks.md with Lightning, Transformers and Accelerate (downloads 200 MB once)"
+	@echo "make rivals       an environment with hivemind and Decent-DP in build/rivals, for their rows in the lab (downloads 30 MB)"
+	@echo "make test-rivals  trains with these two"
 	@echo "make lint         ruff, mypy, and which folder may import which (import-linter)"
 	@echo "make bench        all benchmarks, and docs/benchmarks.md made anew (leave the machine alone meanwhile)"
 	@echo "make bench-methods  six nodes learn Fashion-MNIST by each averaging method, for docs/results.md"
@@ -72,6 +74,7 @@ test-tensorflow: $(STAMP)
 # An environment of their own, which sees what .venv has, so that torch is not downloaded again. Lightning imports mpi4py
 # where it is installed, and mpi4py finds its library by itself only in the environment that both belong to.
 FRAMEWORKS := build/frameworks
+RIVALS := build/rivals
 PACKAGES_FOLDER := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 MPI4PY_LIBMPI ?= $(abspath $(wildcard .venv/lib/libmpi.so.12))
 test-frameworks: export MPI4PY_LIBMPI := $(MPI4PY_LIBMPI)
@@ -81,6 +84,21 @@ test-frameworks: $(STAMP)
 		> $$($(FRAMEWORKS)/bin/python $(PACKAGES_FOLDER))/packages_of_dpwa.pth
 	@$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check lightning transformers accelerate
 	@$(FRAMEWORKS)/bin/python -m pytest tests/project/other_frameworks.py
+
+# Like that of the frameworks. The rows of the lab look for the Python that these two variables name.
+rivals: $(RIVALS)/installed
+$(RIVALS)/installed: $(STAMP)
+	@test -x $(RIVALS)/bin/python || $(BIN)/python -m venv $(RIVALS)
+	@echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES_FOLDER))')" \
+		> $$($(RIVALS)/bin/python $(PACKAGES_FOLDER))/packages_of_dpwa.pth
+	@$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check hivemind==1.1.12 decent-dp==0.2.3
+	@touch $@
+	@echo "export DPWA_HIVEMIND_PYTHON=$(abspath $(RIVALS)/bin/python) DPWA_DECENT_DP_PYTHON=$(abspath $(RIVALS)/bin/python)"
+
+test-rivals: export DPWA_HIVEMIND_PYTHON ?= $(abspath $(RIVALS)/bin/python)
+test-rivals: export DPWA_DECENT_DP_PYTHON ?= $(abspath $(RIVALS)/bin/python)
+test-rivals: $(RIVALS)/installed
+	@$(BIN)/python -m pytest tests/lab/rivals.py
 
 lint: $(STAMP)
 	@echo "ruff check"
@@ -116,6 +134,10 @@ bench-gpu: $(STAMP)
 # All studies of the lab but the one to try, for docs/results.md; stopped and started again, it goes on where it was.
 # make studies STUDIES="gosgd-p matrices"     these only
 STUDIES := $(filter-out digits,$(basename $(notdir $(wildcard samples/studies/*.yaml))))
+# With the rivals, if `make rivals` has installed them.
+HAS_RIVALS := $(wildcard $(RIVALS)/installed)
+studies: export DPWA_HIVEMIND_PYTHON ?= $(if $(HAS_RIVALS),$(abspath $(RIVALS)/bin/python))
+studies: export DPWA_DECENT_DP_PYTHON ?= $(if $(HAS_RIVALS),$(abspath $(RIVALS)/bin/python))
 studies: $(STAMP)
 	@set -e; for name in $(STUDIES); do \
 		$(BIN)/dpwa lab run samples/studies/$$name.yaml; \

@@ -21,7 +21,7 @@ from dpwa.errors import ConfigError
 from dpwa.lab.run.pace import duration_text
 from dpwa.lab.run.running import Runner
 from dpwa.lab.run.starting import absent_packages
-from dpwa.lab.strategies.tensorflow.environment import PYTHON_VARIABLE
+from dpwa.lab.strategies.environments import ENVIRONMENTS
 from dpwa.lab.study.kinds import STRATEGIES
 from dpwa.lab.study.layers import Layers
 from dpwa.lab.study.study import Study
@@ -103,7 +103,7 @@ def run_study(
         ModuleNotFoundError: a package is not installed without which no trial can run.
     """
     if tensorflow is not None:
-        os.environ[PYTHON_VARIABLE] = str(tensorflow)
+        os.environ[ENVIRONMENTS["tensorflow"].variable] = str(tensorflow)
     study = Study.load(study_path(path), for_running=True)
     return _run(study, seeds, only, run_dir, data_dir)
 

@@ -40,6 +40,8 @@ _FILES = {
     "ddp": "torch_distributed",
     "allreduce_every_h": "torch_distributed",
     "custom_data_parallel": "data_parallel",
+    "hivemind": "hivemind_averaging",
+    "decent_dp": "decentralized_data_parallel",
 }
 
 

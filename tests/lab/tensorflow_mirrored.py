@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dpwa.lab.strategies.tensorflow.environment import PYTHON_VARIABLE
+from dpwa.lab.strategies.environments import ENVIRONMENTS
 from dpwa.lab.strategies.tensorflow.mirrored import run_trial
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.trial import Trial, TrialFolder, write_json
@@ -23,7 +23,8 @@ from dpwa.lab.training.loop import Task, train
 from dpwa.lab.training.models import build
 from dpwa.lab.training.strategy import Strategy
 
-NAMED = os.environ.get(PYTHON_VARIABLE, "")
+VARIABLE = ENVIRONMENTS["tensorflow"].variable
+NAMED = os.environ.get(VARIABLE, "")
 
 
 class _Watch:
@@ -54,7 +55,7 @@ class _Watch:
 )
 @pytest.mark.parametrize("cores", [1, 2])
 def test_tensorflow_trains_the_model_that_torch_trains(monkeypatch, tmp_path, more, cores):
-    monkeypatch.setenv(PYTHON_VARIABLE, NAMED)
+    monkeypatch.setenv(VARIABLE, NAMED)
     monkeypatch.setenv("OMP_NUM_THREADS", str(cores))
     # An odd batch: two replicas get unequal parts.
     values = {"strategy": "tf_mirrored", "data": "digits", "n_epochs": 2, "batch_size": 33, "rounds_per_epoch": 2}

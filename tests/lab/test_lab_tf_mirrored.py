@@ -17,8 +17,9 @@ from torch import nn
 
 from dpwa.errors import ConfigError
 from dpwa.examples.samples import Samples, normaliser, unchanged
-from dpwa.lab.strategies.tensorflow import environment, mirrored
-from dpwa.lab.strategies.tensorflow.environment import PYTHON_VARIABLE, tensorflow_python, why_no_tensorflow
+from dpwa.lab.strategies import environments
+from dpwa.lab.strategies.environments import ENVIRONMENTS
+from dpwa.lab.strategies.tensorflow import mirrored
 from dpwa.lab.strategies.tensorflow.export import layers_of, order_of_batches, shift_and_scale
 from dpwa.lab.strategies.tensorflow.layout import from_keras, to_keras
 from dpwa.lab.study.settings import Settings
@@ -27,6 +28,8 @@ from dpwa.lab.training.loop import Recipe, Task, train
 from dpwa.lab.training.models import build
 from dpwa.lab.training.recording import Recorder
 from dpwa.lab.training.strategy import Strategy
+
+TENSORFLOW = ENVIRONMENTS["tensorflow"]
 
 
 def _arrays(model: nn.Module) -> list[np.ndarray]:
@@ -237,43 +240,43 @@ def test_rounds_end_at_the_steps_at_which_the_recorder_ends_them(tmp_path, total
 
 
 def test_without_tensorflow_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(environment, "find_spec", lambda _name: None)
-    assert tensorflow_python() is None
-    assert why_no_tensorflow().startswith("install dpwa[tensorflow]")
-    assert "\n" not in why_no_tensorflow()
+    monkeypatch.setattr(environments, "find_spec", lambda _name: None)
+    assert TENSORFLOW.python() is None
+    assert TENSORFLOW.why_not().startswith("install dpwa[tensorflow]")
+    assert "\n" not in TENSORFLOW.why_not()
 
 
 def test_tensorflow_beside_dpwa_is_used_where_no_other_is_named(monkeypatch):
-    monkeypatch.setattr(environment, "find_spec", lambda _name: importlib.util.find_spec("numpy"))
-    assert tensorflow_python() == Path(sys.executable)
+    monkeypatch.setattr(environments, "find_spec", lambda _name: importlib.util.find_spec("numpy"))
+    assert TENSORFLOW.python() == Path(sys.executable)
 
 
 def test_the_named_python_is_used_as_it_is_named_and_asked_first(monkeypatch, tmp_path):
     asked = _program(tmp_path / "has-tensorflow", "exit 0")
     link = tmp_path / "python"  # as in a virtual environment: its place says which one it is
     link.symlink_to(asked)
-    monkeypatch.setenv(PYTHON_VARIABLE, str(link))
-    assert tensorflow_python() == link
+    monkeypatch.setenv(TENSORFLOW.variable, str(link))
+    assert TENSORFLOW.python() == link
 
 
 def test_a_named_python_that_cannot_be_used_is_reported_apart(monkeypatch, tmp_path):
-    monkeypatch.setenv(PYTHON_VARIABLE, str(tmp_path / "nowhere"))
-    assert tensorflow_python() is None
-    assert "is not a program" in why_no_tensorflow()
-    monkeypatch.setenv(PYTHON_VARIABLE, str(_program(tmp_path / "without", "exit 1")))
-    assert tensorflow_python() is None
-    assert "has no TensorFlow" in why_no_tensorflow()
+    monkeypatch.setenv(TENSORFLOW.variable, str(tmp_path / "nowhere"))
+    assert TENSORFLOW.python() is None
+    assert "is not a program" in TENSORFLOW.why_not()
+    monkeypatch.setenv(TENSORFLOW.variable, str(_program(tmp_path / "without", "exit 1")))
+    assert TENSORFLOW.python() is None
+    assert "has no TensorFlow" in TENSORFLOW.why_not()
 
 
 def test_a_trial_without_tensorflow_ends_with_that_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(environment, "find_spec", lambda _name: None)
+    monkeypatch.setattr(environments, "find_spec", lambda _name: None)
     _folder(tmp_path)
     with pytest.raises(SystemExit, match=r"tf_mirrored: install dpwa\[tensorflow\]"):
         mirrored.main([str(tmp_path)])
 
 
 def test_handicaps_of_nodes_are_refused_because_there_are_none(monkeypatch, tmp_path):
-    monkeypatch.setenv(PYTHON_VARIABLE, str(_program(tmp_path / "python", "exit 0")))
+    monkeypatch.setenv(TENSORFLOW.variable, str(_program(tmp_path / "python", "exit 0")))
     folder = _folder(tmp_path, slow={"node": 1, "factor": 4.0}, kill={"node": 1, "at": 0.5})
     with pytest.raises(ConfigError, match="got slow and kill"):
         mirrored.run_trial(folder)
@@ -282,7 +285,7 @@ def test_handicaps_of_nodes_are_refused_because_there_are_none(monkeypatch, tmp_
 def test_a_process_of_tensorflow_that_fails_is_an_error_and_the_initial_model_stays(monkeypatch, tmp_path, capfd):
     # Has TensorFlow, if asked; then says something and fails.
     program = _program(tmp_path / "python", 'if [ "$1" != -c ]; then echo out of memory; exit 3; fi')
-    monkeypatch.setenv(PYTHON_VARIABLE, str(program))
+    monkeypatch.setenv(TENSORFLOW.variable, str(program))
     folder = _folder(tmp_path)
     with pytest.raises(mirrored.TensorFlowFailed, match="exit code 3 after 0 of 2 rounds"):
         mirrored.run_trial(folder)

@@ -18,7 +18,7 @@ import yaml
 
 from dpwa.config.cluster import FIRST_PORT
 from dpwa.config.topology import with_folder
-from dpwa.lab.strategies.tensorflow.environment import tensorflow_python, why_no_tensorflow
+from dpwa.lab.strategies.environments import ENVIRONMENTS
 from dpwa.lab.study.kinds import Start
 from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.launch.ports import free_ports
@@ -52,9 +52,8 @@ def missing_for(trial: Trial) -> str | None:
     """What to install for a trial, in words; None if nothing is missing."""
     if trial.start is Start.MPI and (importlib.util.find_spec("mpi4py") is None or _mpiexec() is None):
         return "install dpwa[mpi]"
-    if trial.start is Start.TENSORFLOW and tensorflow_python() is None:
-        return why_no_tensorflow()
-    return None
+    environment = ENVIRONMENTS.get(trial.kind.package)
+    return environment.why_not() if environment is not None and environment.python() is None else None
 
 
 def absent_packages(trials: Sequence[Trial]) -> list[str]:
@@ -113,6 +112,8 @@ def command_of(trial: Trial, folder: TrialFolder) -> list[str]:
         return [sys.executable, "-m", "dpwa.lab.strategies.in_memory.process", path]
     if trial.start is Start.TENSORFLOW:
         return [sys.executable, "-m", "dpwa.lab.strategies.tensorflow.mirrored", path]
+    if trial.kind.package:
+        worker[0] = str(ENVIRONMENTS[trial.kind.package].python())
     return [sys.executable, "-m", "dpwa", "launch", str(folder.cluster_yaml), "--run-dir", path, "--", *worker]
 
 

@@ -27,7 +27,7 @@ from dpwa.lab.strategies.collective import (
 from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.strategy import Strategy
 
-__all__ = ["AllreduceEveryH", "Ddp", "make"]
+__all__ = ["AllreduceEveryH", "Ddp", "TorchDistributed", "make"]
 
 _RENDEZVOUS = "rendezvous"
 
@@ -59,7 +59,7 @@ def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:
     raise ConfigError(f"strategy: expected ddp or allreduce_every_h, got {trial.settings.strategy}")
 
 
-class _TorchDistributed(Strategy):
+class TorchDistributed(Strategy):
     """A process of a torch.distributed group: over NCCL if each process has its own GPU, otherwise over gloo.
 
     Args:
@@ -103,7 +103,7 @@ class _TorchDistributed(Strategy):
             dist.destroy_process_group()
 
 
-class Ddp(_TorchDistributed):
+class Ddp(TorchDistributed):
     """Torch's DistributedDataParallel: each process computes its part of every batch, and gradients are averaged.
 
     All processes have the same model at all times. `bytes_sent` counts a ring all-reduce of all gradients per step
@@ -146,7 +146,7 @@ class Ddp(_TorchDistributed):
         super().close()
 
 
-class AllreduceEveryH(_TorchDistributed):
+class AllreduceEveryH(TorchDistributed):
     """Trains alone on its own samples; every few steps and after the last one, all take the mean of all models.
 
     Floating-point buffers are averaged, too; the optimizer's momentum is not. Processes with different numbers of steps

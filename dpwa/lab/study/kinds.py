@@ -44,6 +44,7 @@ class StrategyKind:
             proportion to their speed.
         has_server: one more process holds the model between the rounds.
         extra: the extra of dpwa that it needs besides the lab's; "" for none.
+        package: a package that may be in an environment of its own, with a Python of its own; "" for none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class StrategyKind:
     waits: bool = False
     has_server: bool = False
     extra: str = ""
+    package: str = ""
 
 
 STRATEGIES: dict[str, StrategyKind] = {
@@ -89,6 +91,18 @@ STRATEGIES: dict[str, StrategyKind] = {
             is_one_process=True,
             waits=True,
             extra="tensorflow",
+            package="tensorflow",
+        ),
+        StrategyKind(
+            "hivemind",
+            "hivemind: local steps, and every every_steps an average with whoever is found",
+            package="hivemind",
+        ),
+        StrategyKind(
+            "decent_dp",
+            "Decent-DP: each step averages with a neighbour in a ring, which all wait for",
+            waits=True,
+            package="decent_dp",
         ),
     )
 }

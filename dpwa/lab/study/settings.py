@@ -178,7 +178,9 @@ class CommonSettings(Options):
     lambda_: float = Field(
         1.0, ge=0, le=1000, alias="lambda", description="For w_param_avg: how fast weights fall with distance."
     )
-    every_steps: int = Field(10, ge=1, le=1_000_000, description="For allreduce_every_h: steps between averages.")
+    every_steps: int = Field(
+        10, ge=1, le=1_000_000, description="For allreduce_every_h and hivemind: steps between averages."
+    )
     client_fraction: float = Field(
         1.0, gt=0, le=1, description="For fedavg and fedprox: share of the clients in each round."
     )

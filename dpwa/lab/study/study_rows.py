@@ -56,7 +56,7 @@ _USERS: Mapping[str, _Uses] = {
     "cluster": lambda kind: kind.is_method,
     "avg_freq": _named("param_avg", "w_param_avg"),
     "lambda": _named("w_param_avg"),
-    "every_steps": _named("allreduce_every_h"),
+    "every_steps": _named("allreduce_every_h", "hivemind"),
     "client_fraction": _named("fedavg", "fedprox"),
     "local_epochs": _named("fedavg", "fedprox"),
     "mu": _named("fedprox"),

@@ -1,7 +1,7 @@
 """TensorFlow's MirroredStrategy as a row of the lab: `python -m dpwa.lab.strategies.tensorflow.mirrored TRIAL_DIR`.
 
 Network, initial weights, data, order of the data and recipe are those of strategy `single`. They go through files to a
-Python that has TensorFlow (`environment`), which trains (`mirrored_script`). After each round, the weights come back
+Python that has TensorFlow (`environments`), which trains (`mirrored_script`). After each round, the weights come back
 and are saved as every process of the lab saves its own. bytes_sent is 0: gradients stay in one process.
 
 The training clock runs in TensorFlow's process. It starts when the training step has been traced, optimised and tried,
@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from dpwa.errors import ConfigError, DpwaError, InternalError
-from dpwa.lab.strategies.tensorflow.environment import tensorflow_python, why_no_tensorflow
+from dpwa.lab.strategies.environments import ENVIRONMENTS
 from dpwa.lab.strategies.tensorflow.export import layers_of, order_of_batches, shift_and_scale
 from dpwa.lab.strategies.tensorflow.layout import Layer, Shape, from_keras, to_keras
 from dpwa.lab.study.trial import Trial, TrialFolder, step_at, write_json
@@ -57,9 +57,9 @@ def run_trial(folder: TrialFolder) -> None:
         ConfigError: there is no TensorFlow, or the trial has settings that this strategy cannot apply.
         TensorFlowFailed: its process failed; its output says why.
     """
-    python = tensorflow_python()
+    python = ENVIRONMENTS["tensorflow"].python()
     if python is None:
-        raise ConfigError(f"tf_mirrored: {why_no_tensorflow()}")
+        raise ConfigError(f"tf_mirrored: {ENVIRONMENTS['tensorflow'].why_not()}")
     exchange = folder.path / "tensorflow"
     shutil.rmtree(exchange, ignore_errors=True)
     exchange.mkdir()
