@@ -20,7 +20,7 @@ from dpwa.lab.study.kinds import Start
 from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.assignment import data_of, model_of, order_seed, parts_of_nodes, recipe_of, samples_of_node
 from dpwa.lab.training.client_schedule import Schedule
-from dpwa.lab.training.handicaps import Handicap
+from dpwa.lab.training.handicaps import Handicap, restarts
 from dpwa.lab.training.loop import Task, train
 from dpwa.lab.training.losses import LOSSES
 from dpwa.lab.training.machine import machine_cores
@@ -38,6 +38,7 @@ _FILES = {
     "w_param_avg": "mpi",
     "parallel_sgd": "mpi",
     "ddp": "torch_distributed",
+    "ddp_restarts": "torch_distributed",
     "allreduce_every_h": "torch_distributed",
     "custom_data_parallel": "data_parallel",
     "hivemind": "hivemind_averaging",
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> None:
         rounds=trial.rounds,
         saves=rank == 0 or not trial.kind.splits_batch,
         did=strategy.did,
-        handicap=Handicap(trial.settings, rank + 1, crowding=_crowding(trial)),
+        handicap=Handicap(trial.settings, rank + 1, crowding=_crowding(trial), life=restarts()),
     )
     task = Task(model, shard=samples_of_node(trial, data, rank).to(device), prepare=data.prepare)
     try:
@@ -94,6 +95,8 @@ def _rank(trial: Trial) -> int:
         from mpi4py import MPI  # noqa: PLC0415 - an extra; importing it starts MPI
 
         return int(MPI.COMM_WORLD.Get_rank())
+    if trial.kind.start is Start.TORCHRUN:
+        return int(os.environ["RANK"])
     return int(rank_of_this_node())
 
 

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_MOST_RESTARTS = 3
 _OF_A_NODE = ("DPWA_CONFIG", "DPWA_NODE", "DPWA_ON_FAILURE", "DPWA_RANK", "DPWA_RUN_DIR", "DPWA_WORLD_SIZE")
 
 
@@ -108,6 +109,9 @@ def command_of(trial: Trial, folder: TrialFolder) -> list[str]:
         # mpi4py's own runner ends all processes when one fails; without it the others would wait for ever.
         python, *module = worker
         return [str(_mpiexec()), "-n", str(len(trial.process_names)), python, "-m", "mpi4py", *module]
+    if trial.start is Start.TORCHRUN:
+        restarting = ["--standalone", f"--nproc-per-node={trial.settings.nodes}", f"--max-restarts={_MOST_RESTARTS}"]
+        return [sys.executable, "-m", "torch.distributed.run", *restarting, *worker[1:]]
     if trial.start is Start.IN_MEMORY:
         return [sys.executable, "-m", "dpwa.lab.strategies.in_memory.process", path]
     if trial.start is Start.TENSORFLOW:

@@ -25,11 +25,13 @@ from dpwa.lab.strategies.collective import (
     part_of_batch,
 )
 from dpwa.lab.study.trial import Trial, TrialFolder
+from dpwa.lab.training.handicaps import restarts
 from dpwa.lab.training.strategy import Strategy
 
-__all__ = ["AllreduceEveryH", "Ddp", "TorchDistributed", "make"]
+__all__ = ["AllreduceEveryH", "Ddp", "DdpRestarts", "TorchDistributed", "make"]
 
 _RENDEZVOUS = "rendezvous"
+_CHECKPOINT = "checkpoint.pt"
 
 # Many processes on few cores take their time to load torch and the data.
 _START_TIMEOUT_S = 300.0
@@ -43,7 +45,7 @@ def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:
     """The strategy of one process.
 
     Args:
-        trial: names the strategy: ddp or allreduce_every_h.
+        trial: names the strategy: ddp, ddp_restarts or allreduce_every_h.
         rank: of this process, from 0.
         size: number of processes.
         folder: of the trial. The processes find each other through a file in it, which must not exist yet.
@@ -51,12 +53,14 @@ def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:
     Raises:
         ConfigError: the strategy is none of these.
     """
-    rendezvous = folder.path / _RENDEZVOUS
+    rendezvous = folder.path / f"{_RENDEZVOUS}{restarts() or ''}"
     if trial.settings.strategy == "ddp":
         return Ddp(rank, size, rendezvous)
+    if trial.settings.strategy == "ddp_restarts":
+        return DdpRestarts(rank, size, rendezvous, checkpoint=folder.path / _CHECKPOINT)
     if trial.settings.strategy == "allreduce_every_h":
         return AllreduceEveryH(rank, size, rendezvous, every_steps=trial.settings.every_steps)
-    raise ConfigError(f"strategy: expected ddp or allreduce_every_h, got {trial.settings.strategy}")
+    raise ConfigError(f"strategy: expected ddp, ddp_restarts or allreduce_every_h, got {trial.settings.strategy}")
 
 
 class TorchDistributed(Strategy):
@@ -144,6 +148,50 @@ class Ddp(TorchDistributed):
         # First release what refers to the group.
         self._parallel = self.model
         super().close()
+
+
+class DdpRestarts(Ddp):
+    """DDP under torchrun: when a process fails, all are started anew, and go on where the last epoch had ended.
+
+    This is what torchrun's users do for themselves: a checkpoint after each epoch, made by the first process.
+
+    Args:
+        rank: of this process, from 0.
+        size: number of processes.
+        rendezvous: see `Ddp`.
+        checkpoint: a file, the same for all processes.
+    """
+
+    def __init__(self, rank: int, size: int, rendezvous: Path, *, checkpoint: Path) -> None:
+        super().__init__(rank, size, rendezvous)
+        self._checkpoint = checkpoint
+        self._step = 0
+
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """See `Strategy.begin`."""
+        if self._checkpoint.exists():
+            saved = torch.load(self._checkpoint, weights_only=True)
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            self.steps_done = self._step = saved["step"]
+            self.bytes_sent = saved["bytes_sent"]
+        super().begin(model, optimizer)
+
+    def before_epoch(self, epoch: int) -> None:
+        """Saves what the epoch before has come to."""
+        if epoch == 1 or self._step == self.steps_done:
+            return
+        # All have recorded that epoch: what is resumed from is then known to each of them.
+        dist.all_reduce(torch.zeros(1, device=self._device))
+        if self._rank == 0:
+            draft = self._checkpoint.with_suffix(".new")
+            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            torch.save({**state, "step": self._step, "bytes_sent": self.bytes_sent}, draft)
+            draft.replace(self._checkpoint)
+
+    def after_step(self, loss: Tensor) -> None:  # noqa: ARG002
+        """See `Strategy.after_step`."""
+        self._step += 1
 
 
 class AllreduceEveryH(TorchDistributed):

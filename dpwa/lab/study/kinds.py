@@ -22,6 +22,8 @@ class Start(str, Enum):
     """`dpwa launch`: one process per node, and the server's if the strategy has one."""
     MPI = "mpi"
     """`mpiexec`."""
+    TORCHRUN = "torchrun"
+    """`torchrun`, which starts all processes anew when one fails."""
     IN_MEMORY = "in_memory"
     """One process that holds all nodes."""
     TENSORFLOW = "tensorflow"
@@ -77,6 +79,13 @@ STRATEGIES: dict[str, StrategyKind] = {
             extra="mpi",
         ),
         StrategyKind("ddp", "torch's DistributedDataParallel", splits_batch=True, waits=True),
+        StrategyKind(
+            "ddp_restarts",
+            "the same under torchrun --max-restarts: after a failure all go on from the last epoch's checkpoint",
+            Start.TORCHRUN,
+            splits_batch=True,
+            waits=True,
+        ),
         StrategyKind("allreduce_every_h", "every_steps local steps, then an all-reduce of the parameters", waits=True),
         StrategyKind(
             "custom_data_parallel",

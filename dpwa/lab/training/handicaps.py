@@ -11,7 +11,12 @@ import time
 
 from dpwa.lab.study.settings import Settings
 
-__all__ = ["Handicap", "shares_of_work"]
+__all__ = ["Handicap", "restarts", "shares_of_work"]
+
+
+def restarts() -> int:
+    """How often torchrun has started this process anew: 0 in its first life, and where nobody does so."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 class Handicap:
@@ -21,12 +26,13 @@ class Handicap:
         settings: of the trial.
         number: of the node, from 1.
         crowding: processes per core: with two, a step takes twice as long as it computes.
+        life: how often this process has been started anew: it is killed in its first life only.
     """
 
-    def __init__(self, settings: Settings, number: int, crowding: float) -> None:
+    def __init__(self, settings: Settings, number: int, crowding: float, life: int = 0) -> None:
         slow, kill = settings.slow, settings.kill
         self._factor = slow.factor if slow is not None and slow.node == number else 1.0
-        self._dies_at = kill.at if kill is not None and kill.node == number else None
+        self._dies_at = kill.at if kill is not None and kill.node == number and life == 0 else None
         self._crowding = max(1.0, crowding)
         self._computed_s = 0.0
 

@@ -102,6 +102,9 @@ class Watch(Protocol):
     def begin(self, total_steps: int) -> None:
         """Called before the first step."""
 
+    def resume(self, total_steps: int, steps_done: int) -> None:
+        """Called instead of `begin` by a process that goes on from a checkpoint."""
+
     def stepped(self, step: int, *, epoch: float, loss: torch.Tensor, right: int, count: int) -> None:
         """Called after each step, from 1, with its mean loss, its samples, and how many labels were predicted."""
 
@@ -135,12 +138,18 @@ def steps(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: W
     set_rates = recipe.rates(optimizer, total_steps)
     strategy.total_steps = total_steps
     strategy.begin(task.model, optimizer)
-    watch.begin(total_steps)
+    if strategy.steps_done:
+        watch.resume(total_steps, strategy.steps_done)
+    else:
+        watch.begin(total_steps)
     for step in range(1, total_steps + 1):
         epoch, batch_of_epoch = divmod(step - 1, steps_per_epoch)
         if batch_of_epoch == 0:
-            strategy.before_epoch(epoch + 1)
+            if step > strategy.steps_done:
+                strategy.before_epoch(epoch + 1)
             batches = torch.split(torch.randperm(len(task.shard), generator=order), recipe.batch_size)
+        if step <= strategy.steps_done:
+            continue
         batch = strategy.part_of(batches[batch_of_epoch])
         set_rates(step)
         optimizer.zero_grad()

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from dpwa.errors import InternalError
 from dpwa.lab.study.trial import TrialFolder, step_at
 from dpwa.lab.training.handicaps import Handicap
-from dpwa.lab.training.snapshots import write_snapshot, write_steps
+from dpwa.lab.training.snapshots import read_steps, write_snapshot, write_steps
 
 __all__ = ["Recorder", "StartTimeout"]
 
@@ -92,6 +93,27 @@ class Recorder:
             self._handicap.begin()
         self._started_s = self._clock()
         self._paused_s = 0.0
+
+    def resume(self, total_steps: int, steps_done: int) -> None:
+        """Goes on where the checkpoint is, with the clock of the life before: what was lost and the restart count.
+
+        Raises:
+            InternalError: an earlier life has not written down these steps.
+        """
+        path = self._folder.steps(self._name)
+        found = read_steps(path)
+        if found is None or len(found["loss"]) < steps_done:
+            raise InternalError(f"{path}: expected {steps_done} steps of an earlier life")
+        rows = zip(*(found[name].tolist() for name in ("loss", "right", "count", "end_s")), strict=True)
+        self._steps = list(rows)[:steps_done]
+        self._total_steps, self._step = total_steps, steps_done
+        self._samples = sum(count for _, _, count, _ in self._steps)
+        while self._round < self._rounds and steps_done >= step_at(self._round + 1, self._rounds, total_steps):
+            self._round += 1
+        since_s = time.time() - path.stat().st_mtime
+        self._started_s = self._clock() - float(found["end_s"][-1]) - since_s
+        if self._handicap is not None:
+            self._handicap.begin()
 
     @property
     def training_s(self) -> float:

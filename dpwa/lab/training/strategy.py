@@ -20,11 +20,13 @@ class Strategy:
 
     Attributes:
         bytes_sent: of models or gradients, by this process so far, as they would be on the wire.
+        steps_done: how many were made in earlier lives of this process; `begin` says so where there is a checkpoint.
         total_steps: how many steps this process will make; set by the training loop before `begin`.
         loss: what the steps make smaller; set before the training by whoever knows the trial.
     """
 
     bytes_sent: int = 0
+    steps_done: int = 0
     total_steps: int = 0
     loss: Loss = staticmethod(LOSSES["cross_entropy"])
 
