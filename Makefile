@@ -40,7 +40,7 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest
 
 test-all: $(STAMP)
-	@$(BIN)/python -m pytest -m 'not slow' --hypothesis-profile=thorough
+	@$(BIN)/python -m pytest -m 'not slow'
 
 # Without the heavy tests: they depend on speed and on signals, and coverage takes time and holds a lock where a signal
 # may come. Afterwards, .venv/bin/coverage report shows each file.

@@ -112,6 +112,7 @@ def test_parts_of_parallel_sgd_differ_by_at_most_one_sample(trained):
     assert (counts.max(axis=0) - counts.min(axis=0)).max() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["param_avg", "parallel_sgd"])
 def test_a_killed_process_ends_all_of_them_soon(strategy, tmp_path):
     made = training(strategy, 80, size=2, batch_size=8, n_epochs=100, avg_freq=3)
@@ -122,6 +123,7 @@ def test_a_killed_process_ends_all_of_them_soon(strategy, tmp_path):
     assert not list(tmp_path.glob("trial/*.npz"))
 
 
+@pytest.mark.slow
 def test_a_process_with_an_error_tells_it_and_ends_all_of_them(tmp_path):
     made = training("param_avg", 80, size=2, batch_size=8, n_epochs=100)
     (process,) = start_mpi(tmp_path, {"trial": {**made, "trouble": "raises", "trouble_at": [1, 40]}}, 2)

@@ -107,6 +107,7 @@ def test_a_process_is_killed_in_its_first_life_only():
     Handicap(settings, 1, crowding=1.0, life=1).after_step(9, 10)  # and this process lives on
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.timeout(300)
 def test_under_torchrun_a_killed_process_changes_nothing_but_the_time(tmp_path):

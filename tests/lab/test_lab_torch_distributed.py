@@ -54,6 +54,7 @@ def test_allreduce_every_h_takes_the_exact_mean_every_so_many_steps_and_at_the_e
     assert {int(result.bytes_sent) for result in found} == {3 * allreduce_bytes(AVERAGED_BYTES, SIZE)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "size"), [("ddp", 3), ("allreduce_every_h", 2)])
 def test_when_a_process_is_killed_the_others_fail_soon(strategy, size, tmp_path):
     made = training(strategy, 80, size=size, batch_size=8, n_epochs=1000, every_steps=3)
@@ -68,6 +69,7 @@ def test_when_a_process_is_killed_the_others_fail_soon(strategy, size, tmp_path)
     assert not list(tmp_path.glob("trial/*.npz"))
 
 
+@pytest.mark.slow
 def test_when_a_process_hangs_the_others_fail_after_the_timeout(tmp_path):
     made = training("ddp", 80, size=2, batch_size=8, n_epochs=1000)
     trial = {**made, "trouble": "stopped", "trouble_at": [1, 40], "timeout_s": 3}

@@ -73,7 +73,7 @@ def _saved(folder, **vectors) -> list[SavedModel]:
     for node, vector in vectors.items():
         path = folder / f"{node}.safetensors"
         save_file({"weight": np.array(vector, np.float32), "steps": np.array([7])}, path)
-        found.append(SavedModel(node, path, None, None))
+        found.append(SavedModel(node, path, None, None, None))
     return found
 
 

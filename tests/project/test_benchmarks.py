@@ -60,6 +60,7 @@ def test_exchange_compares_every_transport_and_codec_with_the_limit_and_its_riva
     assert all(cases.keys() == {"0.2 MB"} for cases in found["ratios"].values())
 
 
+@pytest.mark.slow
 def test_overhead_times_steps_with_and_without_dpwa_and_splits_the_trainers_time(tmp_path):
     found = _run(tmp_path, "overhead", "--cases", "digits", "--pairs", "2", "--steps", "20")
     without, with_dpwa = found["rows"]

@@ -13,7 +13,9 @@ import json
 import logging
 import os
 import time
+from asyncio import InvalidStateError
 from collections.abc import Iterable
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,13 @@ class HivemindAveraging(Strategy):
         """
         super().begin(model, optimizer)
         import hivemind  # noqa: PLC0415 - in an environment of its own
+        from hivemind.averaging.allreduce import AllreduceException  # noqa: PLC0415 - see above
+        from hivemind.averaging.matchmaking import MatchmakingException  # noqa: PLC0415 - see above
+        from hivemind.p2p import P2PDaemonError, P2PHandlerError  # noqa: PLC0415 - see above
 
+        # A group that was not found or fell apart, a peer that died: what hivemind itself tries again after.
+        ended = (AssertionError, StopAsyncIteration, CancelledError, InvalidStateError, TimeoutError)
+        self._failures = (AllreduceException, MatchmakingException, P2PDaemonError, P2PHandlerError, *ended)
         self._tensors = averaged_tensors(model)
         self._payload_bytes = sum(tensor.numel() * 4 for tensor in self._tensors)
         self._table = hivemind.DHT(initial_peers=[] if self._rank == 0 else self._addresses(), start=True)
@@ -128,7 +136,7 @@ class HivemindAveraging(Strategy):
             _copy(held, self._tensors)
         try:
             group = self._averager.step(timeout=_GROUP_TIMEOUT_S, allow_retries=False)
-        except Exception as error:  # noqa: BLE001 - of many kinds: a group that fell apart, a peer that died
+        except self._failures as error:
             _logger.warning("hivemind: an average failed: %r", error)
             return
         if group and len(group) > 1:
