@@ -7,18 +7,16 @@ a GPU makes.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from dpwa.config.cluster import ClusterConfig
-from dpwa.exchange.budget import Budget
 from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.service import Service
 from dpwa.interpolation.interpolator import LossSmoother
 from dpwa.methods.base import Method
-from dpwa.methods.checked import factor_of, mass_and_round, plan_of
+from dpwa.methods.checked import factor_of, mass_and_round
 from dpwa.methods.diloco import OuterMomentum
 from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeRequest, ExchangeResult, Outcome, Plan
 from dpwa.node.doubts import Doubts
@@ -26,6 +24,7 @@ from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.farewell import Farewell
 from dpwa.node.joining import Joining
 from dpwa.node.merging import Merging
+from dpwa.node.planning import Planner
 from dpwa.node.pressure import Pressure
 from dpwa.node.publishing import SnapshotPublisher, Taken
 from dpwa.node.record import Record, exchange_fields
@@ -96,11 +95,7 @@ class Boundary:
         self._pressure = Pressure(name, transport.counters.guarded, event)
         self._monotonic_s = context.monotonic_s
         self._peers = tuple(peer.name for peer in config.peers_of(name))
-        self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
         self._smoother = LossSmoother(config.loss_smoothing)
-        self._budget = Budget(
-            config.bandwidth_limit_bytes_per_s, model_bytes=model.layout.total_bytes, most_fraction=config.pull_fraction
-        )
         self._standing = context.standing
         self.farewell = Farewell(name, self._peers, context, service, event)
         self.doubts = Doubts(name, model.own_sections, context.membership, service, event)
@@ -124,6 +119,17 @@ class Boundary:
         self.wait_s = config.wait_s
         """How long the next step may wait for it."""
         self._joining = Joining(context.standing, service, method, has_peers=bool(self._peers))
+        self._planner = Planner(
+            config,
+            name,
+            model_bytes=model.layout.total_bytes,
+            method=method,
+            service=service,
+            joining=self._joining,
+            farewell=self.farewell,
+            monotonic_s=context.monotonic_s,
+            engage=self._engage,
+        )
         # Pairs that have been applied: the node is free for another when a snapshot that holds them is served.
         self._applied_pairs: list[bytes] = []
         self._last: Taken | None = None  # what the next training step is measured from
@@ -154,6 +160,7 @@ class Boundary:
         self.farewell.close()
         self.merging.close()
         self.doubts.close()
+        self._planner.close()
         self._event = _ignore
 
     def advance(self, loss: float | None) -> None:
@@ -230,7 +237,7 @@ class Boundary:
             # A joining node takes the whole model, whatever part the budget had planned; a slow link bears less of it.
             is_whole = result.share > 0.0 and not result.is_shortened
             is_planned = request is not None and not request.joining and is_whole
-            self._budget.spent(result.received_bytes, self._monotonic_s(), complete=is_planned)
+            self._planner.spent(result.received_bytes, complete=is_planned)
         self.farewell.note(result, self._monotonic_s())
         if result.outcome is Outcome.OWN_NOT_FINITE:
             self._warn_of_own_model(result.reason)
@@ -307,7 +314,7 @@ class Boundary:
             if merging.is_frozen or self._let_be():
                 self._merge()
             return  # nothing else is begun any more
-        plan = self._plan()
+        plan = self._planner.next_plan(self.state.clock, in_flight=self.in_flight)
         if plan is None and not (self._service.wanted or self._applied_pairs or self._wants_snapshot):
             return  # nobody would look at it
         mass, round_ = mass_and_round(self._method)
@@ -388,43 +395,12 @@ class Boundary:
     def _wants_snapshot(self) -> bool:
         return self._method.wants_snapshot and bool(self._peers)
 
-    def _plan(self) -> Plan | None:
-        """The exchange to begin at this step boundary."""
-        self._method.clock = self.state.clock
-        pair_rounds = self._method.pair_rounds
-        if pair_rounds != self._service.serving.pair_rounds:
-            self._service.tell(pair_rounds=pair_rounds)
-        if self.in_flight or not self._peers:
-            return None
-        if self._joining.is_on:
-            # What a pair has come to must not be in the staging that the pull fills, nor the pull in a pair's snapshot.
-            return self._joining.plan() if self._method.kind is not ExchangeKind.PAIR or self._engage() else None
-        if self._service.serving.finished:
-            return self._plan_of_the_end()
-        plan = plan_of(self._method, self._rng, self._peers)
-        if plan is None or (plan.kind is ExchangeKind.PAIR and not self._engage()):
-            return None
-        return self._within_budget(plan) if plan.kind is ExchangeKind.PULL else plan
-
-    def _plan_of_the_end(self) -> Plan | None:
-        """What a node that has finished begins: pulls; it only asks beyond its budget, and where it never pulls."""
-        if not self.farewell.may_ask(self._monotonic_s()):
-            return None
-        peers = dict.fromkeys(self.farewell.to_tell, 1.0) or None
-        is_pull = self._method.kind is ExchangeKind.PULL and self._method.exchanges_per_step > 0
-        pull = self._within_budget(Plan(ExchangeKind.PULL, peers=peers)) if is_pull else None
-        return pull or Plan(None, peers=peers)
-
     def _engage(self) -> bool:
         """Keep peers' pairs out until this node's exchange has ended; False while it takes part in one."""
         is_engaged = self._proposals.engage(self._applied_pairs)
         if is_engaged:
             self._applied_pairs = []
         return is_engaged
-
-    def _within_budget(self, plan: Plan) -> Plan | None:
-        fraction = self._budget.next_fraction(self._monotonic_s(), self._service.serving.step_interval_s)
-        return None if fraction is None else replace(plan, fraction=min(fraction, plan.fraction))
 
     def _request(self, plan: Plan, snapshot: Snapshot) -> ExchangeRequest:
         self.in_flight = True

@@ -1,0 +1,111 @@
+"""Which exchange begins at a step boundary: the method's, that of a node that joins, or that of one that has finished.
+
+Must not know: snapshots, the model. Runs in: the trainer's thread.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+from dpwa.config.cluster import ClusterConfig
+from dpwa.exchange.budget import Budget
+from dpwa.exchange.service import Service
+from dpwa.methods.base import Method
+from dpwa.methods.checked import plan_of
+from dpwa.methods.exchange import ExchangeKind, Plan
+from dpwa.node.farewell import Farewell
+from dpwa.node.joining import Joining
+
+__all__ = ["Planner"]
+
+
+class Planner:
+    """Plans the exchanges of one node.
+
+    Args:
+        config: the cluster.
+        name: the node.
+        model_bytes: of a whole model on the wire, without a codec.
+        method: the averaging method.
+        service: says what the peers are told.
+        joining: whether the node still needs a model of theirs.
+        farewell: whom a node that has finished may ask.
+        monotonic_s: the clock.
+        engage: keeps peers' pairs out until this node's exchange has ended; False while it takes part in one.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        name: str,
+        *,
+        model_bytes: int,
+        method: Method,
+        service: Service,
+        joining: Joining,
+        farewell: Farewell,
+        monotonic_s: Callable[[], float],
+        engage: Callable[[], bool],
+    ) -> None:
+        self._method = method
+        self._service = service
+        self._joining = joining
+        self._farewell = farewell
+        self._monotonic_s = monotonic_s
+        self._engage = engage
+        self._peers = tuple(peer.name for peer in config.peers_of(name))
+        self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
+        self._budget = Budget(
+            config.bandwidth_limit_bytes_per_s, model_bytes=model_bytes, most_fraction=config.pull_fraction
+        )
+
+    def close(self) -> None:
+        """Let go of the node."""
+        self._engage = _never
+
+    def spent(self, received_bytes: int, *, complete: bool) -> None:
+        """Note what an exchange has cost; `complete` if all came that had been planned for it."""
+        self._budget.spent(received_bytes, self._monotonic_s(), complete=complete)
+
+    def next_plan(self, clock: float, *, in_flight: bool) -> Plan | None:
+        """The exchange to begin at this step boundary; None for none.
+
+        Args:
+            clock: of the model.
+            in_flight: whether one is still under way.
+        """
+        self._method.clock = clock
+        pair_rounds = self._method.pair_rounds
+        if pair_rounds != self._service.serving.pair_rounds:
+            self._service.tell(pair_rounds=pair_rounds)
+        if in_flight or not self._peers:
+            return None
+        if self._joining.is_on:
+            # What a pair has come to must not be in the staging that the pull fills, nor the pull in a pair's snapshot.
+            return self._joining.plan() if self._method.kind is not ExchangeKind.PAIR or self._engage() else None
+        if self._service.serving.finished:
+            return self._plan_of_the_end()
+        plan = plan_of(self._method, self._rng, self._peers)
+        if plan is None or (plan.kind is ExchangeKind.PAIR and not self._engage()):
+            return None
+        return self._within_budget(plan) if plan.kind is ExchangeKind.PULL else plan
+
+    def _plan_of_the_end(self) -> Plan | None:
+        """What a node that has finished begins: pulls; it only asks beyond its budget, and where it never pulls."""
+        if not self._farewell.may_ask(self._monotonic_s()):
+            return None
+        peers = dict.fromkeys(self._farewell.to_tell, 1.0) or None
+        is_pull = self._method.kind is ExchangeKind.PULL and self._method.exchanges_per_step > 0
+        pull = self._within_budget(Plan(ExchangeKind.PULL, peers=peers)) if is_pull else None
+        return pull or Plan(None, peers=peers)
+
+    def _within_budget(self, plan: Plan) -> Plan | None:
+        fraction = self._budget.next_fraction(self._monotonic_s(), self._service.serving.step_interval_s)
+        return None if fraction is None else replace(plan, fraction=min(fraction, plan.fraction))
+
+
+def _never() -> bool:
+    """The node is closed."""
+    return False
