@@ -149,8 +149,11 @@ config = ClusterConfig.load(os.environ["DPWA_CONFIG"])
 weights = random.Random(name)
 node = Node(config, name, VectorModel([weights.gauss(0, 1) for _ in range(100)]), run_dir=run_dir)
 node.start()
-batches, told = random.Random(7), run_dir / "nodes" / name / "events.jsonl"
-while "same_losses" not in told.read_text() or not node.statistics().blended:
+batches, journals = random.Random(7), [run_dir / "nodes" / each / "events.jsonl" for each in ("w1", "w2")]
+# Until both have noticed: whoever has finished makes no steps any more that the other one could compare its own with.
+while not (
+    all(told.exists() and "same_losses" in told.read_text() for told in journals) and node.statistics().blended
+):
     for _ in range(10):
         node.step(2.0 + batches.gauss(0, 0.3))
 print("finish returned", node.finish(), flush=True)
