@@ -482,12 +482,85 @@ def test_progress_is_a_bar_in_a_terminal_and_lines_elsewhere(is_terminal: bool, 
     console = Console(file=output, force_terminal=is_terminal, width=150)
     with RunProgress(console, 3, 1) as progress:
         progress.begin("pull (seed 0)", None)
-        progress.update(0.5, 60.0)
+        progress.update("pull (seed 0)", 0.5, 60.0)
         progress.end("pull (seed 0)", "done", 120.0)
     shown = output.getvalue()
     assert "[2/3] pull (seed 0): done; about 2 min left" in shown
     assert "pull (seed 0): 50%; about 60 s left" in shown
     assert ("[2/3] pull (seed 0): started\n" in shown) is not is_terminal
+
+
+def test_trials_side_by_side_have_their_own_numbers_and_shares() -> None:
+    output = io.StringIO()
+    with RunProgress(Console(file=output, width=150), 4, 1) as progress:
+        progress.begin("a", None)
+        progress.begin("b", None)
+        progress.end("b", "done")
+        progress.begin("c", None)
+        progress.end("a", "done")
+        progress.end("c", "done")
+    lines = output.getvalue().splitlines()
+    assert lines == [
+        "[2/4] a: started",
+        "[3/4] b: started",
+        "[3/4] b: done",
+        "[4/4] c: started",
+        "[2/4] a: done",
+        "[4/4] c: done",
+    ]
+
+
+class AtWork:
+    """Stands for the programs of a run: counts how many trials are under way, and can fail in one."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.now = self.most = 0
+        self.begun: list[str] = []
+        self._failing = failing
+
+    async def __call__(self, trial: Trial, _progress: RunProgress) -> tuple[running.TrialOutcome, Ended]:
+        self.begun.append(trial.title)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        self.now -= 1
+        if trial.title == self._failing:
+            raise ConfigError("out of ports")
+        return running.TrialOutcome(trial, "done", accuracy=0.5), Ended(0, 1.0)
+
+
+async def has_data(_console: Console) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("more", "cores", "expected"),
+    [("engine: in_memory\n", 2, 2), ("engine: in_memory\n", 3, 3), ("", 2, 1), ("engine: in_memory\ncores: 1\n", 2, 1)],
+)
+def test_trials_in_virtual_time_share_the_cores_and_others_have_them_alone(
+    monkeypatch, tmp_path, more: str, cores: int, expected: int
+) -> None:
+    monkeypatch.setattr(running, "machine_cores", lambda: cores)
+    study = Study.load(written(f"seeds: 5\nstrategies: [pull]\n{more}"))
+    runner, at_work = Runner(study, study.trials(), tmp_path / "run"), AtWork()
+    monkeypatch.setattr(runner, "_run_trial", at_work)
+    monkeypatch.setattr(runner, "_has_data", has_data)
+    assert runner.run(Console(file=io.StringIO())) == 0
+    assert len(at_work.begun) == 5
+    assert at_work.most == expected
+
+
+def test_after_an_error_no_other_trial_begins(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(running, "machine_cores", lambda: 2)
+    study = Study.load(written("seeds: 9\nstrategies: [pull]\nengine: in_memory\n"))
+    runner, at_work = Runner(study, study.trials(), tmp_path / "run"), AtWork(failing="pull (seed 1)")
+    monkeypatch.setattr(runner, "_run_trial", at_work)
+    monkeypatch.setattr(runner, "_has_data", has_data)
+    with pytest.raises(ConfigError, match="out of ports"):
+        runner.run(Console(file=io.StringIO()))
+    assert len(at_work.begun) <= 3
+    assert at_work.now == 0, "nothing is left at work"
 
 
 def test_the_last_lines_of_a_log_are_the_last(tmp_path: Path) -> None:

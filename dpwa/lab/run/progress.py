@@ -31,7 +31,8 @@ class RunProgress:
         self._console = console
         self._total = total
         self._done = done
-        self._title = ""
+        self._shares: dict[str, float] = {}  # of the trials under way, by title
+        self._numbers: dict[str, int] = {}
         self._last_line_s = time.monotonic()
         self._bar: Progress | None = None
         if console.is_terminal:
@@ -65,25 +66,29 @@ class RunProgress:
             title: of the trial.
             left_s: seconds until all trials are done; None if unknown, here and below.
         """
-        self._title = title
         self._last_line_s = time.monotonic()
+        self._numbers[title] = self._done + len(self._shares) + 1
         if self._bar is None:
-            self.say(f"[{self._done + 1}/{self._total}] {title}: started{_left(left_s)}")
-        self.update(0.0, left_s)
+            self.say(f"[{self._numbers[title]}/{self._total}] {title}: started{_left(left_s)}")
+        self.update(title, 0.0, left_s)
 
-    def update(self, share: float, left_s: float | None) -> None:
-        """This share of the trial is done, 0..1."""
-        text = f"{self._title}: {share:.0%}{_left(left_s)}"
+    def update(self, title: str, share: float, left_s: float | None) -> None:
+        """This share of a trial is done, 0..1."""
+        self._shares[title] = share
         if self._bar is not None:
-            self._bar.update(self._task, description=text, completed=self._done)
+            texts = [f"{each}: {done:.0%}" for each, done in self._shares.items()]
+            self._bar.update(self._task, description=f"{', '.join(texts)}{_left(left_s)}", completed=self._done)
         elif time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = time.monotonic()
-            self.say(f"[{self._done + 1}/{self._total}] {text}")
+            for each, done in self._shares.items():
+                self.say(f"[{self._numbers[each]}/{self._total}] {each}: {done:.0%}{_left(left_s)}")
 
     def end(self, title: str, outcome: str, left_s: float | None = None) -> None:
         """A trial has ended, with this outcome."""
         self._done += 1
-        self.say(f"[{self._done}/{self._total}] {title}: {outcome}{_left(left_s)}")
+        self._shares.pop(title, None)
+        number = self._numbers.pop(title, self._done)
+        self.say(f"[{number}/{self._total}] {title}: {outcome}{_left(left_s)}")
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
 

@@ -1,4 +1,7 @@
-"""Runs the trials of a study, one after the other, and evaluates each when its processes have ended.
+"""Runs the trials of a study, and evaluates each when its processes have ended.
+
+Trials whose times count have the machine to themselves, one after the other. Those in virtual time need one core each:
+as many run side by side as there are cores.
 
 Finished trials are kept, so that an interrupted run can be continued. A trial that fails is reported, and the others
 still run.
@@ -14,6 +17,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +136,12 @@ class Runner:
 
     def seconds_left(self) -> float | None:
         """About how long these will take; None until a similar trial has finished."""
-        return self._pace.seconds(self.waiting())
+        return self._seconds_of(self.waiting())
+
+    def _seconds_of(self, trials: Sequence[Trial], running: tuple[Trial, float] | None = None) -> float | None:
+        shared = self._pace.seconds([trial for trial in trials if _shares_machine(trial)], running)
+        alone = self._pace.seconds([trial for trial in trials if not _shares_machine(trial)], running)
+        return None if shared is None or alone is None else shared / self._cores + alone
 
     def run(self, console: Console) -> int:
         """Runs the trials that have no result yet.
@@ -180,7 +189,29 @@ class Runner:
                         f"some of them were made by {', '.join(others)}, not by {commit()}: a report needs --mixed; to "
                         f"run them again, remove their folders in {shown_path(self.folder.path / 'trials')}"
                     )
-                return [await self._outcome(trial, progress) for trial in self._trials]
+                outcomes = []
+                for is_shared, group in groupby(self._trials, _shares_machine):
+                    outcomes += await self._side_by_side(list(group), self._cores if is_shared else 1, progress)
+                return outcomes
+
+    async def _side_by_side(self, trials: Sequence[Trial], most: int, progress: RunProgress) -> list[TrialOutcome]:
+        """One outcome per trial, of which so many run at a time. After an error or a signal no other begins."""
+        room, errors = asyncio.Semaphore(most), list[BaseException]()
+
+        async def outcome(trial: Trial) -> TrialOutcome | None:
+            async with room:
+                if errors:
+                    return None
+                try:
+                    return await self._outcome(trial, progress)
+                except BaseException as error:
+                    errors.append(error)
+                    raise
+
+        tasks = [asyncio.create_task(outcome(trial)) for trial in trials]
+        await asyncio.wait(tasks)  # also after an error: nothing may be left at work
+        found = [task.result() for task in tasks]
+        return [each for each in found if each is not None]
 
     def _other_commits(self) -> list[str]:
         """The commits that made the kept results, other than the present one."""
@@ -251,15 +282,16 @@ class Runner:
         folder = self.folder.empty(trial)
         prepare(trial, folder, self._study.folder)
         expected_s, deadline_s = self._pace.seconds([trial]), self._pace.deadline_s(trial)
+        evaluating = 1 if _shares_machine(trial) else self._cores
         later = [other for other in self.waiting() if other != trial]
 
         def on_wait(elapsed_s: float) -> None:
             share = min(1.0, newest_round(folder) / trial.rounds)
             whole_s = elapsed_s / share if share >= _SHARE_TO_TRUST else expected_s
             left_s = None
-            if whole_s is not None and (later_s := self._pace.seconds(later, (trial, whole_s))) is not None:
+            if whole_s is not None and (later_s := self._seconds_of(later, (trial, whole_s))) is not None:
                 left_s = max(0.0, whole_s - elapsed_s) + later_s
-            progress.update(share, left_s)
+            progress.update(trial.title, share, left_s)
 
         with held_to(trial.settings.cores):
             ended = await self._programs.run(
@@ -272,7 +304,7 @@ class Runner:
         reason = _reason(ended, deadline_s, folder)
         evaluated = await self._programs.run(
             evaluation_command(folder, exit_code=ended.exit_code, reason=reason, wall_s=ended.wall_s),
-            self._environment(self._cores),
+            self._environment(evaluating),
             log=folder.output_log,
             deadline_s=deadline_s,
         )
@@ -313,6 +345,11 @@ class Runner:
                     words.append(f"{len(reasons)} {status}: {reasons[0]}")
             _print(console, f"{label:{width}}  {'; '.join(words)}")
         _print(console, f"Report: dpwa lab report {shown_path(self.folder.path)}")
+
+
+def _shares_machine(trial: Trial) -> bool:
+    """Whether others may run beside it: its times are virtual, and it needs one core."""
+    return trial.start is Start.IN_MEMORY and trial.settings.cores is None
 
 
 def _print(console: Console, line: str) -> None:

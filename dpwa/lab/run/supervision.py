@@ -1,4 +1,4 @@
-"""Programs of a run, one at a time: each to its end, to its deadline, or until the user ends the run.
+"""Programs of a run: each to its end, to its deadline, or until the user ends the run.
 
 The supervisor of `dpwa launch` starts and ends them, so nothing of a program's process group outlives it.
 
@@ -52,7 +52,7 @@ class Ended:
 
 
 class Programs:
-    """Runs programs, one at a time.
+    """Runs programs, several at a time if it is asked to.
 
     Args:
         grace_s: how long a clean end may take after SIGTERM, in seconds.
@@ -61,13 +61,13 @@ class Programs:
     def __init__(self, grace_s: float = _GRACE_S) -> None:
         self._grace_s = grace_s
         self._signal: int | None = None
-        self._at_work: Supervisor | None = None
+        self._at_work: list[Supervisor] = []
 
     def end(self, signal_number: int) -> None:
-        """Ends the program at work, and every later `run`. A second call, a moment later, kills at once."""
+        """Ends the programs at work, and every later `run`. A second call, a moment later, kills at once."""
         self._signal = self._signal or signal_number
-        if self._at_work is not None:
-            self._at_work.stop()
+        for supervisor in self._at_work:
+            supervisor.stop()
 
     async def run(
         self,
@@ -96,17 +96,18 @@ class Programs:
         started_s = time.monotonic()
         is_late = False
         command = NodeCommand("", tuple(argv), environment, log)
-        self._at_work = Supervisor([command], grace_s=self._grace_s, on_line=on_line)
-        running = asyncio.create_task(self._at_work.run())
+        supervisor = Supervisor([command], grace_s=self._grace_s, on_line=on_line)
+        self._at_work.append(supervisor)
+        running = asyncio.create_task(supervisor.run())
         try:
             while not (await asyncio.wait({running}, timeout=_POLL_S))[0]:
                 elapsed_s = time.monotonic() - started_s
                 if elapsed_s > deadline_s and not is_late:
                     is_late = True
-                    self._at_work.stop()
+                    supervisor.stop()
                 on_wait(elapsed_s)
         finally:
-            self._at_work = None
+            self._at_work.remove(supervisor)
         self._check_signal()
         (end,) = running.result()
         return Ended(end.exit_code, time.monotonic() - started_s, end.reason, is_late)
