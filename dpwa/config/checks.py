@@ -72,11 +72,12 @@ def _node_problems(config: ClusterConfig) -> Iterator[Problem]:
         if first != index:
             text = f"nodes[{first}] has port {node.port} of this host too; give each its own"
             yield Problem(("nodes", index, "port"), text)
-        if not config.insecure and not hosts.is_loopback(node.host):
+        if not (config.insecure or config.keys) and not hosts.is_loopback(node.host):
             yield Problem(
                 ("nodes", index, "host"),
-                f'"{node.host}" is reached over a network, but there is no encryption yet: whoever reaches the port '
-                f"can read and poison the model; where you trust the whole network, write insecure: true",
+                f'"{node.host}" is reached over a network, and without keys whoever reaches the port can read and '
+                f"poison the model; write `keys: keys` and run `dpwa keys init` on this file, or write insecure: true "
+                f"where you trust the whole network",
             )
 
 

@@ -133,6 +133,8 @@ def _links(config: ClusterConfig) -> str:
         "int8": "as int8 with a scale per block",
     }
     text = words[config.codec]
+    if config.keys is not None:
+        text += f"; encrypted, among those whose keys are in {config.keys}"
     if config.shared_memory == "auto":
         text += "; between nodes of one host and user by shared memory"
     if config.pull_fraction < 1:
@@ -157,10 +159,10 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
         yield from _limit_warnings(config, is_networked=bool(networked))
     if not local_names:
         yield "no node of this file belongs to this host; `dpwa launch` would need --node NAME"
-    if networked:
+    if networked and config.keys is None:
         yield (
             "nodes talk over a network without encryption or authentication; use it only where you trust everyone "
-            "who can reach their ports"
+            "who can reach their ports, or write `keys: keys` and run `dpwa keys init`"
         )
     if networked and len(networked) < len(config.nodes):
         yield "some nodes have a loopback address, which nodes on other hosts cannot reach"

@@ -130,6 +130,11 @@ class _PlainKeys(Options):
             OTHER_VALUES: {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "raw", "none": "raw"}
         },
     )
+    keys: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder with the keys that `dpwa keys init` makes: links are encrypted, and nobody else gets in.",
+    )
     shared_memory: Literal["auto", "off"] = Field(
         "auto", description="Whether nodes of one host and user read each other's snapshots from shared memory."
     )
@@ -164,7 +169,7 @@ class _PlainKeys(Options):
     )
     insecure: bool = Field(
         False,  # noqa: FBT003 - the default of a field
-        description="Must be true when nodes talk over a network, because nothing is encrypted or authenticated yet.",
+        description="Must be true when nodes talk over a network without keys: anybody gets in, and can listen.",
     )
 
 

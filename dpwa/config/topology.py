@@ -132,12 +132,14 @@ class TopologyOptions(Options):
 
 
 def with_folder(values: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """Values of a cluster file in which the paths of matrices no longer depend on the current folder.
+    """Values of a cluster file in which the paths of matrices and keys no longer depend on the current folder.
 
     Args:
         values: keys and values of a cluster file, which may be wrong.
         folder: where the file lies.
     """
+    if "keys" in values:
+        values = {**values, "keys": _absolute(values["keys"], folder)}
     topology = values.get("topology")
     if not isinstance(topology, Mapping):
         return values

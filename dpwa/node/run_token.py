@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
-import stat
 from pathlib import Path
 
 from dpwa.errors import ConfigError
+from dpwa.transport.secret_files import read_secret, write_secret
 
 __all__ = ["TOKEN_FILE", "make_token", "run_in_requests"]
 
@@ -32,13 +31,11 @@ def make_token(folder: Path) -> None:
         ConfigError: it cannot be written.
     """
     try:
-        descriptor = os.open(folder / TOKEN_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(_TOKEN_BYTES))
+        write_secret(folder / TOKEN_FILE, secrets.token_bytes(_TOKEN_BYTES))
     except FileExistsError:
         return
-    except OSError as error:
-        raise ConfigError(f"run folder {folder}: cannot be written: {error}; name another with --run-dir") from error
+    except ConfigError as error:
+        raise ConfigError(f"run folder {folder}: {error}; name another with --run-dir") from error
 
 
 def run_in_requests(run_id: str, folder: Path | None) -> str:
@@ -58,23 +55,8 @@ def run_in_requests(run_id: str, folder: Path | None) -> str:
 
 
 def _read_token(path: Path) -> bytes | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error}); start the node as the user who started the run"
-        ) from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        is_secret = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-        if not is_secret:
-            raise ConfigError(
-                f"{path}: expected a file of this user that nobody else can read, got mode "
-                f"{stat.filemode(status.st_mode)} of user {status.st_uid}; end the run and start it in a new folder"
-            )
-        token = file.read(_TOKEN_BYTES + 1)
-    if len(token) != _TOKEN_BYTES:
-        raise ConfigError(f"{path}: expected {_TOKEN_BYTES} bytes; end the run and start it in a new folder")
+    advice = "end the run and start it in a new folder"
+    token = read_secret(path, _TOKEN_BYTES, advice)
+    if token is not None and len(token) != _TOKEN_BYTES:
+        raise ConfigError(f"{path}: expected {_TOKEN_BYTES} bytes; {advice}")
     return token

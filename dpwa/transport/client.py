@@ -208,6 +208,8 @@ class ZmqClient:
             if failure is None:
                 connection.made()
                 return connection
+            if self._links.curve is not None:
+                self._links.curve.failed(peer)
             if not is_first or time.monotonic() + _RETRY_S >= deadline_s:
                 host, port = self._addresses[peer]
                 raise PeerUnreachable(peer, f"no connection to {host}:{port}{failure}")

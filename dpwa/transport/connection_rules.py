@@ -26,6 +26,10 @@ _IDLE_S = 300.0
 
 # Two heartbeats a second, of 9 bytes, and answers to such.
 _HEARTBEAT_BYTES_PER_S = 40
+_SEALED_HEARTBEAT_BYTES_PER_S = 110
+
+# What CURVE puts around each frame: a word, a nonce, a checksum and flags (rfc.zeromq.org/spec/26).
+_SEAL_BYTES = 33
 
 # A legal request has at most 4 KiB, and few are under way. Every byte that was not read yet, or is part of a message
 # that is not complete, may cost 35 bytes of memory: ZeroMQ holds a message for each frame, and a frame may be empty.
@@ -43,8 +47,14 @@ _MAX_COPIES_BYTES = 24 << 20
 _MAX_REPLACED = 2
 
 
-def framed_bytes(size: int) -> int:
-    """How many bytes a frame of this size takes on a connection: ZMTP 3 puts 2 before short ones, 9 before others."""
+def framed_bytes(size: int, *, is_sealed: bool = False) -> int:
+    """How many bytes a frame of this size takes on a connection: ZMTP 3 puts 2 before short ones, 9 before others.
+
+    Args:
+        size: of the frame.
+        is_sealed: the connection is encrypted.
+    """
+    size += _SEAL_BYTES if is_sealed else 0
     return size + (2 if size < 256 else 9)
 
 
@@ -63,6 +73,8 @@ class Cause(str, Enum):
     """It asked for snapshots and did not read them, or not in time."""
     HOLDING = "holding"
     """It held a snapshot whose buffer this node needed, and made no progress."""
+    STRANGER = "stranger"
+    """Its key is nobody's who may connect."""
     DESCRIPTORS = "descriptors"
     """The process had no file descriptor left for it."""
 
@@ -73,6 +85,7 @@ class PeerConnection:
 
     Attributes:
         accepted_s: monotonic time.
+        is_sealed: it is encrypted.
         identity: by which ZeroMQ names it; None before its first message.
         last_request_s: when it last sent a request that was answered or is waited for; None if never.
         has_completed: whether it has fetched a whole snapshot at least once.
@@ -88,6 +101,7 @@ class PeerConnection:
     """
 
     accepted_s: float
+    is_sealed: bool = False
     identity: bytes | None = None
     last_request_s: float | None = None
     has_completed: bool = False
@@ -110,7 +124,8 @@ class PeerConnection:
         """Take what TCP has counted on it so far."""
         more_bytes = received_bytes - self.received_bytes - (self.read_bytes - self._measured_read_bytes)
         if more_bytes or self.unexplained_bytes:
-            heartbeats = _HEARTBEAT_BYTES_PER_S * (now_s - self._measured_s)
+            bytes_per_s = _SEALED_HEARTBEAT_BYTES_PER_S if self.is_sealed else _HEARTBEAT_BYTES_PER_S
+            heartbeats = bytes_per_s * (now_s - self._measured_s)
             self.unexplained_bytes = max(0.0, self.unexplained_bytes + more_bytes - heartbeats)
         self.received_bytes, self._measured_read_bytes, self._measured_s = received_bytes, self.read_bytes, now_s
         if acked_bytes - self._acked_of_others == self.acked_bytes == self.sent_bytes:

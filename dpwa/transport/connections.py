@@ -61,9 +61,13 @@ class Connections:
         context: of the socket.
         router: the socket, not bound yet, so that no connection is missed.
         port: that it will listen on.
+        is_sealed: connections are encrypted.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes], port: int) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes], port: int, *, is_sealed: bool = False
+    ) -> None:
+        self.is_sealed = is_sealed
         self._router = router
         self._port = port
         address = f"inproc://dpwa-connections-{id(router)}"
@@ -184,7 +188,7 @@ class Connections:
                 return False
             return True  # it has gone already
         if own is not None:
-            connection = PeerConnection(now_s)
+            connection = PeerConnection(now_s, self.is_sealed)
             self._by_descriptor[descriptor] = connection
             self._sockets[connection] = own
         return True

@@ -45,6 +45,8 @@ _WARNINGS = {
     "peer on a slow link, raise timeout_ms, or set codec, pull_fraction or bandwidth_limit",
     Cause.HOLDING: "somebody holds the buffers of old snapshots and makes no progress; such connections are closed "
     "when their buffers are needed. If it is a peer on a slow link, raise timeout_ms, or set codec or pull_fraction",
+    Cause.STRANGER: "somebody without a key of this cluster knocks; nobody is let in without one. If it is a node of "
+    "yours, its key is not in this machine's allowed.yaml",
     Cause.DESCRIPTORS: "this process has no file descriptor left, and lets nobody in while that lasts; training goes "
     "on. Raise the limit (ulimit -n), or use fewer files and workers",
 }
@@ -99,7 +101,7 @@ class Door:
         self._is_engaged = is_engaged
         self._rules = ConnectionRules(most=most, transfer_s=transfer_s)
         self._next_look_s = 0.0
-        self.connections = Connections(context, router, port)
+        self.connections = Connections(context, router, port, is_sealed=links.curve is not None)
         self._listener = Listener(router, name=name, host=host, port=port, links=links)
         try:
             self._listener.open()

@@ -34,6 +34,7 @@ from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.transport.connection_rules import Cause, PeerConnection, framed_bytes
 from dpwa.transport.door import Door, most_connections
 from dpwa.transport.doorbell import Doorbell
+from dpwa.transport.gate import Gate
 from dpwa.transport.sending import RxCounters, Sender
 from dpwa.transport.sockets import Links, router
 from dpwa.transport.transfers import Transfer, TransferRules, Waiting
@@ -148,7 +149,10 @@ class RxThread(WorkerThread):
     # --- Rx thread ------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        with contextlib.closing(router(self._context, self._links.curve)) as socket:
+        with contextlib.ExitStack() as closed, contextlib.closing(router(self._context, self._links.curve)) as socket:
+            gate = self._gate()  # before anybody can come: ZeroMQ refuses those about whom it can ask nobody
+            if gate is not None:
+                closed.callback(gate.close)
             door = Door(
                 self._context,
                 socket,
@@ -165,22 +169,33 @@ class RxThread(WorkerThread):
                 self._door = door
                 self._sender = Sender(socket, door, self._service, self.counters, self._peers.forget)
                 self._ready.set()
-                self._serve(socket)
+                self._serve(socket, gate)
+
+    def _gate(self) -> Gate | None:
+        """Answers whose keys are let in; None without encryption."""
+        curve = self._links.curve
+        if curve is None:
+            return None
+        return Gate(self._context, curve.name_of, lambda: self._door.happened(Cause.STRANGER))
 
     def _end(self) -> None:
         self._ready.set()  # also for a start that failed
         self._peers.clear()  # the door knows it, too, and each transfer holds a snapshot
 
-    def _serve(self, socket: zmq.Socket[bytes]) -> None:
+    def _serve(self, socket: zmq.Socket[bytes], gate: Gate | None) -> None:
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
         poller.register(self._bell.fileno(), zmq.POLLIN)
         poller.register(self._door.connections.monitor, zmq.POLLIN)
+        if gate is not None:
+            poller.register(gate.socket, zmq.POLLIN)
         while True:
             poller.poll(self._wait_ms())
             self._bell.silence()
             if self._stopping:
                 return
+            if gate is not None:
+                gate.answer_all()
             self._receive_all(socket)
             self._answer_waiting()
             now_s = time.monotonic()
@@ -199,7 +214,7 @@ class RxThread(WorkerThread):
 
     def _receive_all(self, socket: zmq.Socket[bytes]) -> None:
         """Take what is there; bounded, so that a flood cannot keep the thread from its deadlines and its stop."""
-        end_s = time.monotonic() + _TURN_S
+        end_s, is_sealed = time.monotonic() + _TURN_S, self._links.curve is not None
         is_readable = bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLIN)  # ten times as fast as an `Again`
         while is_readable and (now_s := time.monotonic()) < end_s:
             try:
@@ -207,10 +222,10 @@ class RxThread(WorkerThread):
             except zmq.Again:
                 return
             frame = rest = socket.recv(copy=False)
-            read_bytes = framed_bytes(len(frame))
+            read_bytes = framed_bytes(len(frame), is_sealed=is_sealed)
             while rest.more:
                 rest = socket.recv(copy=False)
-                read_bytes += framed_bytes(len(rest))
+                read_bytes += framed_bytes(len(rest), is_sealed=is_sealed)
             self._receive(identity, frame, read_bytes, now_s)
 
     def _receive(self, identity: bytes, frame: zmq.Frame, read_bytes: int, now_s: float) -> None:
@@ -225,6 +240,8 @@ class RxThread(WorkerThread):
                 raise RemoteProtocolError("?", "request of several frames, expected 1")
             message = decode(frame.bytes, "?")
             if isinstance(message, PullRequest | Propose | Settle):
+                if self._links.curve is not None and frame.get("User-Id") != message.node:
+                    raise RemoteProtocolError("?", "a request in the name of a node that has another key")
                 self._request(identity, message, now_s)
             elif isinstance(message, More):
                 self._more(identity, message, now_s)

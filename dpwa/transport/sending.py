@@ -111,7 +111,9 @@ class Sender:
                 self._door.end(connection, Cause.UNREAD)
             return False
         if connection is not None:
-            connection.sent_bytes += sum(framed_bytes(len(frame)) for frame in frames[1:])
+            connection.sent_bytes += sum(
+                framed_bytes(len(frame), is_sealed=connection.is_sealed) for frame in frames[1:]
+            )
         return True
 
 

@@ -12,12 +12,14 @@ import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import zmq
 
 from dpwa.errors import DpwaError
 from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_WINDOW
+from dpwa.transport.gate import ZAP_DOMAIN
 from dpwa.transport.names import HostNames
 
 try:
@@ -26,6 +28,7 @@ except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 __all__ = [
+    "Curve",
     "CurveKeys",
     "Links",
     "close_inherited",
@@ -62,12 +65,36 @@ _COMMON: dict[int, int] = {
 }
 
 
-@dataclass(frozen=True)
-class CurveKeys:
-    """Keys for encrypted links. They hide the traffic; who may connect is another matter, and not decided here.
+class Curve(Protocol):
+    """Keys for encrypted links, and whose they are. All in ZeroMQ's text form, as `zmq.curve_keypair` makes them.
 
     Attributes:
-        public: this node's public key, as `zmq.curve_keypair` makes it.
+        public: this node's public key.
+        secret: its secret key.
+    """
+
+    @property
+    def public(self) -> bytes: ...  # noqa: D102
+
+    @property
+    def secret(self) -> bytes: ...  # noqa: D102
+
+    def name_of(self, public: bytes) -> str | None:
+        """Whose key this is; None if it is nobody's who may connect. Safe in any thread."""
+
+    def server_key(self, peer: str) -> bytes:
+        """The public key to expect of a peer. Safe in any thread."""
+
+    def failed(self, peer: str) -> None:
+        """No connection to a peer was made with that key. Safe in any thread."""
+
+
+@dataclass(frozen=True)
+class CurveKeys:
+    """Keys that never change; see `Curve`.
+
+    Attributes:
+        public: this node's public key.
         secret: its secret key.
         peers: each peer's public key.
     """
@@ -75,6 +102,17 @@ class CurveKeys:
     public: bytes
     secret: bytes = field(repr=False)
     peers: Mapping[str, bytes]
+
+    def name_of(self, public: bytes) -> str | None:
+        """See `Curve.name_of`."""
+        return next((name for name, key in self.peers.items() if key == public), None)
+
+    def server_key(self, peer: str) -> bytes:
+        """See `Curve.server_key`."""
+        return self.peers[peer]
+
+    def failed(self, peer: str) -> None:
+        """See `Curve.failed`: there is no other."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +127,7 @@ class Links:
 
     listen: str | None = None
     peers: Mapping[str, str] = field(default_factory=dict)
-    curve: CurveKeys | None = None
+    curve: Curve | None = None
 
 
 def require_libzmq() -> None:
@@ -150,7 +188,7 @@ def endpoint(host: str, port: int) -> str:
         names.close()
 
 
-def router(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None = None) -> zmq.Socket[bytes]:
+def router(context: zmq.Context[zmq.Socket[bytes]], curve: Curve | None = None) -> zmq.Socket[bytes]:
     """The socket that serves: a vanished or stuck peer is an error at once, never a silent drop or a wait."""
     made = context.socket(zmq.ROUTER)
     _configure(
@@ -166,12 +204,14 @@ def router(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None = No
         },
     )
     if curve is not None:
+        made.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        made.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without somebody to ask (`gate.py`) nobody gets in
         made.setsockopt(zmq.CURVE_SERVER, 1)
         made.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
     return made
 
 
-def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None, peer: str) -> zmq.Socket[bytes]:
+def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: Curve | None, peer: str) -> zmq.Socket[bytes]:
     """The socket that pulls from one peer: queues nothing until it is connected, and connects once.
 
     Raises:
@@ -191,7 +231,7 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: CurveKeys | None, pee
         },
     )
     if curve is not None:
-        made.setsockopt(zmq.CURVE_SERVERKEY, curve.peers[peer])
+        made.setsockopt(zmq.CURVE_SERVERKEY, curve.server_key(peer))
         made.setsockopt(zmq.CURVE_PUBLICKEY, curve.public)
         made.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
     return made

@@ -5,11 +5,13 @@ Runs in: the trainer's thread; the work is done in the two threads.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import zmq
 
@@ -21,6 +23,7 @@ from dpwa.transport.client import ZmqClient
 from dpwa.transport.copy_waiter import CopyWaiter
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.interface import Ends
+from dpwa.transport.key_folder import KeyFolder
 from dpwa.transport.rx import RxThread
 from dpwa.transport.segments import Segments
 from dpwa.transport.sockets import Links, close_inherited, keep_freed_memory, raise_descriptor_limit, require_libzmq
@@ -29,8 +32,17 @@ from dpwa.transport.worker_thread import WorkerThread
 
 __all__ = ["ZmqTransport"]
 
+_logger = logging.getLogger("dpwa")
+
 # The longest that one wait for a thread takes; it ends with the thread.
 _LONG_S = 3600.0
+
+
+def _links(config: ClusterConfig, name: str) -> Links:
+    """The ways to the peers that the cluster file asks for."""
+    if config.keys is None:
+        return Links()
+    return Links(curve=KeyFolder(Path(config.keys), name, [peer.name for peer in config.peers_of(name)]))
 
 
 class ZmqTransport:
@@ -46,13 +58,14 @@ class ZmqTransport:
     def __init__(self, config: ClusterConfig, name: str, wiring: Ends, links: Links | None = None) -> None:
         require_libzmq()
         raise_descriptor_limit()
-        links = links or Links()
+        links = links or _links(config, name)
         own = config.node(name)
         addresses = {peer.name: (peer.host, peer.port) for peer in config.peers_of(name)}
         # A context of its own, not the process-wide one: tests and studies run several nodes in one process.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._name = name
         self._port = own.port
+        self._is_open = links.curve is None and not hosts.is_loopback(own.host)
         neighbours = [
             peer.name for peer in config.peers_of(name) if hosts.address_key(peer.host) == hosts.address_key(own.host)
         ]
@@ -100,6 +113,13 @@ class ZmqTransport:
     def start(self) -> None:
         """See `Transport.start`."""
         keep_freed_memory()
+        if self._is_open:
+            _logger.warning(
+                "node %s serves beyond this machine without keys (insecure: true): whoever reaches port %d can read "
+                "and poison the model; docs/configuration.md says how to make keys",
+                self._name,
+                self._port,
+            )
         _open_transports.add(self)
         self._rx.start()
         self._tx.start()

@@ -252,7 +252,7 @@ def test_names_are_safe_as_names_of_folders(name):
 def test_a_host_in_the_network_needs_the_word_that_admits_it():
     text = "nodes: [{name: a, port: 1, host: 192.168.1.5}]\n"
     (problem,) = problems_of(text)
-    assert "no encryption yet" in problem
+    assert "without keys whoever reaches the port" in problem
     assert "insecure: true" in problem
     assert ClusterConfig.from_text(text + "insecure: true").insecure
 

@@ -103,7 +103,7 @@ def test_a_token_that_is_no_secret_is_refused_in_words(tmp_path, harm):
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot be written: .*; name another with --run-dir"):
+    with pytest.raises(ConfigError, match=r"cannot be written .*; name another with --run-dir"):
         make_token(tmp_path / "missing")
 
 
