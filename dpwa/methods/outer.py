@@ -193,7 +193,7 @@ class OuterOptimizer:
         by mu (mean of m) + beta mean(D) whatever gamma is.
 
         Args:
-            theta: the own model after its local steps, as in the constructor.
+            theta: this node's model after its local steps, as in the constructor.
             theta_difference: the peer's theta - this theta, in float32 (float64 for float64).
             anchor_difference: the peer's phi - the present one of this node, in the same types.
             out: receives the increments, new phi - theta, in the same types. May be the arrays of one of the others.

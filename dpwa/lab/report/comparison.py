@@ -22,7 +22,7 @@ def difference(row: RowSummary, base: RowSummary) -> Estimate | None:
 
 
 def base_of(row: RowSummary, summary: Summary) -> RowSummary | None:
-    """The row that this one is compared with; None for none."""
+    """The row that this one is compared with; None if there is none."""
     return next((other for other in summary.rows if other.name == row.compare_with), None)
 
 
