@@ -282,7 +282,6 @@ class Runner:
         folder = self.folder.empty(trial)
         prepare(trial, folder, self._study.folder)
         expected_s, deadline_s = self._pace.seconds([trial]), self._pace.deadline_s(trial)
-        evaluating = 1 if _shares_machine(trial) else self._cores
         later = [other for other in self.waiting() if other != trial]
 
         def on_wait(elapsed_s: float) -> None:
@@ -302,12 +301,14 @@ class Runner:
                 on_wait=on_wait,
             )
         reason = _reason(ended, deadline_s, folder)
-        evaluated = await self._programs.run(
-            evaluation_command(folder, exit_code=ended.exit_code, reason=reason, wall_s=ended.wall_s),
-            self._environment(evaluating),
-            log=folder.output_log,
-            deadline_s=deadline_s,
-        )
+        evaluated = Ended(0, 0.0)
+        if ended.exit_code != 0 or read_json(folder.result_json) is None:  # a trial in memory evaluates itself
+            evaluated = await self._programs.run(
+                evaluation_command(folder, exit_code=ended.exit_code, reason=reason, wall_s=ended.wall_s),
+                self._environment(1 if _shares_machine(trial) else self._cores),
+                log=folder.output_log,
+                deadline_s=deadline_s,
+            )
         outcome = self._evaluated(trial, folder, reason, evaluated)
         if outcome.status == "done":
             self._pace.learn(trial, ended.wall_s + evaluated.wall_s)

@@ -4,7 +4,7 @@ Run as `python -m dpwa.lab.training.evaluation TRIAL_DIR --exit-code 0 --wall-s 
 
 Everything that needs held-out data is measured here, after the training, so that no strategy pays for it.
 
-Runs in: a process of its own, with all cores.
+Runs in: a process of its own, with all cores; for a trial in memory, the process that has trained, with one.
 """
 
 from __future__ import annotations

@@ -115,11 +115,11 @@ def _light_cnn(shape: Shape, classes: int) -> nn.Sequential:
     channels, height, width = shape
     return nn.Sequential(
         nn.Conv2d(channels, 16, kernel_size=3, padding=1),
+        nn.MaxPool2d(2),  # before the ReLU, which gives the same and has a quarter of the work
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Conv2d(16, 32, kernel_size=3, padding=1),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(32 * (height // 4) * (width // 4), 128),
         nn.ReLU(),

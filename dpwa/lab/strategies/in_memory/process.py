@@ -2,7 +2,8 @@
 
 Every node trains with the lab's training loop and is a node of dpwa, with the same methods, exchanges and blends as
 between processes; only the way between two nodes is a function call, and time is virtual. Two runs with one seed give
-the same models to the bit, on one machine and with one version of torch.
+the same models to the bit, on one machine and with one version of torch. The process evaluates what it has trained:
+another one would spend seconds on importing torch.
 
 Runs in: the training thread.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,9 +27,10 @@ from dpwa.config.data_rate import bytes_per_s
 from dpwa.lab.strategies.dpwa import did_by_node
 from dpwa.lab.strategies.in_memory.network import Link, VirtualNetwork, VirtualTransport
 from dpwa.lab.strategies.in_memory.virtual_time import VirtualTime
-from dpwa.lab.study.trial import Trial, TrialFolder
+from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 from dpwa.lab.training.assignment import data_of, model_of, order_seed, recipe_of, samples_of_node
 from dpwa.lab.training.data import DataSet
+from dpwa.lab.training.evaluation import evaluate
 from dpwa.lab.training.loop import Task, steps
 from dpwa.lab.training.losses import LOSSES
 from dpwa.lab.training.recording import Recorder
@@ -40,23 +43,27 @@ __all__ = ["main", "run"]
 
 
 def main(arguments: list[str]) -> None:
-    """Trains the trial in the folder that the only argument names."""
+    """Trains the trial in the folder that the only argument names, and writes its result."""
+    started_s = time.monotonic()
     torch.set_num_threads(1)  # sums in another order would be other models
     folder = TrialFolder(Path(arguments[0]))
     trial = folder.trial()
-    run(trial, folder, data_of(trial, folder))
+    data = data_of(trial, folder)
+    run(trial, folder, data)
+    wall_s = time.monotonic() - started_s
+    write_json(folder.result_json, {**evaluate(folder, trial, data, exit_code=0), "wall_s": wall_s})
 
 
 def run(trial: Trial, folder: TrialFolder, data: DataSet) -> None:
     """Trains all nodes of a trial to their ends, and leaves in its folder what its processes would have left."""
-    time = VirtualTime()
+    virtual_time = VirtualTime()
     config = ClusterConfig.load(folder.cluster_yaml) if trial.kind.is_method else None
-    network = VirtualNetwork(time, _link(trial, config))
+    network = VirtualNetwork(virtual_time, _link(trial, config))
     nodes = [_VirtualNode(trial, folder, rank, data, config, network) for rank in range(len(trial.process_names))]
     try:
         for node in nodes:
             node.begin()
-        time.run()
+        virtual_time.run()
     finally:
         for node in nodes:
             node.close()
