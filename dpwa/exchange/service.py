@@ -44,10 +44,7 @@ __all__ = ["Request", "Service", "Serving"]
 
 _NO_TOKEN: Final = bytes(TOKEN_BYTES)
 
-_OTHER_RUN: Final = (
-    "the request is of another run; all nodes need the same cluster file, and beside nodes that `dpwa launch` has "
-    "started, DPWA_RUN_DIR must name their run folder"
-)
+_OTHER_RUN: Final = "the request is of another run; all nodes need the same cluster file"
 
 Request = PullRequest | Propose | Settle
 

@@ -35,10 +35,10 @@ from dpwa.launch.local import (
     supervise,
 )
 from dpwa.launch.ports import free_ports
-from dpwa.node.run_token import make_token
 from dpwa.observe.bounded_file import generations
 from dpwa.observe.journal import METRICS_FILE, MODEL_FILE, OUTPUT_FILE, node_folder
 from dpwa.observe.live import LiveView, MetricsTail
+from dpwa.transport.key_folder import run_keys
 
 __all__ = ["DemoResult", "NodeResult", "run_demo"]
 
@@ -142,12 +142,12 @@ def run_demo(json_path: Path | None, run_dir: Path | None) -> int:
         NODE_COUNT, ports=free_ports(NODE_COUNT), run="demo", metrics_interval_ms=METRICS_INTERVAL_MS
     )
     folder = make_run_dir(config, run_dir)
-    make_token(folder)
     started_s = time.monotonic()
     cluster = _cluster_commands(config, folder)
     try:
         alone = asyncio.run(_run_phase(console, "each node alone", _alone_commands(config, cluster, folder)))
-        together = asyncio.run(_run_phase(console, "all together", cluster))
+        with run_keys(folder, [node.name for node in config.nodes]):
+            together = asyncio.run(_run_phase(console, "all together", cluster))
     except _InterruptedError as interruption:
         console.print("The demo was interrupted; all nodes have been stopped.")
         return 128 + interruption.signal_number

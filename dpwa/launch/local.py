@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
 from dpwa.launch.summary import summary
 from dpwa.launch.terminal import size_variables
 from dpwa.launch.this_host import local_node_names
-from dpwa.node.run_token import make_token
+from dpwa.transport.key_folder import run_keys
 from dpwa.observe.endings import Ending, ending_of, remarks
 from dpwa.observe.journal import OUTPUT_FILE, node_folder, output_max_bytes
 from dpwa.transport.leftovers import remove_unowned
@@ -106,16 +106,17 @@ def launch(
         raise ConfigError(problems)
     argv = _with_a_python_that_has_dpwa(argv)
     run_dir = make_run_dir(config, run_dir)
-    if len(chosen) == len(config.nodes):  # else nodes of other launches would have no way to know it
-        make_token(run_dir)
     _tell(f"dpwa: {len(chosen)} of {len(config.nodes)} nodes start here: {', '.join(chosen)}; run folder {run_dir}")
     # On other ports the nodes read the run folder's file; custom rules and methods still lie beside the given one.
     config_path, modules = (cluster_file, None) if first_port is None else (None, cluster_file.parent)
     commands = node_commands(
         config, chosen, argv, run_dir, on_failure=on_failure, config_path=config_path, modules=modules
     )
+    # Nodes that other launches start would have no way to know keys that are made here.
+    makes_keys = len(chosen) == len(config.nodes) and config.keys is None and not config.insecure
     try:
-        ends, signal_number = asyncio.run(_run_shown(commands, on_failure, max_restarts))
+        with run_keys(run_dir, chosen) if makes_keys else nullcontext():
+            ends, signal_number = asyncio.run(_run_shown(commands, on_failure, max_restarts))
     except OSError as error:
         raise DpwaError(f"launching {', '.join(chosen)}: the operating system refused: {error}") from error
     finally:

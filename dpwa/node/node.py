@@ -28,7 +28,6 @@ from dpwa.node.checkpoint import restore, to_keep
 from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.publishing import SnapshotPublisher
 from dpwa.node.record import NodeStatistics, Record, closing_fields
-from dpwa.node.run_token import run_in_requests
 from dpwa.observe.endings import remark_on_training
 from dpwa.observe.journal import Journal, node_folder
 from dpwa.snapshot.model import Model
@@ -68,8 +67,8 @@ class Node:
         monotonic_s: the clock that scores and durations go by.
 
     Raises:
-        ConfigError: the name is not in the config, the method or interpolation cannot be made, or the run folder's
-            token cannot be used.
+        ConfigError: the name is not in the config, the method or interpolation cannot be made, or the keys cannot be
+            used.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class Node:
         self._parts = assemble(
             config,
             name,
-            run=run_in_requests(config.run_id, run_dir),
+            run=config.run_id,
             incarnation=self._incarnation,
             layout=self._model.layout,
             method=self.method,
@@ -107,7 +106,9 @@ class Node:
         self._service = self._parts.wiring.service
         self._publisher = SnapshotPublisher(self._model, self._service, self._snapshot_slots())
         self._transport: Transport = (
-            make_transport(self._parts.wiring) if make_transport else ZmqTransport(config, name, self._parts.wiring)
+            make_transport(self._parts.wiring)
+            if make_transport
+            else ZmqTransport(config, name, self._parts.wiring, run_dir=run_dir)
         )
         self._record = Record(monotonic_s())
         self._journal = self._make_journal()

@@ -50,6 +50,11 @@ _ENDS: dict[int, str] = {
     int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "the peer refused this node's key",
 }
 
+_OTHER_SECURITY = (
+    "one of the two nodes has keys and the other has none; all need the same `keys` in the cluster file, and beside nodes "
+    "that `dpwa launch` has started, DPWA_RUN_DIR must name their run folder"
+)
+
 
 class Connection:
     """A connection that is being made, and then stands until it breaks or is closed.
@@ -98,6 +103,8 @@ class Connection:
             event = parse_monitor_message(self.monitor.recv_multipart())
             if event["event"] == zmq.EVENT_CONNECTED:
                 self._descriptor = int(event["value"])
+            elif event["value"] == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+                return _OTHER_SECURITY
             elif event["event"] in _ENDS:
                 return _ENDS[event["event"]]
         return None

@@ -3,18 +3,24 @@
     keys/allowed.yaml    w1: [PUBLIC KEY], w2: [...]: the same on every machine; no secret
     keys/w1.key          the secret key of w1; mode 0600, and on no machine but its own
 
+The nodes that one `dpwa launch` starts get such a folder in their run folder, for as long as they run: on a machine with
+several users anybody can connect to a port, and pose as a node that has just died.
+
 A node has up to two keys on the list while it changes from one to the other: peers let it in with either, and try both
 when they connect to it. The list is read again when it has changed, so that no peer is restarted for it.
 
-Must not know: sockets, messages. Runs in: the trainer's thread; the list is also asked by the Rx and the Tx thread.
+Must not know: sockets, messages. Runs in: the trainer's thread and the launcher's; the list is also asked by the Rx and
+the Tx thread.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -23,9 +29,10 @@ import zmq
 from dpwa.errors import ConfigError
 from dpwa.transport.secret_files import read_secret, write_secret
 
-__all__ = ["ALLOWED_FILE", "KeyFolder", "make_keys", "rotate_key"]
+__all__ = ["ALLOWED_FILE", "KeyFolder", "make_keys", "rotate_key", "run_keys", "run_keys_folder"]
 
 ALLOWED_FILE = "allowed.yaml"
+_RUN_KEYS = "keys"  # in a run folder
 
 _KEY_CHARS = 40  # a key of 32 bytes in Z85, ZeroMQ's text form (rfc.zeromq.org/spec/32)
 _MOST_KEYS = 2
@@ -137,6 +144,30 @@ def make_keys(folder: Path, nodes: Sequence[str]) -> list[str]:
         allowed[node] = (_make_key(folder, node),)
     _write_list(folder, allowed)
     return new
+
+
+def run_keys_folder(run_dir: Path | None) -> Path | None:
+    """Where the keys of a run are that one `dpwa launch` has started; None if it has none."""
+    folder = None if run_dir is None else run_dir / _RUN_KEYS
+    return folder if folder is not None and (folder / ALLOWED_FILE).exists() else None
+
+
+@contextmanager
+def run_keys(run_dir: Path, nodes: Sequence[str]) -> Iterator[None]:
+    """Keys for a run, in its folder, for as long as its nodes run. Those that a killed launcher has left are used again.
+
+    Raises:
+        ConfigError: they cannot be written.
+    """
+    folder = run_dir / _RUN_KEYS
+    try:
+        make_keys(folder, nodes)
+    except ConfigError as error:
+        raise ConfigError(f"run folder {run_dir}: {error}; name another with --run-dir") from error
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def rotate_key(folder: Path, node: str, *, finish: bool = False) -> None:

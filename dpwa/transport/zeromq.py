@@ -23,7 +23,7 @@ from dpwa.transport.client import ZmqClient
 from dpwa.transport.copy_waiter import CopyWaiter
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.interface import Ends
-from dpwa.transport.key_folder import KeyFolder
+from dpwa.transport.key_folder import KeyFolder, run_keys_folder
 from dpwa.transport.rx import RxThread
 from dpwa.transport.segments import Segments
 from dpwa.transport.sockets import Links, close_inherited, keep_freed_memory, raise_descriptor_limit, require_libzmq
@@ -38,11 +38,12 @@ _logger = logging.getLogger("dpwa")
 _LONG_S = 3600.0
 
 
-def _links(config: ClusterConfig, name: str) -> Links:
-    """The ways to the peers that the cluster file asks for."""
-    if config.keys is None:
+def _links(config: ClusterConfig, name: str, run_dir: Path | None) -> Links:
+    """The ways to the peers: with the keys that the cluster file names, otherwise with those of the run."""
+    folder = run_keys_folder(run_dir) if config.keys is None else Path(config.keys)
+    if folder is None:
         return Links()
-    return Links(curve=KeyFolder(Path(config.keys), name, [peer.name for peer in config.peers_of(name)]))
+    return Links(curve=KeyFolder(folder, name, [peer.name for peer in config.peers_of(name)]))
 
 
 class ZmqTransport:
@@ -52,20 +53,26 @@ class ZmqTransport:
         config: the cluster.
         name: this node.
         wiring: what to serve and how to exchange.
-        links: other ways to the peers than plain TCP.
+        run_dir: the run folder, which may hold the keys of the run; None: there is none.
+        links: other ways to the peers than those that the file and the folder ask for.
+
+    Raises:
+        ConfigError: the keys cannot be used.
     """
 
-    def __init__(self, config: ClusterConfig, name: str, wiring: Ends, links: Links | None = None) -> None:
+    def __init__(
+        self, config: ClusterConfig, name: str, wiring: Ends, *, run_dir: Path | None = None, links: Links | None = None
+    ) -> None:
         require_libzmq()
         raise_descriptor_limit()
-        links = links or _links(config, name)
+        links = links or _links(config, name, run_dir)
         own = config.node(name)
         addresses = {peer.name: (peer.host, peer.port) for peer in config.peers_of(name)}
         # A context of its own, not the process-wide one: tests and studies run several nodes in one process.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._name = name
         self._port = own.port
-        self._is_open = links.curve is None and not hosts.is_loopback(own.host)
+        self._is_open = links.curve is None and (config.insecure or not hosts.is_loopback(own.host))
         neighbours = [
             peer.name for peer in config.peers_of(name) if hosts.address_key(peer.host) == hosts.address_key(own.host)
         ]
@@ -115,8 +122,8 @@ class ZmqTransport:
         keep_freed_memory()
         if self._is_open:
             _logger.warning(
-                "node %s serves beyond this machine without keys (insecure: true): whoever reaches port %d can read "
-                "and poison the model; docs/configuration.md says how to make keys",
+                "node %s works without keys (insecure: true): whoever reaches port %d can read and poison the model; "
+                "docs/security.md says how to make keys",
                 self._name,
                 self._port,
             )

@@ -37,7 +37,7 @@ def linked(zeromq, tmp_path):
         for name, value in (("w1", 0.0), ("w2", 1.0)):
             links = Links(peers={"w2": link.address}) if name == "w1" else Links()
             model = VectorModel(np.full(SIZE, value))
-            make = lambda wiring, name=name, links=links: ZmqTransport(zeromq.config, name, wiring, links)  # noqa: E731
+            make = lambda wiring, name=name, links=links: ZmqTransport(zeromq.config, name, wiring, links=links)  # noqa: E731
             node = Node(zeromq.config, name, model, make_transport=make, run_dir=tmp_path)
             node.start()
             zeromq.nodes.append(node)

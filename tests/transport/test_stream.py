@@ -292,7 +292,7 @@ def _start_linked(cluster: Cluster, links: list[Links], **settings: object) -> l
     )
     for number, link in enumerate(links, start=1):
         name, model = f"w{number}", VectorModel(np.full(100_000, float(number)))
-        make = lambda wiring, name=name, link=link: ZmqTransport(cluster.config, name, wiring, link)  # noqa: E731
+        make = lambda wiring, name=name, link=link: ZmqTransport(cluster.config, name, wiring, links=link)  # noqa: E731
         node = Node(cluster.config, name, model, make_transport=make)
         node.start()
         cluster.nodes.append(node)
