@@ -1,8 +1,9 @@
 """Strangers at a node's port: raw ZMTP connections, and a process full of them that does one thing for a while.
 
-    python strangers.py KIND PORT SECONDS PULL_HEX
+    python strangers.py KIND PORT SECONDS HEX
 
-prints `begun` when it has begun, and at the end one line of JSON with what it did. It comes again when it is shown out.
+with a pull in HEX, or the node's public key, prints `begun` when it has begun, and at the end one line of JSON with
+what it did. It comes again when it is shown out.
 """
 
 from __future__ import annotations
@@ -18,9 +19,15 @@ import sys
 import time
 from collections import Counter
 
+import zmq
+
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _PROPERTY = b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
 _READY = b"\x05READY" + _PROPERTY
+
+_CURVE_GREETING = _GREETING.replace(b"NULL" + bytes(16), b"CURVE" + bytes(15))
+# A command of CURVE's handshake that announces a GiB.
+_ENDLESS_COMMAND = b"\x06" + struct.pack(">Q", 1 << 30)
 
 
 class Stranger:
@@ -141,6 +148,38 @@ def _nothing(made: Stranger) -> None:
     del made
 
 
+# What is sent at once, and then again and again.
+_FIRST_BYTES = {
+    "plain": (_GREETING + b"\x04" + bytes([len(_READY)]) + _READY, b""),
+    "half": (_CURVE_GREETING, b""),
+    "announces": (_CURVE_GREETING + _ENDLESS_COMMAND, bytes(1 << 16)),
+    "garbage": (bytes(range(256)) * 4, b"\xff\x01" * 512),
+}
+
+
+def _knock(port: int, end_s: float, server_key: bytes) -> Counter[str]:
+    """Connect again and again with keys that are on no list; the node's own public key is no secret."""
+    did: Counter[str] = Counter()
+    context = zmq.Context()
+    print("begun", flush=True)
+    while time.monotonic() < end_s:
+        knockers = []
+        for _ in range(20):
+            knocker = context.socket(zmq.DEALER)
+            knocker.curve_publickey, knocker.curve_secretkey = zmq.curve_keypair()
+            knocker.curve_serverkey = server_key
+            knocker.immediate = 1  # else it can send before it is let in
+            knocker.connect(f"tcp://127.0.0.1:{port}")
+            knockers.append(knocker)
+        time.sleep(0.2)
+        did["connections"] += len(knockers)
+        did["in"] += sum(bool(int(knocker.getsockopt(zmq.EVENTS)) & zmq.POLLOUT) for knocker in knockers)
+        for knocker in knockers:
+            knocker.close(linger=0)
+    context.destroy(linger=0)
+    return did
+
+
 def _attack(kind: str, port: int, seconds: float, pull: bytes) -> Counter[str]:
     end_s = time.monotonic() + seconds
     if kind == "silent":
@@ -168,6 +207,14 @@ def _attack(kind: str, port: int, seconds: float, pull: bytes) -> Counter[str]:
         framed = bytes([0, len(pull)]) + pull
         turn = lambda: crowd.send_all(framed * 20)  # noqa: E731
         pause_s = 0.002
+    elif kind in _FIRST_BYTES:
+        crowd = _Crowd(port, 2000 if kind == "half" else 100, speaks=False)
+        first, later = _FIRST_BYTES[kind]
+        begin = lambda made: made.socket.send(first)  # noqa: E731
+        turn = lambda: (crowd.send_all(later) if later else None, crowd.read_all(4096))  # noqa: E731
+        pause_s = 0.1
+    elif kind == "unknown_key":
+        return _knock(port, end_s, server_key=pull)
     elif kind == "holders":
         crowd = _Crowd(port, 4)
         begin = lambda made: made.send(pull)  # noqa: E731

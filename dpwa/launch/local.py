@@ -28,9 +28,9 @@ from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
 from dpwa.launch.summary import summary
 from dpwa.launch.terminal import size_variables
 from dpwa.launch.this_host import local_node_names
-from dpwa.transport.key_folder import run_keys
 from dpwa.observe.endings import Ending, ending_of, remarks
 from dpwa.observe.journal import OUTPUT_FILE, node_folder, output_max_bytes
+from dpwa.transport.key_folder import run_keys
 from dpwa.transport.leftovers import remove_unowned
 
 if TYPE_CHECKING:

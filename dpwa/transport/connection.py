@@ -51,8 +51,8 @@ _ENDS: dict[int, str] = {
 }
 
 _OTHER_SECURITY = (
-    "one of the two nodes has keys and the other has none; all need the same `keys` in the cluster file, and beside nodes "
-    "that `dpwa launch` has started, DPWA_RUN_DIR must name their run folder"
+    "one of the two nodes has keys and the other has none; all need the same `keys` in the cluster file, and beside "
+    "nodes that `dpwa launch` has started, DPWA_RUN_DIR must name their run folder"
 )
 
 

@@ -44,6 +44,7 @@ _TCP, _TCP_INFO = socket.IPPROTO_TCP, getattr(socket, "TCP_INFO", 0)
 _TCP_INFO_BYTES = 136
 _COUNTS = struct.Struct("=QQ")
 _COUNTS_BYTE = 120
+_ESTABLISHED = b"\x01"  # the struct's first byte is the state
 
 # A message is read within this time after its connection has gone.
 _DOUBTFUL_S = 5.0
@@ -78,6 +79,9 @@ class Connections:
         self.monitor.connect(address)
         self.is_short = False
         """Somebody could not come in for lack of descriptors; for the reader to clear."""
+        self.broken_handshakes = 0
+        """How many broke the rules before their first message, such as one without keys where there are some; for the
+        reader to clear."""
         self._by_descriptor: dict[int, PeerConnection] = {}
         self._by_identity: dict[bytes, PeerConnection] = {}
         self._gone_identities: OrderedDict[bytes, None] = OrderedDict()
@@ -236,7 +240,17 @@ class Connections:
                 self._gone_identities.popitem(last=False)
         own = self._sockets.pop(connection, None)
         if own is not None:
+            # ZeroMQ says nothing of a command that is too long, or of bytes that are no greeting: it only hangs up.
+            self.broken_handshakes += connection.identity is None and _is_established(own)
             own.close()
+
+
+def _is_established(own: socket.socket) -> bool:
+    """Whether the other side has not ended a connection, as far as the system tells."""
+    try:
+        return sys.platform == "linux" and own.getsockopt(_TCP, _TCP_INFO, 1) == _ESTABLISHED
+    except OSError:
+        return False
 
 
 def _measure(connection: PeerConnection, own: socket.socket, now_s: float) -> None:

@@ -46,7 +46,7 @@ _WARNINGS = {
     Cause.HOLDING: "somebody holds the buffers of old snapshots and makes no progress; such connections are closed "
     "when their buffers are needed. If it is a peer on a slow link, raise timeout_ms, or set codec or pull_fraction",
     Cause.STRANGER: "somebody without a key of this cluster knocks; nobody is let in without one. If it is a node of "
-    "yours, its key is not in this machine's allowed.yaml",
+    "yours, its key is not in this machine's allowed.yaml, or its own list is old",
     Cause.DESCRIPTORS: "this process has no file descriptor left, and lets nobody in while that lasts; training goes "
     "on. Raise the limit (ulimit -n), or use fewer files and workers",
 }
@@ -128,6 +128,10 @@ class Door:
             self.connections.is_short = False
             self.happened(Cause.DESCRIPTORS)
             self._listener.pause(now_s)
+        if self.connections.broken_handshakes:
+            is_sealed, count = self.connections.is_sealed, self.connections.broken_handshakes
+            self.connections.broken_handshakes = 0
+            self.happened(Cause.STRANGER if is_sealed else Cause.ILLEGAL, count)
         self._listener.resume_if_due(now_s)
         standing = self.connections.standing
         for connection, cause in self._rules.crowd(standing, self._is_engaged):
@@ -146,10 +150,10 @@ class Door:
         if self.connections.end(connection, time.monotonic()):
             self.happened(cause)
 
-    def happened(self, cause: Cause) -> None:
+    def happened(self, cause: Cause, count: int = 1) -> None:
         """Count something, and tell the user of its kind once."""
-        self._counts[cause] += 1
-        if self._counts[cause] == 1 and cause in _WARNINGS:
+        self._counts[cause] += count
+        if self._counts[cause] == count and cause in _WARNINGS:
             logging.getLogger("dpwa").warning(
                 "node %s, port %d: %s (told once; counts are in the journal)", self._name, self._port, _WARNINGS[cause]
             )

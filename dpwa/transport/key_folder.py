@@ -3,8 +3,8 @@
     keys/allowed.yaml    w1: [PUBLIC KEY], w2: [...]: the same on every machine; no secret
     keys/w1.key          the secret key of w1; mode 0600, and on no machine but its own
 
-The nodes that one `dpwa launch` starts get such a folder in their run folder, for as long as they run: on a machine with
-several users anybody can connect to a port, and pose as a node that has just died.
+The nodes that one `dpwa launch` starts get such a folder in their run folder, for as long as they run: on a machine
+with several users anybody can connect to a port, and pose as a node that has just died.
 
 A node has up to two keys on the list while it changes from one to the other: peers let it in with either, and try both
 when they connect to it. The list is read again when it has changed, so that no peer is restarted for it.
@@ -154,7 +154,7 @@ def run_keys_folder(run_dir: Path | None) -> Path | None:
 
 @contextmanager
 def run_keys(run_dir: Path, nodes: Sequence[str]) -> Iterator[None]:
-    """Keys for a run, in its folder, for as long as its nodes run. Those that a killed launcher has left are used again.
+    """Keys for a run, in its folder, for as long as its nodes run; those that a killed launcher has left serve again.
 
     Raises:
         ConfigError: they cannot be written.

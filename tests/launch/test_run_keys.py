@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 import sys
 from pathlib import Path
 
@@ -32,7 +31,9 @@ pathlib.Path(os.environ["SAID"], os.environ["DPWA_NODE"]).write_text(json.dumps(
 """
 
 
-def launched(folder: Path, monkeypatch: pytest.MonkeyPatch, keys: str = "insecure: false\n", **options: object) -> dict[str, dict]:
+def launched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, keys: str = "insecure: false\n", **options: object
+) -> dict[str, dict]:
     """What the nodes of a launch in this folder have said, by name."""
     said = folder / "said"
     said.mkdir()
@@ -62,7 +63,9 @@ def test_a_launch_of_all_nodes_makes_keys_for_as_long_as_they_run(tmp_path, monk
 
 @pytest.mark.seconds
 @pytest.mark.parametrize(
-    ("keys", "options"), [("insecure: false\n", {"names": ["w1"]}), ("insecure: true\n", {})], ids=["a part", "insecure"]
+    ("keys", "options"),
+    [("insecure: false\n", {"names": ["w1"]}), ("insecure: true\n", {})],
+    ids=["a part", "insecure"],
 )
 def test_a_launch_makes_no_keys_that_other_nodes_could_not_know_or_the_file_does_without(
     tmp_path, monkeypatch, keys, options
@@ -83,7 +86,8 @@ def test_keys_that_a_killed_launcher_has_left_are_used_again(tmp_path):
 
 def test_a_run_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "keys").write_text("in the way")
-    with pytest.raises(ConfigError, match=r"run folder .*keys.*; name another with --run-dir"), run_keys(tmp_path, ["w1"]):
+    words = pytest.raises(ConfigError, match=r"run folder .*keys.*; name another with --run-dir")
+    with words, run_keys(tmp_path, ["w1"]):
         pytest.fail("nothing runs without keys")
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -23,6 +24,7 @@ from strangers import Stranger
 from dpwa.exchange import messages
 from dpwa.exchange.slices import CHUNK_BYTES
 from dpwa.transport import wire
+from dpwa.transport.key_folder import KeyFolder, make_keys
 from support import DEADLINE_S, TESTS, VectorModel, wait_until
 
 pytestmark = pytest.mark.heavy
@@ -96,6 +98,8 @@ def _attacked(training: Training, kind: str, seconds: float):
     process = psutil.Process()
     rss = process.memory_info().rss
     pull = wire.encode(pull_of(node, count=1 if kind == "holders" else 2))
+    if kind == "unknown_key":
+        pull = KeyFolder(Path(node.config.keys), "w1", []).public
     port = node.config.nodes[0].port
     attack = subprocess.Popen(
         [sys.executable, STRANGERS, kind, str(port), str(seconds), pull.hex()], stdout=subprocess.PIPE, text=True
@@ -120,6 +124,7 @@ def _attacked(training: Training, kind: str, seconds: float):
 # --- Attacks --------------------------------------------------------------------------------------------------------
 
 _KINDS = ("silent", "multipart", "incomplete", "slow", "flood", "holders")
+_KINDS_WITHOUT_KEYS = ("silent", "plain", "half", "announces", "garbage", "unknown_key")
 
 
 def _costs_little_and_stops_nothing(training: Training, kind: str, seconds: float, caplog, least_share: float) -> None:
@@ -129,7 +134,8 @@ def _costs_little_and_stops_nothing(training: Training, kind: str, seconds: floa
     print(figures)
     assert training.error is None
     # It has happened.
-    assert did["connections"] > {"silent": 1000, "incomplete": 90, "slow": 90}.get(kind, 3), figures
+    assert did["connections"] > {"silent": 1000, "half": 1000, "incomplete": 90, "slow": 90}.get(kind, 3), figures
+    assert did.get("in", 0) == 0, figures
     assert did.get("bytes", 0) > {"multipart": 1_000_000, "flood": 100_000}.get(kind, -1), figures
     assert sum(_guarded(training).values()) > 0, figures
     # It cost little.
@@ -158,6 +164,15 @@ def _guarded(training: Training) -> dict[str, int]:
 def test_strangers_cost_little_and_stop_nothing(training, kind, caplog):
     """All nodes share one interpreter and few cores here, and moments are short: hence a quarter, and half below."""
     _costs_little_and_stops_nothing(training(3), kind, 1.5, caplog, least_share=0.25)
+
+
+@pytest.mark.parametrize("kind", _KINDS_WITHOUT_KEYS)
+def test_whoever_has_no_key_costs_little_and_stops_nothing(training, kind, caplog, tmp_path):
+    """Of nodes with keys."""
+    make_keys(tmp_path, ["w1", "w2", "w3"])
+    trains = training(3, keys=str(tmp_path))
+    _costs_little_and_stops_nothing(trains, kind, 1.5, caplog, least_share=0.25)
+    assert trains.nodes[0].statistics().protocol_errors == 0, "nothing of it was read"
 
 
 @pytest.mark.slow
