@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage test-heavy test-slow flake test-tensorflow test-frameworks rivals test-rivals lint bench bench-methods bench-gpu bench-quick studies results clean
+.PHONY: help demo test test-all coverage test-heavy test-slow flake fuzz test-tensorflow test-frameworks rivals test-rivals lint bench bench-methods bench-gpu bench-quick studies results clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about a minute)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-heavy   the part of make test-all that coverage does not trace"
 	@echo "make test-slow    what takes longer still, such as a whole demo and floods of ten seconds"
 	@echo "make flake        the tests of faults, of strangers and of life and death, 20 times in a row (TIMES=20; about an hour)"
+	@echo "make fuzz         a minute of coverage-guided fuzzing of the wire format and of cluster files (SECONDS=60; needs atheris)"
 	@echo "make test-tensorflow  compares TensorFlow's trainings with torch's (needs tensorflow-cpu)"
 	@echo "make test-frameworks  runs docs/frameworks.md with Lightning, Transformers and Accelerate (downloads 200 MB once)"
 	@echo "make rivals       an environment with hivemind and Decent-DP in build/rivals, for their rows in the lab (downloads 30 MB)"
@@ -57,7 +58,7 @@ test-slow: $(STAMP)
 # make flake TIMES=5 TESTS=tests/launch/test_faults.py
 TIMES ?= 20
 TESTS ?= $(addprefix tests/,$(addsuffix .py,launch/test_faults node/test_joining exchange/test_restart_machines \
-	transport/test_strangers transport/test_door exchange/test_forged_words node/test_run_token \
+	transport/test_strangers transport/test_door exchange/test_forged_words launch/test_run_keys transport/test_keys \
 	transport/test_connections transport/test_slow_links exchange/test_patience node/test_close node/test_fork \
 	adapters/test_termination transport/test_leftovers launch/test_endings observe/test_journal \
 	observe/test_bounded_file adapters/test_saving exchange/test_impossible_numbers transport/test_fault_injection \
@@ -65,6 +66,14 @@ TESTS ?= $(addprefix tests/,$(addsuffix .py,launch/test_faults node/test_joining
 flake: $(STAMP)
 	@for pass in $$(seq $(TIMES)); do \
 		echo "pass $$pass of $(TIMES)"; $(BIN)/python -m pytest -q -m 'not slow' -p no:cacheprovider $(TESTS) || exit 1; \
+	done
+
+# What it finds is kept in build/fuzz, and the next run goes on from there.
+SECONDS ?= 60
+fuzz: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=2.3'
+	@for target in wire cluster_file; do \
+		$(BIN)/python tests/fuzzing/fuzz.py $$target build/fuzz $(SECONDS) || exit 1; \
 	done
 
 # DPWA_TENSORFLOW_PYTHON=~/tensorflow/bin/python make test-tensorflow     TensorFlow in an environment of its own

@@ -44,6 +44,9 @@ __all__ = ["FIRST_PORT", "MAX_NODES", "ClusterConfig", "cluster_problems", "json
 
 _LAST_PORT = 65535
 
+_TIMEOUT_S = 2.5
+_LONGEST_S = 60.0
+
 FIRST_PORT = 21000
 """Where the ports of a local cluster begin. The kernel takes the near end of outgoing connections from 32768 upwards
 (Linux) or 49152 (elsewhere). A node's port below that range can never be taken by some program's outgoing connection
@@ -242,8 +245,13 @@ class ClusterConfig(ClusterKeys):
 
     @property
     def timeout_s(self) -> float:
-        """Seconds for one exchange, from request to end."""
-        return self.timeout_ms / 1000
+        """Seconds that an exchange is planned to take at most, and that a peer's answer is waited for."""
+        return _TIMEOUT_S if self.timeout_ms is None else self.timeout_ms / 1000
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds that an exchange may take on a link that was measured to need them."""
+        return _LONGEST_S if self.timeout_ms is None else self.timeout_ms / 1000
 
     @property
     def connect_timeout_s(self) -> float:

@@ -56,10 +56,16 @@ def _table(config: ClusterConfig, local_names: Collection[str]) -> str:
     return "\n".join(f"  {line}" for line in lines)
 
 
+def _time_of_an_exchange(config: ClusterConfig) -> str:
+    if config.timeout_ms is not None:
+        return f"An exchange may take {config.timeout_ms} ms"
+    return f"An exchange may take {config.timeout_s:g} s, and up to {config.longest_s:g} s on a link that needs them"
+
+
 def _sentences(config: ClusterConfig) -> str:
     lines = [
         f"{_method(config)}.",
-        f"An exchange may take {config.timeout_ms} ms, of which {config.connect_timeout_ms} ms for the connection.",
+        f"{_time_of_an_exchange(config)}, of which {config.connect_timeout_ms} ms for the connection.",
         *([f"The factor: {_factor(config)}."] if _uses_interpolation(config) else []),
         f"The blend: {_blend(config)}.",
         f"Parameters travel {_links(config)}.",
@@ -166,7 +172,7 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
         )
     if networked and len(networked) < len(config.nodes):
         yield "some nodes have a loopback address, which nodes on other hosts cannot reach"
-    if config.connect_timeout_ms > config.timeout_ms:
+    if config.connect_timeout_s > config.timeout_s:
         yield "connect_timeout_ms is above timeout_ms, which ends an exchange first"
     if any(node.port >= _FIRST_EPHEMERAL_PORT for node in config.nodes):
         yield (

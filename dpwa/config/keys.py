@@ -76,7 +76,12 @@ class _PlainKeys(Options):
         description="Probability that a step begins an exchange: a pull, a push or a pair; or a schedule of it.",
         json_schema_extra={OTHER_NAMES: ["probability"]},
     )
-    timeout_ms: int = Field(2500, ge=1, le=600_000, description="Milliseconds for one exchange, from request to end.")
+    timeout_ms: int | None = Field(
+        None,
+        ge=1,
+        le=600_000,
+        description="Most milliseconds that an exchange may take; null: 2500, and on slow links what they need.",
+    )
     connect_timeout_ms: int = Field(
         500, ge=1, le=600_000, description="Milliseconds for making a connection to a peer, within timeout_ms."
     )

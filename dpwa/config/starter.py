@@ -24,7 +24,7 @@ _DEFAULTS = f"""\
 # method: pull              # how models are averaged: {", ".join(METHODS)}
 # topology: complete        # who exchanges with whom: complete, ring, torus, hypercube ...
 # pull_probability: 1.0     # how likely a step begins an exchange
-# timeout_ms: 2500          # for one exchange; more for large models over slow links
+# timeout_ms: null          # most that an exchange may take; null: as its link needs, and 2500 at first
 # interpolation: constant   # how much of a peer goes into a blend: {", ".join(RULES)}
 # constant: {{value: 0.5}}
 """

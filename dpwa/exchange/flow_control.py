@@ -5,6 +5,9 @@ the score is the weight of the choice, so that equally good peers are asked unif
 alone for a while that doubles with each further failure and has an upper end: it is asked rarely and never forgotten.
 If it asks this node meanwhile, it is asked at once; anybody could have asked in its name, so such hints have a limit.
 
+When all peers fail, this node is the suspect: its cable is out, or it was stopped itself (Dadgar et al., "Lifeguard",
+1707.00788: local health). What they failed in that time is forgotten as soon as one of them answers.
+
 Must not know: the clock, global random state; time and randomness are passed in, so that a
 simulation runs the same code. Runs in: the thread that performs the exchanges.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpwa.config.sections import FlowControlOptions
 
@@ -65,6 +68,8 @@ class FlowControl:
         self._standings = {peer: _Standing(settings.score_start) for peer in peers}
         self._incarnations: dict[str, bytes] = {}
         self._hints_from_s = 0.0
+        self._before_failing: dict[str, _Standing] = {}
+        """How the peers stood that have failed since anybody answered."""
 
     def choose(
         self, now_s: float, among: Mapping[str, float] | None = None, without: Collection[str] = ()
@@ -111,11 +116,15 @@ class FlowControl:
 
     def answered(self, peer: str) -> None:
         """The peer had nothing to give: it is alive, and no better for it."""
+        if len(self._before_failing) > 1 and all(standing.failures for standing in self._standings.values()):
+            self._standings.update(self._before_failing)
+        self._before_failing.clear()
         self._standings[peer] = _Standing(self._standings[peer].score)
 
     def failed(self, peer: str, now_s: float) -> None:
         """The peer did not answer, or not as it should."""
         standing = self._standings[peer]
+        self._before_failing.setdefault(peer, replace(standing))
         standing.score = max(standing.score - self._settings.failure, self._settings.score_min)
         # The exponent is bounded: 2.0**1024 would overflow after a long absence.
         pause_s = min(self._settings.probe_s * 2.0 ** min(standing.failures, 30), self._settings.probe_max_s)

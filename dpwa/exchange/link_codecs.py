@@ -45,13 +45,15 @@ class LinkCodecs:
     Args:
         codec: the config's `codec`: `auto`, or the name of one codec for all links.
         sizes: bytes of a whole snapshot in each codec.
-        timeout_s: the longest that a transfer may take.
+        timeout_s: the longest that a transfer is planned to take.
+        longest_s: the longest that it may take.
     """
 
-    def __init__(self, codec: str, *, sizes: Mapping[Codec, int], timeout_s: float) -> None:
+    def __init__(self, codec: str, *, sizes: Mapping[Codec, int], timeout_s: float, longest_s: float) -> None:
         self._fixed = None if codec == "auto" else Codec[codec.upper()]
         self._sizes = sizes
         self._timeout_s = timeout_s
+        self._longest_s = longest_s
         self._bytes_per_s: dict[str, float] = {}
 
     def choose(self, peer: str, share: float, *, exact: bool = False) -> Codec:
@@ -113,15 +115,15 @@ class LinkCodecs:
         next_share = min(share, self.fitting_share(peer)) if shrinks else share
         codec = self.choose(peer, next_share, exact=exact)
         needed_s = self._sizes[codec] * next_share / speed
-        if needed_s <= self._timeout_s:
+        if needed_s <= self._longest_s:
             part = f" and about {next_share:.0%} of the parameters at a time" if next_share < share else ""
             return f"further ones use codec {codec.name.lower()}{part}, as long as the link is that slow", False
         remedy = f"set timeout_ms to at least {_timeout_ms(needed_s)}"
         smaller_s = self._sizes[Codec.INT8] * next_share / speed
         if codec is not Codec.INT8 and smaller_s < needed_s:
-            also = "" if _RESERVE * smaller_s <= self._timeout_s else f" with timeout_ms {_timeout_ms(smaller_s)}"
+            also = "" if _RESERVE * smaller_s <= self._longest_s else f" with timeout_ms {_timeout_ms(smaller_s)}"
             remedy += f", or codec: int8{also}"
-        return f"it does not fit into {self._timeout_s:g} s over this link: {remedy}", True
+        return f"it does not fit into {self._longest_s:g} s over this link: {remedy}", True
 
 
 def in_words(number_of_bytes: float) -> str:

@@ -44,6 +44,9 @@ __all__ = ["Request", "Service", "Serving"]
 
 _NO_TOKEN: Final = bytes(TOKEN_BYTES)
 
+# An asker that usually gets its answer at once gives up after 0.4 of its timeout: see `Patience`.
+_SHARE_OF_WAIT: Final = 0.3
+
 _OTHER_RUN: Final = "the request is of another run; all nodes need the same cluster file"
 
 Request = PullRequest | Propose | Settle
@@ -293,7 +296,7 @@ class Service:
         answered later: as long as the asker waits at all, or nearly.
         """
         if isinstance(request, PullRequest) and request.round == NEWEST_ROUND:
-            return min(idle_s / 2, 2 * self.serving.step_interval_s)
+            return min(_SHARE_OF_WAIT * idle_s, 2 * self.serving.step_interval_s)
         return idle_s / 2
 
     def mismatch_body(self) -> bytes:

@@ -117,6 +117,7 @@ def assemble(
             config.codec,
             sizes={codec: encoded_chunk_bytes(layout, 0, layout.total_bytes, codec) for codec in Codec},
             timeout_s=config.timeout_s,
+            longest_s=config.longest_s,
         ),
         bears_parts=config.blend == "delta",
         flow_control=flow_control,

@@ -18,10 +18,20 @@ import zmq
 
 from dpwa.errors import ConfigError, NodeClosed, PeerTimeout, PeerUnreachable, RemoteProtocolError
 from dpwa.exchange.client import Pulled
-from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Message, More, Propose, PullRequest, Settle
+from dpwa.exchange.messages import (
+    MAX_FRAME_BYTES,
+    MAX_HEADER_BYTES,
+    NEWEST_ROUND,
+    Message,
+    More,
+    Propose,
+    PullRequest,
+    Settle,
+)
 from dpwa.exchange.patience import Patience
 from dpwa.exchange.slices import Slice
-from dpwa.snapshot.staging import Staging
+from dpwa.snapshot.staging import Staging, encoded_chunk_bytes
+from dpwa.snapshot.state import Codec
 from dpwa.transport.connection import Connection
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
@@ -51,7 +61,8 @@ class ZmqClient:
         addresses: host and port of each peer.
         links: other ways than plain TCP.
         segments: the peers' shared memory.
-        timeout_s: deadline of a whole pull.
+        timeout_s: deadline of a request whose link is fast enough.
+        longest_s: deadline on links that were measured to need it.
         connect_timeout_s: deadline of the connection within it.
         max_connections: connections kept open; beyond that the least recently used is closed.
         bell: rings when the node is being closed.
@@ -65,6 +76,7 @@ class ZmqClient:
         links: Links,
         segments: Segments,
         timeout_s: float,
+        longest_s: float,
         connect_timeout_s: float,
         max_connections: int,
         bell: Doorbell,
@@ -78,7 +90,7 @@ class ZmqClient:
         self._connect_timeout_s = min(connect_timeout_s, timeout_s)
         self._max_connections = max_connections
         self._bell = bell
-        self._patience = Patience(timeout_s)
+        self._patience = Patience(timeout_s, longest_s)
         self._connections: OrderedDict[str, Connection] = OrderedDict()
         self._names = HostNames(host for peer, (host, _) in addresses.items() if peer not in links.peers)
         self._tried: set[str] = set()
@@ -91,9 +103,18 @@ class ZmqClient:
         self, peer: str, request: PullRequest, staging: Staging, part: Slice, within_s: float | None = None
     ) -> Pulled:
         """See `Client.pull`."""
-        return self._ask(
-            peer, request, lambda talk: Reception(talk, self._segments, request, staging, part).run(), within_s
+        whole_bytes = encoded_chunk_bytes(staging.layout, 0, staging.layout.total_bytes, Codec(request.codec))
+        share = sum(count for _, count in part.ranges) * part.chunk_bytes / max(1, staging.layout.total_bytes)
+        received = self._ask(
+            peer,
+            request,
+            lambda talk: Reception(talk, self._segments, request, staging, part).run(),
+            within_s,
+            wanted_bytes=whole_bytes * min(1.0, share),
         )
+        if not received.is_shared:
+            self._patience.received(peer, received.received_bytes, received.transfer_s)
+        return received
 
     def request(self, peer: str, message: Propose | Settle) -> Message:
         """See `Client.request`."""
@@ -112,13 +133,17 @@ class ZmqClient:
         message: PullRequest | Propose | Settle,
         receive: Callable[[Conversation], _Received],
         within_s: float | None = None,
+        wanted_bytes: float = 0.0,
     ) -> _Received:
         start_s = time.monotonic()
-        timeout_s = self._timeout_s if within_s is None else min(self._timeout_s, within_s)
+        rest_s = self._patience.rest_s(peer, wanted_bytes)
+        longest_s = self._patience.longest_s if within_s is None else min(self._patience.longest_s, within_s)
+        timeout_s = min(self._timeout_s, longest_s)
         self._close_flooded()
         try:
             connection = self._connected(peer, start_s + min(timeout_s, self._connect_timeout_s))
-            asking = _Asking(connection, message, start_s, timeout_s, self._first_word_s(peer, message))
+            first_word_s = min(timeout_s, self._first_word_s(peer, message))
+            asking = _Asking(connection, message, start_s, first_word_s, rest_s, longest_s)
             connection.socket.send(encode(message), zmq.NOBLOCK)
             conversation = Conversation(
                 peer,
@@ -144,8 +169,12 @@ class ZmqClient:
         return received
 
     def _first_word_s(self, peer: str, message: PullRequest | Propose | Settle) -> float:
-        # A question what became of a proposal is never cut short: not to hear the answer costs what is conserved.
-        return self._timeout_s if isinstance(message, Settle) else self._patience.first_word_s(peer)
+        # A question what became of a proposal is never cut short: not to hear the answer costs what is conserved. Nor
+        # one for the snapshot of a round, which a neighbour may only be about to make.
+        is_cut_short = isinstance(message, Propose) or (
+            isinstance(message, PullRequest) and message.round == NEWEST_ROUND
+        )
+        return self._patience.first_word_s(peer) if is_cut_short else self._timeout_s
 
     def _timed_out(self, peer: str, asking: _Asking, error: PeerTimeout) -> None:
         if not asking.is_answered:
@@ -153,6 +182,7 @@ class ZmqClient:
             return
         self._patience.answered(peer, asking.answered_after_s)
         asking.tell_progress(error)
+        self._patience.received(peer, error.received_bytes, error.transfer_s)
         # What is still under way would stand before the next answer, and on a slow link take all of its time.
         self._hang_up(peer)
 
@@ -293,8 +323,9 @@ class _Asking:
         connection: it is sent over.
         message: the request.
         start_s: when it began.
-        timeout_s: the longest it may take.
         first_word_s: the longest that nothing of the answer may come.
+        rest_s: the longest that the rest may take from then on.
+        longest_s: the longest that all may take.
     """
 
     def __init__(
@@ -302,17 +333,19 @@ class _Asking:
         connection: Connection,
         message: PullRequest | Propose | Settle,
         start_s: float,
-        timeout_s: float,
         first_word_s: float,
+        rest_s: float,
+        longest_s: float,
     ) -> None:
         self._connection = connection
         self._start_s = start_s
-        self._timeout_s = timeout_s
+        self._rest_s = rest_s
+        self._longest_s = longest_s
         self._message_bytes = MAX_HEADER_BYTES + (message.chunk_bytes if isinstance(message, PullRequest) else 0)
         self._answered_s = 0.0
         self._bytes_before: int | None = None
         self.is_answered = False
-        self.deadline_s = start_s + min(timeout_s, first_word_s)
+        self.deadline_s = start_s + first_word_s
         connection.begin()
         if isinstance(message, PullRequest):
             # In place of the chunks there may be a layout as text, which fills one frame at most.
@@ -328,7 +361,7 @@ class _Asking:
         self.is_answered = True
         self._answered_s = time.monotonic()
         self._bytes_before = self._connection.received_bytes()
-        self.deadline_s = self._start_s + self._timeout_s
+        self.deadline_s = min(self._start_s + self._longest_s, self._answered_s + self._rest_s)
 
     def more(self, message: More) -> None:
         """Further chunks have been asked for."""

@@ -90,6 +90,7 @@ class RxThread(WorkerThread):
         service: decides the answers.
         peers: how many other nodes the cluster has.
         timeout_s: how long an asker waits for its answer; no pull waits longer for a publish than half of it.
+        longest_s: how long it waits for the end of an answer on a slow link.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class RxThread(WorkerThread):
         service: Service,
         peers: int,
         timeout_s: float,
+        longest_s: float,
     ) -> None:
         super().__init__("rx", name)
         self.counters = RxCounters()
@@ -112,7 +114,7 @@ class RxThread(WorkerThread):
         self._links = links
         self._service = service
         self._most_connections = most_connections(peers)
-        self._rules = TransferRules(timeout_s)
+        self._rules = TransferRules(timeout_s, longest_s)
         self._timeout_s = timeout_s
         self._short_since_s: float | None = None
         self._bell = Doorbell()
@@ -161,7 +163,7 @@ class RxThread(WorkerThread):
                 port=self._port,
                 links=self._links,
                 most=self._most_connections,
-                transfer_s=self._rules.longest_s,
+                transfer_s=self._rules.unread_s,
                 counts=self.counters.guarded,
                 is_engaged=self._peers.has,
             )

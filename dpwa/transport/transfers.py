@@ -21,8 +21,11 @@ from dpwa.transport.connection_rules import PeerConnection
 
 __all__ = ["Transfer", "TransferRules", "Waiting"]
 
-# An asker waits for `timeout_ms` from its request on; this much more is for what is on its way.
-_TIMEOUTS_PER_TRANSFER = 1.5
+# An asker waits for its longest time from its request on; this much more is for what is on its way.
+_LONGEST_PER_TRANSFER = 1.5
+
+# A run of chunks takes less than this on any link on which a model gets through at all.
+_TIMEOUTS_PER_RUN = 4.0
 
 # No transfer is hopeless before this. A peer that has fetched whole snapshots before may make a pause; one that was
 # never heard of must show at once that it reads.
@@ -95,16 +98,19 @@ class TransferRules:
     """Says which transfers must end.
 
     Args:
-        timeout_s: how long an asker waits for the whole of its answer.
+        timeout_s: how long an asker waits for an answer on a link that is fast enough.
+        longest_s: how long it waits on one that was measured to need it.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, longest_s: float) -> None:
         self.timeout_s = timeout_s
-        self.longest_s = _TIMEOUTS_PER_TRANSFER * timeout_s
+        self.run_s = min(longest_s, _TIMEOUTS_PER_RUN * timeout_s)
+        self.unread_s = _LONGEST_PER_TRANSFER * self.run_s
+        self._longest_s = _LONGEST_PER_TRANSFER * longest_s
 
     def deadline_s(self, transfer: Transfer) -> float:
         """When a transfer has ended, whatever comes."""
-        return min(transfer.began_s + self.longest_s, transfer.last_request_s + self.timeout_s)
+        return min(transfer.began_s + self._longest_s, transfer.last_request_s + self.run_s)
 
     def grace_s(self, connection: PeerConnection | None) -> float:
         """For how long a connection may stand in the way without showing that it reads."""

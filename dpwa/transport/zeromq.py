@@ -86,6 +86,7 @@ class ZmqTransport:
             service=wiring.service,
             peers=len(addresses),
             timeout_s=config.timeout_s,
+            longest_s=config.longest_s,
         )
 
         # The client gets what it needs of this object and no more: a circle would keep memory until a collection.
@@ -103,6 +104,7 @@ class ZmqTransport:
                 ),
                 max_connections=config.max_connections,
                 timeout_s=config.timeout_s,
+                longest_s=config.longest_s,
                 connect_timeout_s=config.connect_timeout_s,
                 bell=bell,
             )

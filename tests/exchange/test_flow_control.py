@@ -277,3 +277,46 @@ def test_what_a_request_says_is_a_hint_and_no_fact():
     assert list(membership.take_hints()) == []
     membership.hint("a", finished=False)
     assert not membership.may_have_left("a")
+
+
+def test_when_all_peers_fail_this_node_is_the_suspect_and_their_failures_are_forgotten():
+    flow = FlowControl(["a", "b", "c"], FlowControlOptions(), random.Random(0))
+    flow.succeeded("a")
+    before = flow.scores()
+    for now_s in range(1, 6):
+        for peer in ("a", "b", "c"):
+            flow.failed(peer, float(now_s))
+    assert all(score < before[peer] for peer, score in flow.scores().items()), "meanwhile each is left alone"
+    flow.answered("b")
+    assert flow.scores() == before
+    assert not any(flow.is_failing(peer) for peer in ("a", "b", "c"))
+
+
+def test_a_peer_that_had_failed_before_all_others_did_is_still_failing():
+    flow = FlowControl(["a", "b", "c"], FlowControlOptions(), random.Random(0))
+    flow.failed("c", 1.0)
+    flow.answered("a")
+    alone = flow.scores()["c"]
+    for peer in ("a", "b", "c"):
+        flow.failed(peer, 2.0)
+    flow.answered("a")
+    assert flow.is_failing("c")
+    assert flow.scores()["c"] == alone
+    assert not flow.is_failing("b")
+
+
+def test_while_anybody_answers_the_others_failures_are_their_own():
+    flow = FlowControl(["a", "b", "c"], FlowControlOptions(), random.Random(0))
+    for peer in ("b", "c"):
+        flow.failed(peer, 1.0)
+    flow.answered("a")
+    assert flow.is_failing("b")
+    assert flow.is_failing("c")
+
+
+def test_of_a_single_peer_nobody_can_say_whose_fault_it_was():
+    flow = FlowControl(["a"], FlowControlOptions(), random.Random(0))
+    before = flow.scores()["a"]
+    flow.failed("a", 1.0)
+    flow.answered("a")
+    assert flow.scores()["a"] < before

@@ -12,7 +12,7 @@ SIZES = {Codec.RAW: RAW, Codec.FP16: RAW // 2, Codec.BF16: RAW // 2, Codec.INT8:
 
 
 def links(codec: str = "auto", timeout_s: float = 2.5) -> LinkCodecs:
-    return LinkCodecs(codec, sizes=SIZES, timeout_s=timeout_s)
+    return LinkCodecs(codec, sizes=SIZES, timeout_s=timeout_s, longest_s=timeout_s)
 
 
 @pytest.mark.parametrize(("megabytes_per_s", "codec"), [(1000, Codec.RAW), (100, Codec.FP16), (10, Codec.INT8)])

@@ -154,7 +154,7 @@ def test_there_is_room_for_every_peer_and_never_for_more_than_an_eighth_of_the_d
 
 # --- Transfers ------------------------------------------------------------------------------------------------------
 
-TRANSFERS = TransferRules(2.5)
+TRANSFERS = TransferRules(2.5, 2.5)
 
 
 def transfer(version: int = 1, began_s: float = 0.0, total_bytes: int = 45_000_000, **fields) -> Transfer:
