@@ -362,5 +362,5 @@ def test_one_who_does_not_know_the_run_is_told_nothing(zeromq):
     assert all(isinstance(answer, messages.Refused) for answer in answers)
     assert len({answer.reason for answer in answers}) == 1
     assert node.config.run_id not in answers[0].reason
-    assert "DPWA_RUN_DIR" in answers[0].reason
+    assert "all nodes need the same cluster file" in answers[0].reason
     assert isinstance(told, messages.Mismatch)
