@@ -31,8 +31,12 @@ from dpwa.node.record import NodeStatistics, Record, closing_fields
 from dpwa.node.run_token import run_in_requests
 from dpwa.observe.endings import remark_on_training
 from dpwa.observe.journal import Journal, node_folder
+from dpwa.observe.process_use import started_ticks
+from dpwa.snapshot.checksum import checksum_of
+from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.model import Model
-from dpwa.transport.faults import Faults, NodeFaults
+from dpwa.snapshot.staging import first_not_finite
+from dpwa.transport.faults import Faults, NodeFaults, SteeredPartition
 from dpwa.transport.interface import MakeTransport, Transport
 from dpwa.transport.zeromq import ZmqTransport
 
@@ -105,7 +109,8 @@ class Node:
             faults=None if self._faults is None else self._faults.faults,
         )
         self._service = self._parts.wiring.service
-        self._publisher = SnapshotPublisher(self._model, self._service, self._snapshot_slots())
+        on_complete = self._note_snapshot if config.journal_checksums and run_dir is not None else None
+        self._publisher = SnapshotPublisher(self._model, self._service, self._snapshot_slots(), on_complete)
         self._transport: Transport = (
             make_transport(self._parts.wiring) if make_transport else ZmqTransport(config, name, self._parts.wiring)
         )
@@ -144,8 +149,10 @@ class Node:
     def _make_faults(self) -> NodeFaults | None:
         if not self.config.faults.kinds:
             return None
+        run_dir = self.run_dir if self.config.faults.steered else None
+        steered = None if run_dir is None else SteeredPartition(run_dir)
         return NodeFaults(
-            Faults(self.config.faults, self.name, partial(self._event, "fault")),
+            Faults(self.config.faults, self.name, partial(self._event, "fault"), steered),
             folder=None if self.run_dir is None else node_folder(self.run_dir, self.name),
             pause=time.sleep,
             before_death=self._write_journal,
@@ -176,9 +183,15 @@ class Node:
         finally:
             if self._life is not _Life.RUNNING:
                 self.close()
-        about = asdict(self._model.inventory)
         self._event(
-            "start", run=self.config.run_id, incarnation=self._incarnation.hex(), peers=list(self._peers), **about
+            "start",
+            run=self.config.run_id,
+            incarnation=self._incarnation.hex(),
+            peers=list(self._peers),
+            layout=self._model.layout.fingerprint.hex(),
+            pid=os.getpid(),
+            process_started=started_ticks(os.getpid()),
+            **asdict(self._model.inventory),
         )
 
     def _start_journal(self) -> None:
@@ -283,9 +296,10 @@ class Node:
             InternalError: a background thread failed.
         """
         with self._training():
+            began_s = self._monotonic_s()
             self._boundary.advance(loss)
             self._boundary.publish_and_ask()
-            self._boundary.resume()
+            self._record.stepped(began_s, self._boundary.resume())
 
     def update_send(self, loss: float | None = None) -> None:
         """First half of the 2017 dpwa's pair, called before a batch: publish and ask for an exchange.
@@ -306,8 +320,9 @@ class Node:
             InternalError: a background thread failed.
         """
         with self._training():
+            began_s = self._monotonic_s()
             self._boundary.advance(loss)
-            self._boundary.resume()
+            self._record.stepped(began_s, self._boundary.resume())
 
     def finish(self, timeout_s: float | None = None, *, merge: bool | None = None) -> bool:
         """After the last step: go on serving and blending until every peer has finished too, or is left behind.
@@ -425,6 +440,12 @@ class Node:
             inventory=self._model.inventory,
             merged_models=self._boundary.merging.held.models,
         )
+
+    def _note_snapshot(self, snapshot: Snapshot) -> None:
+        fields: dict[str, object] = {"version": snapshot.version, "checksum": checksum_of(snapshot.memory)}
+        if tensor := first_not_finite(self._model.layout, snapshot.memory):
+            fields["not_finite"] = tensor
+        self._event("snapshot", **fields)
 
     def _write_journal(self) -> None:
         if self._journal is not None:
