@@ -222,6 +222,10 @@ def _words(options: FaultOptions) -> Iterator[str]:
             yield f"each step of {name} takes {pause_ms:g} ms longer"
     for kill in options.kill:
         yield f"{kill.node} is killed in its step {kill.step}, once in a run that has a run folder"
+    yield from _partitions_in_words(options)
+
+
+def _partitions_in_words(options: FaultOptions) -> Iterator[str]:
     for partition in options.partition:
         groups = " | ".join(" ".join(group) for group in partition.groups)
         yield f"from step {partition.from_step} to {partition.to_step} these groups are cut off: {groups}"

@@ -31,7 +31,7 @@ from dpwa.node.record import NodeStatistics, Record, closing_fields
 from dpwa.node.run_token import run_in_requests
 from dpwa.observe.endings import remark_on_training
 from dpwa.observe.journal import Journal, node_folder
-from dpwa.observe.process_use import started_ticks
+from dpwa.observe.process_use import started_ticks, write_process
 from dpwa.snapshot.checksum import checksum_of
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.model import Model
@@ -199,6 +199,7 @@ class Node:
             return
         try:
             self._journal.start()
+            write_process(node_folder(self.run_dir, self.name))
             resolved = self.run_dir / "config.yaml"
             if not resolved.exists():
                 resolved.write_text(self.config.to_yaml(), encoding="utf-8")
@@ -375,6 +376,7 @@ class Node:
     def _begin_to_finish(self, *, merge: bool) -> None:
         if merge:
             self._boundary.merging.begin()
+        self._event("finishing")
         self._service.tell(finished=True)
         self._boundary.farewell.begin(self._monotonic_s())
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["process_use", "started_ticks"]
+__all__ = ["environment_of", "process_use", "read_process", "started_ticks", "state_of", "write_process"]
+
+PROCESS_FILE = "process"
 
 _OWN = Path("/proc/self")
 
@@ -38,6 +40,35 @@ def started_ticks(pid: int) -> int:
     with suppress(OSError, ValueError, IndexError):
         return int(_stat(str(pid))[_STARTED])
     return 0
+
+
+def write_process(folder: Path) -> None:
+    """Leave the number and the start of this process in a node's folder, so that `dpwa chaos` finds it."""
+    with suppress(OSError):  # a full disk is no reason not to train
+        (folder / PROCESS_FILE).write_text(f"{os.getpid()} {started_ticks(os.getpid())}\n", encoding="ascii")
+
+
+def read_process(folder: Path) -> tuple[int, int] | None:
+    """What `write_process` left: number and start of the node's last process; None if it left nothing."""
+    with suppress(OSError, ValueError):
+        pid, started = (folder / PROCESS_FILE).read_text(encoding="ascii").split()
+        return int(pid), int(started)
+    return None
+
+
+def state_of(pid: int) -> str:
+    """The state of a process, as one letter of the kernel's: R, S, T for stopped, Z for ended; empty if it is gone."""
+    with suppress(OSError, IndexError):
+        return _stat(str(pid))[0]
+    return ""
+
+
+def environment_of(pid: int) -> Mapping[str, str]:
+    """The variables with which a process was started; empty if it is gone, or of another user."""
+    with suppress(OSError):
+        pairs = Path("/proc", str(pid), "environ").read_bytes().decode(errors="replace").split("\0")
+        return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    return {}
 
 
 def _stat(process: str) -> list[str]:
