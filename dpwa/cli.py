@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpwa._version import __version__
-from dpwa.cli_chaos import verify
+from dpwa.cli_chaos import chaos, verify
 from dpwa.errors import ConfigError, DpwaError
 
 if TYPE_CHECKING:
@@ -202,6 +202,7 @@ def average(*, run_dir: Path, output: Path | None, weighting: Weighting, evaluat
 
 
 main.add_command(verify)
+main.add_command(chaos)
 
 
 @main.group()

@@ -228,6 +228,6 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant("I5", "0 < factor <= what the config allows", "blends", _factors),
     Invariant("I6", "10 s after a fault has ended, all exchange again", "pairs of nodes", continuity.reunions),
     Invariant("I7", "descriptors, threads and memory stay flat", "lives of 2 minutes", continuity.growth),
-    Invariant("I8", "processes end within 5 s of being told, and say why", "ends", continuity.endings),
+    Invariant("I8", "nodes close within 5 s of being told, and say why", "ends", continuity.endings),
     Invariant("I9", "the faults happened", "faults", continuity.reality),
 )

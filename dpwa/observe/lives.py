@@ -32,7 +32,7 @@ class Life:
         faults: what `faults:` injected into it.
         metrics: its lines of metrics, in order.
         last_s: Unix seconds of its last line in any file.
-        is_closed: it has ended as it should.
+        closed_s: Unix seconds in which it was closed as it should; None if it was not.
         has_finished: it has come to `finish`.
         has_losses: lines of its journal are lost.
     """
@@ -46,9 +46,14 @@ class Life:
     faults: list[Record] = field(default_factory=list)
     metrics: list[Record] = field(default_factory=list)
     last_s: float = 0.0
-    is_closed: bool = False
+    closed_s: float | None = None
     has_finished: bool = False
     has_losses: bool = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended as it should."""
+        return self.closed_s is not None
 
     @property
     def pid(self) -> int | None:
@@ -169,7 +174,7 @@ def _take(life: Life, event: Record, moment_s: float) -> None:
     elif kind in ("finishing", "finish"):
         life.has_finished = True
     elif kind == "close":
-        life.is_closed = True
+        life.closed_s = moment_s
     elif kind == "journal_lost":
         life.has_losses = True
 

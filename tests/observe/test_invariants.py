@@ -265,7 +265,9 @@ def _memory(journals: Journals, place: int) -> None:
 
 
 def _killed_at_the_end(journals: Journals, place: int) -> None:
-    journals.launches[-1 - place % 2]["exit_code"] = -9
+    end = journals.launches[-1 - place % 2]
+    end["exit_code"] = -9
+    journals.events[end["node"]].pop()
 
 
 def _no_exit_code(journals: Journals, place: int) -> None:
@@ -403,18 +405,24 @@ def test_a_further_file_of_a_journal_is_no_further_life():
 def test_a_script_that_evaluates_for_seconds_is_no_violation_and_the_same_pause_in_dpwa_is_one():
     line = {"steps_per_s": 10.0, "longest_held_s": 0.001}
     lines = [{"t": 100.0 + n, "step": n * 10, "longest_step_s": 8.0 if n % 5 == 0 else 0.2, **line} for n in range(50)]
-    life = Life("w1", "aa", 99.0, {"pid": 1}, metrics=list(lines), last_s=150.0, is_closed=True)
+    life = Life("w1", "aa", 99.0, {"pid": 1}, metrics=list(lines), last_s=150.0, closed_s=150.0)
     killed = Fault("kill", 120.0, float("inf"), "w2", pid=2, evidence="gone")
     assert pauses(Run({"w1": [life]}, [killed])).findings == []
     life.metrics[20] = {**lines[20], "longest_held_s": 8.0}
     assert len(pauses(Run({"w1": [life]}, [killed])).findings) == 1
 
 
+def test_a_process_that_was_killed_after_its_node_had_closed_is_no_violation():
+    journals = SOUND.copied()
+    journals.launches[-1]["exit_code"] = -9
+    assert verdicts(journals.run())["I8"].verdict == "held"
+
+
 def test_who_was_stopped_is_no_survivor():
     line = {"steps_per_s": 10.0, "longest_held_s": 0.001, "longest_step_s": 0.1}
     lines = [{"t": 100.0 + n, "step": n * 10, **line} for n in range(50)]
     lines[21] |= {"longest_step_s": 5.1, "longest_held_s": 5.1}
-    life = Life("w1", "aa", 99.0, {"pid": 1}, metrics=lines, last_s=150.0, is_closed=True)
+    life = Life("w1", "aa", 99.0, {"pid": 1}, metrics=lines, last_s=150.0, closed_s=150.0)
     stopped = Fault("stop", 116.0, 121.0, "w1", pid=1, evidence="T")
     assert pauses(Run({"w1": [life]}, [stopped])).findings == []
     assert len(pauses(Run({"w1": [life]}, [])).findings) == 1
