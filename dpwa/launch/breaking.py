@@ -218,7 +218,8 @@ _DONE = {"kill": "killed", "restart": "told to end", "stop": "stopped", "partiti
 
 
 def _who(broken: _Broken) -> str:
-    return broken.victim.node if broken.victim is not None else " | ".join(" ".join(g) for g in broken.groups)
+    """Whom a fault hits; of a partition the smaller side."""
+    return broken.victim.node if broken.victim is not None else " ".join(min(broken.groups, key=len))
 
 
 def _numbers_after(first: int) -> Iterator[int]:
