@@ -108,9 +108,10 @@ class Breaker:
 
     def undo(self) -> None:
         """Undo all that can be undone: stopped nodes continue, partitions heal."""
-        for broken in list(self._broken):
-            if broken.kind in ("stop", "partition"):
-                self._undo(broken)
+        undone = [broken for broken in self._broken if broken.kind in ("stop", "partition")]
+        told = [self._undo(broken) for broken in undone]
+        for line in told:  # afterwards: whoever reads may be gone, and then this raises
+            self._tell(line)
 
     def in_words(self) -> str:
         """Who is down now, and for how long."""
@@ -195,19 +196,19 @@ class Breaker:
             self._record.write("evidence", fault=broken.number, evidence="gone")
         if broken.ends_s is not None:
             if now_s >= broken.ends_s or (victim is not None and not victim.is_alive):
-                self._undo(broken)
+                self._tell(self._undo(broken))
         elif victim is not None and victim.node in alive and alive[victim.node].pid != victim.pid:
             self._over(broken)
             self._tell(f"{victim.node} is back (process {alive[victim.node].pid})")
 
-    def _undo(self, broken: _Broken) -> None:
+    def _undo(self, broken: _Broken) -> str:
+        """Undo a fault; what to say of that."""
         if broken.victim is None:
             self._partition.remove()
-            self._tell(f"healed: {_who(broken)}")
         else:
             broken.victim.send(signal.SIGCONT)
-            self._tell(f"continued {broken.victim.node}")
         self._over(broken)
+        return f"healed: {_who(broken)}" if broken.victim is None else f"continued {broken.victim.node}"
 
     def _over(self, broken: _Broken) -> None:
         self._broken.remove(broken)
@@ -219,7 +220,7 @@ _DONE = {"kill": "killed", "restart": "told to end", "stop": "stopped", "partiti
 
 def _who(broken: _Broken) -> str:
     """Whom a fault hits; of a partition the smaller side."""
-    return broken.victim.node if broken.victim is not None else " ".join(min(broken.groups, key=len))
+    return broken.victim.node if broken.victim is not None else " ".join(sorted(broken.groups, key=len)[0])
 
 
 def _numbers_after(first: int) -> Iterator[int]:

@@ -205,8 +205,10 @@ class _Chaos:
             if self._received:
                 self.say("interrupted")
         finally:
-            self.breaker.undo()
-            self._end_launch()
+            try:
+                self.breaker.undo()
+            finally:
+                self._end_launch()
         code = self._verdict()
         return 128 + self._received[0] if self._received else code
 
@@ -238,7 +240,7 @@ class _Chaos:
         fresh = [tail.last for tail in self._tails.values() if now_s - tail.last.get("t", 0.0) < 3.0]
         rate = sum(float(line.get("steps_per_s") or 0.0) for line in fresh)
         down = self.breaker.in_words() or "all are up"
-        return f"{self.breaker.made} faults so far; {down}; {rate:.0f} steps/s together"
+        return f"faults: {self.breaker.made}; {down}; {rate:.0f} steps/s together"
 
     def _has_ended(self) -> bool:
         if self._launch is not None:
@@ -248,8 +250,8 @@ class _Chaos:
     def _end_launch(self) -> None:
         if self._launch is None or self._launch.poll() is not None:
             return
-        self.say("ending the launch")
         self._launch.send_signal(signal.SIGTERM)
+        self.say("ending the launch")
         before, end_s = len(self._received), time.monotonic() + _END_S
         while self._launch.poll() is None and time.monotonic() < end_s and len(self._received) == before:
             with suppress(subprocess.TimeoutExpired):
