@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage test-heavy test-slow flake fuzz test-tensorflow test-frameworks rivals test-rivals lint bench bench-methods bench-gpu bench-quick studies results clean
+.PHONY: help demo test test-all coverage test-heavy test-slow reliability flake fuzz test-tensorflow test-frameworks rivals test-rivals lint bench bench-methods bench-gpu bench-quick studies results clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about a minute)"
@@ -19,6 +19,7 @@ help:
 	@echo "make coverage     make test-all without the heavy ones, and which share of the code they run: at least 90 %"
 	@echo "make test-heavy   the part of make test-all that coverage does not trace"
 	@echo "make test-slow    what takes longer still, such as a whole demo and floods of ten seconds"
+	@echo "make reliability  the figures of docs/reliability.md (a quarter of an hour; leave the machine alone meanwhile)"
 	@echo "make flake        the tests of faults, of strangers and of life and death, 20 times in a row (TIMES=20; about an hour)"
 	@echo "make fuzz         a minute of coverage-guided fuzzing of the wire format and of cluster files (SECONDS=60; needs atheris)"
 	@echo "make test-tensorflow  compares TensorFlow's trainings with torch's (needs tensorflow-cpu)"
@@ -54,10 +55,15 @@ test-heavy: $(STAMP)
 test-slow: $(STAMP)
 	@$(BIN)/python -m pytest -m slow --hypothesis-profile=thorough
 
+# Each test prints its figure. The one that parts a network needs root, and says so without.
+reliability: $(STAMP)
+	@$(BIN)/python -m pytest -q -m slow tests/launch/test_reliability.py
+	@$(BIN)/python benchmarks/goodput.py --json benchmarks/results/goodput.json
+
 # Tests that start processes, inject faults or attack: trusted only after twenty passes in a row.
 # make flake TIMES=5 TESTS=tests/launch/test_faults.py
 TIMES ?= 20
-TESTS ?= $(addprefix tests/,$(addsuffix .py,launch/test_faults node/test_joining exchange/test_restart_machines \
+TESTS ?= $(addprefix tests/,$(addsuffix .py,launch/test_faults launch/test_chaos observe/test_verify node/test_joining exchange/test_restart_machines \
 	transport/test_strangers transport/test_door exchange/test_forged_words launch/test_run_keys transport/test_keys \
 	transport/test_connections transport/test_slow_links exchange/test_patience node/test_close node/test_fork \
 	adapters/test_termination transport/test_leftovers launch/test_endings observe/test_journal \

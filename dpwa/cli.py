@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpwa._version import __version__
+from dpwa.cli_chaos import chaos, verify
 from dpwa.errors import ConfigError, DpwaError
 
 if TYPE_CHECKING:
@@ -198,6 +199,10 @@ def average(*, run_dir: Path, output: Path | None, weighting: Weighting, evaluat
 
         for line in average_run(run_dir, output or run_dir / "average.safetensors", weighting, evaluate):
             click.echo(line)
+
+
+main.add_command(verify)
+main.add_command(chaos)
 
 
 @main.group()

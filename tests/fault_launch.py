@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+from dpwa.observe.invariants import check_run
+from dpwa.observe.process_use import state_of
+from dpwa.observe.run_folder import read_run
+from dpwa.observe.run_record import CHAOS_FILE, RunRecord
 from support import TESTS, wait_until
 
 TRAINER = TESTS / "fault_trainer.py"
@@ -26,6 +33,8 @@ class Launch:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self._record = RunRecord(self.run_dir, CHAOS_FILE)
+        self._faults = 0
         self.lines: list[str] = []
         self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout))
         self._reader.start()
@@ -39,6 +48,32 @@ class Launch:
         wait_until(lambda: len(self.find(rf"{node} \| pid (\d+)")) >= life, f"{node} starts", 30)
         return int(self.find(rf"{node} \| pid (\d+)")[life - 1])
 
+    def kill(self, node: str) -> int:
+        """Kill a node that is in its first life, and write that down; its process id."""
+        pid = self.pid(node)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: state_of(pid) in ("", "Z"), "it is dead")
+        self._broke("kill", node, pid, "gone")
+        return pid
+
+    def stop(self, node: str) -> Callable[[], None]:
+        """Stop a node, and write that down; what lets it go on."""
+        pid = self.pid(node)
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: state_of(pid) == "T", "it stands still")
+        fault = self._broke("stop", node, pid, "state T")
+
+        def go_on() -> None:
+            os.kill(pid, signal.SIGCONT)
+            self._record.write("undone", fault=fault)
+
+        return go_on
+
+    def _broke(self, kind: str, node: str, pid: int, evidence: str) -> int:
+        self._faults += 1
+        self._record.write("fault", fault=self._faults, kind=kind, node=node, pid=pid, evidence=evidence)
+        return self._faults
+
     def wait(self) -> int:
         """Wait for the end; the exit code."""
         code = self.process.wait(60)
@@ -50,3 +85,11 @@ class Launch:
         self.process.wait(20)
         self._reader.join(20)
         self.process.stdout.close()
+
+
+def assert_held(run_dir: Path, *names: str) -> None:
+    """These invariants held, and no other was violated; I4 is about speed, which a busy machine does not have."""
+    checks = {check.invariant.name: check for check in check_run(read_run(run_dir))}
+    found = {name: [finding.text for finding in check.findings] for name, check in checks.items() if name != "I4"}
+    assert {name: texts for name, texts in found.items() if texts} == {}
+    assert [name for name in names if checks[name].verdict != "held"] == []

@@ -112,6 +112,11 @@ class FaultOptions(Options):
         (), description="Groups of nodes that cannot reach each other for a while."
     )
 
+    steered: bool = Field(
+        False,  # noqa: FBT003 - the default of a field
+        description="Whether `dpwa chaos` may cut nodes off while they run, by a file in the run folder.",
+    )
+
     @property
     def bandwidth_bytes_per_s(self) -> float | None:
         """Most bytes per second that a pull receives; None: no limit."""
@@ -134,7 +139,7 @@ class FaultOptions(Options):
             "noise": self.noise.scale > 0,
             "slow": any(self.slow.values()),
             "kill": bool(self.kill),
-            "partition": bool(self.partition),
+            "partition": bool(self.partition) or self.steered,
         }
         return tuple(kind for kind, is_wanted in wanted.items() if is_wanted)
 
@@ -217,6 +222,12 @@ def _words(options: FaultOptions) -> Iterator[str]:
             yield f"each step of {name} takes {pause_ms:g} ms longer"
     for kill in options.kill:
         yield f"{kill.node} is killed in its step {kill.step}, once in a run that has a run folder"
+    yield from _partitions_in_words(options)
+
+
+def _partitions_in_words(options: FaultOptions) -> Iterator[str]:
     for partition in options.partition:
         groups = " | ".join(" ".join(group) for group in partition.groups)
         yield f"from step {partition.from_step} to {partition.to_step} these groups are cut off: {groups}"
+    if options.steered:
+        yield "`dpwa chaos` may cut nodes off while they run"

@@ -172,6 +172,10 @@ class _PlainKeys(Options):
         le=1_000_000,
         description="Most megabytes that a node's events, metrics and kept output take together; the oldest go first.",
     )
+    journal_checksums: bool = Field(
+        False,  # noqa: FBT003 - the default of a field
+        description="Whether the journal holds a checksum of each snapshot that is published or blended.",
+    )
     insecure: bool = Field(
         False,  # noqa: FBT003 - the default of a field
         description="Must be true when nodes talk over a network without keys: anybody gets in, and can listen.",

@@ -37,6 +37,11 @@ _OUTCOME_OF_ERROR: dict[type[TransportError], Outcome] = {
     RemoteProtocolError: Outcome.PROTOCOL_ERROR,
 }
 
+# What ends so much later than its deadline was held up by this node itself. A pull is one ask; a pair has several,
+# each with a deadline of its own.
+_STALLED_S = 0.5
+_ASKS = {ExchangeKind.PULL: 1, ExchangeKind.PUSH: 2, ExchangeKind.PAIR: 4}
+
 
 class Exchanger:
     """Makes exchanges for one node, one at a time, and takes part in those that peers begin.
@@ -133,7 +138,7 @@ class Exchanger:
 
     def _with(self, peer: str, request: ExchangeRequest, client: Client) -> ExchangeResult | None:
         """An exchange with one peer; None for a push that was accepted."""
-        kind = request.plan.kind
+        kind, began_s = request.plan.kind, self.context.monotonic_s()
         try:
             if kind is None:
                 result: ExchangeResult | None = self.context.proposer.tell(peer, request, client)
@@ -151,6 +156,11 @@ class Exchanger:
                 outcome = Outcome.GONE
             received_bytes = error.received_bytes if isinstance(error, PeerTimeout) else 0
             result = replace(request.ended(outcome, peer, str(error)), received_bytes=received_bytes)
+            lasted_s = self.context.monotonic_s() - began_s
+            longest_s = client.patience_s * _ASKS.get(kind or ExchangeKind.PULL, 1)
+            if client.patience_s > 0 and lasted_s > longest_s + _STALLED_S:
+                # Every wait ends in time by itself: this process did not run. The peer may well have answered.
+                return replace(result, reason=f"{result.reason}; this node stood still for {lasted_s:.1f} s itself")
         if result is not None:
             self._score(peer, result)
         return result

@@ -206,6 +206,8 @@ class Fetcher:
             begun,
             outcome=outcome,
             version=offer.version,
+            incarnation=offer.incarnation,
+            checksum=staging.checksum,
             peer_state=peer_state,
             reference=reference,
             staging=staging if is_finite else None,

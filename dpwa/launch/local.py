@@ -30,6 +30,7 @@ from dpwa.launch.terminal import size_variables
 from dpwa.launch.this_host import local_node_names
 from dpwa.observe.endings import Ending, ending_of, remarks
 from dpwa.observe.journal import OUTPUT_FILE, node_folder, output_max_bytes
+from dpwa.observe.run_record import LAUNCH_FILE, RunRecord
 from dpwa.transport.key_folder import run_keys
 from dpwa.transport.leftovers import remove_unowned
 
@@ -116,7 +117,9 @@ def launch(
     makes_keys = len(chosen) == len(config.nodes) and config.keys is None and not config.insecure
     try:
         with run_keys(run_dir, chosen) if makes_keys else nullcontext():
-            ends, signal_number = asyncio.run(_run_shown(commands, on_failure, max_restarts))
+            ends, signal_number = asyncio.run(
+                _run_shown(commands, on_failure, max_restarts, RunRecord(run_dir, LAUNCH_FILE))
+            )
     except OSError as error:
         raise DpwaError(f"launching {', '.join(chosen)}: the operating system refused: {error}") from error
     finally:
@@ -240,7 +243,7 @@ def end_signals(on_end: Callable[[int], None]) -> Iterator[None]:
 
 
 async def _run_shown(
-    commands: Sequence[NodeCommand], on_failure: OnFailure, max_restarts: int
+    commands: Sequence[NodeCommand], on_failure: OnFailure, max_restarts: int, record: RunRecord
 ) -> tuple[tuple[NodeEnd, ...], int | None]:
     loop = asyncio.get_running_loop()
     gone: list[int] = []
@@ -261,7 +264,12 @@ async def _run_shown(
         on_reader_gone=tell_loop,
     )
     supervisor = Supervisor(
-        commands, on_failure=on_failure, max_restarts=max_restarts, on_line=printer.put, has_room=printer.has_room
+        commands,
+        on_failure=on_failure,
+        max_restarts=max_restarts,
+        on_line=printer.put,
+        has_room=printer.has_room,
+        record=record.write,
     )
     ends, signal_number = await supervise(supervisor)
     signal_number = signal_number or next(iter(gone), None)

@@ -117,6 +117,10 @@ def _always() -> bool:
     return True
 
 
+def _ignore(event: str, **fields: object) -> None:
+    """Nobody keeps a record."""
+
+
 class Supervisor:
     """Runs a set of nodes until all have ended.
 
@@ -127,6 +131,7 @@ class Supervisor:
         grace_s: time that the nodes have for a clean end after `stop`, in seconds; one that is saving has more.
         on_line: called with the name of a node and a line that it printed.
         has_room: False asks to read no more output for now.
+        record: called with what happens to the nodes: `started`, `ended`, and `told` to end.
     """
 
     def __init__(
@@ -138,7 +143,9 @@ class Supervisor:
         grace_s: float = GRACE_S,
         on_line: Callable[[str, str], None],
         has_room: Callable[[], bool] = _always,
+        record: Callable[..., None] = _ignore,
     ) -> None:
+        self._record = record
         self._commands = tuple(commands)
         self._on_failure = on_failure
         self._max_restarts = max_restarts
@@ -189,6 +196,7 @@ class Supervisor:
         if not self._stopping.is_set():
             self._stopping.set()
             self._stopped_at_s = now_s
+            self._record("told", signal=signal_number)
             self._end_groups(signal_number)
             if self._loop is not None:
                 self._kill_timer = self._loop.call_later(self._grace_s, self._end_late, self._loop)
@@ -284,10 +292,12 @@ class Supervisor:
             return error.exit_code, 0.0
         self._groups[process.pid] = output
         self._guard.watch(process.pid)
+        self._record("started", node=command.name, pid=process.pid)
         try:
             if self._stopping.is_set():
                 signal_group(process.pid, self._stop_signal)
             exit_code = await process.wait()
+            self._record("ended", node=command.name, pid=process.pid, exit_code=exit_code)
         finally:
             # The group's number cannot be given to others while a member lives; with none left this finds nobody,
             # because the kernel counts through all other numbers before it uses one again.

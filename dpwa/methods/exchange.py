@@ -161,6 +161,8 @@ class ExchangeResult:
         peer: the other node; of a gathering the last one; None after `NO_PEER`.
         exchange_id: of a push or pair.
         version: of the peer's snapshot; 0 without one.
+        incarnation: the life of the peer that made that snapshot; empty without one.
+        checksum: of the snapshot as it came, if it came whole, as it is, and checksums are asked for; else None.
         peer_state: state of the peer's snapshot, of the last one when several were merged; says nothing without values.
         reference: this node's snapshot that differences were made against; None where values are absolute, or there
             are none.
@@ -190,6 +192,8 @@ class ExchangeResult:
     peer: str | None = None
     exchange_id: bytes = NO_EXCHANGE
     version: int = 0
+    incarnation: bytes = b""
+    checksum: int | None = None
     peer_state: State = _UNKNOWN_STATE
     reference: Snapshot | None = None
     staging: Staging | None = None

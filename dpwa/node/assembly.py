@@ -24,6 +24,7 @@ from dpwa.exchange.service import Service
 from dpwa.exchange.slices import Rotation
 from dpwa.methods.base import ExchangeKind, Method
 from dpwa.methods.diloco import OuterMomentum
+from dpwa.snapshot.checksum import Checksum
 from dpwa.snapshot.layout import Layout
 from dpwa.snapshot.lineage import Standing
 from dpwa.snapshot.model import Model
@@ -108,6 +109,9 @@ def assemble(
     if faults is not None and faults.options.noise.scale > 0:
         for staging in stagings:
             staging.disturb = faults.disturb
+    if config.journal_checksums:
+        for staging in stagings:
+            staging.sums = Checksum()
     flow_control = FlowControl(peers, config.flow_control, rng("peer"))
     fetcher = Fetcher(
         identity=identity,

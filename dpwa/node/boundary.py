@@ -146,9 +146,10 @@ class Boundary:
     def state(self, state: State) -> None:
         self._standing.own = state
 
-    def resume(self) -> None:
-        """The trainer goes on training."""
+    def resume(self) -> float:
+        """The trainer goes on training; the monotonic time."""
         self._resumed_s = self._monotonic_s()
+        return self._resumed_s
 
     def close(self) -> None:
         """Let go of snapshots, and of the node: its memory must not wait for the garbage collector."""
@@ -423,6 +424,8 @@ class Boundary:
             for exchange_id in pairs:
                 self._proposals.disengage(exchange_id)
             self._transport.published()
+        else:
+            self._publisher.completed(snapshot)
         if request is not None:
             self._transport.ask(request)
 

@@ -30,8 +30,12 @@ from dpwa.node.publishing import SnapshotPublisher
 from dpwa.node.record import NodeStatistics, Record, closing_fields
 from dpwa.observe.endings import remark_on_training
 from dpwa.observe.journal import Journal, node_folder
+from dpwa.observe.process_use import started_ticks, write_process
+from dpwa.snapshot.checksum import checksum_of
+from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.model import Model
-from dpwa.transport.faults import Faults, NodeFaults
+from dpwa.snapshot.staging import first_not_finite
+from dpwa.transport.faults import Faults, NodeFaults, SteeredPartition
 from dpwa.transport.interface import MakeTransport, Transport
 from dpwa.transport.zeromq import ZmqTransport
 
@@ -104,7 +108,8 @@ class Node:
             faults=None if self._faults is None else self._faults.faults,
         )
         self._service = self._parts.wiring.service
-        self._publisher = SnapshotPublisher(self._model, self._service, self._snapshot_slots())
+        on_complete = self._note_snapshot if config.journal_checksums and run_dir is not None else None
+        self._publisher = SnapshotPublisher(self._model, self._service, self._snapshot_slots(), on_complete)
         self._transport: Transport = (
             make_transport(self._parts.wiring)
             if make_transport
@@ -145,8 +150,10 @@ class Node:
     def _make_faults(self) -> NodeFaults | None:
         if not self.config.faults.kinds:
             return None
+        run_dir = self.run_dir if self.config.faults.steered else None
+        steered = None if run_dir is None else SteeredPartition(run_dir)
         return NodeFaults(
-            Faults(self.config.faults, self.name, partial(self._event, "fault")),
+            Faults(self.config.faults, self.name, partial(self._event, "fault"), steered),
             folder=None if self.run_dir is None else node_folder(self.run_dir, self.name),
             pause=time.sleep,
             before_death=self._write_journal,
@@ -177,9 +184,15 @@ class Node:
         finally:
             if self._life is not _Life.RUNNING:
                 self.close()
-        about = asdict(self._model.inventory)
         self._event(
-            "start", run=self.config.run_id, incarnation=self._incarnation.hex(), peers=list(self._peers), **about
+            "start",
+            run=self.config.run_id,
+            incarnation=self._incarnation.hex(),
+            peers=list(self._peers),
+            layout=self._model.layout.fingerprint.hex(),
+            pid=os.getpid(),
+            process_started=started_ticks(os.getpid()),
+            **asdict(self._model.inventory),
         )
 
     def _start_journal(self) -> None:
@@ -187,6 +200,7 @@ class Node:
             return
         try:
             self._journal.start()
+            write_process(node_folder(self.run_dir, self.name))
             resolved = self.run_dir / "config.yaml"
             if not resolved.exists():
                 resolved.write_text(self.config.to_yaml(), encoding="utf-8")
@@ -284,9 +298,10 @@ class Node:
             InternalError: a background thread failed.
         """
         with self._training():
+            began_s = self._monotonic_s()
             self._boundary.advance(loss)
             self._boundary.publish_and_ask()
-            self._boundary.resume()
+            self._record.stepped(began_s, self._boundary.resume())
 
     def update_send(self, loss: float | None = None) -> None:
         """First half of the 2017 dpwa's pair, called before a batch: publish and ask for an exchange.
@@ -307,8 +322,9 @@ class Node:
             InternalError: a background thread failed.
         """
         with self._training():
+            began_s = self._monotonic_s()
             self._boundary.advance(loss)
-            self._boundary.resume()
+            self._record.stepped(began_s, self._boundary.resume())
 
     def finish(self, timeout_s: float | None = None, *, merge: bool | None = None) -> bool:
         """After the last step: go on serving and blending until every peer has finished too, or is left behind.
@@ -361,6 +377,7 @@ class Node:
     def _begin_to_finish(self, *, merge: bool) -> None:
         if merge:
             self._boundary.merging.begin()
+        self._event("finishing")
         self._service.tell(finished=True)
         self._boundary.farewell.begin(self._monotonic_s())
 
@@ -426,6 +443,12 @@ class Node:
             inventory=self._model.inventory,
             merged_models=self._boundary.merging.held.models,
         )
+
+    def _note_snapshot(self, snapshot: Snapshot) -> None:
+        fields: dict[str, object] = {"version": snapshot.version, "checksum": checksum_of(snapshot.memory)}
+        if tensor := first_not_finite(self._model.layout, snapshot.memory):
+            fields["not_finite"] = tensor
+        self._event("snapshot", **fields)
 
     def _write_journal(self) -> None:
         if self._journal is not None:

@@ -130,9 +130,17 @@ class SnapshotPublisher:
         source: what is copied.
         service: serves the newest snapshot.
         slots: how many snapshots there may be at one time.
+        on_complete: called with each snapshot before peers can have it; None: not.
     """
 
-    def __init__(self, source: _Source, service: Service, slots: int) -> None:
+    def __init__(
+        self,
+        source: _Source,
+        service: Service,
+        slots: int,
+        on_complete: Callable[[Snapshot], None] | None = None,
+    ) -> None:
+        self._on_complete = on_complete
         self._source = source
         self._service = service
         self._slots = slots
@@ -205,8 +213,14 @@ class SnapshotPublisher:
             taken.is_complete.set()
         return taken
 
+    def completed(self, snapshot: Snapshot) -> None:
+        """A snapshot is complete, and some peer may have it."""
+        if self._on_complete is not None:
+            self._on_complete(snapshot)
+
     def hand_out(self, snapshot: Snapshot) -> None:
         """Let peers have a snapshot that is complete: the newest from now on."""
+        self.completed(snapshot)
         if self._segment is not None and snapshot.slot is not None:
             self._segment.mark(snapshot.slot, snapshot.version)
         newest, last_round = self._service.serving.snapshot, self._service.serving.last_round

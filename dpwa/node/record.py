@@ -13,6 +13,7 @@ from itertools import islice
 
 from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeResult, Outcome
 from dpwa.observe.plain_values import plain
+from dpwa.observe.process_use import process_use
 from dpwa.snapshot.model import Inventory
 from dpwa.snapshot.state import State
 
@@ -105,6 +106,9 @@ class Record:
         self._logged: dict[str, object] = {}
         self._started_s = started_s
         self._sampled = (started_s, 0)
+        self._stepped_s: float | None = None
+        self._longest_step_s = 0.0
+        self._longest_held_s = 0.0
         self._has_told = False
 
     def note(self, result: ExchangeResult, factor: float) -> None:
@@ -122,6 +126,13 @@ class Record:
         if result.outcome is not Outcome.BLENDED:
             self._outcomes[result.outcome.value] += 1
             self._failures += result.outcome.is_failure
+
+    def stepped(self, began_s: float, ended_s: float) -> None:
+        """Note the monotonic times at which the trainer has come for a step, and has been let go."""
+        if self._stepped_s is not None:
+            self._longest_step_s = max(self._longest_step_s, ended_s - self._stepped_s)
+        self._stepped_s = ended_s
+        self._longest_held_s = max(self._longest_held_s, ended_s - began_s)
 
     def log(self, values: Mapping[str, object]) -> None:
         """Add values of the training script, as they are now, to every further line of metrics."""
@@ -184,12 +195,16 @@ class Record:
         """One line of metrics; its step rate is that since the line before."""
         then_s, then_step = self._sampled
         self._sampled = (now_s, statistics.step)
+        longest_step_s, self._longest_step_s = self._longest_step_s, 0.0
+        longest_held_s, self._longest_held_s = self._longest_held_s, 0.0
         return {
             "elapsed_s": round(now_s - self._started_s, 3),
             "step": statistics.step,
             "clock": statistics.clock,
             "loss": statistics.loss,
             "steps_per_s": round((statistics.step - then_step) / max(now_s - then_s, 1e-9), 3),
+            "longest_step_s": round(longest_step_s, 6),
+            "longest_held_s": round(longest_held_s, 6),
             "exchanges": statistics.blended,
             "failures": statistics.failures,
             "skipped": sum(statistics.exchanges.values()) - statistics.blended - statistics.failures,
@@ -199,6 +214,7 @@ class Record:
             "bytes_out": statistics.bytes_out,
             "protocol_errors": statistics.protocol_errors,
             "publish_skipped": statistics.publish_skipped,
+            **process_use(),
             **self._logged,
         }
 
@@ -242,6 +258,7 @@ def exchange_fields(result: ExchangeResult, step: int, factor: float) -> dict[st
 def _blend_fields(result: ExchangeResult, step: int, factor: float) -> dict[str, object]:
     fields: dict[str, object] = {
         "version": result.version,
+        "incarnation": result.incarnation.hex(),
         "peer_clock": result.peer_state.clock,
         "peer_loss": result.peer_state.loss,
         "factor": factor,
@@ -250,6 +267,8 @@ def _blend_fields(result: ExchangeResult, step: int, factor: float) -> dict[str,
         "via": "shared_memory" if result.is_shared else "stream",
         "codec": result.codec.name.lower(),
     }
+    if result.checksum is not None and result.merged == 1:
+        fields["checksum"] = result.checksum
     reference = result.reference
     if reference is not None:
         fields |= {

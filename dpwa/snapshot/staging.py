@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dpwa.snapshot.checksum import Checksum
 from dpwa.snapshot.codecs import decode, encode, encoded_bytes
 from dpwa.snapshot.dtypes import DTYPES, widened
 from dpwa.snapshot.layout import Layout, Role, Section
@@ -95,6 +96,8 @@ class Staging:
         are absolute."""
         self._own: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         self._is_finite = True
+        self.sums: Checksum | None = None
+        """Sums up the bytes as they come, where the journal holds checksums."""
         self._measures_distance = measures_distance and not absolute
         self._squares = [0.0, 0.0]
 
@@ -113,6 +116,11 @@ class Staging:
         difference, own = self._squares
         return math.sqrt(difference / own) if own > 0 else None
 
+    @property
+    def checksum(self) -> int | None:
+        """Of the peer's snapshot, if all its bytes came as they are and it is asked for; else None."""
+        return None if self.sums is None else self.sums.of(self.layout.total_bytes)
+
     def begin(self, *, whole: bool) -> None:
         """Start from nothing, also after a way that failed.
 
@@ -125,6 +133,8 @@ class Staging:
         self._own = np.frombuffer(self.reference or b"", np.uint8)
         self._is_finite = True
         self._squares = [0.0, 0.0]
+        if self.sums is not None:
+            self.sums = Checksum()
         if not whole:
             for values in self.values:
                 values.array.fill(0)
@@ -139,6 +149,8 @@ class Staging:
             codec: how it is encoded.
         """
         taken = 0
+        if self.sums is not None and codec is Codec.RAW:
+            self.sums.add(first_byte, data)
         disturb = None if self.is_plain else self.disturb
         # A peer's numbers may overflow on the way; the check is what decides, not a warning.
         with np.errstate(all="ignore"):

@@ -9,11 +9,13 @@ is why there is no lock.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
 import signal
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,7 +27,13 @@ import numpy.typing as npt
 from dpwa.config.faults import FaultOptions
 from dpwa.errors import ConfigError
 
-__all__ = ["Fate", "Faults", "Lost", "NodeFaults"]
+__all__ = ["PARTITION_FILE", "Fate", "Faults", "Lost", "NodeFaults", "SteeredPartition"]
+
+PARTITION_FILE = "partition.json"
+"""In the run folder: who is cut off from whom now, and until when, for nodes with `faults: {steered: true}`."""
+
+# How often a node looks whether that has changed.
+_LOOK_S = 0.1
 
 
 class Lost(Enum):
@@ -53,6 +61,61 @@ class Fate:
     is_held: bool = False
 
 
+class SteeredPartition:
+    """The partition that a file of the run folder asks for. It ends by itself, also when its writer was killed.
+
+    Runs in: `write` and `remove` where the partition is made; `separates` in the thread that makes the exchanges.
+
+    Args:
+        run_dir: the run folder.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / PARTITION_FILE
+        self._looked_s = 0.0
+        self._read_of = 0
+        self._groups: Sequence[Collection[str]] = ()
+        self._until_s = 0.0
+
+    def write(self, groups: Sequence[Collection[str]], until_s: float) -> None:
+        """Cut these groups of nodes off from each other until a time in Unix seconds.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        draft = self._path.with_name(f".{PARTITION_FILE}.{os.getpid()}")
+        draft.write_text(json.dumps({"groups": [sorted(group) for group in groups], "until": until_s}))
+        draft.replace(self._path)
+
+    def remove(self) -> None:
+        """End it now."""
+        self._path.unlink(missing_ok=True)
+
+    def separates(self, asker: str, peer: str) -> bool:
+        """Whether these two are cut off now."""
+        self._look()
+        if time.time() >= self._until_s:
+            return False
+        own = [group for group in self._groups if asker in group]
+        return any(peer not in group for group in own) and any(peer in group for group in self._groups)
+
+    def _look(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = now_s
+        try:
+            changed = self._path.stat().st_mtime_ns
+            if changed != self._read_of:
+                asked = json.loads(self._path.read_text())
+                self._groups, self._until_s = [set(group) for group in asked["groups"]], float(asked["until"])
+                self._read_of = changed
+        except FileNotFoundError:
+            self._read_of, self._until_s = 0, 0.0
+        except (OSError, ValueError, TypeError, KeyError):
+            self._until_s = 0.0  # a file that cannot be read asks for nothing
+
+
 class Faults:
     """The faults of one node.
 
@@ -60,10 +123,18 @@ class Faults:
         options: what is wanted.
         node: its name.
         record: called with each fault, as keywords; from any thread.
+        steered: the partition that may be asked for at any time; None: none can.
     """
 
-    def __init__(self, options: FaultOptions, node: str, record: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        options: FaultOptions,
+        node: str,
+        record: Callable[..., None],
+        steered: SteeredPartition | None = None,
+    ) -> None:
         self.options = options
+        self._steered = steered
         self.node = node
         self.step = 0
         """The node's own step; set by the trainer, read by others."""
@@ -91,6 +162,8 @@ class Faults:
 
     def separates(self, peer: str) -> bool:
         """Whether a partition cuts off a peer now."""
+        if self._steered is not None and self._steered.separates(self.node, peer):
+            return True
         return any(partition.separates(self.node, peer, self.step) for partition in self.options.partition)
 
     def fate(self, *, can_be_held: bool) -> Fate:

@@ -1,0 +1,48 @@
+"""A training script for the reliability tests and the goodput benchmark: one step per so many milliseconds.
+
+Each node descends towards a target of its own, so that nodes that do not exchange drift apart:
+x -> x + 0.05 (rank - x).
+Its metrics hold `x` and its scores of its peers.
+
+    python steady_trainer.py STEPS PACE_MS
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from dpwa.config.cluster import ClusterConfig
+from dpwa.node.node import Node
+from support import VectorModel
+
+
+def main() -> None:
+    steps, pace_s = int(sys.argv[1]), int(sys.argv[2]) / 1000
+    name = os.environ["DPWA_NODE"]
+    rank = float(name[1:])
+    model = VectorModel([0.0, rank])
+    config = ClusterConfig.load(os.environ["DPWA_CONFIG"])
+    node = Node(config, name, model, run_dir=Path(os.environ["DPWA_RUN_DIR"]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        node.start()
+        due_s = time.monotonic()
+        for _ in range(steps):
+            # What was missed is not made up for, as in a training.
+            due_s = max(due_s + pace_s, time.monotonic())
+            time.sleep(max(0.0, due_s - time.monotonic()))
+            model.vector[0] += 1.0
+            model.vector[1] += 0.05 * (rank - model.vector[1])
+            node.step(1.0)
+            node.log(x=float(model.vector[1]), scores=dict(node.statistics().scores))
+        node.finish(timeout_s=2.0)
+    finally:
+        node.close()
+
+
+if __name__ == "__main__":
+    main()
