@@ -40,12 +40,14 @@ class Identity:
         name: of the node.
         run_dir: the run folder; None for a node alone, which records nothing.
         peers_restart: whether nodes that fail are started anew: `dpwa launch --on-failure restart`.
+        launch_id: of the launch that has started all nodes of the cluster at once; empty in a later life.
     """
 
     config: ClusterConfig
     name: str
     run_dir: Path | None
     peers_restart: bool = False
+    launch_id: str = ""
 
 
 def identity_of(name: str | None, config: ConfigLike) -> Identity:
@@ -70,7 +72,8 @@ def identity_of(name: str | None, config: ConfigLike) -> Identity:
         alone = ClusterConfig.alone(chosen or "alone")
         return Identity(alone, alone.nodes[0].name, _run_dir(alone, is_given=False))
     restart = os.environ.get("DPWA_ON_FAILURE") == "restart"
-    return Identity(given, _node_name(given, chosen), _run_dir(given, is_given=True), restart)
+    launch_id = os.environ.get("DPWA_LAUNCH_ID", "")
+    return Identity(given, _node_name(given, chosen), _run_dir(given, is_given=True), restart, launch_id)
 
 
 def given_config(config: ConfigLike) -> ClusterConfig | None:

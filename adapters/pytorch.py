@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from dpwa import MODEL_FILE, ConfigError, Node, NodeStatistics, node_folder
 
+from .checkpoints import Checkpoints, Kept
 from .identity import ConfigLike, given_config, identity_of, take_place
 from .optimizer_state import unwrapped_optimizer
 from .process_groups import refuse_ranks, tell_rank_alone
@@ -72,7 +73,9 @@ class DpwaPyTorchAdapter:
         name: which node of the cluster this is; default: what `dpwa launch` set in DPWA_NODE.
         config: the cluster file, a mapping with its keys, or a ready config; default: what `dpwa launch` set in
             DPWA_CONFIG. Without either, the node is alone: the script runs as if dpwa were not there.
-        optimizer: the one that trains the model; needed only for `optimizer_state: blend`.
+        optimizer: the one that trains the model; needed for `optimizer_state: blend` and for `checkpoint:`.
+        checkpoint: what else a checkpoint keeps, by name: objects with `state_dict` and `load_state_dict`, such as
+            {"scheduler": scheduler, "sampler": sampler}. Used where the config has `checkpoint: {every_s: ...}`.
         net: the 2017 dpwa's word for `model`.
         config_file: the 2017 dpwa's word for `config`.
 
@@ -89,6 +92,7 @@ class DpwaPyTorchAdapter:
         config: ConfigLike = None,
         *,
         optimizer: torch.optim.Optimizer | None = None,
+        checkpoint: Mapping[str, Kept] | None = None,
         net: nn.Module | None = None,
         config_file: ConfigLike = None,
     ) -> None:
@@ -104,18 +108,59 @@ class DpwaPyTorchAdapter:
         self._tensors = TorchModel(model, self.config, optimizer=inner)
         self._hook: _OptimizerHook | None = None
         self._late_losses = LateLosses()
-        self._node = Node(
-            self.config, self.name, self._tensors, run_dir=self.run_dir, peers_restart=identity.peers_restart
-        )
-        self._is_closed = False
+        self._checkpoints = self._load_checkpoint(inner, checkpoint or {})
         with ExitStack() as undo:
+            if self._checkpoints is not None:
+                undo.callback(self._checkpoints.close)
+            self._node = Node(
+                self.config,
+                self.name,
+                self._tensors,
+                run_dir=self.run_dir,
+                peers_restart=identity.peers_restart,
+                launch_id=identity.launch_id,
+            )
+            self._is_closed = False
             undo.callback(self.close)  # what fails holds no port, and is nobody's former adapter
             take_place(self, identity)
             self._node.start()
+            if self._checkpoints is not None:
+                self._checkpoints.begin(self._node)
             undo.pop_all()
         # A script that ends without closing must not leave threads that the interpreter would stop in mid-air.
         atexit.register(self.close)
         watch(self)
+
+    def _load_checkpoint(
+        self, optimizer: torch.optim.Optimizer | None, parts: Mapping[str, Kept]
+    ) -> Checkpoints | None:
+        """Restore the newest checkpoint of the run folder, if checkpoints are wanted."""
+        folder, wanted = self.folder, self.config.checkpoint
+        if wanted.every_s is None or folder is None:
+            return None
+        made = Checkpoints(
+            self.name,
+            folder / "checkpoints",
+            module=self._tensors.module,
+            optimizer=optimizer,
+            parts=parts,
+            every_s=wanted.every_s,
+            keep=wanted.keep,
+        )
+        with ExitStack() as undo:
+            undo.callback(made.close)
+            made.load()
+            self._tensors.check_all()
+            undo.pop_all()
+        return made
+
+    @property
+    def resumed_step(self) -> int:
+        """How many training steps were made before this life of the node: 0, unless it goes on from a checkpoint.
+
+        `for step in range(node.resumed_step, steps)` makes those that are left.
+        """
+        return 0 if self._checkpoints is None else self._checkpoints.resumed_step
 
     @property
     def rank(self) -> int:
@@ -172,6 +217,8 @@ class DpwaPyTorchAdapter:
         raise_if_terminated()
         self._follow_model()
         self._node.step(self._known(loss))
+        if self._checkpoints is not None:
+            self._checkpoints.stepped()
 
     def update_send(self, loss: LossLike = None) -> None:
         """The 2017 dpwa's call before a batch: publishes and asks for an exchange. Raises as `step`."""
@@ -183,6 +230,8 @@ class DpwaPyTorchAdapter:
         raise_if_terminated()
         self._follow_model()
         self._node.update_wait(self._known(loss))
+        if self._checkpoints is not None:
+            self._checkpoints.stepped()
 
     def log(self, **values: object) -> None:
         """Add values such as `epoch=1.5, test_accuracy=0.9` to this node's metrics from here on."""
@@ -210,6 +259,8 @@ class DpwaPyTorchAdapter:
             InternalError: a background thread failed.
         """
         self._follow_model(everywhere=True)
+        if self._checkpoints is not None:
+            self._checkpoints.finish()
         return self._node.finish(timeout_s, merge=merge)
 
     def state_dict(self) -> dict[str, Any]:
@@ -264,6 +315,13 @@ class DpwaPyTorchAdapter:
         if self._hook is not None:
             self._hook.remove()
         try:
+            if self._checkpoints is not None:
+                self._checkpoints.close()
+        finally:
+            self._end_node()
+
+    def _end_node(self) -> None:
+        try:
             self._node.close()
         finally:
             try:
@@ -295,6 +353,7 @@ def attach(
     loss: Callable[[], LossLike] | None = None,
     name: str | None = None,
     config: ConfigLike = None,
+    checkpoint: Mapping[str, Kept] | None = None,
 ) -> DpwaPyTorchAdapter:
     """Add dpwa to an existing loop in one line: every real step of the optimizer becomes a step of the node.
 
@@ -308,6 +367,7 @@ def attach(
         loss: returns the loss of the latest step; needed by interpolations that look at it.
         name: see `DpwaPyTorchAdapter`.
         config: see `DpwaPyTorchAdapter`.
+        checkpoint: see `DpwaPyTorchAdapter`.
 
     Raises:
         ConfigError: as `DpwaPyTorchAdapter`; or the config's interpolation needs a loss and none is given.
@@ -319,7 +379,7 @@ def attach(
             "attach: this config's interpolation looks at the loss; pass loss=..., a function that returns the loss of "
             "the latest step, or call adapter.step(loss) in the loop instead"
         )
-    adapter = DpwaPyTorchAdapter(model, name, given, optimizer=optimizer)
+    adapter = DpwaPyTorchAdapter(model, name, given, optimizer=optimizer, checkpoint=checkpoint)
     with ExitStack() as undo:
         undo.callback(adapter.close)  # what nobody gets nobody could close
         adapter._hook = _OptimizerHook(adapter, optimizer, loss)  # noqa: SLF001

@@ -94,23 +94,38 @@ def demo(json_path: Path | None, run_dir: Path | None) -> None:
     sys.exit(exit_code)
 
 
-@main.command()
-@_cluster_file
+class _Launch(click.Command):
+    """Keeps apart what stands before and behind `--`: with --resume, the cluster file may be left out."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" not in args or not any(word.partition("=")[0] == "--resume" for word in args):
+            return super().parse_args(ctx, args)
+        place = args.index("--")
+        rest = super().parse_args(ctx, args[:place])
+        ctx.params["command"] = (*ctx.params["command"], *args[place + 1 :])
+        return rest
+
+
+@main.command(cls=_Launch)
+@click.argument("cluster_file", metavar="CLUSTER.yaml", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--resume",
+    "resumed_dir",
+    metavar="RUN_DIR",
+    type=click.Path(path_type=Path),
+    help="Go on with this run: its nodes, its command, in its folder. CLUSTER.yaml and COMMAND may be left out.",
+)
 @click.option("--node", "names", metavar="NAME", multiple=True, help="Start this node here; may be repeated.")
 @click.option(
     "--on-failure",
     type=click.Choice(["continue", "stop", "restart"]),
-    default="continue",
-    show_default=True,
-    help="When a node fails: let the others go on, end them all, or restart it.",
+    help="When a node fails: let the others go on, end them all, or restart it.  [default: continue]",
 )
 @click.option(
     "--max-restarts",
     metavar="N",
     type=click.IntRange(min=0),
-    default=5,
-    show_default=True,
-    help="With restart: how many times in a row.",
+    help="With restart: how many times in a row.  [default: 5]",
 )
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder for this run.  [default: a new one in runs/]")
 @click.option(
@@ -120,13 +135,14 @@ def demo(json_path: Path | None, run_dir: Path | None) -> None:
     type=click.IntRange(1, 65535),
     help="Give the nodes this port and the next ones instead of the file's: to run one file twice at a time.",
 )
-@click.argument("command", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", metavar="-- COMMAND...", nargs=-1, type=click.UNPROCESSED)
 def launch(
     *,
-    cluster_file: Path,
+    cluster_file: Path | None,
+    resumed_dir: Path | None,
     names: tuple[str, ...],
-    on_failure: str,
-    max_restarts: int,
+    on_failure: str | None,
+    max_restarts: int | None,
     run_dir: Path | None,
     first_port: int | None,
     command: tuple[str, ...],
@@ -136,14 +152,32 @@ def launch(
     Write -- before the command, so that its options are not taken for dpwa's.
     Each process finds its place in DPWA_CONFIG, DPWA_NODE, DPWA_RANK, DPWA_WORLD_SIZE and DPWA_RUN_DIR.
     """
-    from dpwa.launch import local  # noqa: PLC0415 - see the module docstring
+    from dpwa.launch import local, resuming  # noqa: PLC0415 - see the module docstring
 
+    policy = None if on_failure is None else local.OnFailure(on_failure)
+    if resumed_dir is not None:
+        if run_dir is not None:
+            raise click.UsageError("--resume names the run folder: leave --run-dir out")
+        exit_code = resuming.resume(
+            resumed_dir,
+            cluster_file=cluster_file,
+            argv=command,
+            names=names,
+            on_failure=policy,
+            max_restarts=max_restarts,
+            first_port=first_port,
+        )
+        sys.exit(exit_code)
+    if cluster_file is None:
+        raise click.UsageError("Missing argument 'CLUSTER.yaml'.")
+    if not command:
+        raise click.UsageError("Missing argument '-- COMMAND...'.")
     exit_code = local.launch(
         cluster_file,
         command,
         names=names,
-        on_failure=local.OnFailure(on_failure),
-        max_restarts=max_restarts,
+        on_failure=policy or local.OnFailure.CONTINUE,
+        max_restarts=5 if max_restarts is None else max_restarts,
         run_dir=run_dir,
         first_port=first_port,
     )

@@ -71,8 +71,17 @@ def _sentences(config: ClusterConfig) -> str:
         f"Parameters travel {_links(config)}.",
         f"Memory beside the model: {config.snapshot_slots} snapshots and the differences of one exchange; "
         f"at most {config.max_connections} open connections to peers.",
+        *_checkpoints(config),
     ]
     return "\n".join(lines)
+
+
+def _checkpoints(config: ClusterConfig) -> list[str]:
+    every_s, keep = config.checkpoint.every_s, config.checkpoint.keep
+    if every_s is None:
+        return []
+    kept = "only the last one stays" if keep == 1 else f"the last {keep} stay"
+    return [f"Each node saves a checkpoint every {every_s:g} s; {kept}."]
 
 
 def _uses_interpolation(config: ClusterConfig) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue, create_model
 
 from dpwa.config.faults import FaultOptions
-from dpwa.config.sections import DataRate, FlowControlOptions, Name, NodeConfig, OuterOptions
+from dpwa.config.sections import CheckpointOptions, DataRate, FlowControlOptions, Name, NodeConfig, OuterOptions
 from dpwa.config.topology import TopologyOptions
 from dpwa.errors import ConfigError
 from dpwa.interpolation.registry import RULES
@@ -163,6 +163,9 @@ class _PlainKeys(Options):
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the choice of peers and of the pulls.")
     flow_control: FlowControlOptions = Field(FlowControlOptions(), description="How often a failing peer is asked.")
     faults: FaultOptions = Field(FaultOptions(), description="Faults to inject, for experiments; none by default.")
+    checkpoint: CheckpointOptions = Field(
+        CheckpointOptions(), description="What each node saves, to go on from after a kill; off by default."
+    )
     metrics_interval_ms: int = Field(
         1000, ge=10, le=3_600_000, description="Milliseconds between two lines of a node's metrics file."
     )

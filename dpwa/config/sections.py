@@ -19,7 +19,7 @@ from dpwa.config.data_rate import DATA_RATE_PATTERN, bytes_per_s, expected_rate,
 from dpwa.config.problems import OWN_TEXT
 from dpwa.options import Options, Problem, out_of_order
 
-__all__ = ["DataRate", "FlowControlOptions", "Host", "Name", "NodeConfig", "OuterOptions"]
+__all__ = ["CheckpointOptions", "DataRate", "FlowControlOptions", "Host", "Name", "NodeConfig", "OuterOptions"]
 
 
 def _checked_host(text: str) -> str:
@@ -80,6 +80,15 @@ class OuterOptions(Options):
         True,  # noqa: FBT003 - the default of a field
         description="Whether the outer step looks ahead by one momentum.",
     )
+
+
+class CheckpointOptions(Options):
+    """What each node saves by itself, to go on from after a kill."""
+
+    every_s: float | None = Field(
+        None, ge=0.1, le=604_800, description="Seconds between two checkpoints; null: none are made."
+    )
+    keep: int = Field(2, ge=1, le=1000, description="How many checkpoints stay; older ones are removed.")
 
 
 class FlowControlOptions(Options):

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.launch.advice import advice
+from dpwa.launch.launch_record import LaunchRecord, NodeLocks, keep_record
 from dpwa.launch.output import LinePrinter, prefix_chars
 from dpwa.launch.ports import port_problem
 from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from dpwa.config.cluster import ClusterConfig
 
 __all__ = [
+    "CONFIG_NAME",
     "NodeCommand",
     "NodeEnd",
     "OnFailure",
@@ -48,10 +52,11 @@ __all__ = [
     "make_run_dir",
     "node_commands",
     "supervise",
+    "tell",
 ]
 
 _RUNS_DIR = Path("runs")
-_CONFIG_NAME = "config.yaml"
+CONFIG_NAME = "config.yaml"
 
 _PYTHONS = ("python", "python3")
 _HAS_NONE = 3
@@ -102,29 +107,57 @@ def launch(
     if first_port is not None:
         config = config.with_ports_from(first_port)
     chosen = _chosen_names(config, names, cluster_file)
+    if run_dir is not None and run_dir.exists():
+        _refuse_taken(run_dir, chosen)
     problems = [*_command_problems(argv), *_port_problems(config, chosen, cluster_file)]
     if problems:
         raise ConfigError(problems)
     argv = _with_a_python_that_has_dpwa(argv)
     run_dir = make_run_dir(config, run_dir)
-    _tell(f"dpwa: {len(chosen)} of {len(config.nodes)} nodes start here: {', '.join(chosen)}; run folder {run_dir}")
+    is_whole = len(chosen) == len(config.nodes)
+    keep_record(
+        run_dir,
+        LaunchRecord(
+            tuple(argv),
+            str(Path.cwd()),
+            str(cluster_file.absolute()),
+            tuple(chosen),
+            on_failure.value,
+            max_restarts,
+            first_port,
+        ),
+    )
+    tell(f"dpwa: {len(chosen)} of {len(config.nodes)} nodes start here: {', '.join(chosen)}; run folder {run_dir}")
     # On other ports the nodes read the run folder's file; custom rules and methods still lie beside the given one.
     config_path, modules = (cluster_file, None) if first_port is None else (None, cluster_file.parent)
     commands = node_commands(
         config, chosen, argv, run_dir, on_failure=on_failure, config_path=config_path, modules=modules
     )
+    if is_whole:  # nobody has trained on without the others: those with checkpoints go on together
+        launch_id = {"DPWA_LAUNCH_ID": secrets.token_hex(8)}
+        commands = [replace(command, first_life=launch_id) for command in commands]
     # Nodes that other launches start would have no way to know keys that are made here.
-    makes_keys = len(chosen) == len(config.nodes) and config.keys is None and not config.insecure
+    makes_keys = is_whole and config.keys is None and not config.insecure
+    locks, record = NodeLocks(run_dir), RunRecord(run_dir, LAUNCH_FILE)
     try:
+        locks.take(chosen)
         with run_keys(run_dir, chosen) if makes_keys else nullcontext():
-            ends, signal_number = asyncio.run(
-                _run_shown(commands, on_failure, max_restarts, RunRecord(run_dir, LAUNCH_FILE))
-            )
+            ends, signal_number = asyncio.run(_run_shown(commands, on_failure, max_restarts, locks.release, record))
     except OSError as error:
         raise DpwaError(f"launching {', '.join(chosen)}: the operating system refused: {error}") from error
     finally:
+        locks.release_all()
         remove_unowned()  # the shared memory of nodes that were killed; all of them have ended
     return _report(ends, signal_number, run_dir, has_peers=len(config.nodes) > 1)
+
+
+def _refuse_taken(run_dir: Path, names: Sequence[str]) -> None:
+    """Before the ports are looked at, which are taken, too: that would not tell what is the matter."""
+    locks = NodeLocks(run_dir)
+    try:
+        locks.take(names)
+    finally:
+        locks.release_all()
 
 
 def node_commands(
@@ -149,10 +182,11 @@ def node_commands(
         modules: a folder in which Python is to look for modules, too.
     """
     common = dict(os.environ)
+    common.pop("DPWA_LAUNCH_ID", None)  # of a launch that this one is started by
     common.update(_thread_limits(common, len(names)))
     common.update(size_variables(prefix_chars(names), common))
     common.setdefault("PYTHONUNBUFFERED", "1")  # else a node's lines come in blocks, and the last ones never
-    common["DPWA_CONFIG"] = str((config_path or run_dir / _CONFIG_NAME).absolute())
+    common["DPWA_CONFIG"] = str((config_path or run_dir / CONFIG_NAME).absolute())
     if modules is not None:
         common["PYTHONPATH"] = os.pathsep.join(filter(None, [common.get("PYTHONPATH"), str(modules.absolute())]))
     common["DPWA_RUN_DIR"] = str(run_dir.absolute())
@@ -189,11 +223,11 @@ def make_run_dir(config: ClusterConfig, run_dir: Path | None = None) -> Path:
     try:
         folder = _new_run_dir(config.run) if run_dir is None else run_dir
         folder.mkdir(parents=True, exist_ok=True)
-        copy = folder / _CONFIG_NAME
+        copy = folder / CONFIG_NAME
         if copy.exists() and copy.read_text(encoding="utf-8") != text:
             raise ConfigError(f"run folder {folder}: it holds a run with another config; name an empty or a new folder")
         # Through a second name: a launch of another part of the cluster may read it at this moment.
-        draft = folder / f".{_CONFIG_NAME}.{os.getpid()}"
+        draft = folder / f".{CONFIG_NAME}.{os.getpid()}"
         draft.write_text(text, encoding="utf-8")
         draft.replace(copy)
     except (OSError, UnicodeDecodeError) as error:
@@ -243,7 +277,11 @@ def end_signals(on_end: Callable[[int], None]) -> Iterator[None]:
 
 
 async def _run_shown(
-    commands: Sequence[NodeCommand], on_failure: OnFailure, max_restarts: int, record: RunRecord
+    commands: Sequence[NodeCommand],
+    on_failure: OnFailure,
+    max_restarts: int,
+    on_end: Callable[[str], None],
+    record: RunRecord,
 ) -> tuple[tuple[NodeEnd, ...], int | None]:
     loop = asyncio.get_running_loop()
     gone: list[int] = []
@@ -269,6 +307,7 @@ async def _run_shown(
         max_restarts=max_restarts,
         on_line=printer.put,
         has_room=printer.has_room,
+        on_end=on_end,
         record=record.write,
     )
     ends, signal_number = await supervise(supervisor)
@@ -308,9 +347,7 @@ def _with_a_python_that_has_dpwa(argv: Sequence[str]) -> Sequence[str]:
     asked = subprocess.run([found, "-c", _HAS_DPWA], check=False, capture_output=True, stdin=subprocess.DEVNULL)
     if asked.returncode != _HAS_NONE:
         return argv
-    _tell(
-        f"dpwa: {found} has no dpwa, so {sys.executable} runs the command; activate its environment, or name a Python"
-    )
+    tell(f"dpwa: {found} has no dpwa, so {sys.executable} runs the command; activate its environment, or name a Python")
     return [sys.executable, *argv[1:]]
 
 
@@ -362,27 +399,28 @@ def _report(ends: Sequence[NodeEnd], signal_number: int | None, run_dir: Path, *
     failed = [end for end in ends if end.failed]
     for end in failed:
         after = f" (restarts: {end.restarts})" if end.restarts else ""
-        _tell(f"dpwa: node {end.name} failed: {end.reason}{after}; its output is in {_output_path(run_dir, end.name)}")
+        tell(f"dpwa: node {end.name} failed: {end.reason}{after}; its output is in {_output_path(run_dir, end.name)}")
     for told in dict.fromkeys(filter(None, (advice(_output_path(run_dir, end.name)) for end in failed))):
-        _tell(f"dpwa: {told}")
+        tell(f"dpwa: {told}")
     all_endings = {end.name: ending_of(node_folder(run_dir, end.name)) for end in ends}
     if any(ending.used_dpwa for ending in all_endings.values()):
         cut_short = [end.name for end in ends if end.failed or end.was_stopped]
         for line in _summary(all_endings, run_dir, has_peers=has_peers, cut_short=cut_short):
-            _tell(f"dpwa: {line}")
+            tell(f"dpwa: {line}")
     silent = [end for end in ends if end.exit_code == 0 and not end.was_stopped]
     endings = {end.name: all_endings[end.name] for end in silent}
     for name, remark in remarks(endings).items():
-        _tell(f"dpwa: node {name} ended with exit code 0, but {remark}")
+        tell(f"dpwa: node {name} ended with exit code 0, but {remark}")
     if signal_number is not None:
-        _tell(f"dpwa: ended by {signal.Signals(signal_number).name}; run folder {run_dir}")
+        tell(f"dpwa: ended by {signal.Signals(signal_number).name}; run folder {run_dir}")
         return 128 + signal_number
     well = len(ends) - len(failed) - sum(ending.is_cut_off for ending in endings.values())
-    _tell(f"dpwa: {well} of {len(ends)} nodes ended well; run folder {run_dir}")
+    tell(f"dpwa: {well} of {len(ends)} nodes ended well; run folder {run_dir}")
     return 1 if well < len(ends) else 0
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
+    """Print a line of the launcher's own."""
     # The nodes' lines go to stdout and the launcher's to stderr, so that both can be used by a script.
     with suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ import signal
 from asyncio.subprocess import STDOUT, Process
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,7 @@ class NodeCommand:
         environment: the complete environment of the process.
         output_path: file that gets the raw output appended; None keeps no copy.
         output_max_bytes: limit of that file and its older generation together.
+        first_life: what is added to the environment, until the node is started again.
     """
 
     name: str
@@ -74,6 +75,7 @@ class NodeCommand:
     environment: Mapping[str, str]
     output_path: Path | None
     output_max_bytes: int = OUTPUT_MAX_BYTES
+    first_life: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,10 @@ def _ignore(event: str, **fields: object) -> None:
     """Nobody keeps a record."""
 
 
+def _nothing(name: str) -> None:
+    pass
+
+
 class Supervisor:
     """Runs a set of nodes until all have ended.
 
@@ -132,6 +138,7 @@ class Supervisor:
         on_line: called with the name of a node and a line that it printed.
         has_room: False asks to read no more output for now.
         record: called with what happens to the nodes: `started`, `ended`, and `told` to end.
+        on_end: called with the name of a node that has ended and is not started again.
     """
 
     def __init__(
@@ -143,8 +150,10 @@ class Supervisor:
         grace_s: float = GRACE_S,
         on_line: Callable[[str, str], None],
         has_room: Callable[[], bool] = _always,
+        on_end: Callable[[str], None] = _nothing,
         record: Callable[..., None] = _ignore,
     ) -> None:
+        self._on_end = on_end
         self._record = record
         self._commands = tuple(commands)
         self._on_failure = on_failure
@@ -255,8 +264,10 @@ class Supervisor:
                     return NodeEnd(command.name, exit_code, restarts)
                 failures_in_a_row += 1
                 restarts += 1
+                command = replace(command, first_life={})
         finally:
             output.close()
+            self._on_end(command.name)
 
     async def _is_to_restart(self, output: NodeOutput, exit_code: int, failures_in_a_row: int) -> bool:
         """Does what the policy says about a failure; True when it is time to start the node again."""
@@ -326,7 +337,7 @@ async def _start(command: NodeCommand, pipe: OutputPipe, quiet: QuietInput) -> P
         await asyncio.get_running_loop().connect_read_pipe(lambda: pipe, os.fdopen(read_end, "rb", buffering=0))
         return await asyncio.create_subprocess_exec(
             *command.argv,
-            env=command.environment,
+            env={**command.environment, **command.first_life},
             stdin=quiet.descriptor,
             stdout=write_end,
             stderr=STDOUT,

@@ -180,6 +180,9 @@ class Method(ABC):
         if takes_over:
             self.round = max(self.round, peer.round)
 
+    def resumed_together(self) -> None:
+        """All nodes of the cluster go on from checkpoints, which are of different moments; this one's is loaded."""
+
     def close(self) -> None:
         """The node has ended: let go of arrays as large as the model. `statistics` is still asked for."""
 

@@ -91,6 +91,10 @@ class GoSGD(Method):
         if takes_over:
             self._mass = 0.0
 
+    def resumed_together(self) -> None:
+        """See `Method.resumed_together`. The sum of masses of different moments need not be right: all begin equal."""
+        self._mass = self._first_mass
+
     def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`."""
         mass = min(self._mass + result.weight, MAX_MASS)

@@ -138,6 +138,11 @@ class Boundary:
         self._has_warned = False
 
     @property
+    def peers(self) -> tuple[str, ...]:
+        """Names of all other nodes."""
+        return self._peers
+
+    @property
     def state(self) -> State:
         """Of this node's model; what a snapshot says of it when it is taken."""
         return self._standing.own
@@ -145,6 +150,10 @@ class Boundary:
     @state.setter
     def state(self, state: State) -> None:
         self._standing.own = state
+
+    def resume_together(self) -> None:
+        """All nodes go on from checkpoints: this one is a member already, and joins nobody."""
+        self._joining.resume_together()
 
     def resume(self) -> float:
         """The trainer goes on training; the monotonic time."""

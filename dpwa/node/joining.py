@@ -37,6 +37,14 @@ class Joining:
         self._elder: str | None = None
         self._replaced_version = 0
 
+    def resume_together(self) -> None:
+        """Be a member from the start, because all nodes go on from checkpoints.
+
+        Not with a method of rounds: checkpoints are of different moments, and a joining node finds its peers' round.
+        """
+        if self.is_on and self._method.kind is not ExchangeKind.GATHER:
+            self._take_part()
+
     def plan(self) -> Plan:
         """The pull to begin: of the peer whose model is to replace this node's, or of any."""
         return Plan(ExchangeKind.PULL, peers=None if self._elder is None else {self._elder: 1.0})

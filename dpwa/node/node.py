@@ -67,6 +67,8 @@ class Node:
         model: the model to train together.
         run_dir: folder of the run; None writes nothing.
         peers_restart: whether nodes that fail are started anew: `finish` waits longer for silent ones.
+        launch_id: of the launch that has started all nodes of the cluster at once: those that go on from checkpoints
+            are then of one lineage, as before. Empty: this node was started by itself.
         make_transport: a transport other than ZeroMQ, for tests and simulations.
         monotonic_s: the clock that scores and durations go by.
 
@@ -83,12 +85,14 @@ class Node:
         *,
         run_dir: Path | None = None,
         peers_restart: bool = False,
+        launch_id: str = "",
         make_transport: MakeTransport | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
         self.name = config.node(name).name
         self.run_dir = run_dir
+        self._launch_id = launch_id
         self._life = _Life.NEW
         self._pid = os.getpid()
         self._monotonic_s = monotonic_s
@@ -416,13 +420,22 @@ class Node:
                 self._boundary.collect(_SETTLE_PAUSE_S)
         return to_keep(self._boundary, self.method, self.config.method)
 
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What `state_dict` returns, without a wait: a push under way counts as this node's.
+
+        Raises:
+            NodeClosed: the node is not running.
+            InternalError: a background thread failed.
+        """
+        return self.state_dict(timeout_s=0.0)
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave, before the first step; the model has been loaded.
 
         Raises:
             ConfigError: it is of another method or model, or damaged.
         """
-        restore(self._boundary, self.method, self.config.method, self.name, state)
+        restore(self._boundary, self.method, self.config.method, self.name, state, launch_id=self._launch_id)
         self._boundary.doubts.forget_origin()
 
     # --- What it did ----------------------------------------------------------------------------------------------
@@ -449,6 +462,10 @@ class Node:
         if tensor := first_not_finite(self._model.layout, snapshot.memory):
             fields["not_finite"] = tensor
         self._event("snapshot", **fields)
+
+    def note(self, event: str, /, **fields: object) -> None:
+        """Write an event of the adapter into the journal. Any thread."""
+        self._event(event, **fields)
 
     def _write_journal(self) -> None:
         if self._journal is not None:

@@ -250,4 +250,5 @@ def test_a_save_that_fails_is_told_and_leaves_the_file_of_the_run_before(monkeyp
         "events.jsonl",
         "metrics.jsonl",
         "model.safetensors",
+        "process",
     ]

@@ -119,7 +119,7 @@ def test_a_killed_node_goes_on_from_its_checkpoint_and_at_the_age_of_its_peers_m
 def test_the_blocks_of_the_page_stand_in_the_example():
     example = textwrap.dedent(EXAMPLE.joinpath("train.py").read_text(encoding="utf-8"))
     lines = [line.split("  #")[0].strip() for line in example.splitlines()]
-    for section in ("Where and how", "After a take-over"):
+    for section in ("Checkpoints of your own", "After a take-over"):
         (block,) = python_blocks("resume.md", section)
         for line in block.splitlines():
             assert line.split("  #")[0].strip() in lines

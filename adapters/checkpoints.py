@@ -1,0 +1,355 @@
+"""The checkpoints of one node: when they are due, what they keep, and how a node goes on from one.
+
+A checkpoint is taken at the end of a step boundary: model, optimizer, random numbers and the node's state, of one
+moment. What a script changes after `optimizer.step()` and before the next one, schedulers and gradient scalers, is read
+when the next `optimizer.step()` begins: a loop may call `scheduler.step()` before the boundary or after it.
+
+Runs in: the trainer's thread, but for `_ended`, which the writing thread calls.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from dpwa import ConfigError
+
+from .checkpoint_files import Found, read_newest
+from .checkpoint_writer import Copied, Writer, Written
+from .plain_state import Plain, Tensors, as_plain, from_plain
+from .random_state import random_state, set_random_state
+
+__all__ = ["Checkpoints", "Kept"]
+
+_logger = logging.getLogger("dpwa")
+
+# A disk that takes longer than this for one checkpoint has no time left for the model, either.
+_CLOSE_TIMEOUT_S = 60.0
+
+_LATE = (torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
+
+
+class Kept(Protocol):
+    """A part of a training that a checkpoint keeps: a scheduler, a sampler, a second model."""
+
+    def state_dict(self) -> Any:
+        """Tensors, numbers, text, lists and mappings."""
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Go on from that."""
+
+
+class _Pending(NamedTuple):
+    """A checkpoint that was taken, but for what is read late."""
+
+    step: int
+    plain: dict[str, Plain]
+    copied: Copied
+
+
+class Checkpoints:
+    """Takes and restores the checkpoints of one node.
+
+    Args:
+        node: its name.
+        folder: of its checkpoints.
+        module: the model.
+        optimizer: the one that trains it; None: the script has not said.
+        parts: what else to keep, by name.
+        every_s: seconds between two.
+        keep: how many stay.
+        monotonic_s: the clock.
+
+    Raises:
+        ConfigError: there is no optimizer, something cannot be kept, or another process is this node.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        folder: Path,
+        *,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        parts: Mapping[str, Kept],
+        every_s: float,
+        keep: int,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._node = node
+        self._folder = folder
+        self._module = module
+        self._optimizer = optimizer
+        self._parts = dict(parts)
+        self._every_s = every_s
+        self._monotonic_s = monotonic_s
+        self._state_of_node: Callable[[], object] = dict
+        self._note: Callable[..., None] = _nowhere
+        self._pending: _Pending | None = None
+        self._skipped = 0
+        self._has_failed = False
+        self._restored: tuple[Found, dict[str, Any]] | None = None
+        self.resumed_step = 0
+        """Training steps that were made before this life."""
+        self.step = 0
+        """Training steps in all lives."""
+        self._refuse_what_cannot_be_kept()
+        self._lock = _locked(folder / "lock", node)
+        self._writer = Writer(node, folder, keep=keep, ended=self._ended)
+        self._hook = None if optimizer is None else optimizer.register_step_pre_hook(self._before_step)
+        self._due_s = monotonic_s() + every_s
+
+    def _refuse_what_cannot_be_kept(self) -> None:
+        if self._optimizer is None and not any(
+            isinstance(part, torch.optim.Optimizer) for part in self._parts.values()
+        ):
+            raise ConfigError(
+                "`checkpoint:` needs the optimizer: write DpwaPyTorchAdapter(model, optimizer=optimizer) or "
+                "attach(model, optimizer)"
+            )
+        for name, part in self._parts.items():
+            if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+                raise ConfigError(
+                    f"checkpoint: {name}: expected an object with state_dict and load_state_dict, got a "
+                    f"{type(part).__name__}"
+                )
+        self._plain_state(Tensors())
+        self._late_state(Tensors())
+
+    # --- Going on -------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Restore model, optimizer and parts from the newest checkpoint, if there is one.
+
+        Raises:
+            ConfigError: it is of another training.
+        """
+        found, problems = read_newest(self._folder)
+        for problem in problems:
+            _logger.warning("node %s: a checkpoint is damaged and left out: %s", self._node, problem)
+        if found is None:
+            if problems:
+                _logger.warning("node %s: no checkpoint can be read; it begins anew", self._node)
+            return
+        try:
+            state = from_plain(found.plain, found.tensors)
+            self._check(found.path, state)
+            self._module.load_state_dict(state["model"])
+            if self._optimizer is not None:
+                self._optimizer.load_state_dict(state["optimizer"])
+            for name, part in self._parts.items():
+                part.load_state_dict(state["parts"][name])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise self._of_another(found.path, f"it cannot be loaded ({error})") from error
+        self.resumed_step = self.step = int(state["step"])
+        self._restored = found, state
+
+    def _check(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Compare what was kept with what the script has, before anything is changed."""
+        theirs, own = state["model"], self._module.state_dict()
+        for name in [*own, *theirs]:
+            there, here = _form(theirs.get(name)), _form(own.get(name))
+            if there != here:
+                raise self._of_another(path, f"{name} is {there} there, and {here} in this script's model")
+        kind = type(self._optimizer).__name__
+        if state["optimizer_kind"] != kind:
+            raise self._of_another(path, f"its optimizer is {state['optimizer_kind']}, this script's {kind}")
+        if sorted(state["parts"]) != sorted(self._parts):
+            names = [", ".join(sorted(parts)) or "nothing" for parts in (state["parts"], self._parts)]
+            raise self._of_another(
+                path, f"it keeps {names[0]} beside the model, this script's checkpoint={{...}} {names[1]}"
+            )
+
+    def _of_another(self, path: Path, difference: str) -> ConfigError:
+        return ConfigError(
+            f"node {self._node}: the checkpoint {path} is of another training: {difference}; name another run folder, "
+            f"or remove {self._folder}"
+        )
+
+    def begin(self, node: Any) -> None:
+        """The node has been started: restore its state, then the random numbers.
+
+        Args:
+            node: the `dpwa.Node`.
+
+        Raises:
+            ConfigError: the checkpoint is of another method.
+        """
+        self._state_of_node, self._note = node.checkpoint_state, node.note
+        if self._restored is None:
+            return
+        (found, state), self._restored = self._restored, None
+        node.load_state_dict(state["node"])
+        self._note("resume", of_step=self.step, clock=state["node"]["clock"], file=found.path.name)
+        _logger.warning(
+            "node %s goes on from step %d (%s)", self._node, self.step, found.path.relative_to(self._folder.parent)
+        )
+        set_random_state(state["random"])
+
+    # --- Taking ---------------------------------------------------------------------------------------------------
+
+    def stepped(self) -> None:
+        """Count a training step whose boundary has ended; take a checkpoint if one is due."""
+        self.step += 1
+        now_s = self._monotonic_s()
+        if now_s < self._due_s:
+            return
+        self._due_s = now_s + self._every_s
+        if self._writer.is_busy or self._pending is not None:
+            self._skipped += 1
+        else:
+            self._take()
+
+    def finish(self) -> None:
+        """Take one more after the last step, so that a run that is resumed has nothing left to train."""
+        self._hand_over()
+        if self._writer.wait(_CLOSE_TIMEOUT_S):
+            self._take()
+            self._hand_over()
+
+    def close(self) -> None:
+        """Write what was taken, and end."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hand_over()
+        if not self._writer.close(_CLOSE_TIMEOUT_S):
+            _logger.warning("node %s: its last checkpoint takes too long and is given up", self._node)
+        self._state_of_node = dict
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take(self) -> None:
+        tensors = Tensors()
+        try:
+            plain = self._plain_state(tensors)
+            plain["node"] = as_plain(self._state_of_node(), "node", tensors)
+            plain["random"] = as_plain(random_state(), "random", tensors)
+        except ConfigError as error:  # a part holds something else by now
+            self._ended(Written(self.step, 0, 0.0, error))
+            return
+        self._pending = _Pending(self.step, plain, self._writer.copy(tensors.by_name))
+        if self._optimizer is None:
+            self._hand_over()
+
+    def _before_step(self, *_args: object) -> None:
+        if self._pending is not None:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        tensors = Tensors()
+        try:
+            late = self._late_state(tensors)
+        except ConfigError as error:
+            self._ended(Written(pending.step, 0, 0.0, error))
+            return
+        pending.copied.tensors.update({name: tensor.cpu().clone() for name, tensor in tensors.by_name.items()})
+        pending.plain["optimizer"] = _joined(pending.plain["optimizer"], late["optimizer"])
+        pending.plain["parts"] = _joined(pending.plain["parts"], late["parts"])
+        self._writer.begin(
+            pending.step, {"dict": [[key, value] for key, value in pending.plain.items()]}, pending.copied
+        )
+
+    def _plain_state(self, tensors: Tensors) -> dict[str, Plain]:
+        """All that belongs to the moment of the boundary."""
+        optimizer = {} if self._optimizer is None else self._optimizer.state_dict()
+        optimizer = {key: value for key, value in optimizer.items() if key != "param_groups"}
+        parts = {name: part.state_dict() for name, part in self._parts.items() if not isinstance(part, _LATE)}
+        return {
+            "step": self.step,
+            "unix_s": time.time(),
+            "model": as_plain(self._module.state_dict(), "model", tensors),
+            "optimizer_kind": type(self._optimizer).__name__,
+            "optimizer": as_plain(optimizer, "optimizer", tensors),
+            "parts": as_plain(parts, "parts", tensors),
+        }
+
+    def _late_state(self, tensors: Tensors) -> dict[str, Plain]:
+        """What the script changes between the boundary and the next step of the optimizer."""
+        groups = {} if self._optimizer is None else {"param_groups": self._optimizer.state_dict()["param_groups"]}
+        parts = {name: part.state_dict() for name, part in self._parts.items() if isinstance(part, _LATE)}
+        return {
+            "optimizer": as_plain(groups, "late.optimizer", tensors),
+            "parts": as_plain(parts, "late.parts", tensors),
+        }
+
+    # --- In the writing thread ------------------------------------------------------------------------------------
+
+    def _ended(self, written: Written) -> None:
+        """Report a checkpoint, or why there is none: in the journal each time, to people when that changes."""
+        skipped, self._skipped = self._skipped, 0
+        counts = {"skipped": skipped} if skipped else {}
+        if written.error is None:
+            self._note(
+                "checkpoint",
+                of_step=written.step,
+                bytes=written.size_bytes,
+                seconds=round(written.duration_s, 6),
+                **counts,
+            )
+            if self._has_failed:
+                self._has_failed = False
+                _logger.warning("node %s: checkpoints are written again (step %d)", self._node, written.step)
+            return
+        reason = getattr(written.error, "strerror", None) or str(written.error) or type(written.error).__name__
+        self._note("checkpoint_failed", of_step=written.step, reason=reason, **counts)
+        if not self._has_failed:
+            self._has_failed = True
+            _logger.warning(
+                "node %s: the checkpoint of step %d cannot be written to %s (%s); training goes on, the next is tried "
+                "in %g s",
+                self._node,
+                written.step,
+                self._folder,
+                reason,
+                self._every_s,
+            )
+
+
+def _joined(first: Plain, second: Plain) -> Plain:
+    """Two mappings as one."""
+    return {"dict": [*first["dict"], *second["dict"]]}
+
+
+def _form(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return "missing" if value is None else f"a {type(value).__name__}"
+
+
+def _locked(path: Path, node: str) -> int | None:
+    """Hold a node's checkpoints for this process. A forked child does not inherit the lock, unlike that of `flock`."""
+    with suppress(OSError):  # a folder that cannot be written has its own warning
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            os.close(descriptor)
+            raise ConfigError(
+                f"node {node}: another process is this node, in the same run folder ({path.parent}); end it first, or "
+                "name another run folder"
+            ) from error
+        except OSError:  # no locks on this file system
+            os.close(descriptor)
+            raise
+        return descriptor
+    return None
+
+
+def _nowhere(event: str, /, **fields: object) -> None:
+    """The node has not been started yet."""
