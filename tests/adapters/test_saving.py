@@ -65,7 +65,12 @@ def test_a_model_that_has_no_room_takes_that_of_the_journals_older_files(
     adapter.close()
     assert disk.refused == 1, "the fault happened"
     assert weight(folder / "model.safetensors") == 2.0
-    assert sorted(file.name for file in folder.iterdir()) == ["events.jsonl", "metrics.jsonl", "model.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "events.jsonl",
+        "metrics.jsonl",
+        "model.safetensors",
+        "process",
+    ]
 
 
 def test_older_files_of_the_journal_stay_where_they_would_not_make_room_enough(
