@@ -50,6 +50,11 @@ class Patience:
         self._silent.discard(peer)
         self._usual_s[peer] = max(after_s, _FADING * self._usual_s.get(peer, 0.0))
 
+    def forget(self, peer: str) -> None:
+        """The peer is gone for good."""
+        self._silent.discard(peer)
+        self._usual_s.pop(peer, None)
+
     def was_silent(self, peer: str) -> None:
         """No word came in time."""
         self._silent.add(peer)

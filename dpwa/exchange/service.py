@@ -9,9 +9,11 @@ frozen `Serving` per answer. `tell` swaps that whole, in the trainer's thread or
 from __future__ import annotations
 
 import hmac
+import random
 import threading
 from typing import Any, Final, NamedTuple
 
+from dpwa.exchange.members import Members
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.messages import (
     MAX_CHUNK_BYTES,
@@ -20,7 +22,9 @@ from dpwa.exchange.messages import (
     UNKNOWN_ORIGIN,
     Accepted,
     Busy,
+    Meet,
     Message,
+    Met,
     Mismatch,
     NotModified,
     NotReady,
@@ -49,7 +53,7 @@ _OTHER_RUN: Final = (
     "started, DPWA_RUN_DIR must name their run folder"
 )
 
-Request = PullRequest | Propose | Settle
+Request = PullRequest | Propose | Settle | Meet
 
 Answered = tuple[Message, Snapshot | None]
 
@@ -105,6 +109,7 @@ class Service:
         proposals: those of this node and of its peers.
         kind: the kind of exchange of this node's method.
         standing: what this node's model is.
+        members: of a cluster that nodes may join; None: of no other than the file's.
     """
 
     def __init__(
@@ -117,7 +122,9 @@ class Service:
         proposals: Proposals,
         kind: ExchangeKind,
         standing: Standing,
+        members: Members | None = None,
     ) -> None:
+        self.members = members
         self.layout = layout
         self.proposals = proposals
         self._run = run.encode()
@@ -127,6 +134,7 @@ class Service:
         self._standing = standing
         self.keeps_rounds = kind is ExchangeKind.GATHER
         """Whether the snapshot of the last round is kept beside the newest."""
+        self._rng = random.Random(incarnation)  # noqa: S311  (no secret)
         self.serving = Serving()
         self._telling = threading.RLock()  # reentrant: a signal's handler may close the node in the middle of `tell`
         self._is_closed = False
@@ -170,10 +178,13 @@ class Service:
         # First, so that one who does not know the run learns nothing: neither its name, nor the nodes, nor the layout.
         if not hmac.compare_digest(request.run.encode(), self._run):
             return Refused(nonce, _OTHER_RUN), None
+        if isinstance(request, Meet):
+            return self._meet(request), None
         finished = not isinstance(request, Propose) and request.finished
-        if not self._membership.hint(request.node, finished=finished):
-            return Refused(nonce, "the asking node is not in this node's cluster file"), None
-        if self.serving.finished:
+        is_peer = self._membership.hint(request.node, finished=finished)
+        if not is_peer and (not self._membership.is_open or isinstance(request, Propose)):
+            return self._refused_stranger(nonce), None
+        if self.serving.finished and is_peer:
             self.asked_at_the_end[request.node] = now_s
         if isinstance(request, Settle):
             return self._settle(request, may_wait=may_wait)
@@ -186,6 +197,23 @@ class Service:
         if request.round != NEWEST_ROUND:
             return self._answer_for_round(request, may_wait=may_wait)
         return self._answer_newest(request, now_s=now_s, may_wait=may_wait)
+
+    def _refused_stranger(self, nonce: int) -> Message:
+        """The answer to somebody who is no peer; one who has just introduced itself may be one in a moment."""
+        if self._membership.is_open:
+            return Busy(nonce)
+        return Refused(nonce, "the asking node is not in this node's cluster file")
+
+    def _meet(self, meet: Meet) -> Message:
+        """What is told to a member, or to somebody who would be one."""
+        if self.members is None:
+            return Refused(meet.nonce, "this cluster has no other nodes than those of its file, which has no `join`")
+        if meet.fingerprint != self.layout.fingerprint:
+            return Mismatch(meet.nonce)
+        answer = Met(meet.nonce, self._incarnation, self.members.answer(meet.node, meet.members, self._rng))
+        if self.members.has_knocks:
+            self.proposals.wake()
+        return answer
 
     # --- Pulls ----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpwa.config import hosts
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.launch.advice import advice
 from dpwa.launch.output import LinePrinter, prefix_chars
@@ -106,11 +107,12 @@ def launch(
         raise ConfigError(problems)
     argv = _with_a_python_that_has_dpwa(argv)
     run_dir = make_run_dir(config, run_dir)
-    if len(chosen) == len(config.nodes):  # else nodes of other launches would have no way to know it
+    if _may_have_a_secret(config, chosen):
         make_token(run_dir)
     _tell(f"dpwa: {len(chosen)} of {len(config.nodes)} nodes start here: {', '.join(chosen)}; run folder {run_dir}")
     # On other ports the nodes read the run folder's file; custom rules and methods still lie beside the given one.
-    config_path, modules = (cluster_file, None) if first_port is None else (None, cluster_file.parent)
+    copy = run_dir / _copy_name(config, run_dir, config.to_yaml())
+    config_path, modules = (cluster_file, None) if first_port is None else (copy, cluster_file.parent)
     commands = node_commands(
         config, chosen, argv, run_dir, on_failure=on_failure, config_path=config_path, modules=modules
     )
@@ -120,7 +122,7 @@ def launch(
         raise DpwaError(f"launching {', '.join(chosen)}: the operating system refused: {error}") from error
     finally:
         remove_unowned()  # the shared memory of nodes that were killed; all of them have ended
-    return _report(ends, signal_number, run_dir, has_peers=len(config.nodes) > 1)
+    return _report(ends, signal_number, run_dir, has_peers=not config.is_alone)
 
 
 def node_commands(
@@ -185,17 +187,25 @@ def make_run_dir(config: ClusterConfig, run_dir: Path | None = None) -> Path:
     try:
         folder = _new_run_dir(config.run) if run_dir is None else run_dir
         folder.mkdir(parents=True, exist_ok=True)
-        copy = folder / _CONFIG_NAME
+        copy = folder / _copy_name(config, folder, text)
         if copy.exists() and copy.read_text(encoding="utf-8") != text:
             raise ConfigError(f"run folder {folder}: it holds a run with another config; name an empty or a new folder")
         # Through a second name: a launch of another part of the cluster may read it at this moment.
-        draft = folder / f".{_CONFIG_NAME}.{os.getpid()}"
+        draft = folder / f".{copy.name}.{os.getpid()}"
         draft.write_text(text, encoding="utf-8")
         draft.replace(copy)
     except (OSError, UnicodeDecodeError) as error:
         place = run_dir or _RUNS_DIR
         raise ConfigError(f"run folder {place}: cannot be written: {error}; name another with --run-dir") from error
     return folder.absolute()
+
+
+def _copy_name(config: ClusterConfig, folder: Path, text: str) -> str:
+    """What the copy of the config is called: nodes that join a run in its folder have a file of their own."""
+    first = folder / _CONFIG_NAME
+    if not config.is_newcomer or not first.exists() or first.read_text(encoding="utf-8") == text:
+        return _CONFIG_NAME
+    return f"config-{config.nodes[0].name}.yaml"
 
 
 async def supervise(supervisor: Supervisor) -> tuple[tuple[NodeEnd, ...], int | None]:
@@ -309,6 +319,16 @@ def _port_problems(config: ClusterConfig, names: Sequence[str], cluster_file: Pa
     nodes = [config.node(name) for name in names]
     found = [(node.name, port_problem(node.host, node.port)) for node in nodes]
     return [f"{cluster_file}: node {name}: {problem}" for name, problem in found if problem is not None]
+
+
+def _may_have_a_secret(config: ClusterConfig, names: Sequence[str]) -> bool:
+    """Whether the run can have a secret that all of its nodes know: nodes of other launches would have no way to it.
+
+    Whoever joins on this machine finds it in the run folder; beyond it keys say who may.
+    """
+    if len(names) < len(config.nodes) or config.is_newcomer:
+        return False
+    return not config.is_open or (config.keys is None and all(hosts.is_loopback(node.host) for node in config.nodes))
 
 
 def _thread_limits(environment: Mapping[str, str], count: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ a GPU makes.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from dpwa.methods.base import Method
 from dpwa.methods.checked import factor_of, mass_and_round
 from dpwa.methods.diloco import OuterMomentum
 from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeRequest, ExchangeResult, Outcome, Plan
+from dpwa.node.belonging import Belonging
 from dpwa.node.doubts import Doubts
 from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.farewell import Farewell
@@ -44,6 +46,12 @@ _LONGEST_STEP_S = 10.0
 
 # What a gathering that ends at its deadline takes to reach the trainer.
 _HAND_OVER_S = 0.05
+
+# How long a node that joins looks for members, or for one that has begun to train, before it begins; and how long it
+# waits for the model of such a one.
+_LOOK_FOR_MEMBERS_S = 3.0
+_COPY_S = 10.0
+_LOOK_S = 0.02
 
 
 class Boundary:
@@ -94,14 +102,15 @@ class Boundary:
         self._event = event
         self._pressure = Pressure(name, transport.counters.guarded, event)
         self._monotonic_s = context.monotonic_s
-        self._peers = tuple(peer.name for peer in config.peers_of(name))
+        self._membership = context.membership
+        self._peers = context.membership.peers  # as it was at the last look
         self._smoother = LossSmoother(config.loss_smoothing)
         self._standing = context.standing
-        self.farewell = Farewell(name, self._peers, context, service, event)
+        self.farewell = Farewell(name, context, service, event)
         self.doubts = Doubts(name, model.own_sections, context.membership, service, event)
         self.merging = Merging(
             name,
-            [node.name for node in config.nodes],
+            () if config.is_open else [node.name for node in config.nodes],
             model=model,
             method=method,
             context=context,
@@ -118,13 +127,14 @@ class Boundary:
         """Whether an exchange that this node has begun is under way."""
         self.wait_s = config.wait_s
         """How long the next step may wait for it."""
-        self._joining = Joining(context.standing, service, method, has_peers=bool(self._peers))
+        self._joining = Joining(context.standing, service, method, has_peers=not config.is_alone)
         self._planner = Planner(
             config,
             name,
             model_bytes=model.layout.total_bytes,
             method=method,
             service=service,
+            membership=context.membership,
             joining=self._joining,
             farewell=self.farewell,
             monotonic_s=context.monotonic_s,
@@ -170,6 +180,8 @@ class Boundary:
             loss: of the step; None if unknown.
         """
         self.step += 1
+        if self._peers is not self._membership.peers:
+            self._follow_members()
         if self.merging.is_on:
             self._train_on()
         if self._faults is not None:
@@ -189,6 +201,48 @@ class Boundary:
         outer = self.outer  # `close` may come in between, from a signal handler
         if outer is not None:
             outer.advance()
+
+    def _follow_members(self) -> None:
+        """Members have come, or are forgotten: keep nothing of the latter."""
+        peers = self._membership.peers
+        for gone in set(self._peers).difference(peers):
+            self.doubts.forget(gone)
+            self.farewell.forget(gone)
+        self._peers = peers
+
+    def copy_a_model(self, belonging: Belonging, check: Callable[[], None]) -> None:
+        """Before the first step of a node that joins a cluster which may have begun to train: take a model of it.
+
+        Where nobody can be reached, the node begins alone, and joins when it can.
+
+        Args:
+            belonging: knows whether there is anybody.
+            check: raises when the node has been closed.
+        """
+        joining, begin_s = self._joining, self._monotonic_s()
+        joining.is_copying = True
+        while joining.is_on:
+            check()
+            is_hopeful = belonging.has_any and not joining.has_met_untrained
+            if self._monotonic_s() - begin_s >= (_COPY_S if is_hopeful else _LOOK_FOR_MEMBERS_S):
+                break
+            self.publish_and_ask()
+            self.collect(_LOOK_S)
+            if not self.in_flight:
+                time.sleep(_LOOK_S)
+        joining.is_copying = False
+        self._event(
+            "joined",
+            clock=self.state.clock,
+            members=sorted(self._membership.peers),
+            waited_s=round(self._monotonic_s() - begin_s, 3),
+        )
+        if not belonging.has_any:
+            _logger.warning(
+                "node %s: no member answers at %s; it trains alone, and goes on asking",
+                self._name,
+                ", ".join(self._config.join),
+            )
 
     def _correct(self) -> None:
         """Scale the training step that was just made, for methods that want that."""
@@ -411,7 +465,12 @@ class Boundary:
             self._method.gave(plan.mass)
         self.wait_s = max(self._config.wait_s, plan.wait_s + _HAND_OVER_S if plan.wait_s > 0 else 0.0)
         return ExchangeRequest(
-            plan, snapshot, exchange_id, joining=self._joining.is_on, finished=self._service.serving.finished
+            plan,
+            snapshot,
+            exchange_id,
+            joining=self._joining.is_on,
+            finished=self._service.serving.finished,
+            copying=self._joining.is_copying,
         )
 
     def _hand_out(

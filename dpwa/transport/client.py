@@ -16,9 +16,10 @@ from typing import TypeVar
 
 import zmq
 
+from dpwa.config import hosts
 from dpwa.errors import ConfigError, NodeClosed, PeerTimeout, PeerUnreachable, RemoteProtocolError
 from dpwa.exchange.client import Pulled
-from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Message, More, Propose, PullRequest, Settle
+from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Meet, Message, More, Propose, PullRequest, Settle
 from dpwa.exchange.patience import Patience
 from dpwa.exchange.slices import Slice
 from dpwa.snapshot.staging import Staging
@@ -39,6 +40,9 @@ _Received = TypeVar("_Received")
 # a gigabyte per second so much comes within one look that twice the time would be felt.
 _CHECK_S = 0.02
 
+# A meeting is answered by the Rx thread at once, or it is not worth the time that exchanges could have.
+_MEETING_S = 1.0
+
 # Between two tries of the first connection to a peer, which may be starting just now.
 _RETRY_S = 0.05
 
@@ -51,6 +55,7 @@ class ZmqClient:
         addresses: host and port of each peer.
         links: other ways than plain TCP.
         segments: the peers' shared memory.
+        own_host: this node's host, if nodes on it share memory; None: none do.
         timeout_s: deadline of a whole pull.
         connect_timeout_s: deadline of the connection within it.
         max_connections: connections kept open; beyond that the least recently used is closed.
@@ -64,13 +69,15 @@ class ZmqClient:
         addresses: Mapping[str, tuple[str, int]],
         links: Links,
         segments: Segments,
+        own_host: str | None = None,
         timeout_s: float,
         connect_timeout_s: float,
         max_connections: int,
         bell: Doorbell,
     ) -> None:
         self._context = context
-        self._addresses = addresses
+        self._addresses = dict(addresses)
+        self._own_host = None if own_host is None else hosts.address_key(own_host)
         self._links = links
         self._segments = segments
         self.patience_s = timeout_s
@@ -87,6 +94,20 @@ class ZmqClient:
         """See `Client.can_share`."""
         return self._segments.can_share(peer)
 
+    def know(self, peer: str, host: str, port: int) -> None:
+        """See `Client.know`."""
+        self._addresses[peer] = (host, port)
+        if hosts.address_key(host) == self._own_host:
+            self._segments.know(peer)
+
+    def forget(self, peer: str) -> None:
+        """See `Client.forget`."""
+        self._hang_up(peer)
+        self._segments.part(peer)
+        self._patience.forget(peer)
+        self._addresses.pop(peer, None)
+        self._tried.discard(peer)
+
     def pull(
         self, peer: str, request: PullRequest, staging: Staging, part: Slice, within_s: float | None = None
     ) -> Pulled:
@@ -95,9 +116,9 @@ class ZmqClient:
             peer, request, lambda talk: Reception(talk, self._segments, request, staging, part).run(), within_s
         )
 
-    def request(self, peer: str, message: Propose | Settle) -> Message:
+    def request(self, peer: str, message: Propose | Settle | Meet) -> Message:
         """See `Client.request`."""
-        return self._ask(peer, message, Conversation.answer)
+        return self._ask(peer, message, Conversation.answer, _MEETING_S if isinstance(message, Meet) else None)
 
     def pause(self, pause_s: float) -> None:
         """See `Client.pause`."""
@@ -109,7 +130,7 @@ class ZmqClient:
     def _ask(
         self,
         peer: str,
-        message: PullRequest | Propose | Settle,
+        message: PullRequest | Propose | Settle | Meet,
         receive: Callable[[Conversation], _Received],
         within_s: float | None = None,
     ) -> _Received:
@@ -143,13 +164,14 @@ class ZmqClient:
         connection.end()
         return received
 
-    def _first_word_s(self, peer: str, message: PullRequest | Propose | Settle) -> float:
+    def _first_word_s(self, peer: str, message: PullRequest | Propose | Settle | Meet) -> float:
         # A question what became of a proposal is never cut short: not to hear the answer costs what is conserved.
         return self._timeout_s if isinstance(message, Settle) else self._patience.first_word_s(peer)
 
     def _timed_out(self, peer: str, asking: _Asking, error: PeerTimeout) -> None:
         if not asking.is_answered:
-            self._patience.was_silent(peer)
+            if not asking.is_short:  # less than what an exchange would wait says nothing of exchanges
+                self._patience.was_silent(peer)
             return
         self._patience.answered(peer, asking.answered_after_s)
         asking.tell_progress(error)
@@ -200,6 +222,8 @@ class ZmqClient:
         Nodes are started together and not at the same moment. A peer that refuses later has gone, and must not cost
         its whole connect timeout each time it is given another chance.
         """
+        if peer not in self._addresses:
+            raise PeerUnreachable(peer, "it has left the cluster, or was forgotten")
         is_first = peer not in self._tried
         self._tried.add(peer)
         while True:
@@ -300,11 +324,12 @@ class _Asking:
     def __init__(
         self,
         connection: Connection,
-        message: PullRequest | Propose | Settle,
+        message: PullRequest | Propose | Settle | Meet,
         start_s: float,
         timeout_s: float,
         first_word_s: float,
     ) -> None:
+        self.is_short = isinstance(message, Meet)
         self._connection = connection
         self._start_s = start_s
         self._timeout_s = timeout_s
