@@ -160,13 +160,18 @@ class Exchanger:
                 result = self._pairer.pair(peer, request, client)
         except (PeerTimeout, PeerUnreachable, ModelMismatch, RemoteProtocolError) as error:
             outcome = _OUTCOME_OF_ERROR[type(error)]
-            if outcome is Outcome.UNREACHABLE and self.context.membership.may_have_left(peer):
+            if outcome is Outcome.UNREACHABLE and self._may_have_left(peer):
                 outcome = Outcome.GONE
             received_bytes = error.received_bytes if isinstance(error, PeerTimeout) else 0
             result = replace(request.ended(outcome, peer, str(error)), received_bytes=received_bytes)
         if result is not None:
             self._score(peer, result)
         return result
+
+    def _may_have_left(self, peer: str) -> bool:
+        """Whether a peer that cannot be reached may have ended as it should."""
+        has_said = self.meetings is not None and self.meetings.members.is_said_to_have_left(peer)
+        return has_said or self.context.membership.may_have_left(peer)
 
     def _forget(self, peer: str) -> None:
         self._warned = {told for told in self._warned if told[0] != peer}

@@ -339,6 +339,10 @@ class Members:
             known.is_met = True
             self._publish()
 
+    def is_said_to_have_left(self, name: str) -> bool:
+        """Whether a member has said that it goes, or somebody for it."""
+        return name in self._known and self._known[name].member.state is MemberState.LEFT
+
     def failed(self, name: str, now_s: float) -> None:
         """A member could not be reached by this node, or gave no answer."""
         known = self._known.get(name)
