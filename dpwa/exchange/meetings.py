@@ -27,7 +27,7 @@ __all__ = ["Meetings"]
 _PERIOD_S = 0.5
 
 # Of the members that answer, so many are told that this node goes; they tell the others.
-_MOST_TOLD = 3
+_MOST_TOLD = 8
 
 
 class Meetings:

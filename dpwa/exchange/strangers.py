@@ -9,6 +9,7 @@ exchanges.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -21,9 +22,12 @@ __all__ = ["MAX_STRANGERS", "Seeds", "Stranger", "Strangers"]
 MAX_STRANGERS = 8
 """Names that wait at one time to be asked; half of them at most by word of one member."""
 
-# How often a stranger is asked before it is dropped, and after how long others may speak of the same name again.
+# How often a stranger is asked before it is dropped, and after how long others may speak of the same name again. If it
+# introduces itself it is asked again sooner: after this many seconds, and twice as long each time.
 _TRIES = 2
 _REFUSED_S = 20.0
+_REFUSED_ITSELF_S = 2.0
+_LONGEST_REFUSED_S = 120.0
 _MOST_REFUSED = 256
 
 # After a stranger that did not answer, the next one waits this many times as long as that took: made-up names take up
@@ -59,7 +63,7 @@ class Strangers:
     def __init__(self) -> None:
         self._waiting: OrderedDict[str, Stranger] = OrderedDict()
         self._from_s = 0.0
-        self._refused: OrderedDict[str, float] = OrderedDict()
+        self._refused: OrderedDict[str, tuple[int, float]] = OrderedDict()  # how often, and when last
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -83,7 +87,7 @@ class Strangers:
             if is_itself and not known.is_asked:
                 known.member, known.teller = entry, teller
             return True
-        if not is_itself and self._refused.get(entry.name, now_s) > now_s:
+        if now_s < self._refused_until_s(entry.name, is_itself=is_itself):
             return True
         of_teller = sum(one.teller == teller for one in self._waiting.values())
         is_full = of_teller >= MAX_STRANGERS // 2 or len(self._waiting) >= MAX_STRANGERS
@@ -91,6 +95,11 @@ class Strangers:
             return False
         self._waiting[entry.name] = Stranger(entry, teller)
         return True
+
+    def _refused_until_s(self, name: str, *, is_itself: bool) -> float:
+        times, last_s = self._refused.get(name, (0, -math.inf))
+        first_s = _REFUSED_ITSELF_S if is_itself else _REFUSED_S
+        return last_s + min(first_s * 2.0 ** min(times - 1, 30), _LONGEST_REFUSED_S)
 
     def _make_room(self) -> bool:
         """Whoever introduces itself comes before one that was asked in vain."""
@@ -129,7 +138,8 @@ class Strangers:
         self._waiting.move_to_end(name)
         if stranger.tries >= _TRIES:
             del self._waiting[name]
-            self._refused[name] = now_s + _REFUSED_S
+            times, _ = self._refused.get(name, (0, 0.0))
+            self._refused[name] = (times + 1, now_s)
             self._refused.move_to_end(name)
             if len(self._refused) > _MOST_REFUSED:
                 self._refused.popitem(last=False)

@@ -117,7 +117,12 @@ class Belonging:
         if not self._has_told:
             self._has_told = True
             self._event("warning", about="join", peer=None, text=reason)
-            _logger.warning("node %s: a member that it would join by refuses it: %s (told once)", self._node, reason)
+            _logger.warning(
+                "node %s: a member that it would join by refuses it: %s. That cluster's file needs `join`, too, and "
+                "the same `run`; on one machine --run-dir must name its run folder (told once)",
+                self._node,
+                reason,
+            )
 
     # --- Checkpoints ----------------------------------------------------------------------------------------------
 

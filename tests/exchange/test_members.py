@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwa.config.keys import MAX_NODES
 from dpwa.exchange import members as rules
 from dpwa.exchange.member_table import MAX_TOLD, Member, MemberState, are_legal, fitting, latest
 from dpwa.exchange.members import DEAD_S, SUSPECT_AFTER, Members
@@ -137,14 +136,11 @@ def test_whatever_is_heard_is_bounded_and_adds_no_member(tables):
     assert of.own.address == OWN.address
 
 
-def test_there_are_never_more_members_than_a_file_may_have():
+def test_there_are_never_more_members_than_a_file_may_have(monkeypatch):
+    monkeypatch.setattr(rules, "MAX_NODES", 64)
     of = members()
-    for number in range(2, MAX_NODES + 20):
-        if not of.strangers.put(entry(f"w{number}"), f"w{number}", 0.0):
-            raise AssertionError(number)
-        of.joined(f"w{number}", entry(f"w{number}"), 0.0, 0.0)
-        if len(of.known) == MAX_NODES:
-            break
+    joined(of, *[f"w{number}" for number in range(2, 66)])
+    assert len(of.known) == 64
     of.hear("w2", [entry("w9999")], 0.0)
     assert len(of.strangers) == 0
     assert of.ignored["full"] == 1
@@ -233,8 +229,19 @@ def test_a_name_that_did_not_answer_is_not_asked_again_by_word_of_others():
         strangers.failed("w9", now_s, 0.1)
     assert strangers.put(entry("w9"), "w2", 4.0)
     assert strangers.next(4.0) is None
-    assert strangers.put(entry("w9"), "w9", 4.0)  # by its own it is
+    assert strangers.put(entry("w9"), "w9", 4.0)  # by its own it is, soon
     assert strangers.next(4.0) is not None
+
+
+def test_one_that_introduces_itself_and_cannot_be_reached_is_asked_ever_more_seldom():
+    strangers, asked = Strangers(), []
+    for now_s in range(600):
+        assert strangers.put(entry("w9"), "w9", float(now_s))
+        if strangers.next(float(now_s)) is not None:
+            asked.append(now_s)
+            strangers.failed("w9", float(now_s), 0.1)
+    assert len(asked) < 30
+    assert asked[-1] - asked[-3] >= 100
 
 
 def test_another_address_of_a_known_name_changes_nothing_and_is_counted():
