@@ -161,7 +161,7 @@ class Meetings:
                 node=identity.node,
                 incarnation=identity.incarnation,
                 fingerprint=fetcher.layout.fingerprint,
-                members=self.members.claims_for(name),
+                claims=self.members.claims_for(name),
             ),
         )
         if isinstance(answer, Refused) and refused is not None:

@@ -20,10 +20,13 @@ from dpwa.config import hosts
 from dpwa.config.sections import NAME_PATTERN
 from dpwa.snapshot.state import MAX_COUNTER
 
-__all__ = ["MAX_TOLD", "Member", "MemberState", "are_legal", "fitting", "latest"]
+__all__ = ["MAX_CLAIMS", "MAX_TOLD", "Member", "MemberState", "are_legal", "fitting", "latest"]
 
 MAX_TOLD: Final = 32
 """Entries in one message; larger tables are told in parts, the newest news always."""
+
+MAX_CLAIMS: Final = 2
+"""Entries in a question: anybody may ask, so that looking at a question must cost little."""
 
 _MAX_HOST_CHARS = 253  # RFC 1035, without the last dot
 
@@ -83,9 +86,9 @@ def _weight(member: Member) -> tuple[int, int, str, int]:
     return member.number, int(member.state), member.host, member.port
 
 
-def are_legal(value: object) -> bool:
+def are_legal(value: object, most: int = MAX_TOLD) -> bool:
     """Whether a decoded value can be the entries of a message: few, of right values, no two about one name."""
-    if type(value) is not tuple or len(value) > MAX_TOLD:
+    if type(value) is not tuple or len(value) > most:
         return False
     return all(map(_is_legal, value)) and len({entry[0] for entry in value}) == len(value)
 

@@ -370,11 +370,11 @@ class Meet:
     incarnation: bytes
     fingerprint: bytes
     """Of the asker's layout: a node that trains another model is no member."""
-    members: tuple[Member, ...]
+    claims: tuple[Member, ...]
     """The asker's own entry, and what it has heard of the node that it asks."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "members", _as_members(self.members))
+        object.__setattr__(self, "claims", _as_members(self.claims))
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ class Service:
             return Refused(meet.nonce, "this cluster has no other nodes than those of its file, which has no `join`")
         if meet.fingerprint != self.layout.fingerprint:
             return Mismatch(meet.nonce)
-        answer = Met(meet.nonce, self._incarnation, self.members.answer(meet.node, meet.members, self._rng))
+        answer = Met(meet.nonce, self._incarnation, self.members.answer(meet.node, meet.claims, self._rng))
         if self.members.has_knocks:
             self.proposals.wake()
         return answer

@@ -186,13 +186,13 @@ def test_no_liar_makes_a_member_that_answers_be_forgotten(tables):
     assert set(known(of)) == {"w2", "w3", "w4"}
 
 
-@given(st.lists(st.tuples(st.sampled_from(["w2", "w3"]), st.lists(ENTRIES, max_size=6)), max_size=40), st.booleans())
-def test_a_liar_has_strangers_asked_once_a_second_at_most(tables, takes_long):
+@pytest.mark.parametrize("took_s", [0.01, 0.5])
+@pytest.mark.parametrize("tellers", [["w2"], ["w2", "w3", "w2", "w3"]])
+def test_a_liar_has_strangers_asked_once_a_second_at_most(tellers, took_s):
     of = members("w2", "w3")
-    took_s = 0.5 if takes_long else 0.01
     now_s, asked, spent_s, serial = 0.0, 0, 0.0, 0
     while now_s < 60.0:
-        for teller, _ in tables[:4]:
+        for teller in tellers:
             serial += 1
             of.hear(teller, [entry(f"w{100 + serial}", port=21000)], now_s)
         stranger = of.strangers.next(now_s)

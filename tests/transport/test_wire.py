@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dpwa.config.sections import NAME_PATTERN
 from dpwa.errors import RemoteProtocolError
 from dpwa.exchange import messages
-from dpwa.exchange.member_table import MAX_TOLD, Member, MemberState, fitting
+from dpwa.exchange.member_table import MAX_CLAIMS, MAX_TOLD, Member, MemberState, fitting
 from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, Codec, MergeStage
 from dpwa.transport import wire
 
@@ -67,6 +67,7 @@ _FIELDS = {
     "stage": st.sampled_from([int(stage) for stage in MergeStage]),
     "models": st.integers(0, messages.MAX_MODELS),
     "merge_id": st.binary(min_size=8, max_size=8),
+    "claims": st.lists(_MEMBERS, max_size=MAX_CLAIMS, unique_by=lambda member: member.name).map(tuple),
     "members": st.lists(_MEMBERS, max_size=MAX_TOLD, unique_by=lambda member: member.name).map(
         lambda members: fitting((), members, random.Random(0))
     ),
@@ -120,7 +121,7 @@ _CHUNK = messages.Chunk(1, 0, 0)
 _PROPOSE = messages.Propose(1, "run", "w1", b"i" * 8, b"f" * 16, b"e" * 16, False, 0.5, 1.0, None, 3, 0, 0)
 _ACCEPTED = messages.Accepted(1, b"i" * 8, 1.0, b"l" * 8)
 _MEET = messages.Meet(1, "run", "w1", b"i" * 8, b"f" * 16, (Member("w1", "localhost", 1, 0, MemberState.ALIVE),))
-_MET = messages.Met(1, b"i" * 8, _MEET.members)
+_MET = messages.Met(1, b"i" * 8, _MEET.claims)
 _SETTLED = messages.Settled(1, b"i" * 8, 1, False)
 
 
@@ -242,7 +243,7 @@ _ENTRY = ["w2", "localhost", 21000, 0, 0]
 def test_a_table_with_anything_illegal_is_no_message(message, entries):
     values = [getattr(message, field.name) for field in dataclasses.fields(message)]
     header = msgpack.packb([messages.PROTOCOL_VERSION, int(message.KIND), *values[:-1], entries])
-    with pytest.raises(RemoteProtocolError, match=r"illegal members|not msgpack"):
+    with pytest.raises(RemoteProtocolError, match=r"illegal (claims|members)|not msgpack"):
         wire.decode(header, "w2")
 
 
