@@ -41,6 +41,9 @@ class Training(threading.Thread):
         self.at_start: float | None = None
         self.longest_s = 0.0
         self.error: BaseException | None = None
+        self.merges: bool | None = None
+        """Whether `finish` merges; None: the node is closed without `finish`."""
+        self.has_finished_well: bool | None = None
         self._is_over = threading.Event()
 
     def run(self) -> None:
@@ -57,7 +60,14 @@ class Training(threading.Thread):
             self.node.step(1.0)
             now_s = time.monotonic()
             self.longest_s, last_s = max(self.longest_s, now_s - last_s), now_s
+        if self.merges is not None:
+            self.has_finished_well = self.node.finish(30.0, merge=self.merges)
         self.node.close()
+
+    def finish(self, *, merge: bool = False) -> None:
+        """Have it end its training, and wait for the others."""
+        self.merges = merge
+        self._is_over.set()
 
     def value_at_start(self) -> float:
         """What its model was before its first step."""

@@ -46,7 +46,7 @@ class Meetings:
         self.forget: Callable[[str], None] = _ignore
         """Called for each member that is forgotten, to let go of what else is remembered of it."""
         self.problem: Callable[[str], None] = _ignore
-        """Called with the reason for which an address of the file's `join` does not let this node in."""
+        """Called with what keeps this node from being a member, for a person to read."""
         self.has_left: Callable[[], None] = _nothing
         """Called when this node has said that it goes."""
         self._context = context
@@ -139,10 +139,10 @@ class Meetings:
         alias = f"{host}:{port}"  # no name of a node has a colon
         client.know(alias, host, port)
         try:
-            answer = self._ask(alias, client, self.problem)
+            answer = self._ask(alias, client, self._refused)
         except (PeerTimeout, PeerUnreachable, RemoteProtocolError, ModelMismatch) as error:
             if isinstance(error, ModelMismatch):
-                self.problem(str(error))
+                self.problem(f"the node at {alias} trains another model; all nodes must build the same one")
             answer = None
         client.forget(alias)
         if answer is not None and answer.members:
@@ -168,6 +168,12 @@ class Meetings:
             refused(answer.reason)
         return answer if isinstance(answer, Met) else None
 
+    def _refused(self, reason: str) -> None:
+        self.problem(
+            f"a member that it would join by refuses it: {reason}. That cluster's file needs `join`, too, and the same "
+            "`run`; on one machine --run-dir must name its run folder"
+        )
+
     # --- What follows -------------------------------------------------------------------------------------------------
 
     def note(self, name: str, *, is_there: bool) -> None:
@@ -178,6 +184,12 @@ class Meetings:
             self.members.failed(name, self._context.monotonic_s())
 
     def _judge(self, client: Client) -> None:
+        namesake, self.members.namesake = self.members.namesake, None
+        if namesake is not None:
+            self.problem(
+                f"members know another {namesake.name}, at {namesake.host}:{namesake.port}; if it lives, give this "
+                "node another name and a key of its own; if it does not, it is forgotten in a while"
+            )
         for change in self.members.judge(self._context.monotonic_s()):
             if change.is_gone:
                 name = change.member.name

@@ -110,6 +110,8 @@ class Members:
         self.ignored: Counter[str] = Counter()
         """Entries that were not believed, by reason."""
         self.is_leaving = False
+        self.namesake: Member | None = None
+        """What a member says of this node's name and another address."""
         self._own = own
         self._own_lock = threading.Lock()
         self._rng = rng
@@ -224,6 +226,8 @@ class Members:
         for entry in entries:
             known = self._known.get(entry.name)
             if entry.name == self._own.name:
+                if entry.address != self._own.address and entry.state is MemberState.ALIVE:
+                    self.namesake = entry
                 self._refute(entry)
             elif known is None:
                 self._meet_stranger(entry, teller, now_s)

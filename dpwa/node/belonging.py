@@ -1,6 +1,6 @@
 """How a node belongs to a cluster that nodes may join: what it tells people of the members, and how it goes.
 
-Must not know: the rules about members, sockets. Runs in: the trainer's thread; `changed` and `refused` in the one that
+Must not know: the rules about members, sockets. Runs in: the trainer's thread; `changed` and `problem` in the one that
 makes the exchanges; `states` in any.
 """
 
@@ -28,6 +28,9 @@ LEAVE_FILE = "leave"
 
 _BETWEEN_LOOKS_S = 0.25
 
+# Problems that are told; a peer that made up new ones could fill the log.
+_MOST_TOLD = 8
+
 # So long a node that is closed waits for its word to the members.
 _GOODBYE_S = 0.4
 
@@ -49,10 +52,10 @@ class Belonging:
         self._note = None if folder is None else folder / LEAVE_FILE
         self._next_look_s = 0.0
         self._is_asked = False
-        self._has_told = False
+        self._told: set[str] = set()
         self._has_left = threading.Event()
         meetings.changed = self._changed
-        meetings.problem = self._refused
+        meetings.problem = self._problem
         meetings.has_left = self._has_left.set
 
     @classmethod
@@ -113,16 +116,11 @@ class Belonging:
             fields["said"] = member.state.name.lower()
         self._event("member", peer=member.name, state=word, **fields)
 
-    def _refused(self, reason: str) -> None:
-        if not self._has_told:
-            self._has_told = True
-            self._event("warning", about="join", peer=None, text=reason)
-            _logger.warning(
-                "node %s: a member that it would join by refuses it: %s. That cluster's file needs `join`, too, and "
-                "the same `run`; on one machine --run-dir must name its run folder (told once)",
-                self._node,
-                reason,
-            )
+    def _problem(self, text: str) -> None:
+        if text not in self._told and len(self._told) < _MOST_TOLD:
+            self._told.add(text)
+            self._event("warning", about="join", peer=None, text=text)
+            _logger.warning("node %s: %s (told once)", self._node, text)
 
     # --- Checkpoints ----------------------------------------------------------------------------------------------
 

@@ -208,6 +208,33 @@ def test_known_members_can_be_remembered_when_the_seed_is_gone(train):
         again.end()
 
 
+@pytest.mark.parametrize("merge", [False, True])
+def test_members_finish_with_all_others_whatever_file_they_are_in(train, merge):
+    ports = free_ports(4)
+    trainings = cluster(train, ports[:3])
+    trainings.append(train(open_config(["w9"], ports[3:], [ports[0]]), "w9", 100.0))
+    all_know(trainings)
+    for value, training in enumerate(trainings):
+        training.model.vector[1] = value
+        training.finish(merge=merge)
+    for training in trainings:
+        training.end()
+    assert [training.has_finished_well for training in trainings] == [True] * 4
+    if merge:
+        assert [training.node.statistics().merged_models for training in trainings] == [4] * 4
+        assert len({training.model.vector.tobytes() for training in trainings}) == 1
+
+
+def test_two_nodes_of_one_name_are_told_of(train, caplog):
+    ports = free_ports(4)
+    founders = cluster(train, ports[:3])
+    second = train(open_config(["w2"], ports[3:], [ports[0]]), "w2", 100.0)
+    wait_until(lambda: f"members know another w2, at localhost:{ports[1]}" in caplog.text, "it is told", 20.0)
+    assert second.value_at_start() == pytest.approx(1.0)
+    assert founders[0].members["w2"] == "alive"
+    assert second.members.keys() <= {"w1", "w3"}
+
+
 # --- With keys ------------------------------------------------------------------------------------------------------
 
 
