@@ -170,8 +170,11 @@ class Exchanger:
 
     def _may_have_left(self, peer: str) -> bool:
         """Whether a peer that cannot be reached may have ended as it should."""
-        has_said = self.meetings is not None and self.meetings.members.is_said_to_have_left(peer)
-        return has_said or self.context.membership.may_have_left(peer)
+        if self.meetings is not None:
+            self.meetings.members.knock(self.context.monotonic_s())  # it may have said so a moment ago
+            if self.meetings.members.is_said_to_have_left(peer):
+                return True
+        return self.context.membership.may_have_left(peer)
 
     def _forget(self, peer: str) -> None:
         self._warned = {told for told in self._warned if told[0] != peer}

@@ -140,6 +140,9 @@ class Service:
         self._is_closed = False
         self.origin = UNKNOWN_ORIGIN
         """Of this node's model, as snapshots say it; set by the trainer in one assignment."""
+        self.is_copying = False
+        """This node has not begun to train, and waits for a trained model: its own is worth nothing to others. Set by
+        the trainer in one assignment."""
         self.wanted = False
         """Somebody has asked for the newest snapshot. Set by `answer`, cleared by the trainer when it publishes: losing
         a race here costs one step of age."""
@@ -221,7 +224,7 @@ class Service:
         self.wanted = True
         serving = self.serving
         snapshot = serving.snapshot
-        if snapshot is None:
+        if snapshot is None or self.is_copying:
             # Waiting here could make two nodes that have just begun wait for each other.
             return NotReady(pull.nonce), None
         known = pull.have_incarnation == self._incarnation and pull.have_version == snapshot.version

@@ -1,4 +1,4 @@
-"""How a node belongs to a cluster that nodes may join: what it tells people of the members, and how it goes.
+"""How a node belongs to a cluster that nodes may join: how it begins, what it tells people, and how it goes.
 
 Must not know: the rules about members, sockets. Runs in: the trainer's thread; `changed` and `problem` in the one that
 makes the exchanges; `states` in any.
@@ -12,12 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpwa.errors import ConfigError
 from dpwa.exchange.meetings import Meetings
 from dpwa.exchange.member_table import Member, MemberState, are_legal
 from dpwa.exchange.members import Change
+
+if TYPE_CHECKING:
+    from dpwa.node.boundary import Boundary
 
 __all__ = ["LEAVE_FILE", "Belonging"]
 
@@ -30,6 +33,12 @@ _BETWEEN_LOOKS_S = 0.25
 
 # Problems that are told; a peer that made up new ones could fill the log.
 _MOST_TOLD = 8
+
+# How long a node that joins looks for members, or for one that has begun to train, before it begins; and how long it
+# waits for the model of such a one.
+_LOOK_FOR_MEMBERS_S = 3.0
+_COPY_S = 10.0
+_LOOK_S = 0.02
 
 # So long a node that is closed waits for its word to the members.
 _GOODBYE_S = 0.4
@@ -65,11 +74,6 @@ class Belonging:
         """That of a node whose cluster nodes may join; None for another."""
         return None if meetings is None else cls(node, meetings, event, folder)
 
-    @property
-    def has_any(self) -> bool:
-        """Whether somebody else is known."""
-        return self._members.has_any
-
     def begin(self) -> None:
         """The node starts: what its former life was asked is settled."""
         if self._note is not None:
@@ -97,6 +101,33 @@ class Belonging:
     def close(self) -> None:
         """Let go of the node: its memory must not wait for the garbage collector."""
         self._event = _ignore
+
+    def copy_a_model(self, boundary: Boundary, check: Callable[[], None]) -> None:
+        """Before the first step of a node that joins a cluster which may have begun to train: take a model of it.
+
+        Where nobody can be reached, the node begins alone, and joins when it can.
+
+        Args:
+            boundary: of the node.
+            check: raises when the node has been closed.
+        """
+        joining, begin_s = boundary.joining, time.monotonic()
+        joining.is_copying = True
+        while joining.is_on:
+            check()
+            is_hopeful = self._members.has_any and not joining.has_met_untrained
+            if time.monotonic() - begin_s >= (_COPY_S if is_hopeful else _LOOK_FOR_MEMBERS_S):
+                break
+            boundary.publish_and_ask()
+            boundary.collect(_LOOK_S)
+            if not boundary.in_flight:
+                time.sleep(_LOOK_S)
+        joining.is_copying = False
+        members = sorted(self.states())
+        waited_s = round(time.monotonic() - begin_s, 3)
+        self._event("joined", clock=boundary.state.clock, members=members, waited_s=waited_s)
+        if not members:
+            self._problem("no member answers at any address of `join`; it trains alone, and goes on asking")
 
     # --- What people see ------------------------------------------------------------------------------------------
 

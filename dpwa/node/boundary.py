@@ -7,7 +7,6 @@ a GPU makes.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,6 @@ from dpwa.methods.base import Method
 from dpwa.methods.checked import factor_of, mass_and_round
 from dpwa.methods.diloco import OuterMomentum
 from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeRequest, ExchangeResult, Outcome, Plan
-from dpwa.node.belonging import Belonging
 from dpwa.node.doubts import Doubts
 from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.farewell import Farewell
@@ -46,12 +44,6 @@ _LONGEST_STEP_S = 10.0
 
 # What a gathering that ends at its deadline takes to reach the trainer.
 _HAND_OVER_S = 0.05
-
-# How long a node that joins looks for members, or for one that has begun to train, before it begins; and how long it
-# waits for the model of such a one.
-_LOOK_FOR_MEMBERS_S = 3.0
-_COPY_S = 10.0
-_LOOK_S = 0.02
 
 
 class Boundary:
@@ -156,6 +148,11 @@ class Boundary:
     def state(self, state: State) -> None:
         self._standing.own = state
 
+    @property
+    def joining(self) -> Joining:
+        """How far this node is on the way to a model of its peers."""
+        return self._joining
+
     def resume(self) -> None:
         """The trainer goes on training."""
         self._resumed_s = self._monotonic_s()
@@ -209,40 +206,6 @@ class Boundary:
             self.doubts.forget(gone)
             self.farewell.forget(gone)
         self._peers = peers
-
-    def copy_a_model(self, belonging: Belonging, check: Callable[[], None]) -> None:
-        """Before the first step of a node that joins a cluster which may have begun to train: take a model of it.
-
-        Where nobody can be reached, the node begins alone, and joins when it can.
-
-        Args:
-            belonging: knows whether there is anybody.
-            check: raises when the node has been closed.
-        """
-        joining, begin_s = self._joining, self._monotonic_s()
-        joining.is_copying = True
-        while joining.is_on:
-            check()
-            is_hopeful = belonging.has_any and not joining.has_met_untrained
-            if self._monotonic_s() - begin_s >= (_COPY_S if is_hopeful else _LOOK_FOR_MEMBERS_S):
-                break
-            self.publish_and_ask()
-            self.collect(_LOOK_S)
-            if not self.in_flight:
-                time.sleep(_LOOK_S)
-        joining.is_copying = False
-        self._event(
-            "joined",
-            clock=self.state.clock,
-            members=sorted(self._membership.peers),
-            waited_s=round(self._monotonic_s() - begin_s, 3),
-        )
-        if not belonging.has_any:
-            _logger.warning(
-                "node %s: no member answers at %s; it trains alone, and goes on asking",
-                self._name,
-                ", ".join(self._config.join),
-            )
 
     def _correct(self) -> None:
         """Scale the training step that was just made, for methods that want that."""

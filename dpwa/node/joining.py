@@ -31,8 +31,6 @@ class Joining:
 
     def __init__(self, standing: Standing, service: Service, method: Method, *, has_peers: bool) -> None:
         self.is_on = has_peers
-        self.is_copying = False
-        """Whether the node has not begun to train, and waits for a model of a cluster that does."""
         self.has_met_untrained = False
         """Whether a peer that has not begun to train either has given its model meanwhile."""
         self._standing = standing
@@ -40,6 +38,15 @@ class Joining:
         self._method = method
         self._elder: str | None = None
         self._replaced_version = 0
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether the node has not begun to train, and waits for a model of a cluster that does."""
+        return self._service.is_copying
+
+    @is_copying.setter
+    def is_copying(self, is_copying: bool) -> None:
+        self._service.is_copying = is_copying
 
     def plan(self) -> Plan:
         """The pull to begin: of the peer whose model is to replace this node's, or of any."""

@@ -192,7 +192,7 @@ class Node:
         )
         if self.config.is_newcomer and self._belonging is not None:
             with self._training():
-                self._boundary.copy_a_model(self._belonging, self._check_running)
+                self._belonging.copy_a_model(self._boundary, self._check_running)
 
     def _start_journal(self) -> None:
         if self._journal is None or self.run_dir is None:
