@@ -23,7 +23,7 @@ from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Meet, Mess
 from dpwa.exchange.patience import Patience
 from dpwa.exchange.slices import Slice
 from dpwa.snapshot.staging import Staging
-from dpwa.transport.connection import Connection
+from dpwa.transport.connection import REFUSED, Connection
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.names import HostNames
@@ -238,7 +238,9 @@ class ZmqClient:
                 host, port = self._addresses[peer]
                 raise PeerUnreachable(peer, f"no connection to {host}:{port}{failure}")
             self._hang_up(peer)
-            self.pause(_RETRY_S)
+            # At an address of `join` anybody of the list may be: the next key is tried at once.
+            if self._links.curve is None or ":" not in peer or failure.endswith(REFUSED):
+                self.pause(_RETRY_S)
 
     def _open(self, peer: str, deadline_s: float) -> Connection:
         host, port = self._addresses[peer]

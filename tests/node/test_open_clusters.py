@@ -253,15 +253,16 @@ def test_two_nodes_of_one_name_are_told_of(train, caplog):
 
 
 def test_with_keys_a_newcomer_whose_key_is_on_the_list_joins_and_others_do_not(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(belonging, "_LOOK_FOR_MEMBERS_S", 1.0)
+    monkeypatch.setattr(belonging, "_LOOK_FOR_MEMBERS_S", 10.0)
     ports = free_ports(5)
     folder = tmp_path / "keys"
-    make_keys(folder, ["w1", "w2", "w3"])
+    make_keys(folder, [*(f"a{number}" for number in range(40)), "w1", "w2", "w3"])  # any may be at an address of `join`
     founders = cluster(train, ports[:3], keys=str(folder))
     make_keys(folder, ["w9"])  # while they run
     newcomer = train(open_config(["w9"], ports[3:4], [ports[1]], keys=str(folder)), "w9", 100.0)
     all_know([*founders, newcomer], deadline_s=30.0)
     assert newcomer.value_at_start() == pytest.approx(1.0)
+    monkeypatch.setattr(belonging, "_LOOK_FOR_MEMBERS_S", 1.0)
     strangers = tmp_path / "strangers"
     make_keys(strangers, ["w1", "w2", "w3", "w8"])
     stranger = train(open_config(["w8"], ports[4:], [ports[1]], keys=str(strangers)), "w8", 100.0)
