@@ -105,7 +105,9 @@ class ZmqClient:
         self._hang_up(peer)
         self._segments.part(peer)
         self._patience.forget(peer)
-        self._addresses.pop(peer, None)
+        host, _ = self._addresses.pop(peer, ("", 0))
+        if not any(host == other for other, _ in self._addresses.values()):
+            self._names.forget(host)
         self._tried.discard(peer)
 
     def pull(
