@@ -92,7 +92,7 @@ def given_config(config: ConfigLike) -> ClusterConfig | None:
 
 def take_place(adapter: _Closable, identity: Identity) -> None:
     """Make an adapter the one of its node in this process; one that was it before is closed, and its port is free."""
-    if len(identity.config.nodes) == 1:
+    if identity.config.is_alone:
         return  # nothing is shared, and so nothing is in the way
     key = (os.getpid(), identity.config.node(identity.name).address)
     former = _holders.get(key)

@@ -100,7 +100,7 @@ class DpwaPyTorchAdapter:
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         identity = identity_of(name, _only(config, config_file, "config", "config_file"))
-        is_alone = len(identity.config.nodes) == 1
+        is_alone = identity.config.is_alone
         if name is None:
             tell_rank_alone() if is_alone else refuse_ranks(identity.name)
         self.config, self.name, self.run_dir = identity.config, identity.name, identity.run_dir
@@ -172,7 +172,7 @@ class DpwaPyTorchAdapter:
 
     @property
     def world_size(self) -> int:
-        """How many nodes the cluster has: 1 for a script that runs alone."""
+        """How many nodes the cluster file has: 1 for a script that runs alone. With `join` there may be others."""
         return len(self.config.nodes)
 
     @property
@@ -187,7 +187,7 @@ class DpwaPyTorchAdapter:
 
     def __repr__(self) -> str:
         did = self._node.statistics()
-        state = "closed" if self._is_closed else "alone" if self.world_size == 1 else f"of {self.world_size}"
+        state = "closed" if self._is_closed else "alone" if self.config.is_alone else f"of {self.world_size}"
         return f"<dpwa node {self.name} ({state}): {did.step} steps, {did.blended} blended>"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DpwaPyTorchAdapter:
@@ -211,10 +211,13 @@ class DpwaPyTorchAdapter:
 
         Raises:
             NodeClosed: after `close`.
+            SystemExit: `dpwa leave` has asked this node to go.
             ConfigError: the loss is not a single number; or the model no longer has the tensors that dpwa took.
             InternalError: a background thread failed.
         """
         raise_if_terminated()
+        if self._node.is_asked_to_leave:
+            raise SystemExit(0)  # as on SIGTERM the script is left by its `with` blocks, and the model is saved
         self._follow_model()
         self._node.step(self._known(loss))
         if self._checkpoints is not None:
@@ -332,7 +335,7 @@ class DpwaPyTorchAdapter:
 
     def _follow_model(self, *, everywhere: bool = False) -> None:
         """Follow tensors of the model that were replaced. A node alone exchanges nothing."""
-        if self._is_closed or self.world_size == 1:
+        if self._is_closed or self.config.is_alone:
             return
         if everywhere:
             self._tensors.check_all()

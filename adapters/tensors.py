@@ -106,7 +106,7 @@ class TorchModel:
         *,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        if len(config.nodes) > 1:  # a script that runs alone may do as it likes
+        if not config.is_alone:  # a script that runs alone may do as it likes
             refuse_groups(module)
         self.module = unwrapped(module)
         self._select = partial(
@@ -117,7 +117,7 @@ class TorchModel:
         self._warn_of_left_out()
         self._state: OptimizerState | None = None
         self.inventory = self._taken.inventory()
-        if config.optimizer_state == "blend" and len(config.nodes) > 1:
+        if config.optimizer_state == "blend" and not config.is_alone:
             self._state = state = OptimizerState(optimizer, self.module, self._taken.parameters())
             self.inventory = replace(
                 self.inventory,

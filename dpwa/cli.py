@@ -235,6 +235,16 @@ def average(*, run_dir: Path, output: Path | None, weighting: Weighting, evaluat
             click.echo(line)
 
 
+@main.command()
+@click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
+@click.argument("node", metavar="NODE")
+def leave(*, run_dir: Path, node: str) -> None:
+    """Have NODE end its training, save its model and tell the others that it goes: in a cluster with `join`."""
+    from dpwa.launch.leaving import ask_to_leave  # noqa: PLC0415 - see the module docstring
+
+    click.echo(ask_to_leave(run_dir, node))
+
+
 main.add_command(verify)
 main.add_command(chaos)
 

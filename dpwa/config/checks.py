@@ -52,6 +52,8 @@ def problems_between(config: ClusterConfig, wrong: Collection[str] = ()) -> Iter
     yield from _absolute_problems(config)
     yield from _state_problems(config)
     yield from _method_problems(config)
+    if config.join and "join" not in wrong:
+        yield from _join_problems(config, wrong)
     if config.topology != TopologyOptions() and "nodes" not in wrong:
         from dpwa.config.topology_checks import topology_problems  # noqa: PLC0415 - imports numpy, which few files need
 
@@ -125,6 +127,46 @@ def _method_problems(config: ClusterConfig) -> Iterator[Problem]:
     if config.bandwidth_limit is not None:
         text = f"a limit is kept by pulling less, which method {word} does not; leave this key out, or use pull"
         yield Problem(("bandwidth_limit",), text)
+
+
+def _join_problems(config: ClusterConfig, wrong: Collection[str]) -> Iterator[Problem]:
+    """What needs a fixed number of nodes, or fixed neighbours, where nodes come and go."""
+    method = config.method_class
+    if method is not None and not method.follows_members:
+        able = ", ".join(name for name, other in METHODS.items() if other.follows_members)
+        yield Problem(
+            ("method",),
+            f"method {config.method} needs the same nodes from the first step to the last, and with `join` they come "
+            f"and go; use one of {able}, or leave `join` out",
+        )
+    if "topology" not in wrong and config.topology != TopologyOptions():
+        yield Problem(
+            ("topology",),
+            "a topology gives each node of the file its neighbours, and with `join` there are others; leave this key "
+            "out (then everybody may exchange with everybody), or leave `join` out",
+        )
+    for index, (host, _) in enumerate(config.seeds):
+        if hosts.is_loopback(host):
+            continue
+        if not (config.insecure or config.keys):
+            yield Problem(
+                ("join", index),
+                f'"{host}" is reached over a network, and without keys whoever reaches a port can read and poison the '
+                f"model; write `keys: keys` and run `dpwa keys init` on this file, or write insecure: true where you "
+                f"trust the whole network",
+            )
+        if "nodes" not in wrong:
+            yield from _unreachable(config, host)
+
+
+def _unreachable(config: ClusterConfig, seed: str) -> Iterator[Problem]:
+    for index, node in enumerate(config.nodes):
+        if hosts.is_loopback(node.host):
+            yield Problem(
+                ("nodes", index, "host"),
+                f"members such as {seed} are on other machines, and cannot reach {node.name} at {node.host}; write the "
+                "address at which they can",
+            )
 
 
 # --- Against the world ------------------------------------------------------------------------------------------------

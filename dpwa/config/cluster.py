@@ -140,7 +140,9 @@ class ClusterConfig(ClusterKeys):
         if not 1 <= first_port <= highest:
             raise ConfigError(f"ports of {count} nodes: expected the first to be from 1 to {highest}, got {first_port}")
         moved = [node.model_copy(update={"port": first_port + rank}) for rank, node in enumerate(self.nodes)]
-        return self.model_copy(update={"nodes": tuple(moved)})
+        now_at = {node.address_key: after.address for node, after in zip(self.nodes, moved, strict=True)}
+        join = tuple(now_at.get(seed, text) for seed, text in zip(self.seeds, self.join, strict=True))
+        return self.model_copy(update={"nodes": tuple(moved), "join": join})
 
     def node(self, name: str) -> NodeConfig:
         """The node called `name`.
@@ -164,6 +166,27 @@ class ClusterConfig(ClusterKeys):
         """
         found = self.node(name)
         return tuple(node for node in self.nodes if node is not found)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nodes that are not in the file may join."""
+        return bool(self.join)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is one node and never will be another."""
+        return len(self.nodes) == 1 and not self.join
+
+    @property
+    def seeds(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of each address of `join`, the same for all ways of writing one host."""
+        parts = (text.rpartition(":") for text in self.join)
+        return tuple((hosts.address_key(host), int(port)) for host, _, port in parts)
+
+    @property
+    def is_newcomer(self) -> bool:
+        """Whether the nodes of this file join a cluster that others have begun: none of them is one to join through."""
+        return self.is_open and not any(node.address_key in self.seeds for node in self.nodes)
 
     def interpolator(self) -> Interpolator:
         """The configured rule with its guards.
@@ -189,11 +212,17 @@ class ClusterConfig(ClusterKeys):
         import_plugins(self.plugins)
         names = [node.name for node in self.nodes]
         method = self.method_class or find_method(self.method)
+        if self.is_open and not method.follows_members:
+            raise ConfigError(
+                f"method {self.method} does not declare `follows_members`: with `join` nodes come and go, and it may "
+                "need the ones of the file; see docs/methods.md"
+            )
         return make_method(
             method,
             self._arguments_of(method),
             links=Neighbourhood(self.topology_of_nodes, names, names.index(name)),
-            count=len(names),
+            # Nobody knows how many there will be; all begin with one mass, and none ever has more than all together.
+            count=MAX_NODES if self.is_open else len(names),
             probability=self.pull_probability,
             fraction=self.pull_fraction,
         )
@@ -238,6 +267,8 @@ class ClusterConfig(ClusterKeys):
     @property
     def run_id(self) -> str:
         """Name of the run and a hash of nodes and topology: equal on all nodes that have the same cluster in mind."""
+        if self.is_open:
+            return f"{self.run}-open"  # files of nodes that join name other nodes
         same: list[object] = [*sorted((node.name, hosts.address_key(node.host), node.port) for node in self.nodes)]
         if self.topology != TopologyOptions():  # in which the order of the nodes counts
             same += [self.topology_of_nodes.fingerprint, *(node.name for node in self.nodes)]

@@ -34,6 +34,8 @@ def describe(config: ClusterConfig, local_names: Collection[str]) -> str:
     count = len(config.nodes)
     title = f"run {config.run}: {count} {'node' if count == 1 else 'nodes'}, {len(local)} on this host"
     parts = [title, _table(config, local_names), _sentences(config)]
+    if config.is_open:
+        parts.append(_membership(config))
     if config.topology != TopologyOptions():
         parts.append(_topology(config))
     warnings = [f"warning: {warning}" for warning in _warnings(config, local_names)]
@@ -101,6 +103,21 @@ def _method(config: ClusterConfig) -> str:
     return text
 
 
+def _membership(config: ClusterConfig) -> str:
+    """How nodes join and go."""
+    through = ", ".join(config.join)
+    if config.is_newcomer:
+        text = f"The nodes of this file join the cluster {config.run} through {through}, and copy a model of it first."
+    else:
+        text = f"Nodes that are not in this file may join through {through}, or any other member."
+    if config.keys is not None:
+        text += f"\nWhoever joins needs a key in {config.keys}/allowed.yaml on every machine."
+    return (
+        f"{text}\nA member that has joined and does not answer any more is forgotten; those of this file never are. "
+        "`dpwa leave RUN_DIR NODE` has a node go."
+    )
+
+
 def _topology(config: ClusterConfig) -> str:
     from dpwa.config.describe_topology import describe_topology  # noqa: PLC0415 - imports numpy, which few files need
 
@@ -162,12 +179,13 @@ def _links(config: ClusterConfig) -> str:
 def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[str]:
     networked = [node.name for node in config.nodes if not hosts.is_loopback(node.host)]
     most = highest(getattr(config.rule_options, "value", 1.0))
-    if len(config.nodes) == 1:
+    if config.is_alone:
         yield "there is one node only; it will train alone"
     elif highest(config.pull_probability) == 0 and (config.method_class or Method).uses_probability:
         yield "pull_probability is 0; no node will ever ask another one"
     elif _uses_interpolation(config) and (config.factor_max == 0 or most == config.factor_min == 0):
         yield "the factor is always 0; nothing will be blended"
+    yield from _open_warnings(config)
     yield from _without_effect(config)
     yield from _method_warnings(config)
     if config.bandwidth_limit is not None:
@@ -187,6 +205,15 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
         yield (
             f"ports from {_FIRST_EPHEMERAL_PORT} up may be taken by outgoing connections of any program; "
             f"ports from {FIRST_PORT} up are safer"
+        )
+
+
+def _open_warnings(config: ClusterConfig) -> Iterator[str]:
+    """What about a cluster that nodes may join deserves a second look."""
+    if config.is_open and config.keys is None:
+        yield (
+            "whoever reaches a port and knows the name of the run may join, and change the model; write `keys: keys` "
+            "and run `dpwa keys init` where others can reach it"
         )
 
 

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue, create_model
 
 from dpwa.config.faults import FaultOptions
-from dpwa.config.sections import CheckpointOptions, DataRate, FlowControlOptions, Name, NodeConfig, OuterOptions
+from dpwa.config.sections import (
+    Address,
+    CheckpointOptions,
+    DataRate,
+    FlowControlOptions,
+    Name,
+    NodeConfig,
+    OuterOptions,
+)
 from dpwa.config.topology import TopologyOptions
 from dpwa.errors import ConfigError
 from dpwa.interpolation.registry import RULES
@@ -53,6 +61,12 @@ class _PlainKeys(Options):
     )
     nodes: tuple[NodeConfig, ...] = Field(
         strict=False, min_length=1, max_length=MAX_NODES, description="The nodes of the cluster; the only required key."
+    )
+    join: tuple[Address, ...] = Field(
+        (),
+        strict=False,
+        max_length=32,
+        description="host:port of members through which nodes that are not in the file may join; none: no node may.",
     )
     topology: TopologyOptions = Field(
         TopologyOptions(), description="Who exchanges with whom, and with which weights; a word is the name of a graph."

@@ -19,7 +19,17 @@ from dpwa.config.data_rate import DATA_RATE_PATTERN, bytes_per_s, expected_rate,
 from dpwa.config.problems import OWN_TEXT
 from dpwa.options import Options, Problem, out_of_order
 
-__all__ = ["CheckpointOptions", "DataRate", "FlowControlOptions", "Host", "Name", "NodeConfig", "OuterOptions"]
+__all__ = [
+    "NAME_PATTERN",
+    "Address",
+    "CheckpointOptions",
+    "DataRate",
+    "FlowControlOptions",
+    "Host",
+    "Name",
+    "NodeConfig",
+    "OuterOptions",
+]
 
 
 def _checked_host(text: str) -> str:
@@ -29,11 +39,12 @@ def _checked_host(text: str) -> str:
     return text
 
 
-_NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"  # also the name of a folder, hence no leading dot
+NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
+"""Of a node; also the name of a folder, hence no leading dot."""
 
 
 def _checked_name(text: str) -> str:
-    if not re.fullmatch(_NAME_PATTERN, text):
+    if not re.fullmatch(NAME_PATTERN, text):
         raise PydanticCustomError(
             OWN_TEXT, "expected 1 to 64 letters, digits, '.', '_' or '-', and neither '.' nor '-' at the beginning"
         )
@@ -46,8 +57,17 @@ def _checked_rate(value: object) -> object:
     raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": expected_rate(), "hint": hint_for_rate(value)})
 
 
-Name = Annotated[str, AfterValidator(_checked_name), Field(json_schema_extra={"pattern": f"^{_NAME_PATTERN}$"})]
+def _checked_address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise PydanticCustomError(OWN_TEXT, "expected host:port of a member, such as 192.168.1.10:21000")
+    _checked_host(host)
+    return text
+
+
+Name = Annotated[str, AfterValidator(_checked_name), Field(json_schema_extra={"pattern": f"^{NAME_PATTERN}$"})]
 Host = Annotated[str, AfterValidator(_checked_host)]
+Address = Annotated[str, AfterValidator(_checked_address)]
 DataRate = Annotated[
     str | None, BeforeValidator(_checked_rate), Field(json_schema_extra={"pattern": f"^{DATA_RATE_PATTERN}$"})
 ]
@@ -66,6 +86,11 @@ class NodeConfig(Options):
     def address(self) -> str:
         """host:port."""
         return f"{self.host}:{self.port}"
+
+    @property
+    def address_key(self) -> tuple[str, int]:
+        """Host and port, the same for all ways of writing one host."""
+        return hosts.address_key(self.host), self.port
 
 
 class OuterOptions(Options):

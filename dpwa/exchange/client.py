@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from dpwa.exchange.messages import Message, Propose, PullRequest, Settle
+from dpwa.exchange.messages import Meet, Message, Propose, PullRequest, Settle
 from dpwa.exchange.slices import Slice
 from dpwa.snapshot.staging import Staging
 
@@ -66,7 +66,15 @@ class Client(Protocol):
         """
         ...
 
-    def request(self, peer: str, message: Propose | Settle) -> Message:
+    def know(self, peer: str, host: str, port: int) -> None:
+        """From now on a peer may be asked that is not in the cluster file, at this address."""
+        ...
+
+    def forget(self, peer: str) -> None:
+        """A peer that is not in the cluster file will not be asked any more: let go of all that belongs to it."""
+        ...
+
+    def request(self, peer: str, message: Propose | Settle | Meet) -> Message:
         """Send a message that is answered by one without a body, and return the answer.
 
         Raises:

@@ -45,3 +45,9 @@ class ExchangeContext:
     membership: Membership
     standing: Standing
     monotonic_s: Callable[[], float]
+
+    def forget(self, peer: str) -> None:
+        """A member is gone: keep nothing of it, or what is kept would grow with all that ever were. Tx thread."""
+        self.flow_control.forget(peer)
+        self.fetcher.forget(peer)
+        self.proposals.forget(peer)

@@ -16,6 +16,7 @@ from dpwa.exchange.accept import Accepter
 from dpwa.exchange.client import Client
 from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.gather import Gatherer
+from dpwa.exchange.meetings import Meetings
 from dpwa.exchange.pair import Pairer
 from dpwa.exchange.pull import Puller
 from dpwa.exchange.push import Pusher
@@ -42,6 +43,9 @@ _OUTCOME_OF_ERROR: dict[type[TransportError], Outcome] = {
 _STALLED_S = 0.5
 _ASKS = {ExchangeKind.PULL: 1, ExchangeKind.PUSH: 2, ExchangeKind.PAIR: 4}
 
+# What a peer that is there does not bring about.
+_ABSENCES = (Outcome.TIMED_OUT, Outcome.UNREACHABLE, Outcome.GONE, Outcome.LOST)
+
 
 class Exchanger:
     """Makes exchanges for one node, one at a time, and takes part in those that peers begin.
@@ -52,6 +56,7 @@ class Exchanger:
         interpolator: computes the factor of a pull.
         rng: in which order a gathering asks.
         through: puts faults between this node and its transport, for experiments.
+        meetings: with members, in a cluster that nodes may join; None: it has none.
     """
 
     def __init__(
@@ -61,8 +66,12 @@ class Exchanger:
         interpolator: Interpolator,
         rng: random.Random,
         through: Callable[[Client], Client] | None = None,
+        meetings: Meetings | None = None,
     ) -> None:
         self.context = context
+        self.meetings = meetings
+        if meetings is not None:
+            meetings.forget = self._forget
         self._through = through
         self._puller = Puller(context, interpolator, blends_when_joining=method.kind is ExchangeKind.PULL)
         self._pusher = Pusher(context)
@@ -123,6 +132,8 @@ class Exchanger:
                 self._score(result.peer, result)
                 self.context.results.put(result)
         self._accepter.work(client)
+        if self.meetings is not None:
+            self.meetings.work(client)
 
     def close(self) -> None:
         """Let go of everything that holds a snapshot. The thread has ended."""
@@ -134,6 +145,8 @@ class Exchanger:
     def next_deadline_s(self) -> float | None:
         """When `work` has something to do at the latest."""
         deadlines = [self._pusher.deadline_s, self._pairer.deadline_s, self._accepter.deadline_s]
+        if self.meetings is not None:
+            deadlines.append(self.meetings.deadline_s)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _with(self, peer: str, request: ExchangeRequest, client: Client) -> ExchangeResult | None:
@@ -152,7 +165,7 @@ class Exchanger:
                 result = self._pairer.pair(peer, request, client)
         except (PeerTimeout, PeerUnreachable, ModelMismatch, RemoteProtocolError) as error:
             outcome = _OUTCOME_OF_ERROR[type(error)]
-            if outcome is Outcome.UNREACHABLE and self.context.membership.may_have_left(peer):
+            if outcome is Outcome.UNREACHABLE and self._may_have_left(peer):
                 outcome = Outcome.GONE
             received_bytes = error.received_bytes if isinstance(error, PeerTimeout) else 0
             result = replace(request.ended(outcome, peer, str(error)), received_bytes=received_bytes)
@@ -165,8 +178,21 @@ class Exchanger:
             self._score(peer, result)
         return result
 
+    def _may_have_left(self, peer: str) -> bool:
+        """Whether a peer that cannot be reached may have ended as it should."""
+        if self.meetings is not None:
+            self.meetings.members.knock(self.context.monotonic_s())  # it may have said so a moment ago
+            if self.meetings.members.is_said_to_have_left(peer):
+                return True
+        return self.context.membership.may_have_left(peer)
+
+    def _forget(self, peer: str) -> None:
+        self._warned = {told for told in self._warned if told[0] != peer}
+
     def _score(self, peer: str, result: ExchangeResult) -> None:
         flow_control, now_s = self.context.flow_control, self.context.monotonic_s()
+        if self.meetings is not None:
+            self.meetings.note(peer, is_there=result.outcome not in _ABSENCES)
         if result.outcome.is_failure:
             flow_control.failed(peer, now_s)
             self._warn_once(peer, result)

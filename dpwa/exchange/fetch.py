@@ -107,6 +107,12 @@ class Fetcher:
         # A random start, so that a restarted node cannot take an answer to its former life for one to its own.
         self._nonce = secrets.randbits(32)
 
+    def forget(self, peer: str) -> None:
+        """A peer is gone for good."""
+        self.history.forget(peer)
+        self._link_codecs.forget(peer)
+        self._warned = {told for told in self._warned if told[0] != peer}
+
     def next_nonce(self) -> int:
         """A number that no answer under way has."""
         self._nonce += 1

@@ -71,6 +71,20 @@ class FlowControl:
         self._before_failing: dict[str, _Standing] = {}
         """How the peers stood that have failed since anybody answered."""
 
+    def add(self, peer: str) -> None:
+        """One more to choose from."""
+        self._standings.setdefault(peer, _Standing(self._settings.score_start))
+
+    def forget(self, peer: str) -> None:
+        """A peer that had joined is gone for good."""
+        self._standings.pop(peer, None)
+        self._incarnations.pop(peer, None)
+        self._before_failing.pop(peer, None)
+
+    def _of(self, peer: str) -> _Standing:
+        """How a peer stands; what is noted of one that is gone is noted in vain."""
+        return self._standings.get(peer) or _Standing(self._settings.score_start)
+
     def choose(
         self, now_s: float, among: Mapping[str, float] | None = None, without: Collection[str] = ()
     ) -> str | None:
@@ -82,7 +96,7 @@ class FlowControl:
             without: not these.
         """
         names = self._standings if among is None else among
-        standings = [(peer, self._standings[peer]) for peer in names if peer not in without]
+        standings = [(peer, self._of(peer)) for peer in names if peer not in without]
         for peer, standing in standings:
             if self._takes_hint(standing, now_s):
                 return peer
@@ -97,7 +111,7 @@ class FlowControl:
 
     def may_ask(self, peer: str, now_s: float) -> bool:
         """Whether the peer answered last time, or is due for another chance. The caller asks it if so."""
-        standing = self._standings[peer]
+        standing = self._of(peer)
         return standing.failures == 0 or standing.due_s <= now_s or self._takes_hint(standing, now_s)
 
     def _takes_hint(self, standing: _Standing, now_s: float) -> bool:
@@ -111,7 +125,7 @@ class FlowControl:
     def succeeded(self, peer: str) -> None:
         """The peer gave its snapshot."""
         self.answered(peer)
-        standing = self._standings[peer]
+        standing = self._of(peer)
         standing.score = min(standing.score + self._settings.success, self._settings.score_max)
 
     def answered(self, peer: str) -> None:
@@ -119,12 +133,14 @@ class FlowControl:
         if len(self._before_failing) > 1 and all(standing.failures for standing in self._standings.values()):
             self._standings.update(self._before_failing)
         self._before_failing.clear()
-        self._standings[peer] = _Standing(self._standings[peer].score)
+        if peer in self._standings:
+            self._standings[peer] = _Standing(self._standings[peer].score)
 
     def failed(self, peer: str, now_s: float) -> None:
         """The peer did not answer, or not as it should."""
-        standing = self._standings[peer]
-        self._before_failing.setdefault(peer, replace(standing))
+        standing = self._of(peer)
+        if peer in self._standings:
+            self._before_failing.setdefault(peer, replace(standing))
         standing.score = max(standing.score - self._settings.failure, self._settings.score_min)
         # The exponent is bounded: 2.0**1024 would overflow after a long absence.
         pause_s = min(self._settings.probe_s * 2.0 ** min(standing.failures, 30), self._settings.probe_max_s)
@@ -140,7 +156,7 @@ class FlowControl:
 
     def hinted(self, peer: str) -> None:
         """A request came in the name of the peer. If it is failing, it may be back: it is asked at once."""
-        standing = self._standings[peer]
+        standing = self._of(peer)
         standing.is_hinted = standing.failures > 0
 
     def retry(self, now_s: float) -> None:
@@ -150,14 +166,15 @@ class FlowControl:
 
     def answered_as(self, peer: str, incarnation: bytes) -> None:
         """The peer gave an answer in this life. If it is a new one, what its former one did is forgotten."""
-        if incarnation != self._incarnations.get(peer):
+        if peer in self._standings and incarnation != self._incarnations.get(peer):
             self._incarnations[peer] = incarnation
             self._standings[peer] = _Standing(self._settings.score_start)
 
     def is_failing(self, peer: str) -> bool:
         """Whether the peer's last exchange failed."""
-        return self._standings[peer].failures > 0
+        return self._of(peer).failures > 0
 
     def scores(self) -> Mapping[str, float]:
         """A copy of all scores."""
-        return {peer: standing.score for peer, standing in self._standings.items()}
+        # A copy, because members come and go while another thread reads.
+        return {peer: standing.score for peer, standing in self._standings.copy().items()}

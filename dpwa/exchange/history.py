@@ -32,6 +32,10 @@ class History:
     def __init__(self) -> None:
         self._given: dict[str, _Given] = {}
 
+    def forget(self, peer: str) -> None:
+        """The peer is gone for good."""
+        self._given.pop(peer, None)
+
     def have(self, peer: str) -> tuple[bytes, int] | None:
         """Incarnation and version of the newest snapshot of a peer that was taken whole; None if there is none."""
         given = self._given.get(peer)

@@ -56,6 +56,10 @@ class LinkCodecs:
         self._longest_s = longest_s
         self._bytes_per_s: dict[str, float] = {}
 
+    def forget(self, peer: str) -> None:
+        """The peer is gone for good."""
+        self._bytes_per_s.pop(peer, None)
+
     def choose(self, peer: str, share: float, *, exact: bool = False) -> Codec:
         """The codec for a pull.
 

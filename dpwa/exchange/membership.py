@@ -1,4 +1,4 @@
-"""Who is there: what each peer said of itself, and what is merely claimed in its name.
+"""What each peer said of itself, and what is merely claimed in its name.
 
 Anybody who can connect can send a request in the name of a peer. What counts is what a peer answers at its own address,
 to a request that this node made; a request that comes in is a hint that it may be worth asking.
@@ -39,25 +39,41 @@ class PeerRecord:
     mark: Mark = UNMARKED
 
 
+_NOTHING = PeerRecord()
+
+
 class Membership:
-    """The peers of the cluster file and what they said last.
+    """The peers, and what they said last.
 
     Args:
-        peers: names of all other nodes.
+        peers: names of all other nodes of the cluster file.
+        is_open: nodes that are not in the file may join.
     """
 
-    def __init__(self, peers: Iterable[str]) -> None:
+    def __init__(self, peers: Iterable[str], *, is_open: bool = False) -> None:
         self._records: dict[str, PeerRecord] = {peer: PeerRecord() for peer in peers}
+        self.is_open = is_open
+        """Whether requests of nodes are answered that are no peers yet."""
+        self.peers = tuple(self._records)
+        """All peers: those of the cluster file in its order, then those that have joined. Swapped whole."""
         self._hints: set[str] = set()
         self._finished_by_hint: set[str] = set()
 
     def __getitem__(self, peer: str) -> PeerRecord:
-        return self._records[peer]
+        # One that had joined may be forgotten by now.
+        return self._records.get(peer, _NOTHING) if self.is_open else self._records[peer]
 
-    @property
-    def peers(self) -> tuple[str, ...]:
-        """All peers of the cluster file, in its order."""
-        return tuple(self._records)
+    def add(self, peer: str) -> None:
+        """A node has joined. Tx thread."""
+        self._records[peer] = PeerRecord()
+        self.peers = tuple(self._records)
+
+    def remove(self, peer: str) -> None:
+        """A node that had joined is forgotten. Tx thread."""
+        self._records.pop(peer, None)
+        self.peers = tuple(self._records)
+        self._hints.discard(peer)
+        self._finished_by_hint.discard(peer)
 
     def heard(
         self,
@@ -82,7 +98,7 @@ class Membership:
             mark: None if it did not say.
 
         Returns:
-            False if there is no such peer in the cluster file; nothing is noted then.
+            False if there is no such peer; nothing is noted then.
         """
         if peer not in self._records:
             return False
@@ -105,7 +121,7 @@ class Membership:
         """A request came in the name of a peer.
 
         Returns:
-            False if there is no such peer in the cluster file; nothing is noted then.
+            False if there is no such peer; nothing is noted then.
         """
         if peer not in self._records:
             return False
@@ -124,4 +140,4 @@ class Membership:
 
     def may_have_left(self, peer: str) -> bool:
         """Whether a peer that cannot be reached may have ended as it should, by what it, or somebody for it, said."""
-        return self._records[peer].finished or self.is_said_to_have_finished(peer)
+        return self[peer].finished or self.is_said_to_have_finished(peer)

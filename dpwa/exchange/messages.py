@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Final, Union
 
+from dpwa.exchange.member_table import Member, MemberState
 from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.snapshot.state import MERGE_ID_BYTES, MergeStage
 
@@ -38,8 +39,10 @@ __all__ = [
     "Busy",
     "Chunk",
     "Done",
+    "Meet",
     "Message",
     "MessageKind",
+    "Met",
     "Mismatch",
     "More",
     "NotModified",
@@ -118,6 +121,8 @@ class MessageKind(IntEnum):
     SETTLE = 13
     SETTLED = 14
     PAST = 15
+    MEET = 16
+    MET = 17
 
 
 class Verdict(IntEnum):
@@ -354,6 +359,42 @@ class Past:
     finished: bool
 
 
+@dataclass(frozen=True)
+class Meet:
+    """Tells a node of a cluster that nodes may join who the asker is, and asks for its table. Tx to Rx."""
+
+    KIND: ClassVar = MessageKind.MEET
+    nonce: int
+    run: str
+    node: str
+    incarnation: bytes
+    fingerprint: bytes
+    """Of the asker's layout: a node that trains another model is no member."""
+    claims: tuple[Member, ...]
+    """The asker's own entry, and what it has heard of the node that it asks."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "claims", _as_members(self.claims))
+
+
+@dataclass(frozen=True)
+class Met:
+    """The answer to `Meet`. Rx to Tx."""
+
+    KIND: ClassVar = MessageKind.MET
+    nonce: int
+    incarnation: bytes
+    members: tuple[Member, ...]
+    """The sender's own entry, that of the asker if there is one, and as many of the others as there is room for."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "members", _as_members(self.members))
+
+
+def _as_members(entries: tuple[Member, ...]) -> tuple[Member, ...]:
+    return tuple(Member(name, host, port, number, MemberState(state)) for name, host, port, number, state in entries)
+
+
 Message = Union[  # noqa: UP007 (used at run time on 3.10)
     PullRequest,
     More,
@@ -370,6 +411,8 @@ Message = Union[  # noqa: UP007 (used at run time on 3.10)
     Settle,
     Settled,
     Past,
+    Meet,
+    Met,
 ]
 
 HAS_BODY: Final = (Chunk, Mismatch)

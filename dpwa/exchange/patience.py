@@ -87,6 +87,12 @@ class Patience:
         self._silent.discard(peer)
         self._words_s.setdefault(peer, deque(maxlen=_REMEMBERED)).append(after_s)
 
+    def forget(self, peer: str) -> None:
+        """The peer is gone for good."""
+        self._silent.discard(peer)
+        self._words_s.pop(peer, None)
+        self._s_per_byte.pop(peer, None)
+
     def was_silent(self, peer: str) -> None:
         """No word came in time."""
         self._silent.add(peer)

@@ -106,7 +106,7 @@ class Proposals:
         self._lock = threading.RLock()
         self._count = 0
         self._own: _Own | None = None
-        self._memories: dict[str, _Memory] = {}  # of peers of the cluster file: the service lets no other in
+        self._memories: dict[str, _Memory] = {}  # of peers: the service lets no other propose
         self._inbox = Inbox()
         self._proofs: dict[str, bytes] = {}  # the last proposal of this node that each peer has taken
         # A node takes part in one pair at a time: as the one who proposed it, or as the other.
@@ -125,6 +125,12 @@ class Proposals:
     def unplug(self) -> None:
         """The transport has ended: there is nobody to call, and nothing of it must be kept alive from here."""
         self.wake = self.decided = lambda: None
+
+    def forget(self, peer: str) -> None:
+        """A peer is gone for good, with all that it has proposed and taken. Tx thread."""
+        with self._lock:
+            self._memories.pop(peer, None)
+            self._proofs.pop(peer, None)
 
     def close_all(self) -> None:
         """Let go of the snapshots that were set aside: the node has been closed."""

@@ -94,6 +94,7 @@ class Puller:
         is_far_ahead = relation is Relation.ELDER or (
             request.joining and result.peer_state.clock >= own.clock + JOIN_LEAD
         )
+        is_far_ahead = is_far_ahead or (request.copying and result.peer_state.clock > 0.0)
         takes_over = is_far_ahead and factor > 0.0 and is_whole
         is_to_be_pulled = relation is Relation.ELDER and factor > 0.0 and not takes_over
         if takes_over:

@@ -9,9 +9,11 @@ frozen `Serving` per answer. `tell` swaps that whole, in the trainer's thread or
 from __future__ import annotations
 
 import hmac
+import random
 import threading
 from typing import Any, Final, NamedTuple
 
+from dpwa.exchange.members import Members
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.messages import (
     MAX_CHUNK_BYTES,
@@ -20,7 +22,9 @@ from dpwa.exchange.messages import (
     UNKNOWN_ORIGIN,
     Accepted,
     Busy,
+    Meet,
     Message,
+    Met,
     Mismatch,
     NotModified,
     NotReady,
@@ -49,7 +53,7 @@ _SHARE_OF_WAIT: Final = 0.3
 
 _OTHER_RUN: Final = "the request is of another run; all nodes need the same cluster file"
 
-Request = PullRequest | Propose | Settle
+Request = PullRequest | Propose | Settle | Meet
 
 Answered = tuple[Message, Snapshot | None]
 
@@ -105,6 +109,7 @@ class Service:
         proposals: those of this node and of its peers.
         kind: the kind of exchange of this node's method.
         standing: what this node's model is.
+        members: of a cluster that nodes may join; None: of no other than the file's.
     """
 
     def __init__(
@@ -117,7 +122,9 @@ class Service:
         proposals: Proposals,
         kind: ExchangeKind,
         standing: Standing,
+        members: Members | None = None,
     ) -> None:
+        self.members = members
         self.layout = layout
         self.proposals = proposals
         self._run = run.encode()
@@ -127,11 +134,15 @@ class Service:
         self._standing = standing
         self.keeps_rounds = kind is ExchangeKind.GATHER
         """Whether the snapshot of the last round is kept beside the newest."""
+        self._rng = random.Random(incarnation)  # noqa: S311  (no secret)
         self.serving = Serving()
         self._telling = threading.RLock()  # reentrant: a signal's handler may close the node in the middle of `tell`
         self._is_closed = False
         self.origin = UNKNOWN_ORIGIN
         """Of this node's model, as snapshots say it; set by the trainer in one assignment."""
+        self.is_copying = False
+        """This node has not begun to train, and waits for a trained model: its own is worth nothing to others. Set by
+        the trainer in one assignment."""
         self.wanted = False
         """Somebody has asked for the newest snapshot. Set by `answer`, cleared by the trainer when it publishes: losing
         a race here costs one step of age."""
@@ -170,10 +181,13 @@ class Service:
         # First, so that one who does not know the run learns nothing: neither its name, nor the nodes, nor the layout.
         if not hmac.compare_digest(request.run.encode(), self._run):
             return Refused(nonce, _OTHER_RUN), None
+        if isinstance(request, Meet):
+            return self._meet(request), None
         finished = not isinstance(request, Propose) and request.finished
-        if not self._membership.hint(request.node, finished=finished):
-            return Refused(nonce, "the asking node is not in this node's cluster file"), None
-        if self.serving.finished:
+        is_peer = self._membership.hint(request.node, finished=finished)
+        if not is_peer and (not self._membership.is_open or isinstance(request, Propose)):
+            return self._refused_stranger(nonce), None
+        if self.serving.finished and is_peer:
             self.asked_at_the_end[request.node] = now_s
         if isinstance(request, Settle):
             return self._settle(request, may_wait=may_wait)
@@ -187,13 +201,30 @@ class Service:
             return self._answer_for_round(request, may_wait=may_wait)
         return self._answer_newest(request, now_s=now_s, may_wait=may_wait)
 
+    def _refused_stranger(self, nonce: int) -> Message:
+        """The answer to somebody who is no peer; one who has just introduced itself may be one in a moment."""
+        if self._membership.is_open:
+            return Busy(nonce)
+        return Refused(nonce, "the asking node is not in this node's cluster file")
+
+    def _meet(self, meet: Meet) -> Message:
+        """What is told to a member, or to somebody who would be one."""
+        if self.members is None:
+            return Refused(meet.nonce, "this cluster has no other nodes than those of its file, which has no `join`")
+        if meet.fingerprint != self.layout.fingerprint:
+            return Mismatch(meet.nonce)
+        answer = Met(meet.nonce, self._incarnation, self.members.answer(meet.node, meet.claims, self._rng))
+        if self.members.has_knocks:
+            self.proposals.wake()
+        return answer
+
     # --- Pulls ----------------------------------------------------------------------------------------------------
 
     def _answer_newest(self, pull: PullRequest, *, now_s: float, may_wait: bool) -> Answered | None:
         self.wanted = True
         serving = self.serving
         snapshot = serving.snapshot
-        if snapshot is None:
+        if snapshot is None or self.is_copying:
             # Waiting here could make two nodes that have just begun wait for each other.
             return NotReady(pull.nonce), None
         known = pull.have_incarnation == self._incarnation and pull.have_version == snapshot.version

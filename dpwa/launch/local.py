@@ -16,12 +16,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpwa.config import hosts
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.launch.advice import advice
 from dpwa.launch.launch_record import LaunchRecord, NodeLocks, keep_record
@@ -34,7 +35,7 @@ from dpwa.launch.this_host import local_node_names
 from dpwa.observe.endings import Ending, ending_of, remarks
 from dpwa.observe.journal import OUTPUT_FILE, node_folder, output_max_bytes
 from dpwa.observe.run_record import LAUNCH_FILE, RunRecord
-from dpwa.transport.key_folder import run_keys
+from dpwa.transport.key_folder import make_keys, run_keys, run_keys_folder
 from dpwa.transport.leftovers import remove_unowned
 
 if TYPE_CHECKING:
@@ -114,41 +115,41 @@ def launch(
         raise ConfigError(problems)
     argv = _with_a_python_that_has_dpwa(argv)
     run_dir = make_run_dir(config, run_dir)
-    is_whole = len(chosen) == len(config.nodes)
-    keep_record(
-        run_dir,
-        LaunchRecord(
-            tuple(argv),
-            str(Path.cwd()),
-            str(cluster_file.absolute()),
-            tuple(chosen),
-            on_failure.value,
-            max_restarts,
-            first_port,
-        ),
-    )
+    is_whole = len(chosen) == len(config.nodes) and not config.is_newcomer
+    if not config.is_newcomer:  # else the folder may be that of the cluster which it joins
+        keep_record(
+            run_dir,
+            LaunchRecord(
+                tuple(argv),
+                str(Path.cwd()),
+                str(cluster_file.absolute()),
+                tuple(chosen),
+                on_failure.value,
+                max_restarts,
+                first_port,
+            ),
+        )
     tell(f"dpwa: {len(chosen)} of {len(config.nodes)} nodes start here: {', '.join(chosen)}; run folder {run_dir}")
     # On other ports the nodes read the run folder's file; custom rules and methods still lie beside the given one.
-    config_path, modules = (cluster_file, None) if first_port is None else (None, cluster_file.parent)
+    copy = run_dir / _copy_name(config, run_dir, config.to_yaml())
+    config_path, modules = (cluster_file, None) if first_port is None else (copy, cluster_file.parent)
     commands = node_commands(
         config, chosen, argv, run_dir, on_failure=on_failure, config_path=config_path, modules=modules
     )
     if is_whole:  # nobody has trained on without the others: those with checkpoints go on together
         launch_id = {"DPWA_LAUNCH_ID": secrets.token_hex(8)}
         commands = [replace(command, first_life=launch_id) for command in commands]
-    # Nodes that other launches start would have no way to know keys that are made here.
-    makes_keys = is_whole and config.keys is None and not config.insecure
     locks, record = NodeLocks(run_dir), RunRecord(run_dir, LAUNCH_FILE)
     try:
         locks.take(chosen)
-        with run_keys(run_dir, chosen) if makes_keys else nullcontext():
+        with _keys_of_run(config, chosen, run_dir):
             ends, signal_number = asyncio.run(_run_shown(commands, on_failure, max_restarts, locks.release, record))
     except OSError as error:
         raise DpwaError(f"launching {', '.join(chosen)}: the operating system refused: {error}") from error
     finally:
         locks.release_all()
         remove_unowned()  # the shared memory of nodes that were killed; all of them have ended
-    return _report(ends, signal_number, run_dir, has_peers=len(config.nodes) > 1)
+    return _report(ends, signal_number, run_dir, has_peers=not config.is_alone)
 
 
 def _refuse_taken(run_dir: Path, names: Sequence[str]) -> None:
@@ -223,17 +224,25 @@ def make_run_dir(config: ClusterConfig, run_dir: Path | None = None) -> Path:
     try:
         folder = _new_run_dir(config.run) if run_dir is None else run_dir
         folder.mkdir(parents=True, exist_ok=True)
-        copy = folder / CONFIG_NAME
+        copy = folder / _copy_name(config, folder, text)
         if copy.exists() and copy.read_text(encoding="utf-8") != text:
             raise ConfigError(f"run folder {folder}: it holds a run with another config; name an empty or a new folder")
         # Through a second name: a launch of another part of the cluster may read it at this moment.
-        draft = folder / f".{CONFIG_NAME}.{os.getpid()}"
+        draft = folder / f".{copy.name}.{os.getpid()}"
         draft.write_text(text, encoding="utf-8")
         draft.replace(copy)
     except (OSError, UnicodeDecodeError) as error:
         place = run_dir or _RUNS_DIR
         raise ConfigError(f"run folder {place}: cannot be written: {error}; name another with --run-dir") from error
     return folder.absolute()
+
+
+def _copy_name(config: ClusterConfig, folder: Path, text: str) -> str:
+    """What the copy of the config is called: nodes that join a run in its folder have a file of their own."""
+    first = folder / CONFIG_NAME
+    if not config.is_newcomer or not first.exists() or first.read_text(encoding="utf-8") == text:
+        return CONFIG_NAME
+    return f"config-{config.nodes[0].name}.yaml"
 
 
 async def supervise(supervisor: Supervisor) -> tuple[tuple[NodeEnd, ...], int | None]:
@@ -355,6 +364,20 @@ def _port_problems(config: ClusterConfig, names: Sequence[str], cluster_file: Pa
     nodes = [config.node(name) for name in names]
     found = [(node.name, port_problem(node.host, node.port)) for node in nodes]
     return [f"{cluster_file}: node {name}: {problem}" for name, problem in found if problem is not None]
+
+
+def _keys_of_run(config: ClusterConfig, names: Sequence[str], run_dir: Path) -> AbstractContextManager[None]:
+    """The keys of the run, while its nodes run: if all that belong to it are started here, or join in its folder."""
+    if config.keys is not None or config.insecure:
+        return nullcontext()
+    if config.is_newcomer:
+        folder = run_keys_folder(run_dir)
+        if folder is not None:
+            make_keys(folder, names)
+        return nullcontext()
+    # Nodes that other launches start, or other machines, would have no way to know keys that are made here.
+    is_private = not config.is_open or all(hosts.is_loopback(node.host) for node in config.nodes)
+    return run_keys(run_dir, names) if is_private and len(names) == len(config.nodes) else nullcontext()
 
 
 def _thread_limits(environment: Mapping[str, str], count: int) -> dict[str, str]:

@@ -31,6 +31,7 @@ class Symmetric(Method):
     """
 
     exchanges_slices = True
+    follows_members = True
     kind = ExchangeKind.PAIR
     conservation = Conservation.DOUBLY
 

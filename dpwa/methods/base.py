@@ -68,6 +68,9 @@ class Method(ABC):
     exchanges_slices: ClassVar[bool] = False
     """Whether an exchange may carry a share of the parameters: the config's `pull_fraction`."""
 
+    follows_members: ClassVar[bool] = False
+    """Whether the method bears that nodes come and go (the config's `join`): it exchanges with any peer there is, and
+    needs neither fixed neighbours nor the number of nodes."""
     blends_by_rows: ClassVar[bool] = False
     """Whether the rows of the topology's matrix are the weights of the blend, and so must sum to 1."""
 

@@ -136,6 +136,7 @@ class ExchangeRequest:
         joining: the node joins: the whole model is pulled, and that of a peer that is far ahead taken over.
         finished: the trainer has ended its training.
         merging: the whole of a final or merged model is wanted as it is, and nothing else.
+        copying: the node has made no step yet, and joins a cluster that trains: any trained model replaces its own.
     """
 
     plan: Plan
@@ -144,6 +145,7 @@ class ExchangeRequest:
     joining: bool = False
     finished: bool = False
     merging: bool = False
+    copying: bool = False
 
     def ended(self, outcome: Outcome, peer: str | None = None, reason: str = "") -> ExchangeResult:
         """The result without values."""

@@ -37,6 +37,7 @@ class GoSGD(Method):
         "each step gives model and half of the mass to one random neighbour {often}. Column-stochastic: the mean by "
         "mass is conserved, whatever is lost or late"
     )
+    follows_members = True
     kind = ExchangeKind.PUSH
     conservation = Conservation.COLUMN
     best_probability = 0.2  # the mass under way is not trained: about p/4 of the progress is lost

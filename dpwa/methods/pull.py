@@ -26,6 +26,7 @@ class Pull(Method):
         "each step asks one random neighbour {often}, and {wait}. Row-stochastic: models agree, at an average that is "
         "not exactly the mean"
     )
+    follows_members = True
     uses_interpolation = True
     exchanges_slices = True
     kind = ExchangeKind.PULL

@@ -11,11 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpwa.config.cluster import ClusterConfig
+from dpwa.config.sections import NodeConfig
 from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.exchanger import Exchanger
 from dpwa.exchange.fetch import Fetcher, Identity
 from dpwa.exchange.flow_control import FlowControl
 from dpwa.exchange.link_codecs import LinkCodecs
+from dpwa.exchange.meetings import Meetings
+from dpwa.exchange.member_table import Member, MemberState
+from dpwa.exchange.members import Members
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.propose import Proposer
@@ -91,8 +95,9 @@ def assemble(
         return random.Random(f"{config.seed}/{name}/{purpose}")  # noqa: S311  (no secret)
 
     peers = tuple(peer.name for peer in config.peers_of(name))
+    members = _members(config, name, rng("members")) if config.is_open else None
     identity = Identity(run, name, incarnation)
-    membership = Membership(peers)
+    membership = Membership(peers, is_open=config.is_open)
     proposals = Proposals(name, incarnation) if faults is None else LossyProposals(name, incarnation, faults)
     interpolator = config.interpolator()
     standing = Standing(incarnation, heeds_age=method.heeds_age)
@@ -145,6 +150,7 @@ def assemble(
         interpolator,
         rng("order"),
         through=None if faults is None else FaultyWay(faults, layout=layout, monotonic_s=monotonic_s).through,
+        meetings=None if members is None else Meetings(context, members, rng("meetings")),
     )
     service = Service(
         run=run,
@@ -154,8 +160,20 @@ def assemble(
         proposals=proposals,
         kind=kind,
         standing=standing,
+        members=members,
     )
     return Assembly(Ends(service, exchanger), context, faults)
+
+
+def _members(config: ClusterConfig, name: str, rng: random.Random) -> Members:
+    """The members of a cluster that nodes may join, as far as its file says who they are."""
+
+    def member(node: NodeConfig) -> Member:
+        return Member(node.name, node.host, node.port, 0, MemberState.ALIVE)
+
+    own = member(config.node(name))
+    seeds = [seed for seed in config.seeds if seed != own.address]
+    return Members(own, map(member, config.peers_of(name)), seeds, rng)
 
 
 def outer_momentum(config: ClusterConfig, model: Model) -> OuterMomentum | None:

@@ -94,14 +94,15 @@ class Boundary:
         self._event = event
         self._pressure = Pressure(name, transport.counters.guarded, event)
         self._monotonic_s = context.monotonic_s
-        self._peers = tuple(peer.name for peer in config.peers_of(name))
+        self._membership = context.membership
+        self._peers = context.membership.peers  # as it was at the last look
         self._smoother = LossSmoother(config.loss_smoothing)
         self._standing = context.standing
-        self.farewell = Farewell(name, self._peers, context, service, event)
+        self.farewell = Farewell(name, context, service, event)
         self.doubts = Doubts(name, model.own_sections, context.membership, service, event)
         self.merging = Merging(
             name,
-            [node.name for node in config.nodes],
+            () if config.is_open else [node.name for node in config.nodes],
             model=model,
             method=method,
             context=context,
@@ -118,13 +119,14 @@ class Boundary:
         """Whether an exchange that this node has begun is under way."""
         self.wait_s = config.wait_s
         """How long the next step may wait for it."""
-        self._joining = Joining(context.standing, service, method, has_peers=bool(self._peers))
+        self._joining = Joining(context.standing, service, method, has_peers=not config.is_alone)
         self._planner = Planner(
             config,
             name,
             model_bytes=model.layout.total_bytes,
             method=method,
             service=service,
+            membership=context.membership,
             joining=self._joining,
             farewell=self.farewell,
             monotonic_s=context.monotonic_s,
@@ -155,6 +157,11 @@ class Boundary:
         """All nodes go on from checkpoints: this one is a member already, and joins nobody."""
         self._joining.resume_together()
 
+    @property
+    def joining(self) -> Joining:
+        """How far this node is on the way to a model of its peers."""
+        return self._joining
+
     def resume(self) -> float:
         """The trainer goes on training; the monotonic time."""
         self._resumed_s = self._monotonic_s()
@@ -180,6 +187,8 @@ class Boundary:
             loss: of the step; None if unknown.
         """
         self.step += 1
+        if self._peers is not self._membership.peers:
+            self._follow_members()
         if self.merging.is_on:
             self._train_on()
         if self._faults is not None:
@@ -199,6 +208,14 @@ class Boundary:
         outer = self.outer  # `close` may come in between, from a signal handler
         if outer is not None:
             outer.advance()
+
+    def _follow_members(self) -> None:
+        """Members have come, or are forgotten: keep nothing of the latter."""
+        peers = self._membership.peers
+        for gone in set(self._peers).difference(peers):
+            self.doubts.forget(gone)
+            self.farewell.forget(gone)
+        self._peers = peers
 
     def _correct(self) -> None:
         """Scale the training step that was just made, for methods that want that."""
@@ -421,7 +438,12 @@ class Boundary:
             self._method.gave(plan.mass)
         self.wait_s = max(self._config.wait_s, plan.wait_s + _HAND_OVER_S if plan.wait_s > 0 else 0.0)
         return ExchangeRequest(
-            plan, snapshot, exchange_id, joining=self._joining.is_on, finished=self._service.serving.finished
+            plan,
+            snapshot,
+            exchange_id,
+            joining=self._joining.is_on,
+            finished=self._service.serving.finished,
+            copying=self._joining.is_copying,
         )
 
     def _hand_out(

@@ -110,6 +110,10 @@ class Doubts:
         """The model is another's now, or one of a checkpoint: what it began with says nothing of it."""
         self._service.origin = UNKNOWN_ORIGIN
 
+    def forget(self, peer: str) -> None:
+        """A peer is gone for good."""
+        self._seen.pop(peer, None)
+
     def met(self, result: ExchangeResult) -> None:
         """Look at what an exchange has brought, before its staging is free."""
         peer = result.peer

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -97,7 +98,6 @@ class Farewell:
 
     Args:
         node: its name.
-        peers: names of all other nodes.
         context: of the node's exchanges.
         service: knows who has asked.
         event: writes a line of the journal.
@@ -106,7 +106,6 @@ class Farewell:
     def __init__(
         self,
         node: str,
-        peers: Sequence[str],
         context: ExchangeContext,
         service: Service,
         event: Callable[..., None],
@@ -114,14 +113,13 @@ class Farewell:
         self.peers_restart = False
         """Whether nodes that fail are started anew, so that a silent one is probably loading."""
         self._node = node
-        self._peers = peers
         self._membership = context.membership
         self._flow_control = context.flow_control
         self._service = service
         self._event = event
         self._told: set[str] = set()
         """Peers that have answered a request which said that this node has finished."""
-        self._signs = {peer: _Signs() for peer in peers}
+        self._signs = defaultdict[str, _Signs](_Signs)
         self._made_s = context.monotonic_s()
         self._began_s = math.inf
         self._most_s = math.inf
@@ -132,6 +130,15 @@ class Farewell:
     @property
     def _silent_s(self) -> float:
         return RESTART_S if self.peers_restart else SILENT_S
+
+    @property
+    def _peers(self) -> Sequence[str]:
+        return self._membership.peers
+
+    def forget(self, peer: str) -> None:
+        """A peer is gone for good."""
+        self._signs.pop(peer, None)
+        self._told.discard(peer)
 
     def close(self) -> None:
         """Let go of the node: its memory must not wait for the garbage collector."""

@@ -31,6 +31,8 @@ class Joining:
 
     def __init__(self, standing: Standing, service: Service, method: Method, *, has_peers: bool) -> None:
         self.is_on = has_peers
+        self.has_met_untrained = False
+        """Whether a peer that has not begun to train either has given its model meanwhile."""
         self._standing = standing
         self._service = service
         self._method = method
@@ -44,6 +46,15 @@ class Joining:
         """
         if self.is_on and self._method.kind is not ExchangeKind.GATHER:
             self._take_part()
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether the node has not begun to train, and waits for a model of a cluster that does."""
+        return self._service.is_copying
+
+    @is_copying.setter
+    def is_copying(self, is_copying: bool) -> None:
+        self._service.is_copying = is_copying
 
     def plan(self) -> Plan:
         """The pull to begin: of the peer whose model is to replace this node's, or of any."""
@@ -75,7 +86,9 @@ class Joining:
             is_replaced = result.takes_over and factor > 0.0
             if is_replaced:
                 self._replaced_version = version
-            if is_replaced or (self.is_on and is_own_pull and not peer.has_diverged):
+            has_met = self.is_on and is_own_pull and not peer.has_diverged
+            self.has_met_untrained |= has_met and not is_replaced
+            if is_replaced or (has_met and not self.is_copying):
                 self._method.joined(peer, takes_over=is_replaced)
                 self._take_part()
                 return is_replaced

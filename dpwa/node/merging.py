@@ -53,7 +53,8 @@ class Merging:
 
     Args:
         node: its name.
-        order: names of all nodes, in the order of the cluster file.
+        order: names of all nodes, in the order of the cluster file; empty where nodes come and go: then that of their
+            names.
         model: the model.
         method: the averaging method.
         context: of the node's exchanges.
@@ -85,8 +86,7 @@ class Merging:
         self.held = UNMARKED
         """The mark of the merged model that this node has."""
         self._node = node
-        self._before = tuple(order[: order.index(node)])
-        self._peers = tuple(name for name in order if name != node)
+        self._order = tuple(order)
         self._model = model
         self._method = method
         self._membership = context.membership
@@ -101,6 +101,19 @@ class Merging:
         self._replaced = replaced
         self._event = event
         self._begin_anew()
+
+    @property
+    def _peers(self) -> Sequence[str]:
+        if not self._order:
+            return sorted(self._membership.peers)
+        return [name for name in self._order if name != self._node]
+
+    @property
+    def _before(self) -> Sequence[str]:
+        """The nodes whose turn to average comes before this one's."""
+        if not self._order:
+            return [name for name in self._peers if name < self._node]
+        return self._order[: self._order.index(self._node)]
 
     def _begin_anew(self) -> None:
         self.held = UNMARKED

@@ -10,7 +10,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
@@ -23,6 +23,7 @@ from dpwa.errors import ConfigError, DpwaError, InternalError, NodeClosed
 from dpwa.exchange.messages import INCARNATION_BYTES
 from dpwa.methods.base import ExchangeKind
 from dpwa.node.assembly import assemble, outer_momentum
+from dpwa.node.belonging import Belonging
 from dpwa.node.boundary import Boundary
 from dpwa.node.checkpoint import restore, to_keep
 from dpwa.node.extended_model import ExtendedModel
@@ -97,6 +98,7 @@ class Node:
         self._pid = os.getpid()
         self._monotonic_s = monotonic_s
         self._peers = tuple(peer.name for peer in config.peers_of(name))
+        self._has_peers = not config.is_alone
         self.method = config.method_for(name)
         self._model = ExtendedModel(model, self.method)
         self._incarnation = secrets.token_bytes(INCARNATION_BYTES)
@@ -113,6 +115,12 @@ class Node:
         )
         self._service = self._parts.wiring.service
         on_complete = self._note_snapshot if config.journal_checksums and run_dir is not None else None
+        self._belonging = Belonging.of(
+            self.name,
+            self._parts.wiring.exchanger.meetings,
+            self._event,
+            None if run_dir is None else node_folder(run_dir, self.name),
+        )
         self._publisher = SnapshotPublisher(self._model, self._service, self._snapshot_slots(), on_complete)
         self._transport: Transport = (
             make_transport(self._parts.wiring)
@@ -177,7 +185,9 @@ class Node:
             raise NodeClosed(f"node {self.name} cannot be started: it is {self._life.value}")
         try:
             self._start_journal()
-            if self._peers:
+            if self._belonging is not None:
+                self._belonging.begin()
+            if self._has_peers:
                 self._transport.start()
                 if self._transport.shares_memory:
                     self._publisher.share(run_id=self.config.run_id, node=self.name, incarnation=self._incarnation)
@@ -198,6 +208,9 @@ class Node:
             process_started=started_ticks(os.getpid()),
             **asdict(self._model.inventory),
         )
+        if self.config.is_newcomer and self._belonging is not None:
+            with self._training():
+                self._belonging.copy_a_model(self._boundary, self._check_running)
 
     def _start_journal(self) -> None:
         if self._journal is None or self.run_dir is None:
@@ -225,11 +238,15 @@ class Node:
             return
         was_running = self._life is _Life.RUNNING
         self._life = _Life.CLOSED
+        if was_running and self._belonging is not None:
+            self._belonging.leave(self._parts.context.proposals.wake)
         deadline_s = time.monotonic() + _CLOSE_TIMEOUT_S
         try:
             self._transport.close(_CLOSE_TIMEOUT_S)
         finally:
             # Let go of all buffers at once: the node itself may be kept, for its statistics.
+            if self._belonging is not None:
+                self._belonging.close()
             self._boundary.close()
             self._publisher.close()
             self._parts.close()
@@ -244,7 +261,7 @@ class Node:
     def _closing(self) -> dict[str, object]:
         did = self.statistics()
         fields = closing_fields(did)
-        remark = remark_on_training({**fields, "step": did.step}) if self._peers else ""
+        remark = remark_on_training({**fields, "step": did.step}) if self._has_peers else ""
         return {**fields, "remark": remark} if remark else fields
 
     @property
@@ -391,11 +408,16 @@ class Node:
         self._boundary.collect(min(_FINISH_PAUSE_S, max(0.0, left_s)))
         now_s = self._monotonic_s()
         is_over = farewell.is_over(now_s) and (merging.is_over() or farewell.has_run_out(now_s))
-        if is_over or left_s <= 0.0:
+        if is_over or left_s <= 0.0 or self.is_asked_to_leave:
             is_merged = merging.end()
             return farewell.end(now_s) and is_merged
         self._boundary.publish_and_ask()
         return None
+
+    @property
+    def is_asked_to_leave(self) -> bool:
+        """Whether `dpwa leave` has asked this node to end its training, which is up to its script or adapter."""
+        return self._belonging is not None and self._belonging.is_asked_to_leave()
 
     def log(self, **values: object) -> None:
         """Add values of the training script (epoch, test accuracy …) to every further line of metrics."""
@@ -438,6 +460,19 @@ class Node:
         restore(self._boundary, self.method, self.config.method, self.name, state, launch_id=self._launch_id)
         self._boundary.doubts.forget_origin()
 
+    def known_members(self) -> list[dict[str, str | int]]:
+        """Name, host and port of each member that is not in the file, for a checkpoint. Any thread."""
+        return [] if self._belonging is None else self._belonging.known(self._peers)
+
+    def remember_members(self, members: Iterable[Mapping[str, Any]]) -> None:
+        """What `known_members` gave in a former life: whom to ask, beside the addresses of `join`. Before `start`.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
+        if self._belonging is not None:
+            self._belonging.remember(members)
+
     # --- What it did ----------------------------------------------------------------------------------------------
 
     def statistics(self) -> NodeStatistics:
@@ -455,6 +490,8 @@ class Node:
             faults={} if self._faults is None else self._faults.faults.counts(),
             inventory=self._model.inventory,
             merged_models=self._boundary.merging.held.models,
+            members={} if self._belonging is None else self._belonging.states(),
+            ignored_entries={} if self._belonging is None else self._belonging.ignored(),
         )
 
     def _note_snapshot(self, snapshot: Snapshot) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.exchange.budget import Budget
+from dpwa.exchange.membership import Membership
 from dpwa.exchange.service import Service
 from dpwa.methods.base import Method
 from dpwa.methods.checked import plan_of
@@ -30,6 +31,7 @@ class Planner:
         model_bytes: of a whole model on the wire, without a codec.
         method: the averaging method.
         service: says what the peers are told.
+        membership: who they are.
         joining: whether the node still needs a model of theirs.
         farewell: whom a node that has finished may ask.
         monotonic_s: the clock.
@@ -44,6 +46,7 @@ class Planner:
         model_bytes: int,
         method: Method,
         service: Service,
+        membership: Membership,
         joining: Joining,
         farewell: Farewell,
         monotonic_s: Callable[[], float],
@@ -55,7 +58,7 @@ class Planner:
         self._farewell = farewell
         self._monotonic_s = monotonic_s
         self._engage = engage
-        self._peers = tuple(peer.name for peer in config.peers_of(name))
+        self._membership = membership
         self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
         self._budget = Budget(
             config.bandwidth_limit_bytes_per_s, model_bytes=model_bytes, most_fraction=config.pull_fraction
@@ -80,14 +83,14 @@ class Planner:
         pair_rounds = self._method.pair_rounds
         if pair_rounds != self._service.serving.pair_rounds:
             self._service.tell(pair_rounds=pair_rounds)
-        if in_flight or not self._peers:
+        if in_flight or not self._membership.peers:
             return None
         if self._joining.is_on:
             # What a pair has come to must not be in the staging that the pull fills, nor the pull in a pair's snapshot.
             return self._joining.plan() if self._method.kind is not ExchangeKind.PAIR or self._engage() else None
         if self._service.serving.finished:
             return self._plan_of_the_end()
-        plan = plan_of(self._method, self._rng, self._peers)
+        plan = plan_of(self._method, self._rng, self._membership.peers)
         if plan is None or (plan.kind is ExchangeKind.PAIR and not self._engage()):
             return None
         return self._within_budget(plan) if plan.kind is ExchangeKind.PULL else plan

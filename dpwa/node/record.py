@@ -58,6 +58,8 @@ class NodeStatistics:
         ignored_tensors: tensors that cannot be averaged or are no state, such as integers and infinite masks.
         ignored_bytes: their bytes.
         merged_models: of how many nodes' last models this one is the mean, after `finish(merge=True)`; else 0.
+        members: with `join`: each member that this node knows, and what is said of it: alive, suspect, left or dead.
+        ignored_entries: with `join`: entries of members' tables that were not believed, by reason.
     """
 
     step: int
@@ -86,6 +88,8 @@ class NodeStatistics:
     ignored_tensors: int = 0
     ignored_bytes: int = 0
     merged_models: int = 0
+    members: Mapping[str, str] = field(default_factory=dict)
+    ignored_entries: Mapping[str, int] = field(default_factory=dict)
 
 
 class Record:
@@ -163,6 +167,8 @@ class Record:
         faults: Mapping[str, int],
         inventory: Inventory,
         merged_models: int,
+        members: Mapping[str, str],
+        ignored_entries: Mapping[str, int],
     ) -> NodeStatistics:
         """The counts together with what the node and its transport know."""
         last_peer, last_factor = self._last_blend
@@ -189,6 +195,8 @@ class Record:
             faults=faults,
             **asdict(inventory),
             merged_models=merged_models,
+            members=members,
+            ignored_entries=ignored_entries,
         )
 
     def metrics(self, statistics: NodeStatistics, now_s: float) -> Mapping[str, object]:

@@ -16,12 +16,14 @@ from typing import TypeVar
 
 import zmq
 
+from dpwa.config import hosts
 from dpwa.errors import ConfigError, NodeClosed, PeerTimeout, PeerUnreachable, RemoteProtocolError
 from dpwa.exchange.client import Pulled
 from dpwa.exchange.messages import (
     MAX_FRAME_BYTES,
     MAX_HEADER_BYTES,
     NEWEST_ROUND,
+    Meet,
     Message,
     More,
     Propose,
@@ -32,7 +34,7 @@ from dpwa.exchange.patience import Patience
 from dpwa.exchange.slices import Slice
 from dpwa.snapshot.staging import Staging, encoded_chunk_bytes
 from dpwa.snapshot.state import Codec
-from dpwa.transport.connection import Connection
+from dpwa.transport.connection import REFUSED, Connection
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.names import HostNames
@@ -49,6 +51,9 @@ _Received = TypeVar("_Received")
 # a gigabyte per second so much comes within one look that twice the time would be felt.
 _CHECK_S = 0.02
 
+# A meeting is answered by the Rx thread at once, or it is not worth the time that exchanges could have.
+_MEETING_S = 1.0
+
 # Between two tries of the first connection to a peer, which may be starting just now.
 _RETRY_S = 0.05
 
@@ -61,6 +66,7 @@ class ZmqClient:
         addresses: host and port of each peer.
         links: other ways than plain TCP.
         segments: the peers' shared memory.
+        own_host: this node's host, if nodes on it share memory; None: none do.
         timeout_s: deadline of a request whose link is fast enough.
         longest_s: deadline on links that were measured to need it.
         connect_timeout_s: deadline of the connection within it.
@@ -75,6 +81,7 @@ class ZmqClient:
         addresses: Mapping[str, tuple[str, int]],
         links: Links,
         segments: Segments,
+        own_host: str | None = None,
         timeout_s: float,
         longest_s: float,
         connect_timeout_s: float,
@@ -82,7 +89,8 @@ class ZmqClient:
         bell: Doorbell,
     ) -> None:
         self._context = context
-        self._addresses = addresses
+        self._addresses = dict(addresses)
+        self._own_host = None if own_host is None else hosts.address_key(own_host)
         self._links = links
         self._segments = segments
         self.patience_s = timeout_s
@@ -98,6 +106,22 @@ class ZmqClient:
     def can_share(self, peer: str) -> bool:
         """See `Client.can_share`."""
         return self._segments.can_share(peer)
+
+    def know(self, peer: str, host: str, port: int) -> None:
+        """See `Client.know`."""
+        self._addresses[peer] = (host, port)
+        if hosts.address_key(host) == self._own_host:
+            self._segments.know(peer)
+
+    def forget(self, peer: str) -> None:
+        """See `Client.forget`."""
+        self._hang_up(peer)
+        self._segments.part(peer)
+        self._patience.forget(peer)
+        host, _ = self._addresses.pop(peer, ("", 0))
+        if not any(host == other for other, _ in self._addresses.values()):
+            self._names.forget(host)
+        self._tried.discard(peer)
 
     def pull(
         self, peer: str, request: PullRequest, staging: Staging, part: Slice, within_s: float | None = None
@@ -116,9 +140,9 @@ class ZmqClient:
             self._patience.received(peer, received.received_bytes, received.transfer_s)
         return received
 
-    def request(self, peer: str, message: Propose | Settle) -> Message:
+    def request(self, peer: str, message: Propose | Settle | Meet) -> Message:
         """See `Client.request`."""
-        return self._ask(peer, message, Conversation.answer)
+        return self._ask(peer, message, Conversation.answer, _MEETING_S if isinstance(message, Meet) else None)
 
     def pause(self, pause_s: float) -> None:
         """See `Client.pause`."""
@@ -130,7 +154,7 @@ class ZmqClient:
     def _ask(
         self,
         peer: str,
-        message: PullRequest | Propose | Settle,
+        message: PullRequest | Propose | Settle | Meet,
         receive: Callable[[Conversation], _Received],
         within_s: float | None = None,
         wanted_bytes: float = 0.0,
@@ -168,7 +192,7 @@ class ZmqClient:
         connection.end()
         return received
 
-    def _first_word_s(self, peer: str, message: PullRequest | Propose | Settle) -> float:
+    def _first_word_s(self, peer: str, message: PullRequest | Propose | Settle | Meet) -> float:
         # A question what became of a proposal is never cut short: not to hear the answer costs what is conserved. Nor
         # one for the snapshot of a round, which a neighbour may only be about to make.
         is_cut_short = isinstance(message, Propose) or (
@@ -178,7 +202,8 @@ class ZmqClient:
 
     def _timed_out(self, peer: str, asking: _Asking, error: PeerTimeout) -> None:
         if not asking.is_answered:
-            self._patience.was_silent(peer)
+            if not asking.is_short:  # less than what an exchange would wait says nothing of exchanges
+                self._patience.was_silent(peer)
             return
         self._patience.answered(peer, asking.answered_after_s)
         asking.tell_progress(error)
@@ -230,6 +255,8 @@ class ZmqClient:
         Nodes are started together and not at the same moment. A peer that refuses later has gone, and must not cost
         its whole connect timeout each time it is given another chance.
         """
+        if peer not in self._addresses:
+            raise PeerUnreachable(peer, "it has left the cluster, or was forgotten")
         is_first = peer not in self._tried
         self._tried.add(peer)
         while True:
@@ -244,7 +271,9 @@ class ZmqClient:
                 host, port = self._addresses[peer]
                 raise PeerUnreachable(peer, f"no connection to {host}:{port}{failure}")
             self._hang_up(peer)
-            self.pause(_RETRY_S)
+            # At an address of `join` anybody of the list may be: the next key is tried at once.
+            if self._links.curve is None or ":" not in peer or failure.endswith(REFUSED):
+                self.pause(_RETRY_S)
 
     def _open(self, peer: str, deadline_s: float) -> Connection:
         host, port = self._addresses[peer]
@@ -331,12 +360,13 @@ class _Asking:
     def __init__(
         self,
         connection: Connection,
-        message: PullRequest | Propose | Settle,
+        message: PullRequest | Propose | Settle | Meet,
         start_s: float,
         first_word_s: float,
         rest_s: float,
         longest_s: float,
     ) -> None:
+        self.is_short = isinstance(message, Meet)
         self._connection = connection
         self._start_s = start_s
         self._rest_s = rest_s

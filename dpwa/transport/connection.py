@@ -23,7 +23,7 @@ from zmq.utils.monitor import parse_monitor_message
 from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_WINDOW
 from dpwa.transport.sockets import second_handle
 
-__all__ = ["Connection"]
+__all__ = ["REFUSED", "Connection"]
 
 # As a plain number: `&` with a member of an enumeration takes three times as long.
 _POLLOUT = int(zmq.POLLOUT)
@@ -42,8 +42,10 @@ _TCP_INFO_BYTES = 136
 _RECEIVED = struct.Struct("=Q")
 _RECEIVED_AT_BYTE = 128
 
+REFUSED = "connection refused"
+
 _ENDS: dict[int, str] = {
-    int(zmq.EVENT_CLOSED): "connection refused",
+    int(zmq.EVENT_CLOSED): REFUSED,
     int(zmq.EVENT_DISCONNECTED): "connection lost while it was being made",
     int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "what listens there broke off the handshake; it may be no dpwa node",
     int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "what listens there is no dpwa node: it broke the rules of the handshake",

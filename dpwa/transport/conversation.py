@@ -14,7 +14,9 @@ from dpwa.exchange.messages import (
     HAS_BODY,
     Accepted,
     Busy,
+    Meet,
     Message,
+    Met,
     Mismatch,
     More,
     NotReady,
@@ -29,7 +31,7 @@ from dpwa.transport.wire import decode, encode
 
 __all__ = ["Conversation"]
 
-_STANDS_ALONE = (Accepted, Settled, Busy, NotReady, Past, Refused)
+_STANDS_ALONE = (Accepted, Settled, Busy, NotReady, Past, Refused, Met)
 
 
 class Conversation:
@@ -50,7 +52,7 @@ class Conversation:
         peer: str,
         socket: zmq.Socket[bytes],
         wait: Callable[[], bool],
-        request: PullRequest | Propose | Settle,
+        request: PullRequest | Propose | Settle | Meet,
         look: Callable[[], None],
         *,
         on_answer: Callable[[], None] = lambda: None,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from dpwa.errors import PeerTimeout, PeerUnreachable, TransportError
 from dpwa.exchange.client import Client, Pulled
-from dpwa.exchange.messages import Message, Offer, Propose, PullRequest, Settle
+from dpwa.exchange.messages import Meet, Message, Offer, Propose, PullRequest, Settle
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.slices import Slice
 from dpwa.snapshot.layout import Layout
@@ -114,7 +114,15 @@ class _FaultyClient:
             self._faults.happened("noise", peer=peer, hit=attempt.hit)  # it was added while the values came
         return pulled
 
-    def request(self, peer: str, message: Propose | Settle) -> Message:
+    def know(self, peer: str, host: str, port: int) -> None:
+        """See `Client.know`."""
+        self._inner.know(peer, host, port)
+
+    def forget(self, peer: str) -> None:
+        """See `Client.forget`."""
+        self._inner.forget(peer)
+
+    def request(self, peer: str, message: Propose | Settle | Meet) -> Message:
         """See `Client.request`."""
         is_proposal = isinstance(message, Propose)
         hit = "proposal" if is_proposal else "question"
@@ -133,7 +141,7 @@ class _FaultyClient:
             self._lose(attempt, Lost.ANSWER)
         return answer
 
-    def _deliver(self, peer: str, message: Propose | Settle) -> None:
+    def _deliver(self, peer: str, message: Propose | Settle | Meet) -> None:
         """Let a peer have a message, whatever it answers."""
         with contextlib.suppress(TransportError):
             self._inner.request(peer, message)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from dpwa.errors import InternalError, ModelMismatch, PeerUnreachable
 from dpwa.exchange.client import Pulled
-from dpwa.exchange.messages import Message, Mismatch, Offer, Propose, PullRequest, Settle
+from dpwa.exchange.messages import Meet, Message, Mismatch, Offer, Propose, PullRequest, Settle
 from dpwa.exchange.service import Request, Service
 from dpwa.exchange.slices import Slice
 from dpwa.methods.base import ExchangeKind
@@ -60,7 +60,13 @@ class InMemoryNetwork:
         """See `Client.pull`; the network is every node's client."""
         return self._find(peer).serve(request, staging, part)
 
-    def request(self, peer: str, message: Propose | Settle) -> Message:
+    def know(self, peer: str, host: str, port: int) -> None:
+        """See `Client.know`: names are enough here."""
+
+    def forget(self, peer: str) -> None:
+        """See `Client.forget`."""
+
+    def request(self, peer: str, message: Propose | Settle | Meet) -> Message:
         """See `Client.request`."""
         answer = self._find(peer).answer(message)
         if isinstance(answer, Mismatch):
@@ -132,7 +138,7 @@ class InMemoryTransport:
         """See `Transport.close`."""
         self._network.leave(self._name)
 
-    def answer(self, request: Propose | Settle) -> Message:
+    def answer(self, request: Propose | Settle | Meet) -> Message:
         """Answer a peer's proposal or question; what was accepted is fetched at once."""
         answer, _ = self._answered(request)
         self._exchanger.work(self._network)

@@ -65,6 +65,7 @@ class KeyFolder:
 
     def __init__(self, folder: Path, node: str, peers: Iterable[str]) -> None:
         self._path = folder / ALLOWED_FILE
+        self._node = node
         self._lock = threading.Lock()
         self._turns: dict[str, int] = {}
         self._allowed, self._names, self._seen = _read(self._path)
@@ -96,13 +97,24 @@ class KeyFolder:
         return self._names.get(public)
 
     def server_key(self, peer: str) -> bytes:
-        """The public key to expect of a peer. Safe in any thread."""
+        """The public key to expect of a peer, or at an address `host:port`, where any of the list may be: each in turn.
+
+        Safe in any thread.
+
+        Raises:
+            ConfigError: the peer is not on the list.
+        """
         self._look_again()
-        keys = self._allowed[peer]
+        if ":" in peer:  # no name of a node has a colon
+            keys = tuple(key for name, own in sorted(self._allowed.items()) if name != self._node for key in own)
+        else:
+            keys = self._allowed.get(peer, ())
+        if not keys:
+            raise ConfigError(f"{self._path}: has no key of {peer}")
         return keys[self._turns.get(peer, 0) % len(keys)]
 
     def failed(self, peer: str) -> None:
-        """A connection to a peer was not made: if it has two keys, expect the other one next."""
+        """A connection to a peer was not made: if there is another key to expect, it is the next one's turn."""
         self._turns[peer] = self._turns.get(peer, 0) + 1
 
     def _look_again(self) -> None:

@@ -72,6 +72,11 @@ class HostNames:
         reason = self._reasons.get(host, "no answer from the resolver in time")
         raise ConfigError(f"host {host}: cannot be resolved ({reason}); use a name or address that this host knows")
 
+    def forget(self, host: str) -> None:
+        """Nobody is asked at this host any more; an answer that still comes is not kept."""
+        for known in (self._under_way, self._numbers, self._reasons):
+            known.pop(host, None)
+
     def close(self) -> None:
         """Leave the look-ups that are under way to themselves."""
         deadline_s = time.monotonic() + _CLOSE_S
@@ -112,11 +117,17 @@ class HostNames:
     # --- Look-up's thread -----------------------------------------------------------------------------------------
 
     def _look_up(self, host: str) -> None:
+        number = reason = None
         try:
-            self._numbers[host] = socket.gethostbyname(host)
+            number = socket.gethostbyname(host)
         except (OSError, UnicodeError) as error:
-            self._reasons[host] = str(error)
+            reason = str(error)
         finally:
-            del self._under_way[host]
+            if self._under_way.get(host) is threading.current_thread():
+                if number is not None:
+                    self._numbers[host] = number
+                if reason is not None:
+                    self._reasons[host] = reason
+                self._under_way.pop(host, None)
             if self._answered is not None:
                 self._answered.ring()

@@ -21,6 +21,7 @@ from dpwa.errors import InternalError, RemoteProtocolError
 from dpwa.exchange.messages import (
     Busy,
     Done,
+    Meet,
     Mismatch,
     More,
     Offer,
@@ -241,7 +242,7 @@ class RxThread(WorkerThread):
             if frame.more:
                 raise RemoteProtocolError("?", "request of several frames, expected 1")
             message = decode(frame.bytes, "?")
-            if isinstance(message, PullRequest | Propose | Settle):
+            if isinstance(message, PullRequest | Propose | Settle | Meet):
                 if self._links.curve is not None and frame.get("User-Id") != message.node:
                     raise RemoteProtocolError("?", "a request in the name of a node that has another key")
                 self._request(identity, message, now_s)

@@ -5,7 +5,7 @@ Must not know: ZeroMQ, the wire. Runs in: the Tx thread.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 
 from dpwa.transport.shared_memory import SegmentReader, SegmentUnusable
 
@@ -21,13 +21,22 @@ class Segments:
         size_bytes: bytes of a snapshot.
     """
 
-    def __init__(self, *, run_id: str, neighbours: Collection[str], size_bytes: int) -> None:
+    def __init__(self, *, run_id: str, neighbours: Iterable[str], size_bytes: int) -> None:
         self._run_id = run_id
-        self._neighbours = frozenset(neighbours)
+        self._neighbours = set(neighbours)
         self._size_bytes = size_bytes
         self._readers: dict[str, tuple[bytes, SegmentReader]] = {}
         self._unusable: dict[str, bytes] = {}
         """Peer to the incarnation whose segment cannot be used: the next life may do better."""
+
+    def know(self, peer: str) -> None:
+        """One more peer is on this host."""
+        self._neighbours.add(peer)
+
+    def part(self, peer: str) -> None:
+        """A peer is gone for good."""
+        self.forget(peer)
+        self._neighbours.discard(peer)
 
     def can_share(self, peer: str) -> bool:
         """Whether it is worth asking for a peer's shared memory."""

@@ -16,6 +16,7 @@ from typing import Final, TypeVar, get_args
 import msgpack
 
 from dpwa.errors import RemoteProtocolError
+from dpwa.exchange.member_table import MAX_CLAIMS, are_legal
 from dpwa.exchange.messages import (
     EXCHANGE_ID_BYTES,
     FINGERPRINT_BYTES,
@@ -106,6 +107,8 @@ _RULES: Final[dict[str, _Rule]] = {
     "stage": _integer(0, len(MergeStage) - 1),
     "models": _integer(0, MAX_MODELS),
     "merge_id": _bytes(MERGE_ID_BYTES),
+    "claims": lambda value: are_legal(value, MAX_CLAIMS),
+    "members": are_legal,
 }
 """One rule per field name, whichever message it stands in: one word, one meaning."""
 

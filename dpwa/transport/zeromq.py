@@ -34,6 +34,10 @@ __all__ = ["ZmqTransport"]
 
 _logger = logging.getLogger("dpwa")
 
+# Nodes that may join get places at the door as if there were so many; the six connections that each of a larger number
+# keeps open are spread over all.
+_EXPECTED_MEMBERS = 64
+
 # The longest that one wait for a thread takes; it ends with the thread.
 _LONG_S = 3600.0
 
@@ -76,7 +80,8 @@ class ZmqTransport:
         neighbours = [
             peer.name for peer in config.peers_of(name) if hosts.address_key(peer.host) == hosts.address_key(own.host)
         ]
-        self.shares_memory = config.shared_memory == "auto" and bool(neighbours)
+        # Whoever joins may be on this host.
+        self.shares_memory = config.shared_memory == "auto" and bool(neighbours or config.is_open)
         self._rx = RxThread(
             self._context,
             name=name,
@@ -84,7 +89,7 @@ class ZmqTransport:
             port=own.port,
             links=links,
             service=wiring.service,
-            peers=len(addresses),
+            peers=max(len(addresses), _EXPECTED_MEMBERS) if config.is_open else len(addresses),
             timeout_s=config.timeout_s,
             longest_s=config.longest_s,
         )
@@ -102,6 +107,7 @@ class ZmqTransport:
                     neighbours=neighbours if shares_memory else (),
                     size_bytes=wiring.service.layout.total_bytes,
                 ),
+                own_host=own.host if shares_memory else None,
                 max_connections=config.max_connections,
                 timeout_s=config.timeout_s,
                 longest_s=config.longest_s,

@@ -13,7 +13,7 @@ import pytest
 from fake_peers import Peers, node_with_absent_peer
 
 from dpwa.config.cluster import ClusterConfig
-from dpwa.errors import InternalError, NodeClosed
+from dpwa.errors import ConfigError, InternalError, NodeClosed
 from dpwa.exchange import messages
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
@@ -319,6 +319,23 @@ def test_a_name_that_means_another_machine_is_found_at_the_next_connection(resol
     assert (known.number("10.0.0.7", 0.0), known.number("localhost", 0.0)) == ("10.0.0.7", "127.0.0.1")
     assert len(resolver.asked) == asked
     known.close()
+
+
+def test_of_hosts_that_nobody_is_asked_at_nothing_is_kept(resolver):
+    """Members may name any hosts of others."""
+    resolver.numbers["peer.example"] = "127.0.0.1"
+    known = HostNames([])
+    assert known.number("peer.example", time.monotonic() + DEADLINE_S) == "127.0.0.1"
+    known.forget("peer.example")
+    resolver.speaks.clear()
+    for number in range(5):
+        with pytest.raises(ConfigError, match="cannot be resolved"):
+            known.number(f"made-up-{number}.example", time.monotonic())
+        known.forget(f"made-up-{number}.example")
+    resolver.speaks.set()
+    known.close()
+    wait_until(lambda: not any(thread.is_alive() for thread in known._threads), "all look-ups have ended")
+    assert (known._numbers, known._reasons, known._under_way) == ({}, {}, {})
 
 
 def test_a_wait_for_the_resolver_ends_with_the_bell(resolver):

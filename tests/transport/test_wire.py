@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import tracemalloc
 from typing import get_args
 
@@ -12,13 +13,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpwa.config.sections import NAME_PATTERN
 from dpwa.errors import RemoteProtocolError
 from dpwa.exchange import messages
+from dpwa.exchange.member_table import MAX_CLAIMS, MAX_TOLD, Member, MemberState, fitting
 from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, Codec, MergeStage
 from dpwa.transport import wire
 
 _NAMES = st.text(st.characters(categories=["L", "N"]), max_size=64)
 _COUNTERS = st.integers(0, MAX_COUNTER)
+_MEMBERS = st.builds(
+    Member,
+    st.from_regex(NAME_PATTERN, fullmatch=True),
+    st.sampled_from(["localhost", "10.0.0.1", "gpu1.example.org", ".".join(["x" * 62] * 4)]),
+    st.integers(1, 65535),
+    _COUNTERS,
+    st.sampled_from(MemberState),
+)
 _FIELDS = {
     "nonce": _COUNTERS,
     "run": _NAMES,
@@ -56,6 +67,10 @@ _FIELDS = {
     "stage": st.sampled_from([int(stage) for stage in MergeStage]),
     "models": st.integers(0, messages.MAX_MODELS),
     "merge_id": st.binary(min_size=8, max_size=8),
+    "claims": st.lists(_MEMBERS, max_size=MAX_CLAIMS, unique_by=lambda member: member.name).map(tuple),
+    "members": st.lists(_MEMBERS, max_size=MAX_TOLD, unique_by=lambda member: member.name).map(
+        lambda members: fitting((), members, random.Random(0))
+    ),
 }
 _MESSAGES = st.one_of(
     st.builds(cls, **{field.name: _FIELDS[field.name] for field in dataclasses.fields(cls)})
@@ -90,7 +105,7 @@ _ATOMS = (
 )
 
 
-@given(st.integers(0, 10), st.lists(_ATOMS | st.lists(_ATOMS), max_size=12))
+@given(st.integers(0, 18), st.lists(_ATOMS | st.lists(_ATOMS), max_size=12))
 def test_lists_of_wrong_values_are_refused_or_legal(kind, values):
     header = msgpack.packb([messages.PROTOCOL_VERSION, kind, *values])
     try:
@@ -105,6 +120,8 @@ _OFFER = messages.Offer(1, b"i" * 8, 1, 1.0, 0.5, 100, -1, bytes(16), False)
 _CHUNK = messages.Chunk(1, 0, 0)
 _PROPOSE = messages.Propose(1, "run", "w1", b"i" * 8, b"f" * 16, b"e" * 16, False, 0.5, 1.0, None, 3, 0, 0)
 _ACCEPTED = messages.Accepted(1, b"i" * 8, 1.0, b"l" * 8)
+_MEET = messages.Meet(1, "run", "w1", b"i" * 8, b"f" * 16, (Member("w1", "localhost", 1, 0, MemberState.ALIVE),))
+_MET = messages.Met(1, b"i" * 8, _MEET.claims)
 _SETTLED = messages.Settled(1, b"i" * 8, 1, False)
 
 
@@ -176,6 +193,60 @@ def test_a_field_outside_its_limit_is_named(message, field, value):
         wire.decode(header, "w2")
 
 
+_ENTRY = ["w2", "localhost", 21000, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        pytest.param([_ENTRY, _ENTRY], id="one name twice"),
+        pytest.param([["w2", "localhost", 21000, 0, 0], ["w2", "10.0.0.1", 1, 5, 3]], id="one name with two addresses"),
+        pytest.param([[f"w{number}", "localhost", 21000, 0, 0] for number in range(MAX_TOLD + 1)], id="too many"),
+        pytest.param([[]], id="empty entry"),
+        pytest.param([_ENTRY[:4]], id="entry that is too short"),
+        pytest.param([[*_ENTRY, 1]], id="entry that is too long"),
+        pytest.param(["w2"], id="no entry"),
+        pytest.param("w2", id="no list"),
+        pytest.param(None, id="nothing"),
+        *(
+            pytest.param([[*_ENTRY[:place], value, *_ENTRY[place + 1 :]]], id=f"{value!r} at {place}"[:40])
+            for place, value in [
+                (0, ""),
+                (0, "x" * 65),
+                (0, "../w2"),
+                (0, "w2\x1b[31m"),
+                (0, "127.0.0.1:80"),
+                (0, b"w2"),
+                (1, ""),
+                (1, "x" * 254),
+                (1, "a b"),
+                (1, "0.0.0.0"),  # noqa: S104
+                (1, "[::1]"),
+                (1, "host\n"),
+                (2, 0),
+                (2, 65536),
+                (2, -1),
+                (2, 1.0),
+                (2, True),
+                (3, -1),
+                (3, MAX_COUNTER + 1),
+                (3, 2**63),
+                (3, None),
+                (4, -1),
+                (4, len(MemberState)),
+                (4, False),
+            ]
+        ),
+    ],
+)
+@pytest.mark.parametrize("message", [_MEET, _MET])
+def test_a_table_with_anything_illegal_is_no_message(message, entries):
+    values = [getattr(message, field.name) for field in dataclasses.fields(message)]
+    header = msgpack.packb([messages.PROTOCOL_VERSION, int(message.KIND), *values[:-1], entries])
+    with pytest.raises(RemoteProtocolError, match=r"illegal (claims|members)|not msgpack"):
+        wire.decode(header, "w2")
+
+
 def test_another_protocol_version_is_named():
     header = msgpack.packb([2, 1, "whatever a later version has"])
     with pytest.raises(RemoteProtocolError, match="protocol version 2; this node speaks version 1"):
@@ -221,6 +292,8 @@ def test_numbers_of_messages_are_never_reused():
         ("SETTLE", 13),
         ("SETTLED", 14),
         ("PAST", 15),
+        ("MEET", 16),
+        ("MET", 17),
     ]
     assert [(codec.name, codec.value) for codec in Codec] == [
         ("RAW", 0),
