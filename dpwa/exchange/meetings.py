@@ -49,6 +49,8 @@ class Meetings:
         """Called with what keeps this node from being a member, for a person to read."""
         self.has_left: Callable[[], None] = _nothing
         """Called when this node has said that it goes."""
+        self.why_alone = ""
+        """Why the last address of `join` that was asked gave no answer; empty if it did."""
         self._context = context
         self._rng = rng
         self._next_s = 0.0
@@ -140,7 +142,9 @@ class Meetings:
         client.know(alias, host, port)
         try:
             answer = self._ask(alias, client, self._refused)
+            self.why_alone = ""
         except (PeerTimeout, PeerUnreachable, RemoteProtocolError, ModelMismatch) as error:
+            self.why_alone = str(error)
             if isinstance(error, ModelMismatch):
                 self.problem(f"the node at {alias} trains another model; all nodes must build the same one")
             answer = None

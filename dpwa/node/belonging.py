@@ -56,7 +56,7 @@ class Belonging:
 
     def __init__(self, node: str, meetings: Meetings, event: Callable[..., None], folder: Path | None) -> None:
         self._node = node
-        self._members = meetings.members
+        self._meetings, self._members = meetings, meetings.members
         self._event = event
         self._note = None if folder is None else folder / LEAVE_FILE
         self._next_look_s = 0.0
@@ -127,7 +127,8 @@ class Belonging:
         waited_s = round(time.monotonic() - begin_s, 3)
         self._event("joined", clock=boundary.state.clock, members=members, waited_s=waited_s)
         if not members:
-            self._problem("no member answers at any address of `join`; it trains alone, and goes on asking")
+            why = f" ({self._meetings.why_alone})" if self._meetings.why_alone else ""
+            self._problem(f"no member answers at any address of `join`{why}; it trains alone, and goes on asking")
 
     # --- What people see ------------------------------------------------------------------------------------------
 

@@ -44,18 +44,21 @@ _RECEIVED_AT_BYTE = 128
 
 REFUSED = "connection refused"
 
+_SAME_KEYS = (
+    "all nodes need the same `keys` in the cluster file, and beside nodes that `dpwa launch` has started, DPWA_RUN_DIR "
+    "must name their run folder"
+)
+_OTHER_SECURITY = f"one of the two nodes has keys and the other has none; {_SAME_KEYS}"
+
 _ENDS: dict[int, str] = {
     int(zmq.EVENT_CLOSED): REFUSED,
     int(zmq.EVENT_DISCONNECTED): "connection lost while it was being made",
-    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "what listens there broke off the handshake; it may be no dpwa node",
+    # Whoever sees first that the other has keys breaks it off, and the other sees no more than that.
+    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "what listens there broke off the handshake: it is no dpwa node, or one "
+    f"of the two has keys and the other has none; {_SAME_KEYS}",
     int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "what listens there is no dpwa node: it broke the rules of the handshake",
     int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "the peer refused this node's key",
 }
-
-_OTHER_SECURITY = (
-    "one of the two nodes has keys and the other has none; all need the same `keys` in the cluster file, and beside "
-    "nodes that `dpwa launch` has started, DPWA_RUN_DIR must name their run folder"
-)
 
 
 class Connection:

@@ -107,11 +107,11 @@ def test_a_node_joins_in_the_run_folder_leaves_when_asked_and_has_saved_its_mode
     def warnings() -> list[dict]:
         return [event for event in launches.events("other", "w8") if event["event"] == "warning"]
 
-    # Whoever does not know the secret of the run is told so, and trains alone.
+    # Whoever has no key of the run is told so, and trains alone.
     wait_until(lambda: bool(warnings()), "the other one is told", 60.0)
     told = warnings()
     assert len(told) == 1
-    assert "the request is of another run" in told[0]["text"]
+    assert "DPWA_RUN_DIR must name their run folder" in told[0]["text"]
     outside.send_signal(signal.SIGINT)
 
 

@@ -83,7 +83,7 @@ def test_a_port_held_by_another_program_is_told_from_one_that_is_slow(zeromq, tm
         thread.join()
     failed = _exchanges(tmp_path, "w1", "unreachable")
     assert statistics.median(event["duration_s"] for event in failed) < 0.1
-    told = [event for event in failed if re.search("may be no dpwa node|connection lost", event["reason"])]
+    told = [event for event in failed if re.search("is no dpwa node|connection lost", event["reason"])]
     assert len(told) > len(failed) / 2, failed
 
 
