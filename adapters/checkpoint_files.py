@@ -95,10 +95,9 @@ def write_checkpoint(folder: Path, plain: Plain, tensors: Mapping[str, Tensor], 
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise
     _sync_folder(folder)
     for number in numbers[: max(0, len(numbers) + 1 - keep)]:
         with suppress(OSError):  # it is in nobody's way
