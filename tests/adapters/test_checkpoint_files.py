@@ -156,7 +156,7 @@ from pathlib import Path
 from dpwa.adapters import checkpoint_files
 folder, moment = Path(sys.argv[1]), sys.argv[2]
 checkpoint_files.write_checkpoint(folder, 1, {"tensor": torch.full((1000,), 1.0)}, keep=1)
-def die(*_):
+def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 class Dying:
     def __init__(self, file): self.file = file
