@@ -5,8 +5,8 @@
 
 A file gets its name when all of it is on the disk: temporary file, fsync, rename, fsync of the folder. What a kill
 leaves is the one before, and a part that the next one replaces. Two checksums in the metadata, of the JSON and of the
-tensors' bytes, notice what has been damaged since. Files are written here and not by safetensors' own function, which
-would need a second copy of everything in memory; they are read by safetensors.
+tensors with their names, notice what has been damaged since. Files are written here and not by safetensors' own
+function, which would need a second copy of everything in memory; they are read by safetensors.
 
 Must not know: models, optimizers, nodes. Runs in: the thread that writes checkpoints; `read_newest` in the trainer's.
 """
@@ -95,10 +95,9 @@ def write_checkpoint(folder: Path, plain: Plain, tensors: Mapping[str, Tensor], 
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise
     _sync_folder(folder)
     for number in numbers[: max(0, len(numbers) + 1 - keep)]:
         with suppress(OSError):  # it is in nobody's way
@@ -127,16 +126,17 @@ def _numbers(folder: Path) -> list[int]:
 def _write(file: BinaryIO, plain: Plain, tensors: Mapping[str, Tensor]) -> None:
     # Large elements first, so that each begins at a multiple of its size.
     ordered = sorted(tensors.items(), key=lambda named: -named[1].element_size())
-    crc = 0
     places: dict[str, object] = {}
     first = 0
     for name, tensor in ordered:
         view = _bytes_of(tensor)
-        crc = zlib.crc32(view, crc)
         dtype = _DTYPES.get(tensor.dtype)
         shape = list(tensor.shape) if dtype else [view.nbytes]
         places[name] = {"dtype": dtype or "U8", "shape": shape, "data_offsets": [first, first + view.nbytes]}
         first += view.nbytes
+    crc = _crc_of_places(places)
+    for _, tensor in ordered:
+        crc = zlib.crc32(_bytes_of(tensor), crc)
     text = json.dumps({"format": _FORMAT, "state": plain}, allow_nan=False)
     metadata = {"format": "pt", "dpwa": text, "crc32": str(crc), "dpwa_crc32": str(zlib.crc32(text.encode()))}
     header = json.dumps({"__metadata__": metadata, **places}).encode()
@@ -160,7 +160,7 @@ def _read(path: Path) -> tuple[Plain, dict[str, Tensor]]:
         if str(zlib.crc32(text.encode())) != metadata.get("dpwa_crc32"):
             raise _Damaged("its JSON is damaged")
         if str(_crc_of_tensors(path)) != metadata.get("crc32"):
-            raise _Damaged("the bytes of its tensors are damaged")
+            raise _Damaged("its tensors are damaged")
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
     content = json.loads(text)
     if content["format"] != _FORMAT:
@@ -168,11 +168,16 @@ def _read(path: Path) -> tuple[Plain, dict[str, Tensor]]:
     return content["state"], tensors
 
 
+def _crc_of_places(places: Mapping[str, object]) -> int:
+    return zlib.crc32(json.dumps(places, sort_keys=True).encode())
+
+
 def _crc_of_tensors(path: Path) -> int:
-    crc = 0
     with open(path, "rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
-        file.seek(8 + min(header_bytes, _MOST_HEADER_BYTES))
+        places = json.loads(file.read(min(header_bytes, _MOST_HEADER_BYTES)))
+        places.pop("__metadata__")
+        crc = _crc_of_places(places)
         while block := file.read(1 << 20):
             crc = zlib.crc32(block, crc)
     return crc

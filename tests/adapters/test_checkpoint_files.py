@@ -119,7 +119,7 @@ def test_as_many_stay_as_are_to_be_kept_and_the_newest_is_read(tmp_path, keep):
     assert (found.tensors["tensor"].unique().item(), problems) == (4.0, [])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_a_damaged_byte_or_a_missing_end_gives_the_checkpoint_before(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
@@ -156,7 +156,7 @@ from pathlib import Path
 from dpwa.adapters import checkpoint_files
 folder, moment = Path(sys.argv[1]), sys.argv[2]
 checkpoint_files.write_checkpoint(folder, 1, {"tensor": torch.full((1000,), 1.0)}, keep=1)
-def die(*_):
+def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 class Dying:
     def __init__(self, file): self.file = file

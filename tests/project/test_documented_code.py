@@ -62,8 +62,6 @@ def what_readers_have() -> dict[str, Any]:
         "os": os,
         "time": time,
         "epochs": 1,
-        "steps": 1,
-        "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 10),
         "download": lambda: None,
         "saved": {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "dpwa": node.state_dict()},
     }

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-import dpwa
 from dpwa import ClusterConfig, DpwaPyTorchAdapter
 from dpwa.launch.ports import free_ports
 from pages import python_blocks
@@ -81,15 +80,19 @@ def test_each_node_has_a_folder_of_its_own_for_its_files(script):
         assert Path("run/nodes", name, "checkpoint.pth").exists()
 
 
-def test_a_script_without_a_cluster_begins_its_loop_at_the_first_step(monkeypatch):
-    monkeypatch.delenv("DPWA_CONFIG", raising=False)
-    model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
-    names = {"dpwa": dpwa, "model": model, "optimizer": optimizer, "scheduler": scheduler, "steps": 3}
-    exec(CHECKPOINT, names)  # noqa: S102 - see above
-    assert names["step"] == 2
-    assert names["node"].resumed_step == 0
+def test_a_checkpoint_brings_the_clock_back(script):
+    restore = (
+        f"path = node.folder / 'checkpoint.pt'\noptimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n{CHECKPOINT}"
+    )
+    first = script(
+        "w1", START, SEED, "node.step(1.0)\nsaved = {'model': model.state_dict(), 'dpwa': node.state_dict()}"
+    )
+    first["node"].close()
+    second = script("w2", START, SEED)
+    second["saved"] = first["saved"]
+    exec(restore, second)  # noqa: S102 - see above
+    assert second["node"].clock == 1.0
+    assert set(torch.load(second["path"], weights_only=True)) == {"model", "optimizer", "dpwa"}
 
 
 def test_one_node_downloads_and_the_others_go_on_when_it_has(monkeypatch):
