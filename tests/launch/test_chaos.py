@@ -85,7 +85,7 @@ def running(cluster_file, tmp_path):
         launch.communicate(timeout=30)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_whoever_interrupts_it_leaves_nobody_stopped_or_cut_off(running, number):

@@ -106,7 +106,7 @@ def killed_and_resumed(folder: Path, names: Sequence[str], steps: int, pace_s: f
 
 @pytest.mark.heavy
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_loss_curve_of_a_killed_and_resumed_cluster_is_to_the_bit_that_of_one_that_was_not(tmp_path, count):
     """Two nodes that exchange models and blend nothing; what they draw and train is their own."""
     names = [f"w{number}" for number in range(1, count + 1)]
@@ -123,7 +123,7 @@ def test_the_loss_curve_of_a_killed_and_resumed_cluster_is_to_the_bit_that_of_on
         assert all(expected[step] == loss for step, loss in got)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_four_nodes_with_exchanges_go_on_as_one_cluster_and_nobody_throws_a_model_away(tmp_path):
     names = ["w1", "w2", "w3", "w4"]

@@ -70,7 +70,7 @@ def test_a_newcomer_that_is_killed_is_suspected_and_dropped_by_all(cluster):
     assert all(words["longest_s"] < 1.0 for words in last.values()), last
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_the_first_node_is_killed_after_others_have_joined_through_it(cluster):
     cluster.begin()
     ready(cluster)
@@ -86,7 +86,7 @@ def test_the_first_node_is_killed_after_others_have_joined_through_it(cluster):
     wait_until(lambda: "w1" not in cluster.running["w9"].members, "those that joined drop it", SETTLED_S)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_one_that_hangs_for_a_while_is_suspected_refutes_and_stays(cluster):
     cluster.begin()
     ready(cluster)
@@ -115,7 +115,7 @@ def test_one_that_hangs_for_a_while_is_suspected_refutes_and_stays(cluster):
     assert not [name for name in ("w1", "w2", "w3") if "forgotten" in states_seen(cluster, "w9", name)]
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_node_that_was_cut_off_forgets_nobody_and_rejoins(cluster):
     cluster.begin()
     ready(cluster)
