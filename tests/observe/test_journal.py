@@ -141,6 +141,8 @@ def statistics_of(record: Record) -> NodeStatistics:
         bytes_out=0,
         protocol_errors=0,
         merged_models=0,
+        members={},
+        ignored_entries={},
         scores={},
         method={},
         faults={},
