@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwa.config.sections import NAME_PATTERN
 from dpwa.errors import RemoteProtocolError
 from dpwa.exchange import messages
 from dpwa.exchange.member_table import MAX_CLAIMS, MAX_TOLD, Member, MemberState, fitting
@@ -24,7 +23,7 @@ _NAMES = st.text(st.characters(categories=["L", "N"]), max_size=64)
 _COUNTERS = st.integers(0, MAX_COUNTER)
 _MEMBERS = st.builds(
     Member,
-    st.from_regex(NAME_PATTERN, fullmatch=True),
+    st.integers(0, 10**9).map(lambda number: f"w{number}") | st.integers(0, 9).map(lambda digit: str(digit) * 64),
     st.sampled_from(["localhost", "10.0.0.1", "gpu1.example.org", ".".join(["x" * 62] * 4)]),
     st.integers(1, 65535),
     _COUNTERS,
@@ -191,6 +190,14 @@ def test_a_field_outside_its_limit_is_named(message, field, value):
     header = wire.encode(dataclasses.replace(message, **{field: value}))
     with pytest.raises(RemoteProtocolError, match=f"illegal {field}"):
         wire.decode(header, "w2")
+
+
+def test_the_largest_table_fits_into_a_header():
+    host = ".".join(["x" * 62] * 4)
+    table = [Member(f"{number:064}", host, 65535, MAX_COUNTER, MemberState.DEAD) for number in range(100)]
+    header = wire.encode(messages.Met(MAX_COUNTER, b"i" * 8, fitting((), table, random.Random(0))))
+    assert 3000 < len(header) <= messages.MAX_HEADER_BYTES
+    assert len(wire.decode(header, "w2").members) >= 10
 
 
 _ENTRY = ["w2", "localhost", 21000, 0, 0]
