@@ -15,7 +15,7 @@ STAMP := .venv/installed
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about a minute)"
 	@echo "make test         the tests to run before a commit (two minutes on two cores)"
-	@echo "make test-all     these, and what starts processes, trains, attacks or measures (a quarter of an hour)"
+	@echo "make test-all     these, and what starts processes, trains, attacks or measures (twenty minutes)"
 	@echo "make coverage     make test-all without the heavy ones, and which share of the code they run: at least 90 %"
 	@echo "make test-heavy   the part of make test-all that coverage does not trace"
 	@echo "make test-slow    what takes longer still, such as a whole demo and floods of ten seconds"
