@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -177,6 +178,18 @@ class Checkpoints:
             f"or remove {self._folder}"
         )
 
+    def prepare(self, node: Any) -> None:
+        """The node is about to start: tell it where members were that are in no file of its own.
+
+        Args:
+            node: the `dpwa.Node`.
+
+        Raises:
+            ConfigError: the checkpoint is damaged.
+        """
+        if self._restored is not None:
+            node.remember_members(self._restored[1]["node"].get("members", ()))
+
     def begin(self, node: Any) -> None:
         """The node has been started: restore its state, then the random numbers.
 
@@ -186,7 +199,8 @@ class Checkpoints:
         Raises:
             ConfigError: the checkpoint is of another method.
         """
-        self._state_of_node, self._note = node.checkpoint_state, node.note
+        # Without a wait: a push under way counts as this node's.
+        self._state_of_node, self._note = partial(node.state_dict, timeout_s=0.0), node.note
         if self._restored is None:
             return
         (found, state), self._restored = self._restored, None

@@ -123,6 +123,8 @@ class DpwaPyTorchAdapter:
             self._is_closed = False
             undo.callback(self.close)  # what fails holds no port, and is nobody's former adapter
             take_place(self, identity)
+            if self._checkpoints is not None:
+                self._checkpoints.prepare(self._node)
             self._node.start()
             if self._checkpoints is not None:
                 self._checkpoints.begin(self._node)

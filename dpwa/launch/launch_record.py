@@ -143,6 +143,18 @@ class NodeLocks:
         if descriptor is not None:
             os.close(descriptor)
 
+    def others_run(self) -> bool:
+        """Whether another launch runs a node of the folder now."""
+        for path in (self._run_dir / "nodes").glob(f"*/{_LOCK_FILE}"):
+            if path.parent.name in self._held:
+                continue  # to open and close it would end this launch's own lock
+            with suppress(OSError), open(path, "r+b") as file:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    return True
+        return False
+
     def release_all(self) -> None:
         """No node is held any more."""
         for name in list(self._held):

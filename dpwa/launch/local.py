@@ -35,7 +35,7 @@ from dpwa.launch.this_host import local_node_names
 from dpwa.observe.endings import Ending, ending_of, remarks
 from dpwa.observe.journal import OUTPUT_FILE, node_folder, output_max_bytes
 from dpwa.observe.run_record import LAUNCH_FILE, RunRecord
-from dpwa.transport.key_folder import make_keys, run_keys, run_keys_folder
+from dpwa.transport.key_folder import run_keys, run_keys_folder
 from dpwa.transport.leftovers import remove_unowned
 
 if TYPE_CHECKING:
@@ -116,19 +116,18 @@ def launch(
     argv = _with_a_python_that_has_dpwa(argv)
     run_dir = make_run_dir(config, run_dir)
     is_whole = len(chosen) == len(config.nodes) and not config.is_newcomer
-    if not config.is_newcomer:  # else the folder may be that of the cluster which it joins
-        keep_record(
-            run_dir,
-            LaunchRecord(
-                tuple(argv),
-                str(Path.cwd()),
-                str(cluster_file.absolute()),
-                tuple(chosen),
-                on_failure.value,
-                max_restarts,
-                first_port,
-            ),
-        )
+    keep_record(
+        run_dir,
+        LaunchRecord(
+            tuple(argv),
+            str(Path.cwd()),
+            str(cluster_file.absolute()),
+            tuple(chosen),
+            on_failure.value,
+            max_restarts,
+            first_port,
+        ),
+    )
     tell(f"dpwa: {len(chosen)} of {len(config.nodes)} nodes start here: {', '.join(chosen)}; run folder {run_dir}")
     # On other ports the nodes read the run folder's file; custom rules and methods still lie beside the given one.
     copy = run_dir / _copy_name(config, run_dir, config.to_yaml())
@@ -142,7 +141,7 @@ def launch(
     locks, record = NodeLocks(run_dir), RunRecord(run_dir, LAUNCH_FILE)
     try:
         locks.take(chosen)
-        with _keys_of_run(config, chosen, run_dir):
+        with _keys_of_run(config, chosen, run_dir, locks):
             ends, signal_number = asyncio.run(_run_shown(commands, on_failure, max_restarts, locks.release, record))
     except OSError as error:
         raise DpwaError(f"launching {', '.join(chosen)}: the operating system refused: {error}") from error
@@ -366,18 +365,18 @@ def _port_problems(config: ClusterConfig, names: Sequence[str], cluster_file: Pa
     return [f"{cluster_file}: node {name}: {problem}" for name, problem in found if problem is not None]
 
 
-def _keys_of_run(config: ClusterConfig, names: Sequence[str], run_dir: Path) -> AbstractContextManager[None]:
+def _keys_of_run(
+    config: ClusterConfig, names: Sequence[str], run_dir: Path, locks: NodeLocks
+) -> AbstractContextManager[None]:
     """The keys of the run, while its nodes run: if all that belong to it are started here, or join in its folder."""
-    if config.keys is not None or config.insecure:
-        return nullcontext()
     if config.is_newcomer:
-        folder = run_keys_folder(run_dir)
-        if folder is not None:
-            make_keys(folder, names)
+        has_keys = run_keys_folder(run_dir) is not None
+    else:  # nodes that other launches start, or other machines, would have no way to know keys that are made here
+        is_private = not config.is_open or all(hosts.is_loopback(node.host) for node in config.nodes)
+        has_keys = is_private and len(names) == len(config.nodes)
+    if config.keys is not None or config.insecure or not has_keys:
         return nullcontext()
-    # Nodes that other launches start, or other machines, would have no way to know keys that are made here.
-    is_private = not config.is_open or all(hosts.is_loopback(node.host) for node in config.nodes)
-    return run_keys(run_dir, names) if is_private and len(names) == len(config.nodes) else nullcontext()
+    return run_keys(run_dir, names, locks.others_run)
 
 
 def _thread_limits(environment: Mapping[str, str], count: int) -> dict[str, str]:

@@ -30,7 +30,6 @@ def to_keep(boundary: Boundary, method: Method, method_name: str) -> dict[str, A
         "loss": boundary.state.loss,
         "lineage": boundary.state.lineage.hex(),
         "method": method_name,
-        "peers": list(boundary.peers),
         "of_method": method.state_dict(),
         "of_outer": None if boundary.outer is None else boundary.outer.state_dict(),
     }
@@ -40,6 +39,8 @@ def restore(
     boundary: Boundary, method: Method, method_name: str, node: str, state: Mapping[str, Any], *, launch_id: str = ""
 ) -> None:
     """Take over what `to_keep` gave, before the first step; the model has been loaded.
+
+    Of a newcomer that has copied a peer's model when it started, nothing: what was kept is of an older model.
 
     Args:
         boundary: of the node.
@@ -62,6 +63,8 @@ def restore(
     clock = float(state["clock"])
     if not (math.isfinite(clock) and 0 <= clock <= MAX_COUNTER):
         raise ConfigError(f"node {node}: the checkpoint has a clock of {clock}, expected a number from 0 to 2^53")
+    if boundary.state.clock > 0:
+        return  # it has joined a cluster that trained on: its model is a copy of a peer's, and so is its age
     lineage = boundary.state.lineage
     is_common = bool(launch_id and state.get("lineage"))
     if is_common:

@@ -440,16 +440,7 @@ class Node:
         while self.method.kind is ExchangeKind.PUSH and self._boundary.in_flight and time.monotonic() < deadline_s:
             with self._training():
                 self._boundary.collect(_SETTLE_PAUSE_S)
-        return to_keep(self._boundary, self.method, self.config.method)
-
-    def checkpoint_state(self) -> dict[str, Any]:
-        """What `state_dict` returns, without a wait: a push under way counts as this node's.
-
-        Raises:
-            NodeClosed: the node is not running.
-            InternalError: a background thread failed.
-        """
-        return self.state_dict(timeout_s=0.0)
+        return {**to_keep(self._boundary, self.method, self.config.method), "members": self.known_members()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave, before the first step; the model has been loaded.

@@ -19,7 +19,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -165,8 +165,13 @@ def run_keys_folder(run_dir: Path | None) -> Path | None:
 
 
 @contextmanager
-def run_keys(run_dir: Path, nodes: Sequence[str]) -> Iterator[None]:
+def run_keys(run_dir: Path, nodes: Sequence[str], is_used: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Keys for a run, in its folder, for as long as its nodes run; those that a killed launcher has left serve again.
+
+    Args:
+        run_dir: the run folder.
+        nodes: their names.
+        is_used: whether others work with the keys at the end: nodes of another launch, that have joined.
 
     Raises:
         ConfigError: they cannot be written.
@@ -179,7 +184,8 @@ def run_keys(run_dir: Path, nodes: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not is_used():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def rotate_key(folder: Path, node: str, *, finish: bool = False) -> None:

@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from dpwa.adapters import checkpoint_files, checkpoint_writer
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter, attach
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, NodeClosed
+from dpwa.node.node import Node
 from dpwa.observe.bounded_file import read_records
 from support import wait_until
 
@@ -386,3 +387,18 @@ def test_the_journal_tells_bytes_and_seconds_of_each(run_dir):
     assert event["bytes"] == path.stat().st_size
     assert 0 < event["seconds"] < 10
     assert json.dumps(event)
+
+
+def test_a_checkpoint_says_where_the_members_are_before_the_node_starts(monkeypatch):
+    known = [{"name": "w7", "host": "127.0.0.1", "port": 4007}]
+    monkeypatch.setattr(Node, "known_members", lambda _node: known)
+    script = Script(attached=False, schedule_first=True)
+    script.train(3, checkpoint_at=1)
+    assert script.node._checkpoints._writer.wait(10.0)
+    script.node.close()
+    told: list[object] = []
+    monkeypatch.setattr(Node, "start", lambda _node: told.append("start"))
+    monkeypatch.setattr(Node, "remember_members", lambda _node, members: told.append(list(members)))
+    with suppress(NodeClosed):  # it was never started
+        Script(attached=False, schedule_first=True)
+    assert told == [known, "start"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fake_peers import pull_of
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
+from dpwa.launch.launch_record import NodeLocks
 from dpwa.launch.local import launch
 from dpwa.launch.ports import free_ports
 from dpwa.transport import key_folder, wire
@@ -82,6 +84,34 @@ def test_keys_that_a_killed_launcher_has_left_are_used_again(tmp_path):
         assert folder is not None
         assert KeyFolder(folder, "w1", ["w2"]).public == before
     assert run_keys_folder(tmp_path) is None
+
+
+def test_keys_stay_while_nodes_of_another_launch_work_with_them(tmp_path):
+    with run_keys(tmp_path, ["w1"], lambda: True):
+        pass
+    assert run_keys_folder(tmp_path) is not None
+    with run_keys(tmp_path, ["w1"], lambda: False):
+        pass
+    assert run_keys_folder(tmp_path) is None
+
+
+def test_a_launch_sees_the_nodes_of_another_and_not_its_own(tmp_path):
+    other = (
+        "import sys; from pathlib import Path; from dpwa.launch.launch_record import NodeLocks; "
+        "NodeLocks(Path(sys.argv[1])).take(['w9']); print('has it', flush=True); sys.stdin.read()"
+    )
+    locks = NodeLocks(tmp_path)
+    locks.take(["w1"])
+    assert not locks.others_run()
+    command = [sys.executable, "-c", other, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "has it\n"
+        assert locks.others_run()
+        process.stdin.close()
+        process.wait(10.0)
+    assert not locks.others_run()
 
 
 def test_a_run_folder_that_cannot_be_written_is_reported(tmp_path):

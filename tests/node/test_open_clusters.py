@@ -222,6 +222,24 @@ def test_known_members_can_be_remembered_when_the_seed_is_gone(train):
         again.end()
 
 
+def test_a_newcomer_that_comes_back_is_as_old_as_the_model_that_it_copies_and_not_as_its_checkpoint(train):
+    ports = free_ports(4)
+    founders = cluster(train, ports[:3])
+    newcomer = train(open_config(["w9"], ports[3:], [ports[0]]), "w9")
+    all_know([*founders, newcomer])
+    state = {**newcomer.node.state_dict(), "clock": 1.0}
+    assert {member["name"] for member in state["members"]} == {"w1", "w2", "w3"}
+    newcomer.end()
+    again = Training(open_config(["w9"], ports[3:], [ports[0]]), "w9", 100.0).node
+    again.start()
+    try:
+        copied = again.statistics().clock
+        again.load_state_dict(state)
+        assert again.statistics().clock == copied > 1.0
+    finally:
+        again.close()
+
+
 @pytest.mark.parametrize("merge", [False, True])
 def test_members_finish_with_all_others_whatever_file_they_are_in(train, merge):
     ports = free_ports(4)

@@ -19,10 +19,10 @@ def first_cluster(**settings: object) -> list[dict[str, object]]:
     try:
         first, second = cluster.start([VectorModel([0.0]), VectorModel([0.0])], **settings)
         cluster.step_all(10)
-        states = [second.checkpoint_state()]
+        states = [second.state_dict(timeout_s=0.0)]
         for _ in range(int(3 * JOIN_LEAD)):
             cluster.step_all()
-        states.insert(0, first.checkpoint_state())
+        states.insert(0, first.state_dict(timeout_s=0.0))
     finally:
         cluster.close()
     assert states[0]["lineage"] == states[1]["lineage"], "they were one"
@@ -53,7 +53,7 @@ def test_nodes_that_resume_together_average_however_far_their_checkpoints_are_ap
     settings = {"method": method, "sparta": {"fraction": 1.0}}
     cluster = resumed(first_cluster(**settings), ["launch", "launch"], **settings)
     try:
-        assert len({node.checkpoint_state()["lineage"] for node in cluster.nodes}) == 1
+        assert len({node.state_dict(timeout_s=0.0)["lineage"] for node in cluster.nodes}) == 1
         cluster.step_all(60)
         values = cluster.vectors()
         assert np.ptp(values) < 0.5, "they average"
@@ -66,7 +66,7 @@ def test_nodes_that_resume_together_average_however_far_their_checkpoints_are_ap
 def test_a_node_that_comes_back_alone_takes_over_the_model_of_the_peer_that_trained_on(launch_ids):
     cluster = resumed(first_cluster(), launch_ids)
     try:
-        assert len({node.checkpoint_state()["lineage"] for node in cluster.nodes}) == 2
+        assert len({node.state_dict(timeout_s=0.0)["lineage"] for node in cluster.nodes}) == 2
         cluster.step_all(10)
         assert cluster.vectors() == pytest.approx(np.ones((2, 1)), abs=1e-9)
     finally:
@@ -80,7 +80,7 @@ def test_the_masses_of_a_cluster_that_resumes_as_a_whole_sum_up_to_what_they_mus
         state["of_method"]["mass"] = 0.9 * total  # checkpoints of different moments: a mass is in both
     cluster = resumed(states, ["launch", "launch"], method=method)
     try:
-        masses = [node.checkpoint_state()["of_method"]["mass"] for node in cluster.nodes]
+        masses = [node.state_dict(timeout_s=0.0)["of_method"]["mass"] for node in cluster.nodes]
         assert masses == [total / 2, total / 2]
     finally:
         cluster.close()
@@ -93,6 +93,6 @@ def test_the_method_goes_on_with_its_anchor_and_momentum():
     try:
         cluster.step_all(1)
         for node, state in zip(cluster.nodes, states, strict=True):
-            assert node.checkpoint_state()["of_method"]["outer"]["steps"] == state["of_method"]["outer"]["steps"]
+            assert node.state_dict(timeout_s=0.0)["of_method"]["outer"]["steps"] == state["of_method"]["outer"]["steps"]
     finally:
         cluster.close()
