@@ -215,12 +215,13 @@ class Checkpoints:
 
     def stepped(self) -> None:
         """Count a training step whose boundary has ended; take a checkpoint if one is due."""
+        self._hand_over()  # that nobody has taken up since: this optimizer made no step
         self.step += 1
         now_s = self._monotonic_s()
         if now_s < self._due_s:
             return
         self._due_s = now_s + self._every_s
-        if self._writer.is_busy or self._pending is not None:
+        if self._writer.is_busy:
             self._skipped += 1
         else:
             self._take()

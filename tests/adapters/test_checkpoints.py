@@ -402,3 +402,16 @@ def test_a_checkpoint_says_where_the_members_are_before_the_node_starts(monkeypa
     with suppress(NodeClosed):  # it was never started
         Script(attached=False, schedule_first=True)
     assert told == [known, "start"]
+
+
+def test_checkpoints_are_written_while_the_optimizer_makes_no_steps_of_its_own(run_dir):
+    """As when a GradScaler skips them, or another optimizer trains for a while."""
+    script = Script(attached=False, schedule_first=True)
+    for _ in range(3):
+        script.node._checkpoints._due_s = 0.0
+        script.node.step(1.0)
+        script.node._checkpoints._due_s = float("inf")
+        script.node.step(1.0)
+        assert script.node._checkpoints._writer.wait(10.0)
+    script.node.close()
+    assert [event["of_step"] for event in events(run_dir, "checkpoint")] == [1, 3, 5]
