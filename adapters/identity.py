@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from dpwa import ClusterConfig, ConfigError
-from dpwa.config import yaml_file
 from dpwa.engines.boards import Board, FolderBoard, PmiBoard, StoreBoard, file_name
 from dpwa.engines.environment import Start, start_of
-from dpwa.engines.gathering import GATHER_TIMEOUT_S, gather, own_host
+from dpwa.engines.gathering import GATHER_TIMEOUT_S, gather, own_host, values_in
 
 from .engine_store import open_store
 
@@ -169,7 +168,7 @@ def _values_of(source: ConfigLike) -> Mapping[str, Any]:
         return {}
     if isinstance(source, ClusterConfig):
         return {"nodes": source.nodes}
-    return source if isinstance(source, Mapping) else yaml_file.read(Path(source)).values
+    return source if isinstance(source, Mapping) else values_in(Path(source))
 
 
 def take_place(adapter: _Closable, identity: Identity) -> None:

@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 import zmq
 
 from dpwa._version import __version__
-from dpwa.config import hosts
+from dpwa.config import hosts, yaml_file
 from dpwa.config.cluster import FIRST_PORT
 from dpwa.engines.boards import MAX_CARD_BYTES, Board
 from dpwa.engines.environment import Start
 from dpwa.errors import ConfigError
 from dpwa.transport.key_folder import own_keys, remove_own_keys
 
-__all__ = ["GATHER_TIMEOUT_S", "Gathered", "gather", "node_name", "own_host"]
+__all__ = ["GATHER_TIMEOUT_S", "Gathered", "gather", "node_name", "own_host", "values_in"]
 
 GATHER_TIMEOUT_S = 300.0
 """How long the processes of a start wait for each other."""
@@ -129,6 +129,15 @@ def gather(
             settings["keys"] = str(keys)
     launch_id = hashlib.sha256("".join(card.number for card in cards).encode()).hexdigest()[:16]
     return Gathered(settings, name, folder, launch_id)
+
+
+def values_in(path: Path) -> dict[str, Any]:
+    """The keys and values of a cluster file, of which `nodes` may be missing; nothing is checked yet.
+
+    Raises:
+        ConfigError: it cannot be read as YAML.
+    """
+    return yaml_file.read(path).values
 
 
 def own_host(start: Start, given: str | None, towards: tuple[str, int] | None) -> str:
