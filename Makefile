@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage test-heavy test-slow reliability flake fuzz test-tensorflow test-frameworks rivals test-rivals lint bench bench-methods bench-gpu bench-quick studies results clean
+.PHONY: help demo test test-all coverage test-heavy test-slow reliability slurm flake fuzz test-tensorflow test-frameworks rivals test-rivals lint bench bench-methods bench-gpu bench-quick studies results clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about a minute)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-heavy   the part of make test-all that coverage does not trace"
 	@echo "make test-slow    what takes longer still, such as a whole demo and floods of ten seconds"
 	@echo "make reliability  the figures of docs/reliability.md (a quarter of an hour; leave the machine alone meanwhile)"
+	@echo "make slurm        a SLURM of two hosts on this machine: srun, a killed task, a requeued job (five minutes, root, Debian's slurm)"
 	@echo "make flake        the tests of faults, of strangers and of life and death, 20 times in a row (TIMES=20; about an hour)"
 	@echo "make fuzz         a minute of coverage-guided fuzzing of the wire format and of cluster files (SECONDS=60; needs atheris)"
 	@echo "make test-tensorflow  compares TensorFlow's trainings with torch's (needs tensorflow-cpu)"
@@ -59,6 +60,10 @@ test-slow: $(STAMP)
 reliability: $(STAMP)
 	@$(BIN)/python -m pytest -q -m slow tests/launch/test_reliability.py
 	@$(BIN)/python benchmarks/goodput.py --json benchmarks/results/goodput.json
+
+# apt-get install slurmctld slurmd slurm-client munge; skipped, with the reason, where they are not there.
+slurm: $(STAMP)
+	@$(BIN)/python -m pytest -m slow tests/engines/test_slurm.py
 
 # Tests that start processes, inject faults or attack: trusted only after twenty passes in a row.
 # make flake TIMES=5 TESTS=tests/launch/test_faults.py

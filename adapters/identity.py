@@ -1,4 +1,4 @@
-"""Which node of which cluster a process is: from the arguments, from `dpwa launch`, or alone.
+"""Which node of which cluster a process is: from the arguments, `dpwa launch`, torchrun and the like, or alone.
 
 Must not know: models, tensors. Runs in: the trainer's thread.
 """
@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from dpwa import ClusterConfig, ConfigError
+from dpwa.engines.boards import Board, FolderBoard, PmiBoard, StoreBoard, file_name
+from dpwa.engines.environment import Start, start_of
+from dpwa.engines.gathering import GATHER_TIMEOUT_S, gather, own_host, values_in
+
+from .engine_store import open_store
 
 __all__ = ["ConfigLike", "Identity", "given_config", "identity_of", "take_place"]
 
@@ -30,6 +35,9 @@ class _Closable(Protocol):
 _holders: weakref.WeakValueDictionary[tuple[int, str], _Closable] = weakref.WeakValueDictionary()
 """By process and address: which adapter is that node now."""
 
+_found: dict[Start, Identity] = {}
+"""What was found out once: the others do not wait for a second adapter of one process."""
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -41,6 +49,7 @@ class Identity:
         run_dir: the run folder; None for a node alone, which records nothing.
         peers_restart: whether nodes that fail are started anew: `dpwa launch --on-failure restart`.
         launch_id: of the launch that has started all nodes of the cluster at once; empty in a later life.
+        is_by_rank: its rank among the processes of an engine says which node it is.
     """
 
     config: ClusterConfig
@@ -48,19 +57,25 @@ class Identity:
     run_dir: Path | None
     peers_restart: bool = False
     launch_id: str = ""
+    is_by_rank: bool = False
 
 
-def identity_of(name: str | None, config: ConfigLike) -> Identity:
+def identity_of(name: str | None, config: ConfigLike, *, is_one_of_group: bool = False) -> Identity:
     """The node that arguments and environment name.
 
     Args:
-        name: of the node; None: what `dpwa launch` set in DPWA_NODE.
+        name: of the node; None: what `dpwa launch` set in DPWA_NODE, or by its rank where torchrun, srun or mpiexec
+            have started it.
         config: the cluster; None: what `dpwa launch` set in DPWA_CONFIG.
+        is_one_of_group: other processes hold a part of its model, so that its rank says nothing of nodes.
 
     Raises:
         ConfigError: the cluster cannot be used, or has no such node.
     """
     chosen = name or os.environ.get("DPWA_NODE") or None
+    start = None if chosen is not None or is_one_of_group else start_of(os.environ)
+    if start is not None:
+        return _of_start(start, config)
     given = given_config(config)
     if given is None:
         if name is not None:
@@ -90,6 +105,72 @@ def given_config(config: ConfigLike) -> ClusterConfig | None:
     return ClusterConfig.load(Path(path)) if path is not None else None
 
 
+def _of_start(start: Start, config: ConfigLike) -> Identity:
+    """The node of one of several processes that an engine has started: the file's nodes by rank, or those started."""
+    if start in _found:
+        return _found[start]
+    if start.others:
+        _logger.warning(
+            "started by %s, as process %d of %d; the variables of %s are set, too, and do not count",
+            start.engine,
+            start.rank,
+            start.size,
+            ", ".join(start.others),
+        )
+    source = config if config is not None else os.environ.get("DPWA_CONFIG") or None
+    values = _values_of(source)
+    if values.get("nodes"):
+        listed = given_config(source)
+        if listed is None or len(listed.nodes) != start.size:
+            raise ConfigError(
+                f"{start.engine} has started {start.size} processes, and the cluster file has {len(values['nodes'])} "
+                "nodes; start as many as it has, or leave `nodes` out of it: the processes find each other"
+            )
+        identity = Identity(listed, listed.nodes[start.rank].name, _run_dir_of(start, listed.run), is_by_rank=True)
+    else:
+        identity = _gathered(start, source, values)
+    _found[start] = identity
+    return identity
+
+
+def _gathered(start: Start, source: ConfigLike, values: Mapping[str, Any]) -> Identity:
+    folder = os.environ.get("DPWA_RENDEZVOUS")
+    run_dir = _run_dir_of(start, str(values.get("run", "dpwa")))
+    towards = None
+    board: Board
+    if folder:
+        board = FolderBoard(Path(folder), start, _logger.warning)
+    elif start.engine == "torchrun":
+        towards = os.environ["MASTER_ADDR"], 9
+        store, run_dir = open_store(start, run_dir, GATHER_TIMEOUT_S)
+        board = StoreBoard(store, start)
+    elif start.engine == "MPICH":
+        board = PmiBoard(int(os.environ["PMI_FD"]), start)
+    else:
+        board = FolderBoard(Path.cwd() / "runs" / ".rendezvous", start, _logger.warning)
+    found = gather(
+        start,
+        board,
+        values,
+        run_dir=run_dir,
+        host=own_host(start, os.environ.get("DPWA_HOST"), towards),
+    )
+    if isinstance(source, (str, os.PathLike)):
+        config = ClusterConfig.load(Path(source), found.settings)
+    else:
+        config = ClusterConfig.from_mapping({**values, **found.settings})
+    return Identity(config, found.name, found.run_dir, launch_id=found.launch_id, is_by_rank=True)
+
+
+def _values_of(source: ConfigLike) -> Mapping[str, Any]:
+    """The keys and values of a cluster file, as they are."""
+    if source is None:
+        return {}
+    if isinstance(source, ClusterConfig):
+        return {"nodes": source.nodes}
+    return source if isinstance(source, Mapping) else values_in(Path(source))
+
+
 def take_place(adapter: _Closable, identity: Identity) -> None:
     """Make an adapter the one of its node in this process; one that was it before is closed, and its port is free."""
     if identity.config.is_alone:
@@ -112,6 +193,14 @@ def _node_name(config: ClusterConfig, name: str | None) -> str:
         f"which node is this? Expected one of {names}, got no name; "
         "pass name=..., set DPWA_NODE, or start with `dpwa launch`"
     )
+
+
+def _run_dir_of(start: Start, run: str) -> Path:
+    """The run folder of a start: the same when the engine starts a job again, as far as jobs have names."""
+    chosen = os.environ.get("DPWA_RUN_DIR")
+    if chosen:
+        return Path(chosen).absolute()
+    return Path.cwd() / "runs" / file_name(f"{run}-{start.job or time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def _run_dir(config: ClusterConfig, *, is_given: bool) -> Path | None:

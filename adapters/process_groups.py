@@ -20,7 +20,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from dpwa import ConfigError
 
-__all__ = ["refuse_groups", "refuse_ranks", "refuse_shard", "tell_rank_alone", "unwrapped"]
+__all__ = ["is_one_of_group", "refuse_groups", "refuse_ranks", "refuse_shard", "tell_rank_alone", "unwrapped"]
 
 _logger = logging.getLogger("dpwa")
 
@@ -96,6 +96,17 @@ def refuse_groups(module: nn.Module) -> None:
         own = dict(module.named_parameters())
         for wrapper in _all_data_parallel():
             _refuse_replicas(wrapper, own)
+
+
+def is_one_of_group(module: nn.Module) -> bool:
+    """Whether other processes hold copies or shards of a model, which may be wrapped."""
+    try:
+        refuse_groups(module)
+        for name, parameter in module.named_parameters():
+            refuse_shard(name, parameter)
+    except ConfigError:
+        return True
+    return False
 
 
 def refuse_shard(name: str, tensor: Tensor) -> None:

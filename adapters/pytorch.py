@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from dpwa import MODEL_FILE, ConfigError, Node, NodeStatistics, node_folder
 
 from .checkpoints import Checkpoints, Kept
-from .identity import ConfigLike, given_config, identity_of, take_place
+from .identity import ConfigLike, identity_of, take_place
 from .optimizer_state import unwrapped_optimizer
-from .process_groups import refuse_ranks, tell_rank_alone
+from .process_groups import is_one_of_group, refuse_ranks, tell_rank_alone
 from .saving import save_model
 from .streams import LateLosses
 from .tensors import TorchModel
@@ -99,10 +99,11 @@ class DpwaPyTorchAdapter:
         model = _only(model, net, "model", "net")
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-        identity = identity_of(name, _only(config, config_file, "config", "config_file"))
-        is_alone = identity.config.is_alone
-        if name is None:
-            tell_rank_alone() if is_alone else refuse_ranks(identity.name)
+        given = _only(config, config_file, "config", "config_file")
+        is_group = name is None and is_one_of_group(model)
+        identity = identity_of(name, given, is_one_of_group=is_group)
+        if name is None and not identity.is_by_rank:
+            tell_rank_alone() if identity.config.is_alone else refuse_ranks(identity.name)
         self.config, self.name, self.run_dir = identity.config, identity.name, identity.run_dir
         inner = None if optimizer is None else unwrapped_optimizer(optimizer, "optimizer")
         self._tensors = TorchModel(model, self.config, optimizer=inner)
@@ -378,15 +379,14 @@ def attach(
         ConfigError: as `DpwaPyTorchAdapter`; or the config's interpolation needs a loss and none is given.
     """
     optimizer = unwrapped_optimizer(optimizer, "attach")
-    given = given_config(config)
-    if loss is None and given is not None and (given.interpolation == "loss" or given.divergence_threshold > 0):
-        raise ConfigError(
-            "attach: this config's interpolation looks at the loss; pass loss=..., a function that returns the loss of "
-            "the latest step, or call adapter.step(loss) in the loop instead"
-        )
-    adapter = DpwaPyTorchAdapter(model, name, given, optimizer=optimizer, checkpoint=checkpoint)
+    adapter = DpwaPyTorchAdapter(model, name, config, optimizer=optimizer, checkpoint=checkpoint)
     with ExitStack() as undo:
         undo.callback(adapter.close)  # what nobody gets nobody could close
+        if loss is None and (adapter.config.interpolation == "loss" or adapter.config.divergence_threshold > 0):
+            raise ConfigError(
+                "attach: this config's interpolation looks at the loss; pass loss=..., a function that returns the "
+                "loss of the latest step, or call adapter.step(loss) in the loop instead"
+            )
         adapter._hook = _OptimizerHook(adapter, optimizer, loss)  # noqa: SLF001
         undo.pop_all()
     return adapter

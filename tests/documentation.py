@@ -14,7 +14,8 @@ from support import ROOT
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 
 # Programs that a command line of a page may begin with. Another one in a block of commands fails a test.
-PROGRAMS = ("dpwa", "python", ".venv/bin/python", "make", "pip", ".", "diff")
+# The engines' are run by tests/engines.
+PROGRAMS = ("dpwa", "python", ".venv/bin/python", "make", "pip", ".", "diff", "torchrun", "srun", "sbatch", "mpiexec")
 
 DURATION = re.compile(r"\b(?:seconds?|minutes?|hours?)\b")
 

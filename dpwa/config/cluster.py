@@ -65,19 +65,23 @@ class ClusterConfig(ClusterKeys):
         return problems_between(self)
 
     @classmethod
-    def load(cls, path: str | Path) -> ClusterConfig:
+    def load(cls, path: str | Path, found: Mapping[str, Any] | None = None) -> ClusterConfig:
         """Read a cluster file and check it, also against the world: host names, custom modules, files of matrices.
 
         Custom modules are looked for on Python's path, then beside the file, then in the current folder.
+
+        Args:
+            path: of the file.
+            found: keys and values that are not in the file, and were found when the nodes were started.
 
         Raises:
             ConfigError: with every problem, each on a line with file, line, column and place.
         """
         path = Path(path)
         file = yaml_file.read(path)
-        found = _checked(with_folder(file.values, path.parent))
-        world = problems_of_the_world(found.config, (path.parent, Path.cwd()), found.wrong)
-        return _settled(found, file, world)
+        checked = _checked(with_folder({**file.values, **(found or {})}, path.parent))
+        world = problems_of_the_world(checked.config, (path.parent, Path.cwd()), checked.wrong)
+        return _settled(checked, file, world)
 
     @classmethod
     def from_text(cls, text: str, name: str = "config") -> ClusterConfig:

@@ -20,7 +20,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -29,7 +29,16 @@ import zmq
 from dpwa.errors import ConfigError
 from dpwa.transport.secret_files import read_secret, write_secret
 
-__all__ = ["ALLOWED_FILE", "KeyFolder", "make_keys", "rotate_key", "run_keys", "run_keys_folder"]
+__all__ = [
+    "ALLOWED_FILE",
+    "KeyFolder",
+    "make_keys",
+    "own_keys",
+    "remove_own_keys",
+    "rotate_key",
+    "run_keys",
+    "run_keys_folder",
+]
 
 ALLOWED_FILE = "allowed.yaml"
 _RUN_KEYS = "keys"  # in a run folder
@@ -188,6 +197,50 @@ def run_keys(run_dir: Path, nodes: Sequence[str], is_used: Callable[[], bool] = 
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def own_keys(run_dir: Path, node: str, secret: bytes, allowed: Mapping[str, bytes]) -> Path:
+    """Keys for a run of which each node has made its own: one node's part of the run folder's keys.
+
+    Nodes of one run folder do this side by side, with the same list; what a former life has left is replaced.
+
+    Args:
+        run_dir: the run folder.
+        node: the node.
+        secret: its secret key.
+        allowed: every node's public key.
+
+    Returns:
+        The folder with the keys.
+
+    Raises:
+        ConfigError: they cannot be written.
+    """
+    folder = run_dir / _RUN_KEYS
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _secret_path(folder, node).unlink(missing_ok=True)
+        write_secret(_secret_path(folder, node), secret + b"\n")
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from error
+    _write_list(folder, {name: (key,) for name, key in allowed.items()}, draft_of=node)
+    return folder
+
+
+def remove_own_keys(folder: Path, node: str, pid: int) -> None:
+    """Remove a node's part of a run's keys, and the list with the last of them; nothing in a forked child.
+
+    Args:
+        folder: that `own_keys` has returned.
+        node: the node.
+        pid: of the process that has made them.
+    """
+    if os.getpid() != pid:
+        return
+    with suppress(OSError):
+        _secret_path(folder, node).unlink(missing_ok=True)
+        if not any(folder.glob("*.key")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def rotate_key(folder: Path, node: str, *, finish: bool = False) -> None:
     """Change a node's key: first both are allowed, and when the node runs with the new one, `finish` ends the old one.
 
@@ -238,9 +291,9 @@ def _old_path(folder: Path, node: str) -> Path:
     return folder / f"{node}.old.key"
 
 
-def _write_list(folder: Path, allowed: Mapping[str, Sequence[bytes]]) -> None:
+def _write_list(folder: Path, allowed: Mapping[str, Sequence[bytes]], draft_of: str = "") -> None:
     values = {name: [key.decode("ascii") for key in keys] for name, keys in allowed.items()}
-    draft = folder / f"{ALLOWED_FILE}.new"
+    draft = folder / f"{ALLOWED_FILE}{draft_of}.new"
     try:
         draft.write_text(_HEADER + yaml.safe_dump(values, width=120), encoding="utf-8")
         os.replace(draft, folder / ALLOWED_FILE)
