@@ -28,6 +28,8 @@ def test_torchrun_needs_no_list_of_nodes_and_no_file(tmp_path):
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_file_without_nodes_has_the_settings_and_one_with_nodes_has_the_addresses(tmp_path):
     (tmp_path / "cluster.yaml").write_text("run: mine\npull_probability: 0.5\n")
     two = [*TORCHRUN, "--standalone", "--nproc-per-node=2", TRAINER, str(tmp_path), "50"]
@@ -44,6 +46,7 @@ def test_a_file_without_nodes_has_the_settings_and_one_with_nodes_has_the_addres
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_torchrun_starts_all_again_and_they_go_on_from_their_checkpoints(tmp_path):
     """Without an id of the job, too: the folder of the first start is known to the agent's store."""
     (tmp_path / "cluster.yaml").write_text("checkpoint: {every_s: 0.1}\n")

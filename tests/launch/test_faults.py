@@ -67,7 +67,7 @@ def _blends(run_dir: Path, node: str, peer: str | None = None) -> list[dict]:
 NODES = ["w1", "w2", "w3", "w4"]
 
 
-@pytest.mark.parametrize("victim", NODES)
+@pytest.mark.parametrize("victim", ["w1", *(pytest.param(node, marks=pytest.mark.slow) for node in NODES[1:])])
 def test_kill_9_of_any_node_costs_the_others_less_than_one_step(launch, victim):
     running = launch()
     running.pid(victim)
