@@ -8,7 +8,9 @@ Must not know: which peer to ask, the trainer. Runs in: the Tx thread alone.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -17,7 +19,7 @@ from typing import TypeVar
 import zmq
 
 from dpwa.config import hosts
-from dpwa.errors import ConfigError, NodeClosed, PeerTimeout, PeerUnreachable, RemoteProtocolError
+from dpwa.errors import ConfigError, ModelMismatch, NodeClosed, PeerTimeout, PeerUnreachable, RemoteProtocolError
 from dpwa.exchange.client import Pulled
 from dpwa.exchange.messages import (
     MAX_FRAME_BYTES,
@@ -26,9 +28,12 @@ from dpwa.exchange.messages import (
     Meet,
     Message,
     More,
+    Present,
     Propose,
     PullRequest,
     Settle,
+    Vouch,
+    Vouched,
 )
 from dpwa.exchange.patience import Patience
 from dpwa.exchange.slices import Slice
@@ -57,12 +62,16 @@ _MEETING_S = 1.0
 # Between two tries of the first connection to a peer, which may be starting just now.
 _RETRY_S = 0.05
 
+# Numbers of questions about certificates; those of exchanges are far below.
+_FIRST_VOUCH = 1 << 62
+
 
 class ZmqClient:
     """Pulls over ZeroMQ.
 
     Args:
         context: shared ZeroMQ context.
+        name: this node.
         addresses: host and port of each peer.
         links: other ways than plain TCP.
         segments: the peers' shared memory.
@@ -78,6 +87,7 @@ class ZmqClient:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         *,
+        name: str,
         addresses: Mapping[str, tuple[str, int]],
         links: Links,
         segments: Segments,
@@ -102,16 +112,39 @@ class ZmqClient:
         self._connections: OrderedDict[str, Connection] = OrderedDict()
         self._names = HostNames(host for peer, (host, _) in addresses.items() if peer not in links.peers)
         self._tried: set[str] = set()
+        self._name = name
+        self._vouches = _FIRST_VOUCH + secrets.randbits(32)
 
     def can_share(self, peer: str) -> bool:
         """See `Client.can_share`."""
         return self._segments.can_share(peer)
 
-    def know(self, peer: str, host: str, port: int) -> None:
+    def know(self, peer: str, host: str, port: int, teller: str = "") -> None:
         """See `Client.know`."""
         self._addresses[peer] = (host, port)
         if hosts.address_key(host) == self._own_host:
             self._segments.know(peer)
+        if ":" not in peer and not self._is_trusted(peer):
+            self._have_vouched(peer, teller)
+
+    def _is_trusted(self, peer: str) -> bool:
+        """Whether there is a key to expect of a peer, where links are encrypted."""
+        try:
+            return self._links.curve is None or bool(self._links.curve.server_key(peer))
+        except ConfigError:
+            return False
+
+    def _have_vouched(self, peer: str, teller: str) -> None:
+        """Ask whoever spoke of a peer, or else whom this node has asked last, for its certificate."""
+        curve = self._links.curve
+        asked = teller if teller in self._addresses else next(reversed(self._connections), peer)
+        if curve is None or not curve.certified.takes_guests or asked == peer or ":" in asked:
+            return
+        self._vouches += 1
+        with contextlib.suppress(PeerTimeout, PeerUnreachable, RemoteProtocolError, ModelMismatch):
+            answer = self.request(asked, Vouch(self._vouches, self._name, peer))
+            if isinstance(answer, Vouched) and answer.certificate:
+                curve.certified.take(answer.certificate, name=peer)
 
     def forget(self, peer: str) -> None:
         """See `Client.forget`."""
@@ -140,9 +173,9 @@ class ZmqClient:
             self._patience.received(peer, received.received_bytes, received.transfer_s)
         return received
 
-    def request(self, peer: str, message: Propose | Settle | Meet) -> Message:
+    def request(self, peer: str, message: Propose | Settle | Meet | Vouch) -> Message:
         """See `Client.request`."""
-        return self._ask(peer, message, Conversation.answer, _MEETING_S if isinstance(message, Meet) else None)
+        return self._ask(peer, message, Conversation.answer, _MEETING_S if isinstance(message, Meet | Vouch) else None)
 
     def pause(self, pause_s: float) -> None:
         """See `Client.pause`."""
@@ -154,7 +187,7 @@ class ZmqClient:
     def _ask(
         self,
         peer: str,
-        message: PullRequest | Propose | Settle | Meet,
+        message: PullRequest | Propose | Settle | Meet | Vouch,
         receive: Callable[[Conversation], _Received],
         within_s: float | None = None,
         wanted_bytes: float = 0.0,
@@ -192,7 +225,7 @@ class ZmqClient:
         connection.end()
         return received
 
-    def _first_word_s(self, peer: str, message: PullRequest | Propose | Settle | Meet) -> float:
+    def _first_word_s(self, peer: str, message: PullRequest | Propose | Settle | Meet | Vouch) -> float:
         # A question what became of a proposal is never cut short: not to hear the answer costs what is conserved. Nor
         # one for the snapshot of a round, which a neighbour may only be about to make.
         is_cut_short = isinstance(message, Propose) or (
@@ -239,7 +272,7 @@ class ZmqClient:
             PeerUnreachable: there is none.
         """
         connection = self._connections.get(peer)
-        if connection is not None and not connection.is_ready:
+        if connection is not None and not (connection.is_ready and self._is_trusted(peer)):
             self._hang_up(peer)
             connection = None
         if connection is None:
@@ -264,6 +297,8 @@ class ZmqClient:
             failure = self._failure(connection, deadline_s)
             if failure is None:
                 connection.made()
+                if self._links.curve is not None and self._links.curve.certified.own:
+                    connection.socket.send(encode(Present(0, self._links.curve.certified.own)), zmq.NOBLOCK)
                 return connection
             if self._links.curve is not None:
                 self._links.curve.failed(peer)
@@ -360,13 +395,13 @@ class _Asking:
     def __init__(
         self,
         connection: Connection,
-        message: PullRequest | Propose | Settle | Meet,
+        message: PullRequest | Propose | Settle | Meet | Vouch,
         start_s: float,
         first_word_s: float,
         rest_s: float,
         longest_s: float,
     ) -> None:
-        self.is_short = isinstance(message, Meet)
+        self.is_short = isinstance(message, Meet | Vouch)
         self._connection = connection
         self._start_s = start_s
         self._rest_s = rest_s

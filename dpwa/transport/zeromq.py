@@ -100,6 +100,7 @@ class ZmqTransport:
         def make_client(bell: Doorbell) -> ZmqClient:
             return ZmqClient(
                 context,
+                name=name,
                 addresses=addresses,
                 links=links,
                 segments=Segments(
