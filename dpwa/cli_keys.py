@@ -72,7 +72,7 @@ def keys_invite(cluster_file: Path, node: str, *, days: int) -> None:
     if is_new:
         click.echo(f"wrote {folder / node}.key: a secret, which belongs on the machine of {node} alone")
     click.echo(f"wrote {folder / node}.cert: {node} may join until {certificate.end}; no secret")
-    what = f"both, {ALLOWED_FILE} and the file of {node}" if is_new else f"{node}.cert"
+    what = f"{node}.key, {node}.cert, {ALLOWED_FILE} and its cluster file" if is_new else f"{node}.cert"
     click.echo(f"copy {what} to the machine of {node}; nothing changes on the others")
 
 

@@ -274,7 +274,7 @@ class RxThread(WorkerThread):
             if self._guests is not None and self._guests.speaker(user_id) != message.node:
                 raise RemoteProtocolError("?", "a request in the name of a node that has another key")
             if isinstance(message, Vouch):
-                self._vouch(identity, message)
+                self._vouch(identity, message, now_s)
             else:
                 self._request(identity, message, now_s)
         else:
@@ -301,9 +301,11 @@ class RxThread(WorkerThread):
         wait_s = self._service.longest_wait_s(request, self._timeout_s)
         self._answer(identity, Waiting(request, now_s, now_s + wait_s))
 
-    def _vouch(self, identity: bytes, vouch: Vouch) -> None:
+    def _vouch(self, identity: bytes, vouch: Vouch, now_s: float) -> None:
         """Tell a member the certificate of another."""
-        curve = self._links.curve
+        connection, curve = self._door.connections.by_identity(identity), self._links.curve
+        if connection is not None:
+            connection.last_request_s = now_s
         certificate = b"" if curve is None else curve.certified.certificate_of(vouch.name)
         self._sender.answer(identity, Vouched(vouch.nonce, certificate))
 
