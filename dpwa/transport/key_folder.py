@@ -95,10 +95,10 @@ class KeyFolder:
         self._go_by(allowed)
         path = secret_path(folder, node)
         found = read_secret(path, KEY_CHARS + 1, f"make it by `dpwa keys init`, or copy it to this machine ({path})")
-        if found is None and node in self._allowed:
-            raise ConfigError(f"{path}: this node's secret key is not there; copy it here, or run `dpwa keys init`")
-        self.secret = (found or b"").strip()
         self._require(allowed, peers)
+        if found is None:
+            raise ConfigError(f"{path}: this node's secret key is not there; copy it here, or run `dpwa keys init`")
+        self.secret = found.strip()
         try:
             self.public = zmq.curve_public(self.secret)
         except (ValueError, zmq.ZMQError):
