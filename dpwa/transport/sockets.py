@@ -226,8 +226,10 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: Curve | None, peer: s
     """The socket that pulls from one peer: queues nothing until it is connected, and connects once.
 
     Raises:
+        ConfigError: there is no key to expect of the peer.
         zmq.ZMQError: there are no descriptors left.
     """
+    server_key = None if curve is None else curve.server_key(peer)
     made = context.socket(zmq.DEALER)
     _configure(
         made,
@@ -241,8 +243,8 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: Curve | None, peer: s
             zmq.RECONNECT_IVL: -1,  # never by itself: a new socket finds a returned peer at once
         },
     )
-    if curve is not None:
-        made.setsockopt(zmq.CURVE_SERVERKEY, curve.server_key(peer))
+    if curve is not None and server_key is not None:
+        made.setsockopt(zmq.CURVE_SERVERKEY, server_key)
         made.setsockopt(zmq.CURVE_PUBLICKEY, curve.public)
         made.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
     return made

@@ -1,4 +1,4 @@
-"""Nodes that are on nobody's list join by a certificate, through one member, and exchange with all; over real sockets."""
+"""Nodes that are on nobody's list join by a certificate, through one member, and exchange with all; on real sockets."""
 
 from __future__ import annotations
 
