@@ -59,7 +59,10 @@ def keys_init(cluster_file: Path, *, signer: bool) -> None:
 @click.option(
     "--days", type=click.IntRange(1, 3650), default=30, show_default=True, help="For how long the certificate counts."
 )
-def keys_invite(cluster_file: Path, node: str, *, days: int) -> None:
+@click.option(
+    "--new-key", is_flag=True, help="For a node that has been invited: a new key, which replaces the old one."
+)
+def keys_invite(cluster_file: Path, node: str, *, days: int, new_key: bool) -> None:
     """Let NODE join without a change on other machines: make a key for it, and a certificate that is signed for that.
 
     Again, for a node that has been invited: a certificate for the key that it has, with a later end.
@@ -68,7 +71,7 @@ def keys_invite(cluster_file: Path, node: str, *, days: int) -> None:
     from dpwa.transport.invitations import invite  # noqa: PLC0415
 
     _, folder = _with_keys(cluster_file)
-    certificate, is_new = invite(folder, node, days=days, now_s=time.time())
+    certificate, is_new = invite(folder, node, days=days, now_s=time.time(), new_key=new_key)
     if is_new:
         click.echo(f"wrote {folder / node}.key: a secret, which belongs on the machine of {node} alone")
     click.echo(f"wrote {folder / node}.cert: {node} may join until {certificate.end}; no secret")

@@ -116,6 +116,9 @@ class Certified:
             return self._why_not(given)
         if given.signer not in self._signers:
             return "is signed with another key than that of this cluster"
+        why = self._why_not(given)
+        if why and key is None:
+            return why  # nobody is told, so that it does not matter whether the signature is right
         if not signing.is_signed(given.signer, given.signed_part, given.signature):
             return "has a wrong signature"
         with self._lock:

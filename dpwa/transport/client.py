@@ -134,6 +134,12 @@ class ZmqClient:
         except ConfigError:
             return False
 
+    @property
+    def _doubt(self) -> str:
+        """What may be the reason where a peer does not let this node in."""
+        is_guest = self._links.curve is not None and self._links.curve.certified.own
+        return "; or this node's certificate does not count there: revoked, or by another signer" if is_guest else ""
+
     def _have_vouched(self, peer: str, teller: str) -> None:
         """Ask whoever spoke of a peer, or else whom this node has asked last, for its certificate."""
         curve = self._links.curve
@@ -304,7 +310,7 @@ class ZmqClient:
                 self._links.curve.failed(peer)
             if not is_first or time.monotonic() + _RETRY_S >= deadline_s:
                 host, port = self._addresses[peer]
-                raise PeerUnreachable(peer, f"no connection to {host}:{port}{failure}")
+                raise PeerUnreachable(peer, f"no connection to {host}:{port}{failure}{self._doubt}")
             self._hang_up(peer)
             # At an address of `join` anybody of the list may be: the next key is tried at once.
             if self._links.curve is None or ":" not in peer or failure.endswith(REFUSED):
@@ -373,7 +379,7 @@ class ZmqClient:
             if connection.socket in ready:
                 return True
             if not connection.is_ready:
-                raise PeerUnreachable(peer, "connection lost before the answer was complete")
+                raise PeerUnreachable(peer, f"connection lost before the answer was complete{self._doubt}")
             excess = connection.excess()
             if excess is not None:
                 raise RemoteProtocolError(peer, excess)

@@ -65,9 +65,10 @@ class Guests:
 
     def renew(self, user_id: str, certificate: bytes) -> None:
         """Take a certificate that a node shows whose key is known: it may be a newer one."""
-        certified = self._curve.certified
-        if certified.name_of(user_id.encode("ascii")) is not None and self._take_room():
-            certified.take(certificate, key=user_id.encode("ascii"))
+        certified, key = self._curve.certified, user_id.encode("ascii")
+        name = certified.name_of(key)
+        if name is not None and certified.certificate_of(name) != certificate and self._take_room():
+            certified.take(certificate, key=key)
 
     def _has_room_for_a_guest(self) -> bool:
         return self._curve.certified.takes_guests and self._take_room()

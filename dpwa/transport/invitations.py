@@ -79,7 +79,7 @@ def make_signer(folder: Path) -> Signer:
     return Signer(is_new, len(others))
 
 
-def invite(folder: Path, node: str, *, days: int, now_s: float) -> Invitation:
+def invite(folder: Path, node: str, *, days: int, now_s: float, new_key: bool = False) -> Invitation:
     """Sign a certificate for a node: for the key that it has, or a new one.
 
     Args:
@@ -87,6 +87,7 @@ def invite(folder: Path, node: str, *, days: int, now_s: float) -> Invitation:
         node: its name.
         days: for how long the certificate counts.
         now_s: the wall clock, in Unix seconds.
+        new_key: in place of the one that it has.
 
     Raises:
         ConfigError: the node needs none or may have none, or a file is missing or cannot be written.
@@ -105,7 +106,9 @@ def invite(folder: Path, node: str, *, days: int, now_s: float) -> Invitation:
             f"{folder / SIGNING_FILE}: its public half is not among the signers of {folder / ALLOWED_FILE}; "
             f"put it there by `dpwa keys init CLUSTER.yaml --signer`"
         )
-    public = _public_key(folder, node)
+    if new_key:
+        secret_path(folder, node).unlink(missing_ok=True)
+    public = None if new_key else _public_key(folder, node)
     is_new = public is None
     issued = int(now_s)
     draft = Certificate(signer, node, z85.decode(public or make_key(folder, node)), issued, issued + days * _DAY_S)

@@ -164,6 +164,8 @@ class KeyFolder:
 
     def _look_again(self) -> None:
         now_s = time.monotonic()
+        if now_s < self._next_look_s:
+            return
         with self._lock:
             if now_s < self._next_look_s:
                 return

@@ -243,23 +243,28 @@ class RxThread(WorkerThread):
                 return
         elif identity in self._peers.cut_off:
             return
-        user_id = ""
+        user_id, speaker = "", None
         if self._guests is not None:
             user_id = str(frame.get("User-Id"))
-            if self._guests.speaker(user_id) is None:
+            speaker = self._guests.speaker(user_id)
+            if speaker is None:
                 if frame.more or not self._guests.present(user_id, frame.bytes):
                     self._cut_off(identity, Cause.STRANGER)
                 return
         try:
             if frame.more:
                 raise RemoteProtocolError("?", "request of several frames, expected 1")
-            self._take(identity, decode(frame.bytes, "?"), user_id, now_s)
+            message = decode(frame.bytes, "?")
+            if isinstance(message, Present) and self._guests is not None:
+                self._guests.renew(user_id, message.certificate)
+            else:
+                self._take(identity, message, speaker, now_s)
         except RemoteProtocolError:
             self.counters.protocol_errors += 1
             self._cut_off(identity, Cause.ILLEGAL)
 
-    def _take(self, identity: bytes, message: Message, user_id: str, now_s: float) -> None:
-        """Do what a message asks for.
+    def _take(self, identity: bytes, message: Message, speaker: str | None, now_s: float) -> None:
+        """Do what a message asks for; `speaker` is whose key the connection has, where it is encrypted.
 
         Raises:
             RemoteProtocolError: it is illegal here.
@@ -268,10 +273,8 @@ class RxThread(WorkerThread):
             self._more(identity, message, now_s)
         elif isinstance(message, Done):
             self._done(identity, message, now_s)
-        elif isinstance(message, Present) and self._guests is not None:
-            self._guests.renew(user_id, message.certificate)
         elif isinstance(message, PullRequest | Propose | Settle | Meet | Vouch):
-            if self._guests is not None and self._guests.speaker(user_id) != message.node:
+            if self._guests is not None and speaker != message.node:
                 raise RemoteProtocolError("?", "a request in the name of a node that has another key")
             if isinstance(message, Vouch):
                 self._vouch(identity, message, now_s)
