@@ -67,6 +67,6 @@ def _nacl(what: str) -> ModuleType:
     except ImportError as error:
         raise ConfigError(
             f"{what} needs the package PyNaCl, which is not installed; install it with: "
-            f"{sys.executable} -m pip install 'dpwa[signed-keys]'"
+            f"{sys.executable} -m pip install 'dpwa[invite]'"
         ) from error
     return nacl.signing

@@ -434,7 +434,7 @@ def test_without_the_package_for_signatures_the_line_says_what_to_install(folder
     monkeypatch.setitem(sys.modules, "nacl.signing", None)
     assert KeyFolder(folder.parent / "plain", "w1", []).public, "without a signer nothing needs it"
     for attempt in (lambda: KeyFolder(folder, "w1", ["w2"]), lambda: invite(folder, "w9", days=1, now_s=NOW_S)):
-        with pytest.raises(ConfigError, match=r"PyNaCl, which is not installed; .* pip install 'dpwa\[signed-keys\]'"):
+        with pytest.raises(ConfigError, match=r"PyNaCl, which is not installed; .* pip install 'dpwa\[invite\]'"):
             attempt()
 
 
