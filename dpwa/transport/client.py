@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -28,12 +27,10 @@ from dpwa.exchange.messages import (
     Meet,
     Message,
     More,
-    Present,
     Propose,
     PullRequest,
     Settle,
     Vouch,
-    Vouched,
 )
 from dpwa.exchange.patience import Patience
 from dpwa.exchange.slices import Slice
@@ -43,6 +40,7 @@ from dpwa.transport.connection import REFUSED, Connection
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.names import HostNames
+from dpwa.transport.peer_keys import PeerKeys
 from dpwa.transport.reception import Reception
 from dpwa.transport.segments import Segments
 from dpwa.transport.sockets import Links, dealer
@@ -61,9 +59,6 @@ _MEETING_S = 1.0
 
 # Between two tries of the first connection to a peer, which may be starting just now.
 _RETRY_S = 0.05
-
-# Numbers of questions about certificates; those of exchanges are far below.
-_FIRST_VOUCH = 1 << 52
 
 
 class ZmqClient:
@@ -112,8 +107,7 @@ class ZmqClient:
         self._connections: OrderedDict[str, Connection] = OrderedDict()
         self._names = HostNames(host for peer, (host, _) in addresses.items() if peer not in links.peers)
         self._tried: set[str] = set()
-        self._name = name
-        self._vouches = _FIRST_VOUCH + secrets.randbits(32)
+        self._keys = PeerKeys(links.curve, name)
 
     def can_share(self, peer: str) -> bool:
         """See `Client.can_share`."""
@@ -124,33 +118,16 @@ class ZmqClient:
         self._addresses[peer] = (host, port)
         if hosts.address_key(host) == self._own_host:
             self._segments.know(peer)
-        if ":" not in peer and not self._is_trusted(peer):
+        if ":" not in peer:
             self._have_vouched(peer, teller)
 
-    def _is_trusted(self, peer: str) -> bool:
-        """Whether there is a key to expect of a peer, where links are encrypted."""
-        try:
-            return self._links.curve is None or bool(self._links.curve.server_key(peer))
-        except ConfigError:
-            return False
-
-    @property
-    def _doubt(self) -> str:
-        """What may be the reason where a peer does not let this node in."""
-        is_guest = self._links.curve is not None and self._links.curve.certified.own
-        return "; or this node's certificate does not count there: revoked, or by another signer" if is_guest else ""
-
     def _have_vouched(self, peer: str, teller: str) -> None:
-        """Ask whoever spoke of a peer, or else whom this node has asked last, for its certificate."""
-        curve = self._links.curve
+        """Where the key of a peer is not known: ask whoever spoke of it, or else whom this node has asked last."""
         asked = teller if teller in self._addresses else next(reversed(self._connections), peer)
-        if curve is None or not curve.certified.takes_guests or asked == peer or ":" in asked:
-            return
-        self._vouches += 1
-        with contextlib.suppress(PeerTimeout, PeerUnreachable, RemoteProtocolError, ModelMismatch):
-            answer = self.request(asked, Vouch(self._vouches, self._name, peer))
-            if isinstance(answer, Vouched) and answer.certificate:
-                curve.certified.take(answer.certificate, name=peer)
+        question = None if asked == peer or ":" in asked else self._keys.question(peer)
+        if question is not None:
+            with contextlib.suppress(PeerTimeout, PeerUnreachable, RemoteProtocolError, ModelMismatch):
+                self._keys.take(peer, self.request(asked, question))
 
     def forget(self, peer: str) -> None:
         """See `Client.forget`."""
@@ -278,7 +255,7 @@ class ZmqClient:
             PeerUnreachable: there is none.
         """
         connection = self._connections.get(peer)
-        if connection is not None and not (connection.is_ready and self._is_trusted(peer)):
+        if connection is not None and not (connection.is_ready and self._keys.are_known(peer)):
             self._hang_up(peer)
             connection = None
         if connection is None:
@@ -303,14 +280,14 @@ class ZmqClient:
             failure = self._failure(connection, deadline_s)
             if failure is None:
                 connection.made()
-                if self._links.curve is not None and self._links.curve.certified.own:
-                    connection.socket.send(encode(Present(0, self._links.curve.certified.own)), zmq.NOBLOCK)
+                if self._keys.to_show is not None:
+                    connection.socket.send(encode(self._keys.to_show), zmq.NOBLOCK)
                 return connection
             if self._links.curve is not None:
                 self._links.curve.failed(peer)
             if not is_first or time.monotonic() + _RETRY_S >= deadline_s:
                 host, port = self._addresses[peer]
-                raise PeerUnreachable(peer, f"no connection to {host}:{port}{failure}{self._doubt}")
+                raise PeerUnreachable(peer, f"no connection to {host}:{port}{failure}{self._keys.doubt}")
             self._hang_up(peer)
             # At an address of `join` anybody of the list may be: the next key is tried at once.
             if self._links.curve is None or ":" not in peer or failure.endswith(REFUSED):
@@ -379,7 +356,7 @@ class ZmqClient:
             if connection.socket in ready:
                 return True
             if not connection.is_ready:
-                raise PeerUnreachable(peer, f"connection lost before the answer was complete{self._doubt}")
+                raise PeerUnreachable(peer, f"connection lost before the answer was complete{self._keys.doubt}")
             excess = connection.excess()
             if excess is not None:
                 raise RemoteProtocolError(peer, excess)

@@ -89,6 +89,7 @@ class KeyFolder:
         self._unread_looks = 0
         self._allowed: dict[str, tuple[bytes, ...]] = {}
         self._names: dict[bytes, str] = {}
+        self.public = b""
         self._next_look_s = time.monotonic() + _BETWEEN_LOOKS_S
         if allowed.signers:
             signing.require(f"{self._path}: a list with `signers`")
@@ -103,8 +104,9 @@ class KeyFolder:
             self.public = zmq.curve_public(self.secret)
         except (ValueError, zmq.ZMQError):
             raise ConfigError(f"{path}: expected a secret key of {KEY_CHARS} characters") from None
-        if self.public not in self._allowed.get(node, (self.certified.key_of(node),)):
+        if self.public not in self._keys_of(node):
             raise ConfigError(f"{path}: does not belong to any key of {node} in {self._path.parent}")
+        self._show_own()
 
     def _require(self, allowed: AllowedList, peers: Iterable[str]) -> None:
         """Have this node know its own key and those of the peers."""
@@ -155,8 +157,8 @@ class KeyFolder:
         if ":" in peer:  # no name of a node has a colon
             listed = (key for name, own in sorted(self._allowed.items()) if name != self._node for key in own)
             return (*listed, *(key for key in self.certified.keys if key != self.public))
-        certified = self.certified.key_of(peer)
-        return self._allowed.get(peer, () if certified is None else (certified,))
+        certified = self.certified.key_of(peer)  # None for who is on the list; and what was on it once counts less
+        return self._allowed.get(peer, ()) if certified is None else (certified,)
 
     def failed(self, peer: str) -> None:
         """A connection to a peer was not made: if there is another key to expect, it is the next one's turn."""
@@ -208,8 +210,12 @@ class KeyFolder:
             data = _certificate(path)
             if data is not None:
                 self.certified.take(data)
-        own = self.certified.certificate_of(self._node)
-        self.certified.own = own or self.certified.own
+        self._show_own()
+
+    def _show_own(self) -> None:
+        """Show the certificate of this node's key from now on, if there is one that counts."""
+        if self.certified.key_of(self._node) == self.public:
+            self.certified.own = self.certified.certificate_of(self._node)
 
 
 def make_keys(folder: Path, nodes: Sequence[str]) -> list[str]:

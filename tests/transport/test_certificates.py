@@ -360,6 +360,11 @@ def _as_newcomer(folder: Path, to: Path, node: str = "w9") -> Path:
     return to
 
 
+def _invited(folder: Path, to: Path) -> Path:
+    invite(folder, "w9", days=30, now_s=time.time())
+    return _as_newcomer(folder, to)
+
+
 def test_an_invited_node_starts_and_shows_its_certificate(folder, tmp_path):
     made = invite(folder, "w9", days=30, now_s=time.time()).certificate
     keys = KeyFolder(_as_newcomer(folder, tmp_path / "its"), "w9", [])
@@ -419,6 +424,27 @@ def test_at_an_address_whose_name_is_not_known_every_key_may_be(folder):
         found.append(keys.server_key("127.0.0.1:1"))
         keys.failed("127.0.0.1:1")
     assert found == expected
+
+
+def test_a_certificate_of_another_key_by_this_nodes_own_name_is_never_shown(folder, tmp_path):
+    keys = KeyFolder(_invited(folder, tmp_path / "its"), "w9", [])
+    own = keys.certified.own
+    later = invite(folder, "w9", days=30, now_s=time.time() + 60, new_key=True).certificate
+    assert keys.certified.take(later.to_bytes()) == ""
+    shutil.copy2(folder / "w9.cert", tmp_path / "its" / "again.cert")
+    keys.name_of(b"")
+    assert keys.certified.own == own
+
+
+def test_who_was_on_the_list_and_is_invited_now_is_expected_with_its_new_key(folder):
+    member = KeyFolder(folder, "w1", ["w2"])
+    before = member.server_key("w2")
+    values = yaml.safe_load((folder / "allowed.yaml").read_text())
+    del values["w2"]
+    (folder / "allowed.yaml").write_text(yaml.safe_dump(values))
+    assert member.server_key("w2") == before, "peers of the file keep their last keys for connecting to"
+    made = invite(folder, "w2", days=1, now_s=time.time(), new_key=True).certificate
+    assert member.server_key("w2") == z85.encode(made.key)
 
 
 def test_a_list_that_stays_damaged_is_told_once(folder, caplog):
