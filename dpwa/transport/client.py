@@ -108,6 +108,7 @@ class ZmqClient:
         self._names = HostNames(host for peer, (host, _) in addresses.items() if peer not in links.peers)
         self._tried: set[str] = set()
         self._keys = PeerKeys(links.curve, name)
+        self._heard: set[str] = set()
 
     def can_share(self, peer: str) -> bool:
         """See `Client.can_share`."""
@@ -120,6 +121,10 @@ class ZmqClient:
             self._segments.know(peer)
         if ":" not in peer:
             self._have_vouched(peer, teller)
+
+    def _doubt(self, peer: str) -> str:
+        """What may be the reason where a peer that has never answered breaks off."""
+        return "" if peer in self._heard else self._keys.doubt
 
     def _have_vouched(self, peer: str, teller: str) -> None:
         """Where the key of a peer is not known: ask whoever spoke of it, or else whom this node has asked last."""
@@ -138,6 +143,7 @@ class ZmqClient:
         if not any(host == other for other, _ in self._addresses.values()):
             self._names.forget(host)
         self._tried.discard(peer)
+        self._heard.discard(peer)
 
     def pull(
         self, peer: str, request: PullRequest, staging: Staging, part: Slice, within_s: float | None = None
@@ -205,6 +211,7 @@ class ZmqClient:
             self._hang_up(peer)
             raise
         self._patience.answered(peer, asking.answered_after_s)
+        self._heard.add(peer)
         connection.end()
         return received
 
@@ -287,7 +294,7 @@ class ZmqClient:
                 self._links.curve.failed(peer)
             if not is_first or time.monotonic() + _RETRY_S >= deadline_s:
                 host, port = self._addresses[peer]
-                raise PeerUnreachable(peer, f"no connection to {host}:{port}{failure}{self._keys.doubt}")
+                raise PeerUnreachable(peer, f"no connection to {host}:{port}{failure}{self._doubt(peer)}")
             self._hang_up(peer)
             # At an address of `join` anybody of the list may be: the next key is tried at once.
             if self._links.curve is None or ":" not in peer or failure.endswith(REFUSED):
@@ -356,7 +363,7 @@ class ZmqClient:
             if connection.socket in ready:
                 return True
             if not connection.is_ready:
-                raise PeerUnreachable(peer, f"connection lost before the answer was complete{self._keys.doubt}")
+                raise PeerUnreachable(peer, f"connection lost before the answer was complete{self._doubt(peer)}")
             excess = connection.excess()
             if excess is not None:
                 raise RemoteProtocolError(peer, excess)

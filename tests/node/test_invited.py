@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from open_clusters import Training, all_know, open_config
+from open_clusters import Process, Processes, Training, all_know, open_config
 from zmq.utils import z85
 
 from dpwa.config.cluster import ClusterConfig
@@ -217,3 +217,36 @@ def test_an_invited_node_that_has_a_new_key_comes_back_with_it(train, owner, fou
     for training in founders:
         assert certificates(training).key_of("w9") not in (None, old)
         assert certificates(training).name_of(old) is None
+
+
+@pytest.mark.heavy
+def test_killed_nodes_come_back_as_invited_ones_and_learn_of_invited_ones_again(owner, tmp_path):
+    """A restarted member has no certificate in memory; a restarted newcomer shows its own again."""
+    cluster = Processes(tmp_path, 3, keys=str(owner.members))
+    try:
+        cluster.begin()
+        for name in ("w8", "w9"):
+            cluster.settings["keys"] = str(owner.invite(name))
+            cluster.add(name, through="w2")
+        _agree(cluster)
+        for name in ("w2", "w9"):
+            cluster.kill(name)
+            path = tmp_path / ("cluster.yaml" if name == "w2" else "w9.yaml")
+            cluster.running[name] = Process(path, name, cluster.run_dir, 1.0)
+        _agree(cluster)
+        assert [event["event"] for event in cluster.events("w9")].count("start") == 2
+        blended = {name: process.end()["blended"] for name, process in list(cluster.running.items())}
+        assert all(blended.values()), blended
+    finally:
+        cluster.close()
+
+
+def _agree(cluster: Processes) -> None:
+    names = set(cluster.running)
+
+    def is_known() -> bool:
+        return all(
+            process.members == dict.fromkeys(names - {name}, "alive") for name, process in cluster.running.items()
+        )
+
+    wait_until(is_known, "all know all", 60.0)
