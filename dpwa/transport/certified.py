@@ -153,10 +153,10 @@ class Certified:
                 self._drop(each)
             if len(self._by_name) >= MAX_NODES:
                 return f"is one too many: at most {MAX_NODES} can be known"
-        if known is not None:
-            self._drop(known)
         self._by_name[given.name] = given
-        self._by_key[z85.encode(given.key)] = given
+        self._by_key[z85.encode(given.key)] = given  # in one step where it replaces one: others look meanwhile
+        if known is not None and known.key != given.key:
+            del self._by_key[z85.encode(known.key)]
         return ""
 
     def _drop(self, certificate: Certificate) -> None:

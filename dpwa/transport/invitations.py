@@ -106,12 +106,15 @@ def invite(folder: Path, node: str, *, days: int, now_s: float, new_key: bool = 
             f"{folder / SIGNING_FILE}: its public half is not among the signers of {folder / ALLOWED_FILE}; "
             f"put it there by `dpwa keys init CLUSTER.yaml --signer`"
         )
+    before = _certificate_before(folder, node)
     if new_key:
         secret_path(folder, node).unlink(missing_ok=True)
-    public = None if new_key else _public_key(folder, node)
+    public = None if new_key else _public_key(folder, node, before)
     is_new = public is None
-    issued = int(now_s)
-    draft = Certificate(signer, node, z85.decode(public or make_key(folder, node)), issued, issued + days * _DAY_S)
+    # Of two certificates the one that was issued later holds, so that no two are of the same second.
+    issued = int(now_s) if before is None else max(int(now_s), before.issued + 1)
+    key = z85.decode(public or make_key(folder, node))
+    draft = Certificate(signer, node, key, issued, issued + days * _DAY_S)
     certificate = draft._replace(signature=signing.sign(signing_key, draft.signed_part))
     path = certificate_path(folder, node)
     try:
@@ -162,16 +165,22 @@ def _signing_key(folder: Path) -> bytes | None:
     return bytes(key)
 
 
-def _public_key(folder: Path, node: str) -> bytes | None:
-    """The public key of a node that was invited before; None: it has none yet."""
+def _certificate_before(folder: Path, node: str) -> Certificate | None:
+    """The certificate that a node was invited with before."""
     path = certificate_path(folder, node)
     try:
         with path.open("rb") as file:
-            return z85.encode(from_text(file.read(MAX_TEXT_BYTES).decode("ascii")).key)
+            return from_text(file.read(MAX_TEXT_BYTES).decode("ascii"))
     except FileNotFoundError:
-        pass
+        return None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}; remove it, and the node has a new key") from error
+        raise ConfigError(f"{path}: {error}; remove it, and invite the node once more") from error
+
+
+def _public_key(folder: Path, node: str, before: Certificate | None) -> bytes | None:
+    """The public key that a node has; None: it has none yet."""
+    if before is not None:
+        return z85.encode(before.key)
     secret = read_secret(secret_path(folder, node), KEY_CHARS + 1, "remove it, and the node has a new key")
     try:
         return None if secret is None else bytes(zmq.curve_public(secret.strip()))
