@@ -175,8 +175,8 @@ def _knock(port: int, end_s: float, kind: str, server_key: bytes, signer: bytes)
     did: Counter[str] = Counter()
     context = zmq.Context()
     print("begun", flush=True)
-    kept = []
-    while time.monotonic() < end_s:
+    kept, is_guest = [], kind.startswith("guests")
+    while time.monotonic() < end_s or (is_guest and not did["in"]):  # on a busy machine a handshake takes its time
         knockers = []
         for _ in range(20):
             knocker = context.socket(zmq.DEALER)
@@ -186,7 +186,7 @@ def _knock(port: int, end_s: float, kind: str, server_key: bytes, signer: bytes)
             knocker.immediate = 1  # else it can send before it is let in
             knocker.connect(f"tcp://127.0.0.1:{port}")
             knockers.append((knocker, public))
-        time.sleep(0.2)
+        time.sleep(0.2 if did["in"] or not is_guest else 0.5)
         did["connections"] += len(knockers)
         inside = [knocker for knocker, _ in knockers if int(knocker.getsockopt(zmq.EVENTS)) & zmq.POLLOUT]
         did["in"] += len(inside)

@@ -27,6 +27,8 @@ __all__ = ["Certified"]
 
 _logger = logging.getLogger("dpwa")
 
+_OTHER_SIGNER = "is signed with another key than that of this cluster"
+
 # Refusals that are told; an owner has to look at the first ones anyway.
 _MOST_TOLD = 64
 
@@ -115,14 +117,15 @@ class Certified:
         if given == self._by_name.get(given.name):
             return self._why_not(given)
         if given.signer not in self._signers:
-            return "is signed with another key than that of this cluster"
+            return _OTHER_SIGNER
         why = self._why_not(given)
         if why and key is None:
             return why  # nobody is told, so that it does not matter whether the signature is right
         if not signing.is_signed(given.signer, given.signed_part, given.signature):
             return "has a wrong signature"
         with self._lock:
-            why = self._why_not(given) or self._put(given)
+            is_by_signer = given.signer in self._signers  # the list may have changed meanwhile
+            why = (self._why_not(given) or self._put(given)) if is_by_signer else _OTHER_SIGNER
         if why and key is not None and (given.name, why) not in self._told and len(self._told) < _MOST_TOLD:
             self._told.add((given.name, why))  # the signature is right: no stranger can fill a log with names
             _logger.warning(
@@ -144,7 +147,7 @@ class Certified:
         if known is not None and known.key != given.key and known.issued >= given.issued:
             return "is older than another one of that name"
         if known is not None and known.issued > given.issued:
-            return ""  # its holder has a newer one of the same key already
+            return self._why_not(known)  # its holder has a newer one of the same key already
         holder = self._by_key.get(z85.encode(given.key))
         if holder is not None and holder.name != given.name:
             return "is of a key that another node has"

@@ -197,6 +197,16 @@ def test_of_two_certificates_for_one_name_the_later_one_holds_whatever_comes_fir
     assert knows.certificate_of("w9") == second.to_bytes()
 
 
+def test_a_later_certificate_may_end_earlier(knows, clock):
+    key = _key()
+    long, short = signed("w9", key, days=90), signed("w9", key, issued=NOW_S + 5, days=1)
+    assert [knows.take(each.to_bytes()) for each in (long, short)] == ["", ""]
+    clock[0] += 2 * DAY_S
+    assert knows.name_of(key) is None
+    assert "ended on 2027-01-16" in knows.take(long.to_bytes(), key=key)
+    assert knows.name_of(key) is None
+
+
 def test_a_key_belongs_to_one_name(knows):
     key = _key()
     assert knows.take(signed("w8", key).to_bytes()) == ""
