@@ -143,7 +143,8 @@ def _costs_little_and_stops_nothing(training: Training, kind: str, seconds: floa
     assert did["connections"] > {"silent": 1000, "half": 1000, "incomplete": 90, "slow": 90}.get(kind, 3), figures
     assert (did.get("in", 0) > 0) == (kind in _GUESTS), figures
     assert did.get("bytes", 0) > {"multipart": 1_000_000, "flood": 100_000}.get(kind, -1), figures
-    assert sum(_guarded(training).values()) > 0, figures
+    is_patient = kind == "guests_silent"  # few and silent they are shown out after 5 s: see test_guests.py
+    assert is_patient or sum(_guarded(training).values()) > 0, figures
     # It cost little.
     assert sum(during[:2]) >= least_share * sum(before[:2]), figures
     assert during[2] >= least_share * before[2], figures
@@ -157,7 +158,7 @@ def _costs_little_and_stops_nothing(training: Training, kind: str, seconds: floa
     wait_until(lambda: sum(training.rates(0.5)[:2]) >= 0.7 * sum(before[:2]), "exchanges are as before", 5.0)
     # The user was told, of each kind once.
     told = [record.message for record in caplog.records if "node w1, port" in record.message]
-    assert told
+    assert told or is_patient
     assert len(told) == len(set(told)) <= 3
 
 
