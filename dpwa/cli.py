@@ -21,10 +21,10 @@ import click
 
 from dpwa._version import __version__
 from dpwa.cli_chaos import chaos, verify
+from dpwa.cli_keys import keys
 from dpwa.errors import ConfigError, DpwaError
 
 if TYPE_CHECKING:
-    from dpwa.config.cluster import ClusterConfig
     from dpwa.observe.saved import Weighting
 
 __all__ = ["main"]
@@ -247,53 +247,7 @@ def leave(*, run_dir: Path, node: str) -> None:
 
 main.add_command(verify)
 main.add_command(chaos)
-
-
-@main.group()
-def keys() -> None:
-    """Make the keys with which nodes encrypt their links and know each other."""
-
-
-@keys.command("init")
-@_cluster_file
-def keys_init(cluster_file: Path) -> None:
-    """Make a key for each node of the file that has none, in the folder that its `keys` names."""
-    from dpwa.transport.key_folder import ALLOWED_FILE, make_keys  # noqa: PLC0415 - see the module docstring
-
-    config, folder = _with_keys(cluster_file)
-    new = make_keys(folder, [node.name for node in config.nodes])
-    for name in new:
-        click.echo(f"wrote {folder / name}.key: a secret, which belongs on the machine of {name} alone")
-    told = "wrote" if new else "every node has a key; kept"
-    click.echo(f"{told} {folder / ALLOWED_FILE}: no secret; copy it to every machine, with the cluster file")
-
-
-@keys.command("rotate")
-@_cluster_file
-@click.argument("node")
-@click.option("--finish", is_flag=True, help="NODE runs with its new key: the old one no longer counts.")
-def keys_rotate(cluster_file: Path, node: str, *, finish: bool) -> None:
-    """Give NODE a new key, and let the old one count until --finish."""
-    from dpwa.transport.key_folder import ALLOWED_FILE, rotate_key  # noqa: PLC0415 - see the module docstring
-
-    _, folder = _with_keys(cluster_file)
-    rotate_key(folder, node, finish=finish)
-    if finish:
-        click.echo(f"the old key of {node} no longer counts; copy {folder / ALLOWED_FILE} to every machine")
-        return
-    click.echo(f"wrote {folder / node}.key, and both keys into {folder / ALLOWED_FILE}. Next:")
-    click.echo(f"1. copy {ALLOWED_FILE} to every machine; running nodes read it within a second")
-    click.echo(f"2. copy {node}.key to the machine of {node}, and restart that node")
-    click.echo(f"3. dpwa keys rotate {cluster_file} {node} --finish")
-
-
-def _with_keys(cluster_file: Path) -> tuple[ClusterConfig, Path]:
-    from dpwa.config.cluster import ClusterConfig  # noqa: PLC0415 - see the module docstring
-
-    config = ClusterConfig.load(cluster_file)
-    if config.keys is None:
-        raise ConfigError(f"{cluster_file}: names no folder for the keys; write `keys: keys` into it first")
-    return config, Path(config.keys)
+main.add_command(keys)
 
 
 @main.group()

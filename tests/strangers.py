@@ -2,8 +2,8 @@
 
     python strangers.py KIND PORT SECONDS HEX
 
-with a pull in HEX, or the node's public key, prints `begun` when it has begun, and at the end one line of JSON with
-what it did. It comes again when it is shown out.
+with a pull in HEX, or the node's public key and that of a signer, prints `begun` when it has begun, and at the end one
+line of JSON with what it did. It comes again when it is shown out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from collections import Counter
 
 import zmq
+from zmq.utils import z85
 
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _PROPERTY = b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
@@ -157,25 +158,49 @@ _FIRST_BYTES = {
 }
 
 
-def _knock(port: int, end_s: float, server_key: bytes) -> Counter[str]:
-    """Connect again and again with keys that are on no list; the node's own public key is no secret."""
+def _forged(signer: bytes, key: bytes) -> bytes:
+    """The message with a certificate for a key, by the right signer but for the signature."""
+    certificate = b"dpwacrt1" + signer + key + struct.pack(">QQ", 1, 4_000_000_000) + b"\x02w9" + bytes(64)
+    return bytes([0x94, 1, 18, 0, 0xC4, len(certificate)]) + certificate
+
+
+_KNOCKING = ("unknown_key", "guests_silent", "guests_garbage", "guests_forged")
+
+
+def _knock(port: int, end_s: float, kind: str, server_key: bytes, signer: bytes) -> Counter[str]:
+    """Connect again and again with keys that are on no list; the node's own public key is no secret.
+
+    Where a list names a signer some get in: to be silent and stay, to say something else, or to show what is forged.
+    """
     did: Counter[str] = Counter()
     context = zmq.Context()
     print("begun", flush=True)
-    while time.monotonic() < end_s:
+    kept, is_guest = [], kind.startswith("guests")
+    while time.monotonic() < end_s or (is_guest and not did["in"]):  # on a busy machine a handshake takes its time
         knockers = []
         for _ in range(20):
             knocker = context.socket(zmq.DEALER)
-            knocker.curve_publickey, knocker.curve_secretkey = zmq.curve_keypair()
+            public, knocker.curve_secretkey = zmq.curve_keypair()
+            knocker.curve_publickey = public
             knocker.curve_serverkey = server_key
             knocker.immediate = 1  # else it can send before it is let in
             knocker.connect(f"tcp://127.0.0.1:{port}")
-            knockers.append(knocker)
-        time.sleep(0.2)
+            knockers.append((knocker, public))
+        time.sleep(0.2 if did["in"] or not is_guest else 0.5)
         did["connections"] += len(knockers)
-        did["in"] += sum(bool(int(knocker.getsockopt(zmq.EVENTS)) & zmq.POLLOUT) for knocker in knockers)
-        for knocker in knockers:
-            knocker.close(linger=0)
+        inside = [knocker for knocker, _ in knockers if int(knocker.getsockopt(zmq.EVENTS)) & zmq.POLLOUT]
+        did["in"] += len(inside)
+        for knocker, public in knockers:
+            if knocker in inside and kind == "guests_forged":
+                knocker.send(_forged(signer, z85.decode(public)), zmq.NOBLOCK)
+            elif knocker in inside and kind == "guests_garbage":
+                knocker.send(bytes(4000), zmq.NOBLOCK)
+        time.sleep(0.05)  # what was said is on its way
+        for knocker, _ in knockers:
+            if kind == "guests_silent" and knocker in inside:
+                kept.append(knocker)
+            else:
+                knocker.close(linger=0)
     context.destroy(linger=0)
     return did
 
@@ -213,8 +238,8 @@ def _attack(kind: str, port: int, seconds: float, pull: bytes) -> Counter[str]:
         begin = lambda made: made.socket.send(first)  # noqa: E731
         turn = lambda: (crowd.send_all(later) if later else None, crowd.read_all(4096))  # noqa: E731
         pause_s = 0.1
-    elif kind == "unknown_key":
-        return _knock(port, end_s, server_key=pull)
+    elif kind in _KNOCKING:
+        return _knock(port, end_s, kind, server_key=pull[:40], signer=pull[40:])
     elif kind == "holders":
         crowd = _Crowd(port, 4)
         begin = lambda made: made.send(pull)  # noqa: E731

@@ -111,7 +111,7 @@ def _membership(config: ClusterConfig) -> str:
     else:
         text = f"Nodes that are not in this file may join through {through}, or any other member."
     if config.keys is not None:
-        text += f"\nWhoever joins needs a key in {config.keys}/allowed.yaml on every machine."
+        text += f"\nWhoever joins needs a key in {config.keys}/allowed.yaml on every machine, or an invitation."
     return (
         f"{text}\nA member that has joined and does not answer any more is forgotten; those of this file never are. "
         "`dpwa leave RUN_DIR NODE` has a node go."

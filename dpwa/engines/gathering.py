@@ -28,7 +28,7 @@ from dpwa.config.cluster import FIRST_PORT
 from dpwa.engines.boards import MAX_CARD_BYTES, Board
 from dpwa.engines.environment import Start
 from dpwa.errors import ConfigError
-from dpwa.transport.key_folder import own_keys, remove_own_keys
+from dpwa.transport.run_keys import own_keys, remove_own_keys
 
 __all__ = ["GATHER_TIMEOUT_S", "Gathered", "gather", "node_name", "own_host", "values_in"]
 

@@ -66,8 +66,18 @@ class Client(Protocol):
         """
         ...
 
-    def know(self, peer: str, host: str, port: int) -> None:
-        """From now on a peer may be asked that is not in the cluster file, at this address."""
+    def know(self, peer: str, host: str, port: int, teller: str = "") -> None:
+        """From now on a peer may be asked that is not in the cluster file, at this address.
+
+        Args:
+            peer: its name.
+            host: of its address.
+            port: there.
+            teller: the member that has told of it, and is asked for its certificate where one is needed.
+
+        Raises:
+            NodeClosed: this node is being closed.
+        """
         ...
 
     def forget(self, peer: str) -> None:

@@ -17,6 +17,7 @@ from dpwa.errors import ModelMismatch, PeerTimeout, PeerUnreachable, RemoteProto
 from dpwa.exchange.client import Client
 from dpwa.exchange.members import Change, Members
 from dpwa.exchange.messages import Meet, Met, Refused
+from dpwa.exchange.strangers import Stranger
 
 if TYPE_CHECKING:
     from dpwa.exchange.context import ExchangeContext
@@ -88,7 +89,7 @@ class Meetings:
     def _meet_next(self, client: Client, now_s: float) -> None:
         stranger = self.members.strangers.next(now_s)
         if stranger is not None:
-            self._meet_stranger(stranger.member.name, stranger.member.host, stranger.member.port, client)
+            self._meet_stranger(stranger, client)
             return
         seed = self.members.next_seed(now_s)
         if seed is not None:
@@ -114,10 +115,11 @@ class Meetings:
             context.flow_control.answered_as(name, answer.incarnation)
             self.members.hear(name, answer.members, context.monotonic_s())
 
-    def _meet_stranger(self, name: str, host: str, port: int, client: Client) -> None:
+    def _meet_stranger(self, stranger: Stranger, client: Client) -> None:
         """Ask a name that was heard of whether it is there. Its answer makes it a member."""
         context, start_s = self._context, self._context.monotonic_s()
-        client.know(name, host, port)
+        name = stranger.member.name
+        client.know(name, stranger.member.host, stranger.member.port, stranger.teller)
         try:
             answer = self._ask(name, client)
         except (PeerTimeout, PeerUnreachable, RemoteProtocolError, ModelMismatch):

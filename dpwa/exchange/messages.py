@@ -21,12 +21,14 @@ __all__ = [
     "HAS_BODY",
     "INCARNATION_BYTES",
     "LINEAGE_BYTES",
+    "MAX_CERTIFICATE_BYTES",
     "MAX_CHUNKS",
     "MAX_CHUNK_BYTES",
     "MAX_FRAME_BYTES",
     "MAX_HEADER_BYTES",
     "MAX_MODELS",
     "MAX_NAME_CHARS",
+    "MAX_PRESENT_BYTES",
     "MAX_SLOTS",
     "MAX_TEXT_CHARS",
     "MAX_WINDOW",
@@ -49,12 +51,15 @@ __all__ = [
     "NotReady",
     "Offer",
     "Past",
+    "Present",
     "Propose",
     "PullRequest",
     "Refused",
     "Settle",
     "Settled",
     "Verdict",
+    "Vouch",
+    "Vouched",
 ]
 
 PROTOCOL_VERSION: Final = 1
@@ -87,6 +92,12 @@ MAX_SLOTS: Final = 32
 
 MAX_MODELS: Final = 4096
 """Nodes of one cluster file."""
+
+MAX_CERTIFICATE_BYTES: Final = 217
+"""Two keys, two times, a signature and the longest name."""
+
+MAX_PRESENT_BYTES: Final = MAX_CERTIFICATE_BYTES + 16
+"""The one message that is read of somebody whose key nobody knows yet."""
 
 INCARNATION_BYTES: Final = 8
 EXCHANGE_ID_BYTES: Final = len(NO_EXCHANGE)
@@ -123,6 +134,9 @@ class MessageKind(IntEnum):
     PAST = 15
     MEET = 16
     MET = 17
+    PRESENT = 18
+    VOUCH = 19
+    VOUCHED = 20
 
 
 class Verdict(IntEnum):
@@ -391,6 +405,37 @@ class Met:
         object.__setattr__(self, "members", _as_members(self.members))
 
 
+@dataclass(frozen=True)
+class Present:
+    """Shows the asker's certificate, as the first message of a connection; it has no answer. Tx to Rx."""
+
+    KIND: ClassVar = MessageKind.PRESENT
+    nonce: int
+    """Always 0: nothing belongs to it."""
+    certificate: bytes
+
+
+@dataclass(frozen=True)
+class Vouch:
+    """Asks for the certificate of a member that the asked one has told of. Tx to Rx."""
+
+    KIND: ClassVar = MessageKind.VOUCH
+    nonce: int
+    node: str
+    name: str
+    """Whose certificate is wanted."""
+
+
+@dataclass(frozen=True)
+class Vouched:
+    """The answer to `Vouch`. Rx to Tx."""
+
+    KIND: ClassVar = MessageKind.VOUCHED
+    nonce: int
+    certificate: bytes
+    """Empty: the server knows none."""
+
+
 def _as_members(entries: tuple[Member, ...]) -> tuple[Member, ...]:
     return tuple(Member(name, host, port, number, MemberState(state)) for name, host, port, number, state in entries)
 
@@ -413,6 +458,9 @@ Message = Union[  # noqa: UP007 (used at run time on 3.10)
     Past,
     Meet,
     Met,
+    Present,
+    Vouch,
+    Vouched,
 ]
 
 HAS_BODY: Final = (Chunk, Mismatch)

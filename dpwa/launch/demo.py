@@ -38,7 +38,7 @@ from dpwa.launch.ports import free_ports
 from dpwa.observe.bounded_file import generations
 from dpwa.observe.journal import METRICS_FILE, MODEL_FILE, OUTPUT_FILE, node_folder
 from dpwa.observe.live import LiveView, MetricsTail
-from dpwa.transport.key_folder import run_keys
+from dpwa.transport.run_keys import run_keys
 
 __all__ = ["DemoResult", "NodeResult", "run_demo"]
 

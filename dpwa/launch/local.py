@@ -35,8 +35,8 @@ from dpwa.launch.this_host import local_node_names
 from dpwa.observe.endings import Ending, ending_of, remarks
 from dpwa.observe.journal import OUTPUT_FILE, node_folder, output_max_bytes
 from dpwa.observe.run_record import LAUNCH_FILE, RunRecord
-from dpwa.transport.key_folder import run_keys, run_keys_folder
 from dpwa.transport.leftovers import remove_unowned
+from dpwa.transport.run_keys import run_keys, run_keys_folder
 
 if TYPE_CHECKING:
     from dpwa.config.cluster import ClusterConfig

@@ -8,6 +8,7 @@ Must not know: which peer to ask, the trainer. Runs in: the Tx thread alone.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections import OrderedDict
@@ -17,7 +18,7 @@ from typing import TypeVar
 import zmq
 
 from dpwa.config import hosts
-from dpwa.errors import ConfigError, NodeClosed, PeerTimeout, PeerUnreachable, RemoteProtocolError
+from dpwa.errors import ConfigError, ModelMismatch, NodeClosed, PeerTimeout, PeerUnreachable, RemoteProtocolError
 from dpwa.exchange.client import Pulled
 from dpwa.exchange.messages import (
     MAX_FRAME_BYTES,
@@ -29,6 +30,7 @@ from dpwa.exchange.messages import (
     Propose,
     PullRequest,
     Settle,
+    Vouch,
 )
 from dpwa.exchange.patience import Patience
 from dpwa.exchange.slices import Slice
@@ -38,6 +40,7 @@ from dpwa.transport.connection import REFUSED, Connection
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.names import HostNames
+from dpwa.transport.peer_keys import PeerKeys
 from dpwa.transport.reception import Reception
 from dpwa.transport.segments import Segments
 from dpwa.transport.sockets import Links, dealer
@@ -63,6 +66,7 @@ class ZmqClient:
 
     Args:
         context: shared ZeroMQ context.
+        name: this node.
         addresses: host and port of each peer.
         links: other ways than plain TCP.
         segments: the peers' shared memory.
@@ -78,6 +82,7 @@ class ZmqClient:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         *,
+        name: str,
         addresses: Mapping[str, tuple[str, int]],
         links: Links,
         segments: Segments,
@@ -102,16 +107,32 @@ class ZmqClient:
         self._connections: OrderedDict[str, Connection] = OrderedDict()
         self._names = HostNames(host for peer, (host, _) in addresses.items() if peer not in links.peers)
         self._tried: set[str] = set()
+        self._keys = PeerKeys(links.curve, name)
+        self._heard: set[str] = set()
 
     def can_share(self, peer: str) -> bool:
         """See `Client.can_share`."""
         return self._segments.can_share(peer)
 
-    def know(self, peer: str, host: str, port: int) -> None:
+    def know(self, peer: str, host: str, port: int, teller: str = "") -> None:
         """See `Client.know`."""
         self._addresses[peer] = (host, port)
         if hosts.address_key(host) == self._own_host:
             self._segments.know(peer)
+        if ":" not in peer:
+            self._have_vouched(peer, teller)
+
+    def _doubt(self, peer: str) -> str:
+        """What may be the reason where a peer that has never answered breaks off."""
+        return "" if peer in self._heard else self._keys.doubt
+
+    def _have_vouched(self, peer: str, teller: str) -> None:
+        """Where the key of a peer is not known: ask whoever spoke of it, or else whom this node has asked last."""
+        asked = teller if teller in self._addresses else next(reversed(self._connections), peer)
+        question = None if asked == peer or ":" in asked else self._keys.question(peer)
+        if question is not None:
+            with contextlib.suppress(PeerTimeout, PeerUnreachable, RemoteProtocolError, ModelMismatch):
+                self._keys.take(peer, self.request(asked, question))
 
     def forget(self, peer: str) -> None:
         """See `Client.forget`."""
@@ -122,6 +143,7 @@ class ZmqClient:
         if not any(host == other for other, _ in self._addresses.values()):
             self._names.forget(host)
         self._tried.discard(peer)
+        self._heard.discard(peer)
 
     def pull(
         self, peer: str, request: PullRequest, staging: Staging, part: Slice, within_s: float | None = None
@@ -140,9 +162,9 @@ class ZmqClient:
             self._patience.received(peer, received.received_bytes, received.transfer_s)
         return received
 
-    def request(self, peer: str, message: Propose | Settle | Meet) -> Message:
+    def request(self, peer: str, message: Propose | Settle | Meet | Vouch) -> Message:
         """See `Client.request`."""
-        return self._ask(peer, message, Conversation.answer, _MEETING_S if isinstance(message, Meet) else None)
+        return self._ask(peer, message, Conversation.answer, _MEETING_S if isinstance(message, Meet | Vouch) else None)
 
     def pause(self, pause_s: float) -> None:
         """See `Client.pause`."""
@@ -154,7 +176,7 @@ class ZmqClient:
     def _ask(
         self,
         peer: str,
-        message: PullRequest | Propose | Settle | Meet,
+        message: PullRequest | Propose | Settle | Meet | Vouch,
         receive: Callable[[Conversation], _Received],
         within_s: float | None = None,
         wanted_bytes: float = 0.0,
@@ -189,10 +211,11 @@ class ZmqClient:
             self._hang_up(peer)
             raise
         self._patience.answered(peer, asking.answered_after_s)
+        self._heard.add(peer)
         connection.end()
         return received
 
-    def _first_word_s(self, peer: str, message: PullRequest | Propose | Settle | Meet) -> float:
+    def _first_word_s(self, peer: str, message: PullRequest | Propose | Settle | Meet | Vouch) -> float:
         # A question what became of a proposal is never cut short: not to hear the answer costs what is conserved. Nor
         # one for the snapshot of a round, which a neighbour may only be about to make.
         is_cut_short = isinstance(message, Propose) or (
@@ -239,7 +262,7 @@ class ZmqClient:
             PeerUnreachable: there is none.
         """
         connection = self._connections.get(peer)
-        if connection is not None and not connection.is_ready:
+        if connection is not None and not (connection.is_ready and self._keys.are_known(peer)):
             self._hang_up(peer)
             connection = None
         if connection is None:
@@ -264,12 +287,14 @@ class ZmqClient:
             failure = self._failure(connection, deadline_s)
             if failure is None:
                 connection.made()
+                if self._keys.to_show is not None:
+                    connection.socket.send(encode(self._keys.to_show), zmq.NOBLOCK)
                 return connection
             if self._links.curve is not None:
                 self._links.curve.failed(peer)
             if not is_first or time.monotonic() + _RETRY_S >= deadline_s:
                 host, port = self._addresses[peer]
-                raise PeerUnreachable(peer, f"no connection to {host}:{port}{failure}")
+                raise PeerUnreachable(peer, f"no connection to {host}:{port}{failure}{self._doubt(peer)}")
             self._hang_up(peer)
             # At an address of `join` anybody of the list may be: the next key is tried at once.
             if self._links.curve is None or ":" not in peer or failure.endswith(REFUSED):
@@ -338,7 +363,7 @@ class ZmqClient:
             if connection.socket in ready:
                 return True
             if not connection.is_ready:
-                raise PeerUnreachable(peer, "connection lost before the answer was complete")
+                raise PeerUnreachable(peer, f"connection lost before the answer was complete{self._doubt(peer)}")
             excess = connection.excess()
             if excess is not None:
                 raise RemoteProtocolError(peer, excess)
@@ -360,13 +385,13 @@ class _Asking:
     def __init__(
         self,
         connection: Connection,
-        message: PullRequest | Propose | Settle | Meet,
+        message: PullRequest | Propose | Settle | Meet | Vouch,
         start_s: float,
         first_word_s: float,
         rest_s: float,
         longest_s: float,
     ) -> None:
-        self.is_short = isinstance(message, Meet)
+        self.is_short = isinstance(message, Meet | Vouch)
         self._connection = connection
         self._start_s = start_s
         self._rest_s = rest_s

@@ -185,11 +185,24 @@ class ConnectionRules:
         return [(one, Cause.CROWD) for one in ordered[:too_many]]
 
     def overdue(
-        self, connections: Collection[PeerConnection], now_s: float, is_engaged: Callable[[PeerConnection], bool]
+        self,
+        connections: Collection[PeerConnection],
+        now_s: float,
+        is_engaged: Callable[[PeerConnection], bool],
+        *,
+        expects_guests: bool = False,
     ) -> list[tuple[PeerConnection, Cause]]:
-        """Those that have used up what one connection, or all of them, may cost."""
+        """Those that have used up what one connection, or all of them, may cost.
+
+        Args:
+            connections: all that stand.
+            now_s: monotonic time.
+            is_engaged: whether a transfer to it is under way, or a request of it waits.
+            expects_guests: whether one that is silent may be somebody whose key nobody knows.
+        """
         # Most connections at most times are beyond all doubt, and this is called many times a second.
-        silent_s = _SILENT_WHEN_CROWDED_S if 2 * len(connections) > self.most else _SILENT_S
+        is_short_of_room = expects_guests or 2 * len(connections) > self.most
+        silent_s = _SILENT_WHEN_CROWDED_S if is_short_of_room else _SILENT_S
         causes: dict[PeerConnection, Cause] = {}
         unexplained_bytes, copies_bytes = 0.0, 0
         for one in connections:

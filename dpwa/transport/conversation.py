@@ -26,12 +26,14 @@ from dpwa.exchange.messages import (
     Refused,
     Settle,
     Settled,
+    Vouch,
+    Vouched,
 )
 from dpwa.transport.wire import decode, encode
 
 __all__ = ["Conversation"]
 
-_STANDS_ALONE = (Accepted, Settled, Busy, NotReady, Past, Refused, Met)
+_STANDS_ALONE = (Accepted, Settled, Busy, NotReady, Past, Refused, Met, Vouched)
 
 
 class Conversation:
@@ -52,7 +54,7 @@ class Conversation:
         peer: str,
         socket: zmq.Socket[bytes],
         wait: Callable[[], bool],
-        request: PullRequest | Propose | Settle | Meet,
+        request: PullRequest | Propose | Settle | Meet | Vouch,
         look: Callable[[], None],
         *,
         on_answer: Callable[[], None] = lambda: None,

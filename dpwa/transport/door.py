@@ -46,7 +46,7 @@ _WARNINGS = {
     Cause.HOLDING: "somebody holds the buffers of old snapshots and makes no progress; such connections are closed "
     "when their buffers are needed. If it is a peer on a slow link, raise timeout_ms, or set codec or pull_fraction",
     Cause.STRANGER: "somebody without a key of this cluster knocks; nobody is let in without one. If it is a node of "
-    "yours, its key is not in this machine's allowed.yaml, or its own list is old",
+    "yours, its key is not in this machine's allowed.yaml, its own list is old, or its certificate does not count",
     Cause.DESCRIPTORS: "this process has no file descriptor left, and lets nobody in while that lasts; training goes "
     "on. Raise the limit (ulimit -n), or use fewer files and workers",
 }
@@ -97,6 +97,7 @@ class Door:
     ) -> None:
         self._name = name
         self._port = port
+        self._links = links
         self._counts = counts
         self._is_engaged = is_engaged
         self._rules = ConnectionRules(most=most, transfer_s=transfer_s)
@@ -139,7 +140,8 @@ class Door:
         if now_s < self._next_look_s:
             return False
         self.connections.measure(now_s)
-        for connection, cause in self._rules.overdue(standing, now_s, self._is_engaged):
+        expects_guests = self._links.curve is not None and self._links.curve.certified.takes_guests
+        for connection, cause in self._rules.overdue(standing, now_s, self._is_engaged, expects_guests=expects_guests):
             self.end(connection, cause)
         is_alarmed = is_alarmed or any(one.unexplained_bytes > _ALARMING_BYTES for one in standing)
         self._next_look_s = now_s + (_LOOK_WHEN_ALARMED_S if is_alarmed else _LOOK_S)

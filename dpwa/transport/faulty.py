@@ -114,9 +114,9 @@ class _FaultyClient:
             self._faults.happened("noise", peer=peer, hit=attempt.hit)  # it was added while the values came
         return pulled
 
-    def know(self, peer: str, host: str, port: int) -> None:
+    def know(self, peer: str, host: str, port: int, teller: str = "") -> None:
         """See `Client.know`."""
-        self._inner.know(peer, host, port)
+        self._inner.know(peer, host, port, teller)
 
     def forget(self, peer: str) -> None:
         """See `Client.forget`."""

@@ -27,17 +27,17 @@ class Gate:
 
     Args:
         context: of the socket that serves.
-        name_of: whose key this is, in ZeroMQ's text form; None for nobody's.
+        user_id: what the messages of the holder of a key, in ZeroMQ's text form, are marked with; None: keep it out.
         refused: called for each key that is not let in.
     """
 
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
-        name_of: Callable[[bytes], str | None],
+        user_id: Callable[[bytes], str | None],
         refused: Callable[[], None],
     ) -> None:
-        self._name_of = name_of
+        self._user_id = user_id
         self._refused = refused
         self.socket = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.LINGER, 0)
@@ -50,17 +50,17 @@ class Gate:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            name = self._admitted(parts)
-            if name is None:
+            mark = self._admitted(parts)
+            if mark is None:
                 self._refused()
-            verdict = (b"400", b"unknown key", b"") if name is None else (b"200", b"", name.encode("utf-8"))
+            verdict = (b"400", b"unknown key", b"") if mark is None else (b"200", b"", mark.encode("ascii"))
             route, empty, number = parts[0], parts[1], parts[3] if len(parts) > 3 else b""
             self.socket.send_multipart([route, empty, _VERSION, number, *verdict, b""])
 
     def _admitted(self, parts: list[bytes]) -> str | None:
         if len(parts) != _PARTS + 1 or parts[2] != _VERSION or parts[4] != ZAP_DOMAIN or parts[7] != b"CURVE":
             return None
-        return self._name_of(z85.encode(parts[8])) if len(parts[8]) == 32 else None
+        return self._user_id(z85.encode(parts[8])) if len(parts[8]) == 32 else None
 
     def close(self) -> None:
         """Answer no more: nobody gets in."""

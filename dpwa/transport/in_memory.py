@@ -60,7 +60,7 @@ class InMemoryNetwork:
         """See `Client.pull`; the network is every node's client."""
         return self._find(peer).serve(request, staging, part)
 
-    def know(self, peer: str, host: str, port: int) -> None:
+    def know(self, peer: str, host: str, port: int, teller: str = "") -> None:
         """See `Client.know`: names are enough here."""
 
     def forget(self, peer: str) -> None:

@@ -22,13 +22,17 @@ from dpwa.exchange.messages import (
     Busy,
     Done,
     Meet,
+    Message,
     Mismatch,
     More,
     Offer,
+    Present,
     Propose,
     PullRequest,
     Refused,
     Settle,
+    Vouch,
+    Vouched,
 )
 from dpwa.exchange.service import Request, Service
 from dpwa.methods.exchange import NO_EXCHANGE
@@ -36,6 +40,7 @@ from dpwa.transport.connection_rules import Cause, PeerConnection, framed_bytes
 from dpwa.transport.door import Door, most_connections
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.gate import Gate
+from dpwa.transport.guests import Guests
 from dpwa.transport.sending import RxCounters, Sender
 from dpwa.transport.sockets import Links, router
 from dpwa.transport.transfers import Transfer, TransferRules, Waiting
@@ -113,6 +118,7 @@ class RxThread(WorkerThread):
         self._name = name
         self._host, self._port = host, port
         self._links = links
+        self._guests = None if links.curve is None else Guests(links.curve)
         self._service = service
         self._most_connections = most_connections(peers)
         self._rules = TransferRules(timeout_s, longest_s)
@@ -176,10 +182,9 @@ class RxThread(WorkerThread):
 
     def _gate(self) -> Gate | None:
         """Answers whose keys are let in; None without encryption."""
-        curve = self._links.curve
-        if curve is None:
+        if self._guests is None:
             return None
-        return Gate(self._context, curve.name_of, lambda: self._door.happened(Cause.STRANGER))
+        return Gate(self._context, self._guests.user_id, lambda: self._door.happened(Cause.STRANGER))
 
     def _end(self) -> None:
         self._ready.set()  # also for a start that failed
@@ -238,23 +243,45 @@ class RxThread(WorkerThread):
                 return
         elif identity in self._peers.cut_off:
             return
+        user_id, speaker = "", None
+        if self._guests is not None:
+            user_id = str(frame.get("User-Id"))
+            speaker = self._guests.speaker(user_id)
+            if speaker is None:
+                if frame.more or not self._guests.present(user_id, frame.bytes):
+                    self._cut_off(identity, Cause.STRANGER)
+                return
         try:
             if frame.more:
                 raise RemoteProtocolError("?", "request of several frames, expected 1")
             message = decode(frame.bytes, "?")
-            if isinstance(message, PullRequest | Propose | Settle | Meet):
-                if self._links.curve is not None and frame.get("User-Id") != message.node:
-                    raise RemoteProtocolError("?", "a request in the name of a node that has another key")
-                self._request(identity, message, now_s)
-            elif isinstance(message, More):
-                self._more(identity, message, now_s)
-            elif isinstance(message, Done):
-                self._done(identity, message, now_s)
+            if isinstance(message, Present) and self._guests is not None:
+                self._guests.renew(user_id, message.certificate)
             else:
-                raise RemoteProtocolError("?", f"{type(message).__name__} sent to the serving side")
+                self._take(identity, message, speaker, now_s)
         except RemoteProtocolError:
             self.counters.protocol_errors += 1
             self._cut_off(identity, Cause.ILLEGAL)
+
+    def _take(self, identity: bytes, message: Message, speaker: str | None, now_s: float) -> None:
+        """Do what a message asks for; `speaker` is whose key the connection has, where it is encrypted.
+
+        Raises:
+            RemoteProtocolError: it is illegal here.
+        """
+        if isinstance(message, More):
+            self._more(identity, message, now_s)
+        elif isinstance(message, Done):
+            self._done(identity, message, now_s)
+        elif isinstance(message, PullRequest | Propose | Settle | Meet | Vouch):
+            if self._guests is not None and speaker != message.node:
+                raise RemoteProtocolError("?", "a request in the name of a node that has another key")
+            if isinstance(message, Vouch):
+                self._vouch(identity, message, now_s)
+            else:
+                self._request(identity, message, now_s)
+        else:
+            raise RemoteProtocolError("?", f"{type(message).__name__} sent to the serving side")
 
     def _cut_off(self, identity: bytes, cause: Cause) -> None:
         """Close a connection. Where it is not known, never look at it again."""
@@ -276,6 +303,14 @@ class RxThread(WorkerThread):
             return
         wait_s = self._service.longest_wait_s(request, self._timeout_s)
         self._answer(identity, Waiting(request, now_s, now_s + wait_s))
+
+    def _vouch(self, identity: bytes, vouch: Vouch, now_s: float) -> None:
+        """Tell a member the certificate of another."""
+        connection, curve = self._door.connections.by_identity(identity), self._links.curve
+        if connection is not None:
+            connection.last_request_s = now_s
+        certificate = b"" if curve is None else curve.certified.certificate_of(vouch.name)
+        self._sender.answer(identity, Vouched(vouch.nonce, certificate))
 
     def _replace(self, identity: bytes, now_s: float) -> None:
         """A new request ends the connection's former one; what ZeroMQ still holds of that is remembered."""

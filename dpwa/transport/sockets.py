@@ -19,6 +19,7 @@ import zmq
 
 from dpwa.errors import DpwaError
 from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_WINDOW
+from dpwa.transport.certified import Certified
 from dpwa.transport.gate import ZAP_DOMAIN
 from dpwa.transport.names import HostNames
 
@@ -71,6 +72,7 @@ class Curve(Protocol):
     Attributes:
         public: this node's public key.
         secret: its secret key.
+        certified: whose keys are known by certificates.
     """
 
     @property
@@ -79,11 +81,18 @@ class Curve(Protocol):
     @property
     def secret(self) -> bytes: ...  # noqa: D102
 
+    @property
+    def certified(self) -> Certified: ...  # noqa: D102
+
     def name_of(self, public: bytes) -> str | None:
         """Whose key this is; None if it is nobody's who may connect. Safe in any thread."""
 
     def server_key(self, peer: str) -> bytes:
-        """The public key to expect of a peer. Safe in any thread."""
+        """The public key to expect of a peer. Safe in any thread.
+
+        Raises:
+            ConfigError: there is none, or it does not count any more.
+        """
 
     def failed(self, peer: str) -> None:
         """No connection to a peer was made with that key. Safe in any thread."""
@@ -97,11 +106,13 @@ class CurveKeys:
         public: this node's public key.
         secret: its secret key.
         peers: each peer's public key.
+        certified: of nobody.
     """
 
     public: bytes
     secret: bytes = field(repr=False)
     peers: Mapping[str, bytes]
+    certified: Certified = field(default_factory=lambda: Certified("?"))
 
     def name_of(self, public: bytes) -> str | None:
         """See `Curve.name_of`."""
@@ -215,8 +226,10 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: Curve | None, peer: s
     """The socket that pulls from one peer: queues nothing until it is connected, and connects once.
 
     Raises:
+        ConfigError: there is no key to expect of the peer.
         zmq.ZMQError: there are no descriptors left.
     """
+    server_key = None if curve is None else curve.server_key(peer)
     made = context.socket(zmq.DEALER)
     _configure(
         made,
@@ -230,8 +243,8 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: Curve | None, peer: s
             zmq.RECONNECT_IVL: -1,  # never by itself: a new socket finds a returned peer at once
         },
     )
-    if curve is not None:
-        made.setsockopt(zmq.CURVE_SERVERKEY, curve.server_key(peer))
+    if curve is not None and server_key is not None:
+        made.setsockopt(zmq.CURVE_SERVERKEY, server_key)
         made.setsockopt(zmq.CURVE_PUBLICKEY, curve.public)
         made.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
     return made

@@ -22,11 +22,13 @@ from dpwa.exchange.messages import (
     FINGERPRINT_BYTES,
     INCARNATION_BYTES,
     LINEAGE_BYTES,
+    MAX_CERTIFICATE_BYTES,
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
     MAX_HEADER_BYTES,
     MAX_MODELS,
     MAX_NAME_CHARS,
+    MAX_PRESENT_BYTES,
     MAX_SLOTS,
     MAX_TEXT_CHARS,
     MAX_WINDOW,
@@ -35,11 +37,12 @@ from dpwa.exchange.messages import (
     TOKEN_BYTES,
     Message,
     MessageKind,
+    Present,
     Verdict,
 )
 from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, MERGE_ID_BYTES, MergeStage
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "decode_present", "encode"]
 
 # --- Field rules --------------------------------------------------------------------------------------------------
 
@@ -109,6 +112,8 @@ _RULES: Final[dict[str, _Rule]] = {
     "merge_id": _bytes(MERGE_ID_BYTES),
     "claims": lambda value: are_legal(value, MAX_CLAIMS),
     "members": are_legal,
+    "name": _text(MAX_NAME_CHARS),
+    "certificate": lambda value: type(value) is bytes and len(value) <= MAX_CERTIFICATE_BYTES,
 }
 """One rule per field name, whichever message it stands in: one word, one meaning."""
 
@@ -126,6 +131,24 @@ def encode(message: Message) -> bytes:
     return bytes(msgpack.packb([PROTOCOL_VERSION, int(message.KIND), *(getattr(message, name) for name in names)]))
 
 
+# A list of four, the version and the kind: how each `Present` begins.
+_PRESENT_BEGINS: Final = bytes([0x94, PROTOCOL_VERSION, MessageKind.PRESENT])
+
+
+def decode_present(header: bytes, sender: str) -> Present:
+    """Read and check the only message that somebody may send whose key nobody knows yet.
+
+    Raises:
+        RemoteProtocolError: it is anything else; then nothing of it was decoded.
+    """
+    if len(header) > MAX_PRESENT_BYTES or not header.startswith(_PRESENT_BEGINS):
+        raise RemoteProtocolError(sender, "something else than a certificate from somebody whose key is not known")
+    message = decode(header, sender)
+    if not isinstance(message, Present):
+        raise RemoteProtocolError(sender, f"{type(message).__name__} where a certificate was expected")
+    return message
+
+
 def decode(header: bytes | memoryview, sender: str) -> Message:
     """Read and check a header frame.
 
@@ -140,7 +163,7 @@ def decode(header: bytes | memoryview, sender: str) -> Message:
         raise RemoteProtocolError(sender, f"header of {len(header)} bytes, at most {MAX_HEADER_BYTES} are allowed")
     try:
         items = msgpack.unpackb(
-            header, use_list=False, max_array_len=32, max_map_len=0, max_ext_len=0, max_str_len=1024, max_bin_len=64
+            header, use_list=False, max_array_len=32, max_map_len=0, max_ext_len=0, max_str_len=1024, max_bin_len=256
         )
     except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise RemoteProtocolError(sender, f"header is not msgpack: {str(error)[:100]}") from error

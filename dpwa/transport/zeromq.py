@@ -23,7 +23,8 @@ from dpwa.transport.client import ZmqClient
 from dpwa.transport.copy_waiter import CopyWaiter
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.interface import Ends
-from dpwa.transport.key_folder import KeyFolder, run_keys_folder
+from dpwa.transport.key_folder import KeyFolder
+from dpwa.transport.run_keys import run_keys_folder
 from dpwa.transport.rx import RxThread
 from dpwa.transport.segments import Segments
 from dpwa.transport.sockets import Links, close_inherited, keep_freed_memory, raise_descriptor_limit, require_libzmq
@@ -100,6 +101,7 @@ class ZmqTransport:
         def make_client(bell: Doorbell) -> ZmqClient:
             return ZmqClient(
                 context,
+                name=name,
                 addresses=addresses,
                 links=links,
                 segments=Segments(

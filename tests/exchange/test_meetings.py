@@ -81,7 +81,7 @@ class Node:
     def alive(self) -> set[str]:
         return {member.name for member in self.members.known if member.state is MemberState.ALIVE}
 
-    def know(self, peer: str, _host: str, port: int) -> None:
+    def know(self, peer: str, _host: str, port: int, _teller: str = "") -> None:
         self._addresses[peer] = port
 
     def forget(self, peer: str) -> None:

@@ -17,7 +17,8 @@ from dpwa.launch.launch_record import NodeLocks
 from dpwa.launch.local import launch
 from dpwa.launch.ports import free_ports
 from dpwa.transport import key_folder, wire
-from dpwa.transport.key_folder import KeyFolder, make_keys, run_keys, run_keys_folder
+from dpwa.transport.key_folder import KeyFolder, make_keys
+from dpwa.transport.run_keys import run_keys, run_keys_folder
 from support import VectorModel, step_until, wait_until
 
 # Says what a node sees of the keys while the run lasts, and the mode of each file.

@@ -31,7 +31,7 @@ PLACEHOLDER = re.compile(r"\.\.\.|…|[A-Z][A-Z_]*")
 # Commands that take a moment, so that their lines need not say how long: those that are run here, and those that need
 # the results of others.
 RUN_HERE = {"init", "check", "schema", "topology draw", "lab list"}
-QUICK = {*RUN_HERE, "average", "lab report", "verify", "keys init", "keys rotate"}
+QUICK = {*RUN_HERE, "average", "lab report", "verify", "keys init", "keys invite", "keys revoke", "keys rotate"}
 
 COMMANDS = commands()
 OF_DPWA = [command for command in COMMANDS if command.words[0] == "dpwa"]

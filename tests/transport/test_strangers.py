@@ -24,6 +24,8 @@ from strangers import Stranger
 from dpwa.exchange import messages
 from dpwa.exchange.slices import CHUNK_BYTES
 from dpwa.transport import wire
+from dpwa.transport.allowed_list import ALLOWED_FILE, read_list
+from dpwa.transport.invitations import make_signer
 from dpwa.transport.key_folder import KeyFolder, make_keys
 from support import DEADLINE_S, TESTS, VectorModel, wait_until
 
@@ -100,6 +102,9 @@ def _attacked(training: Training, kind: str, seconds: float):
     pull = wire.encode(pull_of(node, count=1 if kind == "holders" else 2))
     if kind == "unknown_key":
         pull = KeyFolder(Path(node.config.keys), "w1", []).public
+    if kind in _GUESTS:
+        allowed = read_list(Path(node.config.keys) / ALLOWED_FILE)[0]
+        pull = allowed.keys["w1"][0] + allowed.signers[0]
     port = node.config.nodes[0].port
     attack = subprocess.Popen(
         [sys.executable, STRANGERS, kind, str(port), str(seconds), pull.hex()], stdout=subprocess.PIPE, text=True
@@ -125,6 +130,7 @@ def _attacked(training: Training, kind: str, seconds: float):
 
 _KINDS = ("silent", "multipart", "incomplete", "slow", "flood", "holders")
 _KINDS_WITHOUT_KEYS = ("silent", "plain", "half", "announces", "garbage", "unknown_key")
+_GUESTS = ("guests_silent", "guests_garbage", "guests_forged")
 
 
 def _costs_little_and_stops_nothing(training: Training, kind: str, seconds: float, caplog, least_share: float) -> None:
@@ -135,9 +141,10 @@ def _costs_little_and_stops_nothing(training: Training, kind: str, seconds: floa
     assert training.error is None
     # It has happened.
     assert did["connections"] > {"silent": 1000, "half": 1000, "incomplete": 90, "slow": 90}.get(kind, 3), figures
-    assert did.get("in", 0) == 0, figures
+    assert (did.get("in", 0) > 0) == (kind in _GUESTS), figures
     assert did.get("bytes", 0) > {"multipart": 1_000_000, "flood": 100_000}.get(kind, -1), figures
-    assert sum(_guarded(training).values()) > 0, figures
+    is_patient = kind == "guests_silent"  # few and silent they are shown out after 5 s: see test_guests.py
+    assert is_patient or sum(_guarded(training).values()) > 0, figures
     # It cost little.
     assert sum(during[:2]) >= least_share * sum(before[:2]), figures
     assert during[2] >= least_share * before[2], figures
@@ -151,7 +158,7 @@ def _costs_little_and_stops_nothing(training: Training, kind: str, seconds: floa
     wait_until(lambda: sum(training.rates(0.5)[:2]) >= 0.7 * sum(before[:2]), "exchanges are as before", 5.0)
     # The user was told, of each kind once.
     told = [record.message for record in caplog.records if "node w1, port" in record.message]
-    assert told
+    assert told or is_patient
     assert len(told) == len(set(told)) <= 3
 
 
@@ -173,6 +180,18 @@ def test_whoever_has_no_key_costs_little_and_stops_nothing(training, kind, caplo
     trains = training(3, keys=str(tmp_path))
     _costs_little_and_stops_nothing(trains, kind, 1.5, caplog, least_share=0.25)
     assert trains.nodes[0].statistics().protocol_errors == 0, "nothing of it was read"
+
+
+@pytest.mark.parametrize("kind", _GUESTS)
+def test_guests_without_a_certificate_cost_little_and_stop_nothing(training, kind, caplog, tmp_path):
+    """Of nodes whose list names a signer."""
+    make_keys(tmp_path, ["w1", "w2", "w3"])
+    make_signer(tmp_path)
+    trains = training(3, keys=str(tmp_path))
+    _costs_little_and_stops_nothing(trains, kind, 1.5, caplog, least_share=0.25)
+    node = trains.nodes[0]
+    assert node.statistics().protocol_errors == 0
+    assert node._transport._rx._links.curve.certified.keys == []
 
 
 @pytest.mark.slow

@@ -66,6 +66,8 @@ _FIELDS = {
     "stage": st.sampled_from([int(stage) for stage in MergeStage]),
     "models": st.integers(0, messages.MAX_MODELS),
     "merge_id": st.binary(min_size=8, max_size=8),
+    "name": _NAMES,
+    "certificate": st.binary(max_size=messages.MAX_CERTIFICATE_BYTES),
     "claims": st.lists(_MEMBERS, max_size=MAX_CLAIMS, unique_by=lambda member: member.name).map(tuple),
     "members": st.lists(_MEMBERS, max_size=MAX_TOLD, unique_by=lambda member: member.name).map(
         lambda members: fitting((), members, random.Random(0))
@@ -88,6 +90,30 @@ def test_every_legal_message_survives_the_round_trip(message):
         assert got == sent or (math.isnan(got) and math.isnan(sent))
 
 
+@given(_MESSAGES)
+def test_of_a_guest_nothing_is_read_but_a_certificate(message):
+    header = wire.encode(message)
+    if isinstance(message, messages.Present) and len(header) <= messages.MAX_PRESENT_BYTES:
+        assert wire.decode_present(header, "?") == message
+    else:
+        with pytest.raises(RemoteProtocolError, match="something else than a certificate"):
+            wire.decode_present(header, "?")
+
+
+@given(st.binary(max_size=400) | st.binary(max_size=300).map(lambda rest: bytes([0x94, 1, 18]) + rest))
+def test_any_bytes_of_a_guest_give_a_certificate_or_a_protocol_error(header):
+    try:
+        message = wire.decode_present(header, "?")
+    except RemoteProtocolError:
+        return
+    assert wire.decode_present(wire.encode(message), "?") == message
+
+
+def test_the_longest_certificate_fits_into_what_is_read_of_a_guest():
+    message = messages.Present(0, bytes(messages.MAX_CERTIFICATE_BYTES))
+    assert wire.decode_present(wire.encode(message), "?") == message
+
+
 @given(st.binary(max_size=5000))
 def test_any_bytes_give_a_message_or_a_protocol_error(header):
     try:
@@ -104,7 +130,7 @@ _ATOMS = (
 )
 
 
-@given(st.integers(0, 18), st.lists(_ATOMS | st.lists(_ATOMS), max_size=12))
+@given(st.integers(0, 21), st.lists(_ATOMS | st.lists(_ATOMS), max_size=12))
 def test_lists_of_wrong_values_are_refused_or_legal(kind, values):
     header = msgpack.packb([messages.PROTOCOL_VERSION, kind, *values])
     try:
@@ -301,6 +327,9 @@ def test_numbers_of_messages_are_never_reused():
         ("PAST", 15),
         ("MEET", 16),
         ("MET", 17),
+        ("PRESENT", 18),
+        ("VOUCH", 19),
+        ("VOUCHED", 20),
     ]
     assert [(codec.name, codec.value) for codec in Codec] == [
         ("RAW", 0),
