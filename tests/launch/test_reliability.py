@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from steady_trainer import LOCK_HELD_S
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
@@ -24,6 +25,7 @@ from dpwa.launch.victims import Victim, running_node
 from dpwa.observe.bounded_file import read_records
 from dpwa.observe.invariants import check_run
 from dpwa.observe.lives import Run
+from dpwa.observe.process_use import state_of
 from dpwa.observe.run_folder import read_run
 from dpwa.observe.run_record import CHAOS_FILE, RunRecord
 from support import TESTS, wait_until
@@ -96,6 +98,23 @@ class Cluster:
         assert victim.send(signal.SIGCONT)
         self.record.write("undone", fault=number)
         return began_s, time.time()
+
+    def hold_the_lock(self, name: str) -> tuple[float, float]:
+        """Have a node hold its interpreter's lock in C; the times of the beginning and the end.
+
+        Nothing of Python runs meanwhile, as in a process that is stopped, which is why it is written down as one.
+        """
+        victim = self.node(name)
+        began_s = time.time()
+        assert victim.send(signal.SIGUSR1)
+        sleep_until(began_s + 1.0)
+        assert time.time() - self.metrics(name)[-1]["t"] > 2 * METRICS_MS / 1000, "no thread of it writes"
+        assert state_of(victim.pid) == "S", "it is not stopped"
+        number = self.began("stop", node=name, pid=victim.pid, evidence="asleep in C, and nothing is written")
+        sleep_until(began_s + LOCK_HELD_S)
+        self.record.write("undone", fault=number)
+        wait_until(lambda: self.metrics(name)[-1]["t"] > began_s + LOCK_HELD_S - 0.5, "it goes on")
+        return began_s, began_s + LOCK_HELD_S
 
     def end(self) -> None:
         if self.process.poll() is None:
@@ -173,10 +192,14 @@ def test_survivors_of_k_of_8_keep_their_step_rate(launch, tell, victims):
     assert mean >= 0.98
 
 
-def test_a_hung_peer_is_avoided_and_used_again(launch, tell):
+@pytest.mark.parametrize("how", ["stopped", "lock-held"])
+def test_a_hung_peer_is_avoided_and_used_again(launch, tell, how):
     cluster = launch(4)
     others = ["w1", "w2", "w4"]
-    began_s, ended_s = cluster.stop("w3", 12.0)
+    if how == "stopped":
+        began_s, ended_s = cluster.stop("w3", float(LOCK_HELD_S))
+    else:
+        began_s, ended_s = cluster.hold_the_lock("w3")
 
     def again() -> bool:
         return all(used_again_s(name) is not None for name in others)
@@ -190,17 +213,24 @@ def test_a_hung_peer_is_avoided_and_used_again(launch, tell):
         name: [
             event
             for event in cluster.exchanges(name, "w3")
-            if event["outcome"] != "blended" and began_s < event["t"] < ended_s + 1
+            if event["outcome"] != "blended" and began_s < event["t"] < ended_s
         ]
         for name in others
     }
     assert all(failed.values()), "each has met it while it hung"
+    if how == "lock-held":
+        assert {event["outcome"] for events in failed.values() for event in events} == {"timed_out"}
     first_s = max(events[0]["duration_s"] for events in failed.values())
+    all_know_s = max(events[0]["t"] for events in failed.values()) - began_s
     back_s = max(used_again_s(name) or 0.0 for name in others)
-    tell(f"a hung peer: given up {first_s:.2f} s after the ask at most; used again by all after {back_s:.2f} s")
+    tell(
+        f"a hung peer ({how}): given up {first_s:.2f} s after the ask at most, by all {all_know_s:.2f} s after "
+        f"it hung; "
+        f"used again by all after {back_s:.2f} s"
+    )
     cluster.end()
     assert_all_held(read_run(cluster.run_dir), "I2", "I4", "I9")
-    assert first_s <= 2.5  # heartbeats every 0.5 s, which may be missing for 1.5 s
+    assert first_s <= 1.5
     assert back_s <= 5.0
 
 
@@ -352,7 +382,6 @@ def _measure_the_parted(cluster: Cluster, names: list[str], halves: list[list[st
     assert crossed == 0
     assert_all_held(read_run(cluster.run_dir), "I2", "I3", "I4", "I5", "I9")
     assert statistics.mean(rates) >= 0.98
-    # Failures have brought the scores of the other half down, so it is asked rarely at first.
-    assert max(met_s) <= 20.0
+    assert max(met_s) <= 10.0
     assert apart > 3.0 * before
     assert after < apart / 3.0
