@@ -316,10 +316,9 @@ class ZmqClient:
             left_s = max(deadline_s, min(last_s, far_s)) - time.monotonic()
             if left_s <= 0:
                 # The same words each time, so that the journal can count what repeats.
-                is_far = far_s > deadline_s
-                return (
-                    f" within {f'{_HANDSHAKE_ROUND_TRIPS} round trips' if is_far else f'{self._connect_timeout_s:g} s'}"
-                )
+                if far_s > deadline_s:
+                    return f" within {_HANDSHAKE_ROUND_TRIPS} round trips"
+                return f" within {self._connect_timeout_s:g} s"
             ready = dict(poller.poll(int(left_s * 1000) + 1))
             if self._bell.fileno() in ready:
                 raise NodeClosed("the node was closed during an exchange")
