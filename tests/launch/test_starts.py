@@ -152,7 +152,7 @@ def test_four_nodes_that_start_at_any_moment_connect_to_each_other_every_time(te
 
 
 def _start_four(seed: int, ports: list[int]) -> float | None:
-    """Start four nodes; seconds from the last start until each has had the others' snapshots, None if that takes too long."""
+    """Start four nodes; how many seconds after the last start all had met, None if that takes too long."""
     rng = random.Random(seed)
     made = Cluster("zeromq")
     made.config = ClusterConfig.for_localhost(4, ports=ports)
