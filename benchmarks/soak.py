@@ -66,7 +66,7 @@ def main() -> int:
 def _use(life: Life) -> dict[str, Any]:
     """What a node took after its warm-up and at its end."""
     lines = [line for line in life.metrics if line["t"] >= life.metrics[0]["t"] + WARM_UP_S]
-    first, last = lines[0], lines[-1]
+    first, last = lines[0], lines[-2]  # the very last one is of a node that has been closed
     minutes = (last["t"] - first["t"]) / 60.0
     grown_mb = (last["resident_bytes"] - first["resident_bytes"]) / 1e6
     return {

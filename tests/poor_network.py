@@ -37,7 +37,7 @@ class Link:
         delay_s: of each packet.
         jitter_s: of the delay, at most so much more or less; packets stay in order.
         loss: share of the packets that are lost.
-        bytes_per_s: into each node.
+        bytes_per_s: into each node, and out of one with a link of its own.
     """
 
     delay_s: float = 0.0
@@ -66,13 +66,16 @@ class PoorNetwork:
         self.places = [f"{stem}{number}" for number in range(1, count + 1)]
         self.hosts = [f"10.78.0.{number}" for number in range(1, count + 1)]
         self.link = Link()
+        self.own_links: dict[str, Link] = {}
+        """Of hosts whose link is another one, both ways."""
         self.carried = self.lost = self.queued = 0
         """Packets so far; what a queue had no room for counts as lost, and what waited for the rate as queued."""
         self._rng = random.Random(seed)
         self._made: list[str] = []
         self._ports: dict[bytes, int] = {}
+        self._hosts: dict[bytes, str] = {}
         self._due: list[tuple[float, int, int, bytes]] = []
-        self._free_s: dict[int, float] = {}
+        self._free_s: dict[tuple[str, bytes], float] = {}
         self._last_due_s: dict[tuple[bytes, bytes], float] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._carry)
@@ -83,6 +86,7 @@ class PoorNetwork:
             self._made.append(place)
             port = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK)
             self._ports[socket.inet_aton(host)] = port
+            self._hosts[socket.inet_aton(host)] = host
             fcntl.ioctl(port, _TUNSETIFF, struct.pack("16sH22x", place.encode(), _IFF_TUN | _IFF_NO_PI))
             ip("link", "set", place, "netns", place)
             ip("-n", place, "address", "add", f"{host}/24", "dev", place)
@@ -118,13 +122,16 @@ class PoorNetwork:
         to = self._ports.get(target)
         if to is None:
             return  # not IPv4, or to nobody
-        link, now_s = self.link, time.monotonic()
-        free_s = max(now_s, self._free_s.get(to, 0.0))
+        now_s = time.monotonic()
+        own = self.own_links.get(self._hosts[source])
+        link = own or self.own_links.get(self._hosts[target], self.link)
+        way = ("from", source) if own else ("to", target)
+        free_s = max(now_s, self._free_s.get(way, 0.0))
         if self._rng.random() < link.loss or free_s - now_s > _QUEUE_S:
             self.lost += 1
             return
         self.queued += free_s > now_s
-        self._free_s[to] = free_s = free_s + len(packet) / link.bytes_per_s
+        self._free_s[way] = free_s = free_s + len(packet) / link.bytes_per_s
         due_s = free_s + link.delay_s + self._rng.uniform(-link.jitter_s, link.jitter_s)
         due_s = max(due_s, self._last_due_s.get((source, target), 0.0))
         self._last_due_s[source, target] = due_s

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 NODES = 4
 FLOATS = 12_500  # 100 kB: 20 of them per second are more than 10 Mbit/s
+FLOATS_OF_A_SECOND = 125_000  # 1 MB
 MEASURED_S = 12.0
 CUT_OFF = Link(loss=1.0)
 
@@ -32,6 +33,12 @@ LINKS = {
     "5 % of the packets lost": Link(delay_s=0.005, loss=0.05),
     "10 Mbit/s": Link(delay_s=0.005, bytes_per_s=1.25e6),
 }
+
+
+@pytest.fixture
+def floats() -> int:
+    """How large the model is."""
+    return FLOATS
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def network() -> Iterator[PoorNetwork]:
 
 
 @pytest.fixture
-def clusters(network, tmp_path) -> Iterator[list[SteadyCluster]]:
+def clusters(network, tmp_path, floats) -> Iterator[list[SteadyCluster]]:
     """Each node's own launch, in its own namespace."""
     nodes = [
         {"name": f"w{number}", "host": host, "port": 21000 + number}
@@ -59,7 +66,7 @@ def clusters(network, tmp_path) -> Iterator[list[SteadyCluster]]:
     (tmp_path / "cluster.yaml").write_text(config.to_yaml())
     started = [
         SteadyCluster(
-            tmp_path, [node["name"]], "ip", "netns", "exec", place, options=(f"--node={node['name']}",), floats=FLOATS
+            tmp_path, [node["name"]], "ip", "netns", "exec", place, options=(f"--node={node['name']}",), floats=floats
         )
         for node, place in zip(nodes, network.places, strict=True)
     ]
@@ -105,6 +112,30 @@ def test_poor_links_cost_the_trainer_nothing(network, clusters, tell):
     assert min(kept.values()) >= 0.95, kept
 
 
+@pytest.mark.parametrize("floats", [FLOATS_OF_A_SECOND])
+def test_a_peer_behind_a_slow_link_costs_the_others_nothing(network, clusters, tell):
+    names, others = [f"w{number}" for number in range(1, NODES + 1)], ["w1", "w2", "w3"]
+    record, slow = clusters[0], Link(bytes_per_s=1e6)
+    clean_s = time.time()
+    sleep_until(clean_s + MEASURED_S)
+    clean = {name: record.rate(name, clean_s, clean_s + MEASURED_S) for name in names}
+    before, queued = _line("all links fast", record, others, clean_s, clean), network.queued
+    network.own_links[network.hosts[3]] = slow
+    sleep_until(time.time() + 3.0)  # what was measured on the fast link is forgotten meanwhile
+    slow_s = time.time()
+    sleep_until(slow_s + 2 * MEASURED_S)
+    kept = {name: record.rate(name, slow_s, slow_s + 2 * MEASURED_S) / clean[name] for name in others}
+    after = _line("w4 at 1 MB/s", record, others, slow_s, clean)
+    from_slow = [event for name in others for event in _blends(record, name, slow_s) if event["peer"] == "w4"]
+    tell(f"of the three others: {before}\n    {after}; {len(from_slow)} blends with w4 in {2 * MEASURED_S:.0f} s")
+    for one in clusters:
+        one.end()
+    assert network.queued > queued
+    assert_all_held(read_run(record.run_dir), "I2", "I3", "I5")
+    assert from_slow
+    assert min(kept.values()) >= 0.97, kept
+
+
 def _blends(cluster: SteadyCluster, name: str, since_s: float) -> list[dict]:
     return [event for event in cluster.exchanges(name) if event["outcome"] == "blended" and event["t"] > since_s]
 
@@ -125,7 +156,7 @@ def _line(what: str, cluster: SteadyCluster, names: list[str], since_s: float, c
     ]
     return (
         f"{what}: steps {100 * sum(rates) / len(rates):.1f} % of clean, the slowest {100 * min(rates):.1f} %; "
-        f"{len(ages_s) / NODES / MEASURED_S:.1f} exchanges/s per node, {len(failed)} failed; "
+        f"{len(ages_s) / len(names) / MEASURED_S:.1f} exchanges/s per node, {len(failed)} failed; "
         f"blended values are {ages_s[len(ages_s) // 2]:.2f} s old in the median, "
         f"{ages_s[int(0.95 * len(ages_s))]:.2f} s at the 95th percentile"
     )

@@ -85,6 +85,35 @@ def test_milliseconds_of_the_file_are_seconds_inside():
     assert seconds == (2.5, 0.25, 0.04, 0.5)
 
 
+def test_the_clock_on_the_wall_stamps_and_decides_nothing_in_a_run():
+    """It may jump by a day. Deadlines, pauses and paces are of the monotonic clock."""
+    stamped = {
+        "dpwa/observe/journal.py",
+        "dpwa/observe/steady_file.py",
+        "dpwa/observe/run_record.py",
+        "adapters/checkpoints.py",
+        # Whoever makes a partition is another process: the two have no other clock in common.
+        "dpwa/transport/faults.py",
+        "dpwa/launch/breaking.py",
+        "dpwa/launch/chaos.py",
+    }
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path, tree in _trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "time.time"
+    }
+    names = {
+        alias.name
+        for _, tree in _trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "time"
+        for alias in node.names
+    }
+    assert {path for path in found if not path.startswith(("dpwa/lab/", "examples/"))} == stamped
+    assert "time" not in names
+
+
 def test_a_model_that_nobody_wants_is_not_copied(zeromq):
     """A step without a pull and without an ask costs no copy."""
     nodes = zeromq.start([VectorModel([0.0]), VectorModel([1.0])], pull_probability=0.0)
