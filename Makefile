@@ -71,7 +71,7 @@ soak: $(STAMP)
 TIMES ?= 20
 TESTS ?= $(addprefix tests/,$(addsuffix .py,launch/test_faults launch/test_chaos observe/test_verify node/test_joining exchange/test_restart_machines \
 	transport/test_strangers transport/test_door exchange/test_forged_words launch/test_run_keys transport/test_keys \
-	transport/test_connections transport/test_slow_links exchange/test_patience node/test_close node/test_fork \
+	transport/test_connections transport/test_slow_links exchange/test_patience node/test_close node/test_fork node/test_surroundings \
 	adapters/test_termination transport/test_leftovers launch/test_endings observe/test_journal \
 	observe/test_bounded_file adapters/test_saving exchange/test_impossible_numbers transport/test_fault_injection \
 	exchange/test_pairing adapters/test_pytorch_memory))

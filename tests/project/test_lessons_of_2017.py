@@ -178,6 +178,14 @@ def test_every_link_and_file_that_a_page_names_exists(page):
     assert missing == []
 
 
+def test_every_test_that_a_page_names_exists():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    tests = {name for source in sources for name in re.findall(r"^def (test_\w+)\(", source, re.MULTILINE)}
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))}
+    assert len(named) > 50
+    assert named - tests == set()
+
+
 def _map_of_the_code() -> list[list[str]]:
     """The lines of each wing: blocks of the section "Map" that are indented."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
