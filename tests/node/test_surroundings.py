@@ -27,27 +27,31 @@ def test_a_clock_that_jumps_by_days_changes_nothing_but_the_times_in_the_journal
         jumps.append(rng.uniform(-DAY_S, DAY_S))
         return real_s() + jumps[-1]
 
+    start_s = time.monotonic()
     nodes = zeromq.start([VectorModel([0.0]), VectorModel([4.0])], run_dir=tmp_path, metrics_interval_ms=50)
     zeromq.step_all(20)
     monkeypatch.setattr(time, "time", jumping_s)
-    before, start_s = [node.statistics() for node in nodes], time.monotonic()
+    before = [node.statistics() for node in nodes]
     wait_until(
         lambda: (
             zeromq.step_all()
             or all(node.statistics().blended >= was.blended + 200 for node, was in zip(nodes, before, strict=True))
         ),
         "as many exchanges as ever",
+        40.0,
     )
-    lasted_s = time.monotonic() - start_s
     zeromq.close()
+    lasted_s = time.monotonic() - start_s
     assert len(jumps) > 400, "each exchange has its line"
-    assert [node.statistics().failures for node in nodes] == [0, 0]
+    # Deadlines that follow the wall's clock would all fail; a busy machine may miss one of the monotonic clock.
+    assert sum(node.statistics().failures for node in nodes) < 5
     assert np.ptp(zeromq.vectors()) < 1e-6
     for name in ("w1", "w2"):
-        lines = [json.loads(line) for line in (tmp_path / "nodes" / name / "metrics.jsonl").read_text().splitlines()]
-        assert len(lines) <= lasted_s / 0.05 + 10, "at their interval of the monotonic clock"
-        assert len(lines) >= 3
-        assert max(line["t"] for line in lines) - min(line["t"] for line in lines) > DAY_S / 2
+        folder = tmp_path / "nodes" / name
+        events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+        assert max(event["t"] for event in events) - min(event["t"] for event in events) > DAY_S
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        assert 3 <= len(lines) <= lasted_s / 0.05 + 2, "at their interval of the monotonic clock"
 
 
 @pytest.mark.heavy
