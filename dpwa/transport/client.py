@@ -310,6 +310,9 @@ class ZmqClient:
         if connection.monitor is not None:
             poller.register(connection.monitor, zmq.POLLIN)
         while not connection.is_ready:
+            failure = connection.failure()
+            if failure is not None:
+                return f": {failure}"
             far_s = 0.0
             if connection.round_trip_s is not None:
                 far_s = start_s + (1 + _HANDSHAKE_ROUND_TRIPS) * connection.round_trip_s
@@ -319,12 +322,8 @@ class ZmqClient:
                 if far_s > deadline_s:
                     return f" within {_HANDSHAKE_ROUND_TRIPS} round trips"
                 return f" within {self._connect_timeout_s:g} s"
-            ready = dict(poller.poll(int(left_s * 1000) + 1))
-            if self._bell.fileno() in ready:
+            if self._bell.fileno() in dict(poller.poll(int(left_s * 1000) + 1)):
                 raise NodeClosed("the node was closed during an exchange")
-            failure = connection.failure()
-            if failure is not None:
-                return f": {failure}"
         return None
 
     def _poller(self, connection: Connection, event: int) -> zmq.Poller:
