@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage test-heavy test-slow reliability slurm flake fuzz test-tensorflow test-frameworks rivals test-rivals lint bench bench-methods bench-gpu bench-quick studies results clean
+.PHONY: help demo test test-all coverage test-heavy test-slow reliability soak slurm flake fuzz test-tensorflow test-frameworks rivals test-rivals lint bench bench-methods bench-gpu bench-quick studies results clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about a minute)"
@@ -19,7 +19,8 @@ help:
 	@echo "make coverage     make test-all without the heavy ones, and which share of the code they run: at least 90 %"
 	@echo "make test-heavy   the part of make test-all that coverage does not trace"
 	@echo "make test-slow    what takes longer still, such as a whole demo and floods of ten seconds"
-	@echo "make reliability  the figures of docs/reliability.md (a quarter of an hour; leave the machine alone meanwhile)"
+	@echo "make reliability  the figures of docs/reliability.md (half an hour; leave the machine alone meanwhile)"
+	@echo "make soak         ten minutes of training, in which memory, descriptors and threads must not grow (MINUTES=10)"
 	@echo "make slurm        a SLURM of two hosts on this machine: srun, a killed task, a requeued job (five minutes, root, Debian's slurm)"
 	@echo "make flake        the tests of faults, of strangers and of life and death, 20 times in a row (TIMES=20; about an hour)"
 	@echo "make fuzz         a minute of coverage-guided fuzzing of the wire format and of cluster files (SECONDS=60; needs atheris)"
@@ -58,8 +59,13 @@ test-slow: $(STAMP)
 
 # Each test prints its figure. The one that parts a network needs root, and says so without.
 reliability: $(STAMP)
-	@$(BIN)/python -m pytest -q -m slow tests/launch/test_reliability.py
+	@$(BIN)/python -m pytest -q -m slow tests/launch/test_reliability.py tests/launch/test_starts.py tests/launch/test_poor_links.py
 	@$(BIN)/python benchmarks/goodput.py --json benchmarks/results/goodput.json
+
+# make soak MINUTES=480     a night
+MINUTES ?= 10
+soak: $(STAMP)
+	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) --json benchmarks/results/soak.json
 
 # apt-get install slurmctld slurmd slurm-client munge; skipped, with the reason, where they are not there.
 slurm: $(STAMP)
@@ -70,7 +76,7 @@ slurm: $(STAMP)
 TIMES ?= 20
 TESTS ?= $(addprefix tests/,$(addsuffix .py,launch/test_faults launch/test_chaos observe/test_verify node/test_joining exchange/test_restart_machines \
 	transport/test_strangers transport/test_door transport/test_guests node/test_invited exchange/test_forged_words launch/test_run_keys transport/test_keys \
-	transport/test_connections transport/test_slow_links exchange/test_patience node/test_close node/test_fork \
+	transport/test_connections transport/test_slow_links exchange/test_patience node/test_close node/test_fork node/test_surroundings \
 	adapters/test_termination transport/test_leftovers launch/test_endings observe/test_journal \
 	observe/test_bounded_file adapters/test_saving exchange/test_impossible_numbers transport/test_fault_injection \
 	exchange/test_pairing adapters/test_pytorch_memory))

@@ -2,13 +2,17 @@
 
 Each node descends towards a target of its own, so that nodes that do not exchange drift apart:
 x -> x + 0.05 (rank - x).
-Its metrics hold `x` and its scores of its peers.
+Its metrics hold `x` and its scores of its peers. On SIGUSR1 it hangs as an extension in C can make it hang: it sleeps
+with the interpreter's lock held, so that none of its threads runs, while ZeroMQ goes on answering heartbeats.
 
-    python steady_trainer.py STEPS PACE_MS
+    python steady_trainer.py STEPS PACE_MS [FLOATS]
+
+FLOATS more numbers make the model larger.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -19,15 +23,18 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.node.node import Node
 from support import VectorModel
 
+LOCK_HELD_S = 12
+
 
 def main() -> None:
     steps, pace_s = int(sys.argv[1]), int(sys.argv[2]) / 1000
     name = os.environ["DPWA_NODE"]
     rank = float(name[1:])
-    model = VectorModel([0.0, rank])
+    model = VectorModel([0.0, rank, *[0.0] * int((sys.argv[3:] or [0])[0])])
     config = ClusterConfig.load(os.environ["DPWA_CONFIG"])
     node = Node(config, name, model, run_dir=Path(os.environ["DPWA_RUN_DIR"]))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGUSR1, lambda *_: ctypes.PyDLL(None).sleep(LOCK_HELD_S))
     try:
         node.start()
         due_s = time.monotonic()

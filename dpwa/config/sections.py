@@ -123,7 +123,11 @@ class FlowControlOptions(Options):
     score_max: int = Field(1000, ge=1, description="Highest score.")
     score_start: int = Field(500, ge=1, description="Score of a peer that has not been asked yet.")
     success: int = Field(10, ge=0, description="What one complete answer adds to the score.")
-    failure: int = Field(100, ge=0, description="What one timeout or broken answer takes from the score.")
+    failure: int = Field(
+        100,
+        ge=0,
+        description="What a failure takes from the score: once, until the peer answers again.",
+    )
     probe_s: float = Field(
         1.0, gt=0, le=3600, description="Seconds after a failure before the peer is asked again; doubles each time."
     )

@@ -5,6 +5,10 @@ the score is the weight of the choice, so that equally good peers are asked unif
 alone for a while that doubles with each further failure and has an upper end: it is asked rarely and never forgotten.
 If it asks this node meanwhile, it is asked at once; anybody could have asked in its name, so such hints have a limit.
 
+An outage takes from the score once, however often the peer was asked meanwhile: a peer that was cut off for minutes is
+worth almost as much as before when it answers again, and one that fails again and again is not. And an outage may have
+been that of a part of the network: when one of those that failed together answers, each of the others gets a chance.
+
 When all peers fail, this node is the suspect: its cable is out, or it was stopped itself (Dadgar et al., "Lifeguard",
 1707.00788: local health). What they failed in that time is forgotten as soon as one of them answers.
 
@@ -14,6 +18,7 @@ simulation runs the same code. Runs in: the thread that performs the exchanges.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -35,12 +40,18 @@ _LEAST_PAUSE_S = 1.0
 # pauses have. A peer that asks and cannot be reached, or answers too late, is not worth more.
 _PEER_PAUSE_S = 5.0
 
+# Peers that began to fail so close to each other may have failed for one reason. Who asks dozens of them, one after the
+# other, needs half a second for each to find it out.
+_TOGETHER_S = 10.0
+
 
 @dataclass
 class _Standing:
     score: float
     failures: int = 0
     """In a row; 0 for a peer that answered last time."""
+    failing_from_s: float = 0.0
+    """When the first of them was."""
     due_s: float = 0.0
     """When a failing peer gets its next chance."""
     is_hinted: bool = False
@@ -133,15 +144,31 @@ class FlowControl:
         if len(self._before_failing) > 1 and all(standing.failures for standing in self._standings.values()):
             self._standings.update(self._before_failing)
         self._before_failing.clear()
-        if peer in self._standings:
-            self._standings[peer] = _Standing(self._standings[peer].score)
+        self._is_back(peer, self._of(peer).score)
+
+    def _is_back(self, peer: str, score: float) -> None:
+        """The peer has answered. If it was failing, so may those be back that began to fail when it did.
+
+        One that fails again and again brings none of the dead forward: each of its outages has a beginning of its own.
+        """
+        former = self._standings.get(peer)
+        if former is None:
+            return
+        self._standings[peer] = _Standing(score)
+        if not former.failures:
+            return
+        for other in self._standings.values():
+            if other.failures and abs(other.failing_from_s - former.failing_from_s) <= _TOGETHER_S:
+                other.due_s = -math.inf
 
     def failed(self, peer: str, now_s: float) -> None:
         """The peer did not answer, or not as it should."""
         standing = self._of(peer)
         if peer in self._standings:
             self._before_failing.setdefault(peer, replace(standing))
-        standing.score = max(standing.score - self._settings.failure, self._settings.score_min)
+        if not standing.failures:
+            standing.score = max(standing.score - self._settings.failure, self._settings.score_min)
+            standing.failing_from_s = now_s
         # The exponent is bounded: 2.0**1024 would overflow after a long absence.
         pause_s = min(self._settings.probe_s * 2.0 ** min(standing.failures, 30), self._settings.probe_max_s)
         # The random part keeps many nodes from probing one returning peer in the same instant.
@@ -168,7 +195,7 @@ class FlowControl:
         """The peer gave an answer in this life. If it is a new one, what its former one did is forgotten."""
         if peer in self._standings and incarnation != self._incarnations.get(peer):
             self._incarnations[peer] = incarnation
-            self._standings[peer] = _Standing(self._settings.score_start)
+            self._is_back(peer, self._settings.score_start)
 
     def is_failing(self, peer: str) -> bool:
         """Whether the peer's last exchange failed."""

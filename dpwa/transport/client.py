@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -21,12 +22,9 @@ from dpwa.config import hosts
 from dpwa.errors import ConfigError, ModelMismatch, NodeClosed, PeerTimeout, PeerUnreachable, RemoteProtocolError
 from dpwa.exchange.client import Pulled
 from dpwa.exchange.messages import (
-    MAX_FRAME_BYTES,
-    MAX_HEADER_BYTES,
     NEWEST_ROUND,
     Meet,
     Message,
-    More,
     Propose,
     PullRequest,
     Settle,
@@ -36,6 +34,7 @@ from dpwa.exchange.patience import Patience
 from dpwa.exchange.slices import Slice
 from dpwa.snapshot.staging import Staging, encoded_chunk_bytes
 from dpwa.snapshot.state import Codec
+from dpwa.transport.asking import Asking
 from dpwa.transport.connection import REFUSED, Connection
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
@@ -54,8 +53,12 @@ _Received = TypeVar("_Received")
 # a gigabyte per second so much comes within one look that twice the time would be felt.
 _CHECK_S = 0.02
 
-# A meeting is answered by the Rx thread at once, or it is not worth the time that exchanges could have.
+# A meeting is answered by the Rx thread at once, or it is not worth the time that exchanges could have. The connection
+# may take longer.
 _MEETING_S = 1.0
+
+# ZeroMQ's greeting takes one to two round trips and its handshake one, with keys two: as many, twice over.
+_HANDSHAKE_ROUND_TRIPS = 8
 
 # Between two tries of the first connection to a peer, which may be starting just now.
 _RETRY_S = 0.05
@@ -164,7 +167,7 @@ class ZmqClient:
 
     def request(self, peer: str, message: Propose | Settle | Meet | Vouch) -> Message:
         """See `Client.request`."""
-        return self._ask(peer, message, Conversation.answer, _MEETING_S if isinstance(message, Meet | Vouch) else None)
+        return self._ask(peer, message, Conversation.answer)
 
     def pause(self, pause_s: float) -> None:
         """See `Client.pause`."""
@@ -184,12 +187,15 @@ class ZmqClient:
         start_s = time.monotonic()
         rest_s = self._patience.rest_s(peer, wanted_bytes)
         longest_s = self._patience.longest_s if within_s is None else min(self._patience.longest_s, within_s)
-        timeout_s = min(self._timeout_s, longest_s)
+        first_word_end_s = start_s + min(self._timeout_s, longest_s)
         self._close_flooded()
         try:
-            connection = self._connected(peer, start_s + min(timeout_s, self._connect_timeout_s))
-            first_word_s = min(timeout_s, self._first_word_s(peer, message))
-            asking = _Asking(connection, message, start_s, first_word_s, rest_s, longest_s)
+            connection = self._connected(peer, start_s, first_word_end_s)
+            asked_s = time.monotonic()
+            is_small = isinstance(message, Meet | Vouch)
+            end_s = min(start_s + longest_s, asked_s + _MEETING_S if is_small else math.inf)
+            first_word_end_s = min(first_word_end_s, end_s, asked_s + self._first_word_s(peer, message))
+            asking = Asking(connection, message, asked_s, first_word_end_s, rest_s, end_s)
             connection.socket.send(encode(message), zmq.NOBLOCK)
             conversation = Conversation(
                 peer,
@@ -223,7 +229,7 @@ class ZmqClient:
         )
         return self._patience.first_word_s(peer) if is_cut_short else self._timeout_s
 
-    def _timed_out(self, peer: str, asking: _Asking, error: PeerTimeout) -> None:
+    def _timed_out(self, peer: str, asking: Asking, error: PeerTimeout) -> None:
         if not asking.is_answered:
             if not asking.is_short:  # less than what an exchange would wait says nothing of exchanges
                 self._patience.was_silent(peer)
@@ -254,8 +260,13 @@ class ZmqClient:
             if connection.excess() is not None:
                 self._hang_up(peer)
 
-    def _connected(self, peer: str, deadline_s: float) -> Connection:
+    def _connected(self, peer: str, start_s: float, last_s: float) -> Connection:
         """The connection to a peer; a new one if there is none, or it has broken since it was used last.
+
+        Args:
+            peer: whose it is.
+            start_s: when the time to connect begins.
+            last_s: its end on links of long latency, for which the time to connect would be too short.
 
         Raises:
             NodeClosed: the bell rang.
@@ -268,11 +279,11 @@ class ZmqClient:
         if connection is None:
             while len(self._connections) >= self._max_connections:
                 self._hang_up(next(iter(self._connections)))
-            connection = self._make(peer, deadline_s)
+            connection = self._make(peer, min(last_s, start_s + self._connect_timeout_s), last_s)
         self._connections.move_to_end(peer)
         return connection
 
-    def _make(self, peer: str, deadline_s: float) -> Connection:
+    def _make(self, peer: str, deadline_s: float, last_s: float) -> Connection:
         """Make a connection. One that is refused is tried again only if it is the first to that peer in this life.
 
         Nodes are started together and not at the same moment. A peer that refuses later has gone, and must not cost
@@ -284,7 +295,7 @@ class ZmqClient:
         self._tried.add(peer)
         while True:
             connection = self._connections[peer] = self._open(peer, deadline_s)
-            failure = self._failure(connection, deadline_s)
+            failure = self._failure(connection, deadline_s, last_s)
             if failure is None:
                 connection.made()
                 if self._keys.to_show is not None:
@@ -314,21 +325,31 @@ class ZmqClient:
                 what += "; this process has no file descriptors left: raise `ulimit -n`, or close files"
             raise PeerUnreachable(peer, f"no connection can be opened: {what}") from error
 
-    def _failure(self, connection: Connection, deadline_s: float) -> str | None:
-        """Wait until a new connection stands, or why it will not."""
+    def _failure(self, connection: Connection, deadline_s: float, last_s: float) -> str | None:
+        """Wait until a new connection stands, or why it will not.
+
+        TCP's connection takes one round trip. With a far peer the handshake may take longer than the time to connect;
+        a peer that is near and hangs gets no more.
+        """
+        start_s = time.monotonic()
         poller = self._poller(connection, zmq.POLLOUT)
         if connection.monitor is not None:
             poller.register(connection.monitor, zmq.POLLIN)
         while not connection.is_ready:
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
-                return f" within {self._connect_timeout_s:g} s"
-            ready = dict(poller.poll(int(left_s * 1000) + 1))
-            if self._bell.fileno() in ready:
-                raise NodeClosed("the node was closed during an exchange")
             failure = connection.failure()
             if failure is not None:
                 return f": {failure}"
+            far_s = 0.0
+            if connection.round_trip_s is not None:
+                far_s = start_s + (1 + _HANDSHAKE_ROUND_TRIPS) * connection.round_trip_s
+            left_s = max(deadline_s, min(last_s, far_s)) - time.monotonic()
+            if left_s <= 0:
+                # The same words each time, so that the journal can count what repeats.
+                if far_s > deadline_s:
+                    return f" within {_HANDSHAKE_ROUND_TRIPS} round trips"
+                return f" within {self._connect_timeout_s:g} s"
+            if self._bell.fileno() in dict(poller.poll(int(left_s * 1000) + 1)):
+                raise NodeClosed("the node was closed during an exchange")
         return None
 
     def _poller(self, connection: Connection, event: int) -> zmq.Poller:
@@ -368,63 +389,3 @@ class ZmqClient:
             if excess is not None:
                 raise RemoteProtocolError(peer, excess)
             self._close_flooded()
-
-
-class _Asking:
-    """One request under way: its two deadlines, and what was asked for.
-
-    Args:
-        connection: it is sent over.
-        message: the request.
-        start_s: when it began.
-        first_word_s: the longest that nothing of the answer may come.
-        rest_s: the longest that the rest may take from then on.
-        longest_s: the longest that all may take.
-    """
-
-    def __init__(
-        self,
-        connection: Connection,
-        message: PullRequest | Propose | Settle | Meet | Vouch,
-        start_s: float,
-        first_word_s: float,
-        rest_s: float,
-        longest_s: float,
-    ) -> None:
-        self.is_short = isinstance(message, Meet | Vouch)
-        self._connection = connection
-        self._start_s = start_s
-        self._rest_s = rest_s
-        self._longest_s = longest_s
-        self._message_bytes = MAX_HEADER_BYTES + (message.chunk_bytes if isinstance(message, PullRequest) else 0)
-        self._answered_s = 0.0
-        self._bytes_before: int | None = None
-        self.is_answered = False
-        self.deadline_s = start_s + first_word_s
-        connection.begin()
-        if isinstance(message, PullRequest):
-            # In place of the chunks there may be a layout as text, which fills one frame at most.
-            connection.allow(max(message.count * self._message_bytes, MAX_FRAME_BYTES))
-
-    @property
-    def answered_after_s(self) -> float:
-        """How long the first word took."""
-        return self._answered_s - self._start_s
-
-    def answered(self) -> None:
-        """The first word is there."""
-        self.is_answered = True
-        self._answered_s = time.monotonic()
-        self._bytes_before = self._connection.received_bytes()
-        self.deadline_s = min(self._start_s + self._longest_s, self._answered_s + self._rest_s)
-
-    def more(self, message: More) -> None:
-        """Further chunks have been asked for."""
-        self._connection.allow(message.count * self._message_bytes)
-
-    def tell_progress(self, error: PeerTimeout) -> None:
-        """Say in an error how far the answer had come, chunks that were not complete included."""
-        error.transfer_s = time.monotonic() - self._answered_s
-        received_bytes = self._connection.received_bytes()
-        if received_bytes is not None and self._bytes_before is not None:
-            error.received_bytes = max(error.received_bytes, received_bytes - self._bytes_before)

@@ -80,6 +80,8 @@ class Connection:
         self._tcp: socket.socket | None = None  # a second handle, so that a number used again can never mislead
         self._before_bytes = self._allowed_bytes = 0
         self._since_s = time.monotonic()
+        self.round_trip_s: float | None = None
+        """How long TCP's connection took to make, as soon as it has been made; the handshake comes after it."""
         try:
             self.monitor = dealer.get_monitor_socket()
             dealer.connect(address)
@@ -108,6 +110,7 @@ class Connection:
             event = parse_monitor_message(self.monitor.recv_multipart())
             if event["event"] == zmq.EVENT_CONNECTED:
                 self._descriptor = int(event["value"])
+                self.round_trip_s = time.monotonic() - self._since_s
             elif event["value"] == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
                 return _OTHER_SECURITY
             elif event["event"] in _ENDS:

@@ -31,8 +31,90 @@ def test_scores_rise_with_success_and_fall_with_failure_within_their_bounds():
     flow = _flow("ab")
     for _ in range(100):
         flow.succeeded("a")
+        flow.answered("b")
         flow.failed("b", 0.0)
     assert flow.scores() == {"a": 1000, "b": 10}
+
+
+def test_an_outage_costs_the_score_one_failure_however_often_the_peer_was_asked_meanwhile():
+    flow = _flow("ab")
+    for now_s in range(100):
+        flow.failed("a", float(now_s))
+    flow.succeeded("a")
+    assert flow.scores()["a"] == 500 - 100 + 10
+
+
+@pytest.mark.parametrize(("successes", "expected"), [(9, 10), (10, 500), (11, 1000)])
+def test_a_peer_that_fails_again_and_again_loses_its_score_unless_ten_successes_pay_for_each_failure(
+    successes, expected
+):
+    flow = _flow("ab")
+    for now_s in range(60):
+        flow.failed("a", float(now_s))
+        flow.failed("a", now_s + 0.5)
+        for _ in range(successes):
+            flow.succeeded("a")
+    flow.failed("a", 60.0)
+    assert flow.scores()["a"] == pytest.approx(expected, abs=100)
+
+
+def test_when_one_of_those_that_failed_together_answers_the_others_get_a_chance_at_once():
+    flow = _flow("abcd", probe_max_s=1000.0)
+    flow.failed("d", 0.0)
+    for now_s in (20.0, 30.0, 40.0, 50.0):
+        for peer in "abd":
+            flow.failed(peer, now_s)
+    assert not any(flow.may_ask(peer, 51.0) for peer in "abd")
+    flow.succeeded("a")
+    assert flow.may_ask("b", 51.0)
+    assert not flow.may_ask("d", 51.0), "its outage is another one"
+    flow.failed("b", 51.0)
+    assert not flow.may_ask("b", 51.0 + 0.75 * 16), "it was one chance, and the pause has doubled once more"
+
+
+def test_a_peer_that_fails_again_and_again_brings_no_dead_peer_forward():
+    """One of a set that died together comes back, and goes on failing and answering for ten minutes."""
+    flow = FlowControl([*range(20), "flapping", "good"], FlowControlOptions(), random.Random(2))
+    asked, now_s = Counter(), 0.0
+    for dead in [*range(20), "flapping"]:
+        flow.failed(dead, now_s)
+    while now_s < 600.0:
+        peer = flow.choose(now_s)
+        is_there = peer == "good" or (peer == "flapping" and int(now_s) % 20 < 10)
+        now_s += 0.05 if is_there else 0.5
+        asked[peer] += 1
+        flow.succeeded(peer) if is_there else flow.failed(peer, now_s)
+    # 1 + 2 + 4 + 8 + 16 s, and then every 30 s, as of a peer that died alone; and one more chance.
+    assert asked["flapping"] > 100
+    assert all(asked[dead] <= 4 + (600 - 31) / (0.75 * 30) + 2 for dead in range(20))
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("asks_per_s", [10, 20])
+def test_halves_that_were_cut_off_for_half_a_minute_have_all_asked_each_other_within_ten_seconds(asks_per_s):
+    """Eight nodes that ask, each with a clock of its own; whoever is asked takes it for a hint."""
+    names = "abcdefgh"
+    for seed in range(3):
+        flows = {
+            name: FlowControl(names.replace(name, ""), FlowControlOptions(), random.Random(f"{seed} {name}"))
+            for name in names
+        }
+        free_s = {name: index / (8 * asks_per_s) for index, name in enumerate(names)}
+        met: dict[tuple[str, str], float] = {}
+        while (now_s := min(free_s.values())) < 70.0:
+            name = min(free_s, key=lambda each: free_s[each])
+            peer = flows[name].choose(now_s)
+            is_cut_off = peer is not None and 10.0 <= now_s < 40.0 and (name < "e") != (peer < "e")
+            free_s[name] = now_s + (0.5 if is_cut_off else 1 / asks_per_s)
+            if is_cut_off:
+                flows[name].failed(peer, free_s[name])
+            elif peer is not None:
+                flows[name].succeeded(peer)
+                flows[peer].hinted(name)
+                if now_s >= 40.0:
+                    met.setdefault((name, peer), now_s - 40.0)
+        assert len(met) == 56
+        assert max(met.values()) < 10.0
 
 
 @pytest.mark.seconds
@@ -77,7 +159,7 @@ def test_a_restarted_peer_starts_with_a_clean_slate_when_it_has_answered_itself(
     for _ in range(10):
         flow.failed("a", 0.0)
     flow.hinted("a")
-    assert flow.scores()["a"] == 10
+    assert flow.scores()["a"] == 400
     flow.answered_as("a", b"a new life")
     assert flow.scores()["a"] == 500
     assert "a" in {flow.choose(0.1) for _ in range(50)}

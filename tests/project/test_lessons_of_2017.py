@@ -85,6 +85,38 @@ def test_milliseconds_of_the_file_are_seconds_inside():
     assert seconds == (2.5, 0.25, 0.04, 0.5)
 
 
+def test_the_clock_on_the_wall_stamps_and_decides_nothing_of_a_training():
+    """It may jump by a day. Deadlines, pauses and paces are of the monotonic clock."""
+    stamped = {
+        "dpwa/observe/journal.py",
+        "dpwa/observe/steady_file.py",
+        "dpwa/observe/run_record.py",
+        "adapters/checkpoints.py",
+        # Whoever makes a partition is another process: the two have no other clock in common.
+        "dpwa/transport/faults.py",
+        "dpwa/launch/breaking.py",
+        "dpwa/launch/chaos.py",
+        # A certificate ends on a day: who may come in is decided by it, and nothing of a training.
+        "dpwa/transport/certified.py",
+        "dpwa/cli_keys.py",
+    }
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path, tree in _trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "time.time"
+    }
+    names = {
+        alias.name
+        for _, tree in _trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "time"
+        for alias in node.names
+    }
+    assert {path for path in found if not path.startswith(("dpwa/lab/", "examples/"))} == stamped
+    assert "time" not in names
+
+
 def test_a_model_that_nobody_wants_is_not_copied(zeromq):
     """A step without a pull and without an ask costs no copy."""
     nodes = zeromq.start([VectorModel([0.0]), VectorModel([1.0])], pull_probability=0.0)
@@ -112,7 +144,7 @@ def test_a_peer_that_times_out_stays_in_the_cluster(zeromq):
     zeromq.config = ClusterConfig.for_localhost(2, ports=free_ports(2), **settings)
     node = zeromq.add("w1", VectorModel([0.0]))
     step_until(node, lambda: node.statistics().exchanges.get("unreachable", 0) >= 8, "many failures")
-    assert node.statistics().scores == {"w2": 10}
+    assert node.statistics().scores == {"w2": 400}
     zeromq.add("w2", VectorModel([1.0]))
 
     def met() -> bool:
@@ -147,6 +179,14 @@ def test_every_link_and_file_that_a_page_names_exists(page):
     missing = [link for link in links if not (page.parent / link).exists()]
     missing += [name for name in named if not (ROOT / name).exists()]
     assert missing == []
+
+
+def test_every_test_that_a_page_names_exists():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    tests = {name for source in sources for name in re.findall(r"^def (test_\w+)\(", source, re.MULTILINE)}
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))}
+    assert len(named) > 50
+    assert named - tests == set()
 
 
 def _map_of_the_code() -> list[list[str]]:

@@ -12,6 +12,7 @@ from slow_link import SlowLink
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
+from dpwa.transport.connection import Connection
 from dpwa.transport.sockets import Links
 from dpwa.transport.zeromq import ZmqTransport
 from support import Cluster, VectorModel, wait_until
@@ -118,3 +119,57 @@ def test_where_neither_codec_nor_parts_may_follow_the_warning_says_what_to_set(l
     number, unit, timeout_ms, _ = re.fullmatch(pattern, told).groups()
     bytes_per_s = float(number) * {"k": 1e3, "M": 1e6}[unit]
     assert int(timeout_ms) == pytest.approx(1.25 * 8 * SIZE / bytes_per_s * 1000, rel=0.1, abs=100)
+
+
+class _ConnectionOver(Connection):
+    """One whose TCP connection took as long as a test says."""
+
+    took_s = 0.0
+
+    @property
+    def round_trip_s(self) -> float | None:
+        return self._made_after_s if self._made_after_s is None else self.took_s
+
+    @round_trip_s.setter
+    def round_trip_s(self, value: float | None) -> None:
+        self._made_after_s = value
+
+
+@pytest.mark.parametrize(("round_trip_s", "is_reached"), [(0.0, False), (0.2, True)], ids=["near", "far"])
+def test_the_handshake_may_last_eight_round_trips_with_a_far_peer_and_no_longer_than_ever_with_a_near_one(
+    zeromq, tmp_path, monkeypatch, round_trip_s, is_reached
+):
+    monkeypatch.setattr(_ConnectionOver, "took_s", round_trip_s)
+    monkeypatch.setattr("dpwa.transport.client.Connection", _ConnectionOver)
+    ports = free_ports(2)
+    link = SlowLink(ports[1], 60.0)  # ZeroMQ's greeting is 64 bytes, and comes in two pieces: a second
+    zeromq.config = ClusterConfig.for_localhost(
+        2, ports=ports, connect_timeout_ms=100, shared_memory="off", flow_control={"probe_s": 0.01, "probe_max_s": 0.05}
+    )
+    try:
+        for name, value in (("w2", 1.0), ("w1", 0.0)):
+            links = Links(peers={"w2": link.address}) if name == "w1" else Links()
+            make = lambda wiring, name=name, links=links: ZmqTransport(zeromq.config, name, wiring, links=links)  # noqa: E731
+            node = Node(zeromq.config, name, VectorModel([value]), make_transport=make, run_dir=tmp_path)
+            node.start()
+            zeromq.nodes.append(node)
+
+        def counts() -> dict[str, int]:
+            if is_reached and link.passed_bytes > 64:
+                link.bytes_per_s = FAST
+            zeromq.step_all()
+            return dict(node.statistics().exchanges)
+
+        if is_reached:
+            wait_until(lambda: counts().get("blended", 0) > 0, "a blend")
+            assert "unreachable" not in counts()
+        else:
+            wait_until(lambda: counts().get("unreachable", 0) >= 3, "three refusals")
+            assert "blended" not in counts()
+            zeromq.close()
+            failed = [event for event in _events(tmp_path, "w1") if event["outcome"] == "unreachable"]
+            assert failed[0]["duration_s"] < 1.0
+            assert failed[0]["reason"].endswith("within 0.1 s")
+    finally:
+        zeromq.close()
+        link.close()

@@ -170,7 +170,7 @@ def test_pullers_that_do_not_read_cost_a_bounded_amount_of_memory(zeromq, peers,
     for _ in range(10):
         node.step(1.0)
     process = psutil.Process()
-    before = process.memory_info().rss
+    memory = [process.memory_info().rss]
     counters = node._transport.counters
     for number in range(1, 9):
         stuck = peers.dealer(zeromq, receive_queue=1)
@@ -180,8 +180,10 @@ def test_pullers_that_do_not_read_cost_a_bounded_amount_of_memory(zeromq, peers,
         sent = number * 2 * RUN
         wait_until(lambda sent=sent: _chunks_sent(node, codec) >= sent, "two runs are sent")
         node.step(1.0)
+        memory.append(process.memory_info().rss)
     assert counters.served == 0
-    assert process.memory_info().rss - before < 64 << 20
+    assert memory[-1] - memory[0] < 64 << 20, "two further buffers for snapshots among them"
+    assert memory[-1] - memory[3] < 16 << 20, "five readers, when all buffers are in use"
 
 
 def _chunks_sent(node: Node, codec: Codec) -> float:
