@@ -109,6 +109,11 @@ class _PlainKeys(Options):
     blend: Literal["delta", "absolute"] = Field(
         "delta", description="delta keeps the steps made during an exchange; absolute blends as the 2017 dpwa did."
     )
+    guard: Literal["off", "finite", "clip", "median"] = Field(
+        "clip",
+        description="What of a peer's model is blended: clip cuts off what is longer than usual steps, median takes "
+        "the middle one of three models, finite refuses NaN and infinity only.",
+    )
     buffers: Literal["blend", "keep"] = Field(
         "blend", description="Whether floating-point buffers, such as BatchNorm statistics, are blended."
     )

@@ -157,7 +157,12 @@ class Exchanger:
 
     def _score(self, peer: str, result: ExchangeResult) -> None:
         flow_control, now_s = self.context.flow_control, self.context.monotonic_s()
-        if result.outcome.is_failure:
+        if result.outcome in (Outcome.REJECTED, Outcome.MISMATCH):
+            rejections = flow_control.rejected(peer, now_s)
+            if rejections is not None:
+                self.context.guard.quarantined(peer, rejections, result.reason)
+            self._warn_once(peer, result)
+        elif result.outcome.is_failure:
             flow_control.failed(peer, now_s)
             self._warn_once(peer, result)
         elif result.outcome is Outcome.GONE:

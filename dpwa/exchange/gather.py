@@ -127,17 +127,23 @@ class Gatherer:
             )
         except PeerTimeout:
             return True
-        except (PeerUnreachable, ModelMismatch, RemoteProtocolError):
+        except ModelMismatch as error:
+            self._reject(peer, str(error))
+            self._ended_if_finished(peer)
+            return False
+        except (PeerUnreachable, RemoteProtocolError):
             context.flow_control.failed(peer, context.monotonic_s())
             self._ended_if_finished(peer)
             return False
         if result.outcome.has_snapshot:
             self._rounds_ahead[peer] = 0
-            context.flow_control.succeeded(peer)
             if result.outcome is Outcome.BLENDED:
+                context.flow_control.succeeded(peer)
                 self._take(peer, result, round_)
             else:
                 round_.problem = result
+                if result.outcome is Outcome.REJECTED:
+                    self._reject(peer, result.reason)
             return False
         context.flow_control.answered(peer)
         if result.outcome in (Outcome.NOT_READY, Outcome.BUSY):
@@ -152,6 +158,11 @@ class Gatherer:
         self._ended_if_finished(peer)
         return False
 
+    def _reject(self, peer: str, reason: str) -> None:
+        rejections = self._context.flow_control.rejected(peer, self._context.monotonic_s())
+        if rejections is not None:
+            self._context.guard.quarantined(peer, rejections, reason)
+
     def _ended_if_finished(self, peer: str) -> None:
         if self._context.membership[peer].finished:
             self._spent.add(peer)
@@ -161,5 +172,6 @@ class Gatherer:
         if result.relation is Relation.ELDER:
             round_.elder = peer
         if result.relation.mixes:
-            result = replace(result, weight=round_.weights[peer])
+            # What is cut off stays with this node, as the weight of a neighbour that did not come does.
+            result = replace(result, weight=round_.weights[peer] * result.believed_share)
             round_.total = result if round_.total is None else merged(round_.total, result)

@@ -162,6 +162,8 @@ class ExchangeResult:
         exchange_id: of a push or pair.
         version: of the peer's snapshot; 0 without one.
         peer_state: state of the peer's snapshot, of the last one when several were merged; says nothing without values.
+        said: state of the peer's snapshot as the peer gave it; `peer_state` is what of it is believed.
+        believed_share: share of the step towards the peer that the guard lets pass.
         reference: this node's snapshot that differences were made against; None where values are absolute, or there
             are none.
         staging: holds the values to blend; None without.
@@ -191,6 +193,8 @@ class ExchangeResult:
     exchange_id: bytes = NO_EXCHANGE
     version: int = 0
     peer_state: State = _UNKNOWN_STATE
+    said: State = _UNKNOWN_STATE
+    believed_share: float = 1.0
     reference: Snapshot | None = None
     staging: Staging | None = None
     factor: float = 0.0
