@@ -237,8 +237,8 @@ class Fetcher:
             return result
         verdict = Verdict()
         if result.relation.mixes:
-            is_whole = result.kind in (ExchangeKind.PUSH, ExchangeKind.PAIR) and result.exchange_id != NO_EXCHANGE
-            verdict = self.guard.judge(peer, staging.apart, is_whole=is_whole)
+            # A part of what others count on would break what the method conserves.
+            verdict = self.guard.judge(peer, staging.apart, is_whole=result.kind is not ExchangeKind.PULL)
         elif result.relation is Relation.ELDER:
             verdict = Verdict(reason=self.guard.impossible(peer, staging.apart))
         if verdict.reason:

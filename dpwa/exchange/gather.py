@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from dpwa.errors import ModelMismatch, PeerTimeout, PeerUnreachable, RemoteProtocolError
+from dpwa.errors import ModelMismatch, PeerTimeout, PeerUnreachable, RemoteProtocolError, TransportError
 from dpwa.exchange.client import Client
 from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.results import merged
@@ -127,12 +127,8 @@ class Gatherer:
             )
         except PeerTimeout:
             return True
-        except ModelMismatch as error:
-            self._reject(peer, str(error))
-            self._ended_if_finished(peer)
-            return False
-        except (PeerUnreachable, RemoteProtocolError):
-            context.flow_control.failed(peer, context.monotonic_s())
+        except (PeerUnreachable, ModelMismatch, RemoteProtocolError) as error:
+            self._failed(peer, error)
             self._ended_if_finished(peer)
             return False
         if result.outcome.has_snapshot:
@@ -158,6 +154,12 @@ class Gatherer:
         self._ended_if_finished(peer)
         return False
 
+    def _failed(self, peer: str, error: TransportError) -> None:
+        if isinstance(error, ModelMismatch):
+            self._reject(peer, str(error))
+        else:
+            self._context.flow_control.failed(peer, self._context.monotonic_s())
+
     def _reject(self, peer: str, reason: str) -> None:
         rejections = self._context.flow_control.rejected(peer, self._context.monotonic_s())
         if rejections is not None:
@@ -172,6 +174,5 @@ class Gatherer:
         if result.relation is Relation.ELDER:
             round_.elder = peer
         if result.relation.mixes:
-            # What is cut off stays with this node, as the weight of a neighbour that did not come does.
-            result = replace(result, weight=round_.weights[peer] * result.believed_share)
+            result = replace(result, weight=round_.weights[peer])
             round_.total = result if round_.total is None else merged(round_.total, result)

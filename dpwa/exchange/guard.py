@@ -25,7 +25,7 @@ from dpwa.snapshot.state import State
 
 __all__ = ["FAR", "Guard", "Verdict"]
 
-FAR = 10.0
+FAR = 4.0
 """A model is far where its distance is so many bounds."""
 
 # A peer that is far from this node so many times in a row, while most others are not, is refused.
@@ -42,6 +42,10 @@ _MOST_OF_OTHERS = 1e6
 
 # The bound never falls below this part of this node's own size: models that have stood still may move again.
 _FLOOR = 1e-3
+
+# Nobody is far who is nearer than this part of this node's own size: nodes that agree exactly, and then train on, would
+# find each other far.
+_NEAR = 0.5
 
 # A model smaller than this counts as being of this size, one of zeros as being of size 1.
 _LEAST_SIZE = 1e-2
@@ -108,14 +112,13 @@ class Guard:
         """
         reason = self.impossible(peer, apart)
         if reason:
-            self._streaks[peer] = self._streaks.get(peer, 0) + 1
             return Verdict(0.0, reason)
         share, is_far = 1.0, False
         for role, measured in apart.items():
             size, distance = _size(measured), measured.distance
             start, floor = _START.get(role, _START_OF_OTHERS) * size, _FLOOR * size
             bound = self._bounds[role].bound(start=start, floor=floor)
-            is_far = is_far or distance > FAR * bound
+            is_far = is_far or distance > max(FAR * bound, _NEAR * size)
             self._bounds[role].take(distance, start=start, floor=floor)
             self._judged[role] += 1
             if distance > bound:
@@ -139,8 +142,8 @@ class Guard:
             most = max(_MOST.get(role, _MOST_OF_OTHERS) * size, FAR * bound)
             if not measured.distance <= most:  # also for NaN
                 return (
-                    f"the model of peer {peer} is {measured.distance:.3g} per {role.value} from this node's; with values "
-                    f"of about {size:.3g} here, at most {most:.3g} is believed"
+                    f"the model of peer {peer} is {measured.distance:.3g} per {role.value} from this node's; with "
+                    f"values of about {size:.3g} here, at most {most:.3g} is believed"
                 )
         return ""
 

@@ -15,7 +15,7 @@ from statistics import median
 
 __all__ = ["LEAST", "SLACK", "WINDOW", "RunningBound"]
 
-SLACK = 3.0
+SLACK = 5.0
 """The bound, in medians: distances of honest peers scatter by less, also with unlike data."""
 
 WINDOW = 32

@@ -64,22 +64,22 @@ class Apart(NamedTuple):
     Attributes:
         squares: of the differences; infinite where they overflow.
         own_squares: of this node's values.
-        count: number of values.
+        values: how many there are.
     """
 
     squares: float = 0.0
     own_squares: float = 0.0
-    count: int = 0
+    values: int = 0
 
     @property
     def distance(self) -> float:
         """Root mean square of the differences."""
-        return math.sqrt(self.squares / self.count) if self.count else 0.0
+        return math.sqrt(self.squares / self.values) if self.values else 0.0
 
     @property
     def own_size(self) -> float:
         """Root mean square of this node's values."""
-        return math.sqrt(self.own_squares / self.count) if self.count else 0.0
+        return math.sqrt(self.own_squares / self.values) if self.values else 0.0
 
 
 class Staging:
