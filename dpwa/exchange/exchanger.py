@@ -168,7 +168,7 @@ class Exchanger:
         elif result.outcome is Outcome.GONE:
             flow_control.failed(peer, now_s)  # it may come back, but is not worth asking often
         elif result.outcome in (Outcome.BLENDED, Outcome.PUSHED):
-            flow_control.succeeded(peer)
+            flow_control.succeeded(peer, gave=result.outcome is Outcome.BLENDED)
         else:
             flow_control.answered(peer)
 

@@ -111,8 +111,17 @@ class FlowControl:
         standing.hinted_ask_s = now_s
         return True
 
-    def succeeded(self, peer: str) -> None:
-        """The peer gave its snapshot."""
+    def succeeded(self, peer: str, *, gave: bool = True) -> None:
+        """The peer gave its snapshot, or took this node's.
+
+        Args:
+            peer: who.
+            gave: it gave one that was taken, which ends a quarantine.
+        """
+        if not gave:
+            self.answered(peer)
+            if self._standings[peer].rejections:
+                return
         standing = self._standings[peer] = _Standing(self._standings[peer].score)
         standing.score = min(standing.score + self._settings.success, self._settings.score_max)
 

@@ -77,13 +77,12 @@ class Guard:
     """Guards one node.
 
     Args:
-        mode: the config's `guard`: off, finite, clip or median.
+        mode: the config's `guard`: off, finite or clip.
     """
 
     def __init__(self, mode: str) -> None:
         self.is_off = mode == "off"
-        self.takes_median = mode == "median"
-        self.compares = mode in ("clip", "median")
+        self.compares = mode == "clip"
         """Whether distances and numbers are compared with those of others."""
         self._bounds = {role: RunningBound() for role in Role}
         self._clock, self._round, self._loss = RunningBound(), RunningBound(), RunningBound()
@@ -118,7 +117,8 @@ class Guard:
             size, distance = _size(measured), measured.distance
             start, floor = _START.get(role, _START_OF_OTHERS) * size, _FLOOR * size
             bound = self._bounds[role].bound(start=start, floor=floor)
-            is_far = is_far or distance > max(FAR * bound, _NEAR * size)
+            # Who is refused whole comes no nearer: that must not happen to one who was only apart for a while.
+            is_far = is_far or distance > max(FAR * bound, start if is_whole else _NEAR * size)
             self._bounds[role].take(distance, start=start, floor=floor)
             self._judged[role] += 1
             if distance > bound:
