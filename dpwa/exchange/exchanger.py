@@ -193,13 +193,18 @@ class Exchanger:
         flow_control, now_s = self.context.flow_control, self.context.monotonic_s()
         if self.meetings is not None:
             self.meetings.note(peer, is_there=result.outcome not in _ABSENCES)
-        if result.outcome.is_failure:
+        if result.outcome in (Outcome.REJECTED, Outcome.MISMATCH):
+            rejections = flow_control.rejected(peer, now_s)
+            if rejections is not None:
+                self.context.guard.quarantined(peer, rejections, result.reason)
+            self._warn_once(peer, result)
+        elif result.outcome.is_failure:
             flow_control.failed(peer, now_s)
             self._warn_once(peer, result)
         elif result.outcome is Outcome.GONE:
             flow_control.failed(peer, now_s)  # it may come back, but is not worth asking often
         elif result.outcome in (Outcome.BLENDED, Outcome.PUSHED):
-            flow_control.succeeded(peer)
+            flow_control.succeeded(peer, gave=result.outcome is Outcome.BLENDED)
         else:
             flow_control.answered(peer)
 

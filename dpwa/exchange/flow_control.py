@@ -35,6 +35,10 @@ _LEAST_PAUSE_S = 1.0
 # pauses have. A peer that asks and cannot be reached, or answers too late, is not worth more.
 _PEER_PAUSE_S = 5.0
 
+# So many refused models in a row are no accident: the peer is in quarantine. Its own requests do not bring about asks
+# then, and it is asked again after the longest pause.
+_MOST_REJECTIONS = 3
+
 
 @dataclass
 class _Standing:
@@ -49,6 +53,8 @@ class _Standing:
     """Asks that hints brought about and that failed, in a row."""
     hints_from_s: float = 0.0
     """When the next hint counts."""
+    rejections: int = 0
+    """What it gave and was refused, in a row; what it has nothing to give between does not end the row."""
     hinted_ask_s: float | None = None
     """When the ask under way began, if a hint brought it about."""
 
@@ -116,25 +122,60 @@ class FlowControl:
 
     def _takes_hint(self, standing: _Standing, now_s: float) -> bool:
         """Whether the peer is to be asked because of a hint. Each hint counts once."""
+        if standing.rejections >= _MOST_REJECTIONS:
+            return False
         if not standing.is_hinted or now_s < max(standing.hints_from_s, self._hints_from_s):
             return False
         standing.is_hinted = False
         standing.hinted_ask_s = now_s
         return True
 
-    def succeeded(self, peer: str) -> None:
-        """The peer gave its snapshot."""
-        self.answered(peer)
-        standing = self._of(peer)
+    def succeeded(self, peer: str, *, gave: bool = True) -> None:
+        """The peer gave its snapshot, or took this node's.
+
+        Args:
+            peer: who.
+            gave: it gave one that was taken, which ends a quarantine.
+        """
+        if not gave:
+            self.answered(peer)
+            if self._of(peer).rejections:
+                return
+        self._anybody_answered()
+        standing = _Standing(self._of(peer).score)
+        if peer in self._standings:
+            self._standings[peer] = standing
         standing.score = min(standing.score + self._settings.success, self._settings.score_max)
 
     def answered(self, peer: str) -> None:
         """The peer had nothing to give: it is alive, and no better for it."""
+        self._anybody_answered()
+        if peer not in self._standings:
+            return
+        known = self._standings[peer]
+        if known.rejections < _MOST_REJECTIONS:  # only a model that is taken ends a quarantine
+            self._standings[peer] = _Standing(known.score, rejections=known.rejections)
+
+    def _anybody_answered(self) -> None:
+        """If all had failed since the last answer, the fault was this node's."""
         if len(self._before_failing) > 1 and all(standing.failures for standing in self._standings.values()):
             self._standings.update(self._before_failing)
         self._before_failing.clear()
-        if peer in self._standings:
-            self._standings[peer] = _Standing(self._standings[peer].score)
+
+    def rejected(self, peer: str, now_s: float) -> int | None:
+        """What the peer gave was refused: NaN, another layout, or a model that no honest peer has.
+
+        Returns:
+            How many in a row that were, if the peer is in quarantine from now on; None if it is not, or was before.
+        """
+        standing = self._of(peer)
+        standing.rejections += 1
+        self._anybody_answered()
+        self.failed(peer, now_s)
+        self._before_failing.pop(peer, None)  # it did answer
+        if standing.rejections >= _MOST_REJECTIONS:
+            standing.due_s = max(standing.due_s, now_s + self._settings.probe_max_s * self._rng.uniform(0.75, 1.25))
+        return standing.rejections if standing.rejections == _MOST_REJECTIONS else None
 
     def failed(self, peer: str, now_s: float) -> None:
         """The peer did not answer, or not as it should."""
@@ -162,13 +203,17 @@ class FlowControl:
     def retry(self, now_s: float) -> None:
         """Give every peer that is failing its next chance now."""
         for standing in self._standings.values():
+            if standing.rejections >= _MOST_REJECTIONS:
+                continue
             standing.due_s = min(standing.due_s, now_s)
 
     def answered_as(self, peer: str, incarnation: bytes) -> None:
         """The peer gave an answer in this life. If it is a new one, what its former one did is forgotten."""
         if peer in self._standings and incarnation != self._incarnations.get(peer):
             self._incarnations[peer] = incarnation
-            self._standings[peer] = _Standing(self._settings.score_start)
+            # One chance for a new life of a peer in quarantine, and not three: it may have only said that it is new.
+            rejections = min(self._standings[peer].rejections, _MOST_REJECTIONS - 1)
+            self._standings[peer] = _Standing(self._settings.score_start, rejections=rejections)
 
     def is_failing(self, peer: str) -> bool:
         """Whether the peer's last exchange failed."""

@@ -15,7 +15,7 @@ from dpwa.interpolation.interpolator import Interpolator
 from dpwa.methods.exchange import ExchangeRequest, ExchangeResult, Outcome
 from dpwa.snapshot.lineage import JOIN_LEAD, Relation, reason_apart
 from dpwa.snapshot.staging import Staging
-from dpwa.snapshot.state import MergeStage
+from dpwa.snapshot.state import MergeStage, State
 
 __all__ = ["Puller"]
 
@@ -57,10 +57,11 @@ class Puller:
             raise RemoteProtocolError(peer, f"sent version {version} of its snapshots after that or a newer")
         if history.has_all(peer, version):
             return replace(result, outcome=Outcome.NOT_MODIFIED, staging=None, reason="")
-        history.take(peer, version, part.share)
-        if result.outcome is not Outcome.BLENDED:
-            return result
-        return self._weighed(peer, request, result, staging, is_whole=part.is_whole)
+        if result.outcome is Outcome.BLENDED:
+            result = self._weighed(peer, request, result, staging, is_whole=part.is_whole)
+        if result.outcome is not Outcome.NOT_READY:  # what waits for another's word is wanted again
+            history.take(peer, version, part.share)
+        return result
 
     def last(self, peer: str, request: ExchangeRequest, client: Client) -> ExchangeResult:
         """Pull a peer's final or merged model, as it is; `NOT_READY` if it has neither yet.
@@ -95,15 +96,23 @@ class Puller:
             request.joining and result.peer_state.clock >= own.clock + JOIN_LEAD
         )
         is_far_ahead = is_far_ahead or (request.copying and result.peer_state.clock > 0.0)
+        if is_far_ahead and factor > 0.0 and not self._is_confirmed(peer, result, own):
+            lead = result.said.clock - own.clock
+            text = f"peer {peer} says that its model is {lead:g} updates ahead; no other peer has said so yet"
+            return replace(result, outcome=Outcome.NOT_READY, staging=None, reason=text)
         takes_over = is_far_ahead and factor > 0.0 and is_whole
         is_to_be_pulled = relation is Relation.ELDER and factor > 0.0 and not takes_over
         if takes_over:
             factor = 1.0
         elif relation is Relation.ELDER or (request.joining and not self._blends_when_joining):
             factor = 0.0
+        else:
+            factor *= result.believed_share
         is_apart = not relation.mixes and factor == 0.0
         staging.is_free = False
         self._context.standing.is_changing = takes_over
+        if takes_over:
+            self._context.guard.replaced()
         return replace(
             result,
             factor=factor,
@@ -112,6 +121,18 @@ class Puller:
             elder=peer if is_to_be_pulled else None,
             reason=reason_apart(peer, relation, own, result.peer_state) if is_apart else "",
         )
+
+    def _is_confirmed(self, peer: str, result: ExchangeResult, own: State) -> bool:
+        """Whether a peer that says it is the elder is believed; where nothing is compared, at once."""
+        guard, membership, flow_control = self._context.guard, self._context.membership, self._context.flow_control
+        if not guard.compares or len(membership.peers) == 1:
+            return True
+        answering = [
+            name
+            for name in membership.peers
+            if membership[name].incarnation is not None and not flow_control.is_failing(name)
+        ]
+        return guard.confirms(peer, result.said, answering, has_much_to_lose=own.clock >= JOIN_LEAD)
 
     def _factor(self, request: ExchangeRequest, result: ExchangeResult, distance: float | None) -> float:
         """The share of the peer that the rule gives."""

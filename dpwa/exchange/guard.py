@@ -1,0 +1,205 @@
+"""What of a peer's model and words is believed: the config's `guard`.
+
+A peer that is let in may still lie: by a broken disk, a bug, or on purpose. Whatever comes is compared with what other
+peers gave and with this node's own model. A step that is longer than steps usually are is cut down (`RunningBound`); a
+model that no honest node can have is refused; one that is far from all others, three times in a row, as well. Of two
+halves of a cluster that have been apart neither is a minority: they meet again, by bounded steps.
+
+Must not know: sockets, threads, time. Runs in: the thread that makes the exchanges, but for
+`take_notices`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from dpwa.exchange.running_bound import LEAST, RunningBound
+from dpwa.snapshot.layout import Role
+from dpwa.snapshot.lineage import JOIN_LEAD
+from dpwa.snapshot.staging import Apart
+from dpwa.snapshot.state import State
+
+__all__ = ["FAR", "Guard", "Verdict"]
+
+FAR = 4.0
+"""A model is far where its distance is so many bounds."""
+
+# A peer that is far from this node so many times in a row, while most others are not, is refused.
+_STREAK = 3
+
+# Distances, in this node's own size, that pass while no others are known: two initial models of other seeds are 1.4
+# apart. Statistics and moments begin at 0 and grow fast.
+_START: Mapping[Role, float] = {Role.PARAMETER: 3.0, Role.ANCHOR: 3.0}
+_START_OF_OTHERS = 100.0
+
+# Distances, in this node's own size, that no honest model has.
+_MOST: Mapping[Role, float] = {Role.PARAMETER: 100.0, Role.ANCHOR: 100.0}
+_MOST_OF_OTHERS = 1e6
+
+# The bound never falls below this part of this node's own size: models that have stood still may move again.
+_FLOOR = 1e-3
+
+# Nobody is far who is nearer than this part of this node's own size: nodes that agree exactly, and then train on, would
+# find each other far.
+_NEAR = 0.5
+
+# A model smaller than this counts as being of this size, one of zeros as being of size 1.
+_LEAST_SIZE = 1e-2
+
+# By how much a peer may be ahead or behind at first, and in any case: updates or rounds, and the logarithm of losses.
+_FIRST_LEAD, _LEAST_LEAD = JOIN_LEAD, 10.0
+_FIRST_LOSSES, _LEAST_LOSSES = math.log(16.0), math.log(2.0)
+
+# So often one peer alone must say that it is the elder before a node believes it that hears nothing else.
+_ALONE = 3
+
+# Lines for the journal that may wait for the trainer.
+_MOST_NOTICES = 64
+
+
+class Verdict(NamedTuple):
+    """What becomes of a peer's values.
+
+    Attributes:
+        share: of the step that is taken, 0 to 1; 0: none of it.
+        reason: why they are refused; empty otherwise.
+    """
+
+    share: float = 1.0
+    reason: str = ""
+
+
+class Guard:
+    """Guards one node.
+
+    Args:
+        mode: the config's `guard`: off, finite or clip.
+    """
+
+    def __init__(self, mode: str) -> None:
+        self.is_off = mode == "off"
+        self.compares = mode == "clip"
+        """Whether distances and numbers are compared with those of others."""
+        self._bounds = {role: RunningBound() for role in Role}
+        self._clock, self._round, self._loss = RunningBound(), RunningBound(), RunningBound()
+        self._judged: Counter[Role] = Counter()
+        self._streaks: dict[str, int] = {}
+        self._claims: dict[str, tuple[bytes, int]] = {}
+        self._notices: deque[dict[str, Any]] = deque(maxlen=_MOST_NOTICES)  # append and popleft are atomic
+
+    def quarantined(self, peer: str, rejections: int, reason: str) -> None:
+        """Have the trainer write into the journal that a peer is in quarantine."""
+        self._notices.append({"peer": peer, "rejections": rejections, "reason": reason})
+
+    def take_notices(self) -> Iterator[dict[str, Any]]:
+        """What there is to write since the last time. Trainer."""
+        while self._notices:
+            yield self._notices.popleft()
+
+    def judge(self, peer: str, apart: Mapping[Role, Apart], *, is_whole: bool) -> Verdict:
+        """What becomes of values that may be averaged with this node's.
+
+        Args:
+            peer: whose.
+            apart: how far they are from this node's.
+            is_whole: they are taken as they are or not at all, because a part of the step would break what the method
+                conserves.
+        """
+        reason = self.impossible(peer, apart)
+        if reason:
+            return Verdict(0.0, reason)
+        share, is_far = 1.0, False
+        for role, measured in apart.items():
+            size, distance = _size(measured), measured.distance
+            start, floor = _START.get(role, _START_OF_OTHERS) * size, _FLOOR * size
+            bound = self._bounds[role].bound(start=start, floor=floor)
+            # Who is refused whole comes no nearer: that must not happen to one who was only apart for a while.
+            is_far = is_far or distance > max(FAR * bound, start if is_whole else _NEAR * size)
+            self._bounds[role].take(distance, start=start, floor=floor)
+            self._judged[role] += 1
+            if distance > bound:
+                share = min(share, bound / distance)
+        self._streaks[peer] = self._streaks.get(peer, 0) + 1 if is_far else 0
+        if is_far and self._is_alone_in_that() and (is_whole or self._streaks[peer] >= _STREAK):
+            measured = apart.get(Role.PARAMETER) or next(iter(apart.values()))
+            reason = (
+                f"the model of peer {peer} is {measured.distance:.3g} per value from this node's, more than {FAR:g} "
+                f"times what is usual here, and other peers' are not"
+            )
+            return Verdict(0.0, reason)
+        return Verdict(1.0 if is_whole else share)
+
+    def impossible(self, peer: str, apart: Mapping[Role, Apart]) -> str:
+        """Why no honest peer has such values; empty if one may."""
+        for role, measured in apart.items():
+            size, bound = _size(measured), 0.0
+            if self._judged[role] >= LEAST:
+                bound = self._bounds[role].bound(start=0.0, floor=0.0)
+            most = max(_MOST.get(role, _MOST_OF_OTHERS) * size, FAR * bound)
+            if not measured.distance <= most:  # also for NaN
+                return (
+                    f"the model of peer {peer} is {measured.distance:.3g} per {role.value} from this node's; with "
+                    f"values of about {size:.3g} here, at most {most:.3g} is believed"
+                )
+        return ""
+
+    def _is_alone_in_that(self) -> bool:
+        """Whether the peers that are far are fewer than those that are not, this node included."""
+        far = sum(streak > 0 for streak in self._streaks.values())
+        return 2 * far < len(self._streaks) + 1
+
+    # --- Words ----------------------------------------------------------------------------------------------------
+
+    def believed(self, said: State, own: State) -> State:
+        """A peer's state as far as it is believed: clock, round and loss as near to this node's as others' are."""
+        clock, round_ = self._near(self._clock, said.clock, own.clock), self._near(self._round, said.round, own.round)
+        return replace(said, clock=max(clock, 0.0), round=max(int(round_), 0), loss=self._loss_of(said, own))
+
+    def _near(self, bound: RunningBound, theirs: float, own: float) -> float:
+        kept = bound.take(abs(theirs - own), start=_FIRST_LEAD, floor=_LEAST_LEAD)
+        return theirs if abs(theirs - own) <= kept else own + math.copysign(kept, theirs - own)
+
+    def _loss_of(self, said: State, own: State) -> float | None:
+        if said.loss is None or own.loss is None or said.has_diverged or own.has_diverged or own.loss <= 0.0:
+            return said.loss
+        ratio = math.log(said.loss / own.loss) if said.loss / own.loss > 0.0 else -math.inf
+        kept = self._loss.take(abs(ratio), start=_FIRST_LOSSES, floor=_LEAST_LOSSES)
+        return said.loss if abs(ratio) <= kept else own.loss * math.exp(math.copysign(kept, ratio))
+
+    # --- Elders ---------------------------------------------------------------------------------------------------
+
+    def confirms(self, peer: str, said: State, others: Collection[str], *, has_much_to_lose: bool) -> bool:
+        """Whether a peer's model may replace this node's.
+
+        Two peers of one lineage must say so, or one alone three times: while nobody else answers, or while this node's
+        own model is worth no more than a few updates.
+
+        Args:
+            peer: who says that it is the elder.
+            said: its state.
+            others: peers that answer.
+            has_much_to_lose: this node has trained for a while.
+        """
+        lineage, times = self._claims.get(peer, (said.lineage, 0))
+        self._claims[peer] = (said.lineage, times + 1 if lineage == said.lineage else 1)
+        if any(name != peer and claimed == said.lineage for name, (claimed, _) in self._claims.items()):
+            return True
+        is_alone = not any(other != peer for other in others)
+        return self._claims[peer][1] >= _ALONE and (is_alone or not has_much_to_lose)
+
+    def replaced(self) -> None:
+        """This node's model was replaced: distances from the former one say nothing."""
+        self._claims.clear()
+        self._streaks.clear()
+        self._judged.clear()
+        for bound in (*self._bounds.values(), self._clock, self._round, self._loss):
+            bound.forget()
+
+
+def _size(measured: Apart) -> float:
+    size = measured.own_size
+    return max(size, _LEAST_SIZE) if size > 0.0 else 1.0

@@ -1,0 +1,157 @@
+"""What of a listed peer that lies is believed, between nodes that exchange."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dpwa.config.sections import FlowControlOptions
+from dpwa.exchange.flow_control import FlowControl
+from dpwa.exchange.guard import Guard
+from dpwa.snapshot.layout import Role
+from dpwa.snapshot.staging import Apart
+from dpwa.snapshot.state import State
+from support import Cluster, VectorModel
+
+FLOW = {"flow_control": {"probe_s": 0.01, "probe_max_s": 0.05}}
+TARGET = np.linspace(1.0, 2.0, 8)
+START = np.linspace(-1.0, 1.0, 8)
+
+
+def old_model() -> np.ndarray:
+    return START
+
+
+def huge() -> np.ndarray:
+    return np.full(8, 1e30)
+
+
+def not_a_number() -> np.ndarray:
+    return np.full(8, math.nan)
+
+
+def train(cluster: Cluster, steps: int, lie=None, words=None, **settings: object) -> np.ndarray:
+    """Four nodes go to their targets, which differ a little; the last one gives and says what it likes. The honest."""
+    nodes = cluster.start([VectorModel(START) for _ in range(4)], **FLOW, **settings)
+    for _ in range(steps):
+        for index, (node, model) in enumerate(zip(nodes, cluster.models, strict=True)):
+            if index == 3 and lie is not None:
+                model.vector[:] = lie()
+            else:
+                model.vector += 0.1 * (TARGET + 0.02 * index - model.vector)
+            if index == 3 and words is not None:
+                node._boundary.state = replace(node._boundary.state, **words(nodes[0]))
+            node.step(1.0 if index < 3 or words is None else words(nodes[0]).get("loss", 1.0))
+    return cluster.vectors()[:3]
+
+
+@pytest.mark.parametrize("lie", [huge, not_a_number])
+@pytest.mark.parametrize("method", ["pull", "gosgd", "adpsgd", "dpsgd"])
+def test_a_model_that_no_honest_node_can_have_moves_nobody_and_puts_its_node_into_quarantine(
+    cluster, lie, method, tmp_path
+):
+    honest = train(cluster, 60, lie=lie, method=method, run_dir=tmp_path)
+    cluster.close()
+    assert np.abs(honest - TARGET).max() < 0.2
+    # A node whose own model is not finite never joins, so that others fetch it by a pull only.
+    assert quarantined(tmp_path) == ({"w4"} if lie is huge or method == "pull" else set())
+
+
+def test_an_old_model_that_is_replayed_moves_the_others_by_a_few_usual_steps(cluster):
+    guarded = train(cluster, 150, lie=old_model, pull_probability=0.5)
+    assert np.abs(guarded - TARGET).max() < 0.2
+
+
+def test_an_old_model_that_is_replayed_would_move_them_far_without_the_guard(in_memory):
+    """The fault is real."""
+    moved = train(in_memory, 150, lie=old_model, guard="finite", pull_probability=0.5)
+    assert np.abs(moved - TARGET).max() > 0.5
+
+
+def test_the_clock_of_a_liar_does_not_become_everybodys(cluster):
+    """It is always as far ahead as the message format lets it be believed."""
+    train(cluster, 80, words=lambda first: {"clock": 0.9e9, "lineage": first._boundary.state.lineage})
+    assert max(node.statistics().clock for node in cluster.nodes[:3]) < 1000
+
+
+def test_who_says_alone_that_it_is_the_elder_replaces_nobody(in_memory):
+    nodes = in_memory.start([VectorModel(START) for _ in range(4)], **FLOW)
+    in_memory.step_all(100)
+    liar = nodes[3]
+    for _ in range(60):
+        for node in nodes[:3]:
+            node.step(1.0)
+        in_memory.models[3].vector[:] = 5.0
+        liar._boundary.state = replace(liar._boundary.state, clock=1e6, lineage=b"elder!!!")
+        liar.step(1.0)
+    assert np.abs(in_memory.vectors()[:3] - START).max() < 1e-9
+    assert max(node.statistics().clock for node in nodes[:3]) < 1000
+
+
+def test_a_loss_of_nothing_pins_no_factor():
+    guard, own = Guard("clip"), State(1.0, 10.0)
+    for loss in (0.8, 1.2, 0.9, 1.1):
+        assert guard.believed(State(loss, 10.0), own).loss == loss
+    assert 0.3 < guard.believed(State(0.0, 10.0), own).loss < 1.0
+    assert 1.0 < guard.believed(State(1e30, 10.0), own).loss < 3.0
+
+
+def test_two_halves_that_were_apart_meet_again(in_memory):
+    """Neither half is a minority: the bound follows what most peers show."""
+    apart = np.where(np.arange(8) < 4, 0.0, 2.0)
+    halves = {"groups": [["w1", "w2"], ["w3", "w4"]], "from_step": 0, "to_step": 100}
+    in_memory.start([VectorModel(START) for _ in range(4)], faults={"partition": [halves]}, **FLOW)
+
+    def update(index, model):
+        model.vector += 0.1 * (TARGET + (apart if index >= 2 else 0.0) - model.vector)
+
+    in_memory.step_all(100, update=update)
+    assert np.abs(in_memory.vectors()[0] - in_memory.vectors()[3]).max() > 1.5
+    in_memory.step_all(200)
+    assert np.ptp(in_memory.vectors(), axis=0).max() < 1e-2
+
+
+def test_distances_are_refused_from_a_hundred_times_the_own_size():
+    guard = Guard("clip")
+    assert guard.impossible("w2", {Role.PARAMETER: Apart(99.0**2, 1.0, 1)}) == ""
+    assert "at most 100 is believed" in guard.impossible("w2", {Role.PARAMETER: Apart(101.0**2, 1.0, 1)})
+    assert guard.impossible("w2", {Role.PARAMETER: Apart(math.inf, 1.0, 1)})
+
+
+def test_a_peer_in_quarantine_is_not_asked_because_it_asks_and_one_model_that_is_taken_ends_it(make_flow):
+    flow: FlowControl = make_flow()
+    assert [flow.rejected("w2", 0.0) for _ in range(4)] == [None, None, 3, None]
+    flow.answered("w2")  # it had nothing to give
+    flow.hinted("w2")
+    assert not flow.may_ask("w2", 1.0)
+    assert flow.may_ask("w2", 100.0)
+    flow.succeeded("w2")
+    assert flow.may_ask("w2", 100.0)
+
+
+def test_a_new_life_of_a_peer_in_quarantine_has_one_chance(make_flow):
+    flow: FlowControl = make_flow()
+    for _ in range(3):
+        flow.rejected("w2", 0.0)
+    flow.answered_as("w2", b"another!")
+    assert flow.may_ask("w2", 0.0)
+    assert flow.rejected("w2", 0.0) == 3
+
+
+@pytest.fixture
+def make_flow():
+    return lambda: FlowControl(["w2"], FlowControlOptions(), random.Random(1))
+
+
+def quarantined(run_dir) -> set[str]:
+    lines = [
+        json.loads(line)
+        for name in ("w1", "w2", "w3")
+        for line in (run_dir / "nodes" / name / "events.jsonl").read_text().splitlines()
+    ]
+    return {line["peer"] for line in lines if line["event"] == "quarantine"}
