@@ -118,6 +118,7 @@ class Fetcher:
         """A peer is gone for good."""
         self.history.forget(peer)
         self._link_codecs.forget(peer)
+        self.guard.forget(peer)
         self._warned = {told for told in self._warned if told[0] != peer}
 
     def next_nonce(self) -> int:
@@ -243,16 +244,17 @@ class Fetcher:
         said, own = result.said, self._standing.own if result.reference is None else result.reference.state
         if not self.guard.compares or result.outcome is not Outcome.BLENDED or said.has_diverged or own.has_diverged:
             return result
-        verdict = Verdict()
-        if result.relation.mixes:
+        verdict, believed = Verdict(), said
+        if not result.relation.mixes or len(self._membership.peers) == 1:  # between two nobody can say who is right
+            if result.relation is not Relation.YOUNGER:
+                verdict = Verdict(reason=self.guard.impossible(peer, staging.apart))
+        else:
             # A part of what others count on would break what the method conserves.
             verdict = self.guard.judge(peer, staging.apart, is_whole=result.kind is not ExchangeKind.PULL)
-        elif result.relation is Relation.ELDER:
-            verdict = Verdict(reason=self.guard.impossible(peer, staging.apart))
+            if result.request is None or not result.request.joining:
+                believed = self.guard.believed(peer, said, own)
         if verdict.reason:
             return replace(result, outcome=Outcome.REJECTED, staging=None, reason=verdict.reason)
-        is_joining = result.request is not None and result.request.joining
-        believed = self.guard.believed(said, own) if result.relation.mixes and not is_joining else said
         return replace(result, peer_state=believed, believed_share=verdict.share)
 
     def _broken_off(self, error: PeerTimeout, codec: Codec, part: Slice, *, exact: bool, shrinks: bool) -> PeerTimeout:

@@ -1,9 +1,13 @@
 """What of a peer's model and words is believed: the config's `guard`.
 
 A peer that is let in may still lie: by a broken disk, a bug, or on purpose. Whatever comes is compared with what other
-peers gave and with this node's own model. A step that is longer than steps usually are is cut down (`RunningBound`); a
-model that no honest node can have is refused; one that is far from all others, three times in a row, as well. Of two
-halves of a cluster that have been apart neither is a minority: they meet again, by bounded steps.
+peers gave and with this node's own model (`RunningBound`). Of a model that is further away than others are, the less is
+taken the further it is; one that no honest node can have is refused. Of two halves of a cluster that have been apart
+neither is a minority: they meet again.
+
+That influence falls with the distance, and does not only stay within a bound, is a redescending estimator (Hampel, 1974):
+where steps are only clipped, a liar whom a third of the exchanges meet drags everybody along, because the steps towards
+it are what drives the others apart, which raises the bound.
 
 Must not know: sockets, threads, time. Runs in: the thread that makes the exchanges, but for
 `take_notices`.
@@ -12,12 +16,12 @@ Must not know: sockets, threads, time. Runs in: the thread that makes the exchan
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from dpwa.exchange.running_bound import LEAST, RunningBound
+from dpwa.exchange.running_bound import RunningBound
 from dpwa.snapshot.layout import Role
 from dpwa.snapshot.lineage import JOIN_LEAD
 from dpwa.snapshot.staging import Apart
@@ -26,10 +30,10 @@ from dpwa.snapshot.state import State
 __all__ = ["FAR", "Guard", "Verdict"]
 
 FAR = 4.0
-"""A model is far where its distance is so many bounds."""
+"""A model that is taken whole or not at all is refused where its distance is so many bounds."""
 
-# A peer that is far from this node so many times in a row, while most others are not, is refused.
-_STREAK = 3
+# The step towards a model that is so many bounds away is divided by this power of them.
+_STEEPNESS = 3
 
 # Distances, in this node's own size, that pass while no others are known: two initial models of other seeds are 1.4
 # apart. Statistics and moments begin at 0 and grow fast.
@@ -42,10 +46,6 @@ _MOST_OF_OTHERS = 1e6
 
 # The bound never falls below this part of this node's own size: models that have stood still may move again.
 _FLOOR = 1e-3
-
-# Nobody is far who is nearer than this part of this node's own size: nodes that agree exactly, and then train on, would
-# find each other far.
-_NEAR = 0.5
 
 # A model smaller than this counts as being of this size, one of zeros as being of size 1.
 _LEAST_SIZE = 1e-2
@@ -86,8 +86,6 @@ class Guard:
         """Whether distances and numbers are compared with those of others."""
         self._bounds = {role: RunningBound() for role in Role}
         self._clock, self._round, self._loss = RunningBound(), RunningBound(), RunningBound()
-        self._judged: Counter[Role] = Counter()
-        self._streaks: dict[str, int] = {}
         self._claims: dict[str, tuple[bytes, int]] = {}
         self._notices: deque[dict[str, Any]] = deque(maxlen=_MOST_NOTICES)  # append and popleft are atomic
 
@@ -112,34 +110,27 @@ class Guard:
         reason = self.impossible(peer, apart)
         if reason:
             return Verdict(0.0, reason)
-        share, is_far = 1.0, False
+        share = 1.0
         for role, measured in apart.items():
             size, distance = _size(measured), measured.distance
-            start, floor = _START.get(role, _START_OF_OTHERS) * size, _FLOOR * size
-            bound = self._bounds[role].bound(start=start, floor=floor)
-            # Who is refused whole comes no nearer: that must not happen to one who was only apart for a while.
-            is_far = is_far or distance > max(FAR * bound, start if is_whole else _NEAR * size)
-            self._bounds[role].take(distance, start=start, floor=floor)
-            self._judged[role] += 1
-            if distance > bound:
-                share = min(share, bound / distance)
-        self._streaks[peer] = self._streaks.get(peer, 0) + 1 if is_far else 0
-        if is_far and self._is_alone_in_that() and (is_whole or self._streaks[peer] >= _STREAK):
-            measured = apart.get(Role.PARAMETER) or next(iter(apart.values()))
-            reason = (
-                f"the model of peer {peer} is {measured.distance:.3g} per value from this node's, more than {FAR:g} "
-                f"times what is usual here, and other peers' are not"
-            )
-            return Verdict(0.0, reason)
-        return Verdict(1.0 if is_whole else share)
+            start = _START.get(role, _START_OF_OTHERS) * size
+            bound = self._bounds[role].take(peer, distance, start=start, floor=_FLOOR * size)
+            if not is_whole and distance > bound:
+                share = min(share, (bound / distance) ** _STEEPNESS)
+            if is_whole and distance > max(FAR * bound, start):
+                reason = (
+                    f"the model of peer {peer} is {distance:.3g} per {role.value} from this node's, more than {FAR:g} "
+                    f"times what is usual here"
+                )
+                share = 0.0
+        return Verdict(share, reason)
 
     def impossible(self, peer: str, apart: Mapping[Role, Apart]) -> str:
         """Why no honest peer has such values; empty if one may."""
         for role, measured in apart.items():
-            size, bound = _size(measured), 0.0
-            if self._judged[role] >= LEAST:
-                bound = self._bounds[role].bound(start=0.0, floor=0.0)
-            most = max(_MOST.get(role, _MOST_OF_OTHERS) * size, FAR * bound)
+            size = _size(measured)
+            usual = self._bounds[role].bound(start=0.0, floor=0.0)
+            most = max(_MOST.get(role, _MOST_OF_OTHERS) * size, FAR * usual)
             if not measured.distance <= most:  # also for NaN
                 return (
                     f"the model of peer {peer} is {measured.distance:.3g} per {role.value} from this node's; with "
@@ -147,28 +138,24 @@ class Guard:
                 )
         return ""
 
-    def _is_alone_in_that(self) -> bool:
-        """Whether the peers that are far are fewer than those that are not, this node included."""
-        far = sum(streak > 0 for streak in self._streaks.values())
-        return 2 * far < len(self._streaks) + 1
-
     # --- Words ----------------------------------------------------------------------------------------------------
 
-    def believed(self, said: State, own: State) -> State:
+    def believed(self, peer: str, said: State, own: State) -> State:
         """A peer's state as far as it is believed: clock, round and loss as near to this node's as others' are."""
-        clock, round_ = self._near(self._clock, said.clock, own.clock), self._near(self._round, said.round, own.round)
-        return replace(said, clock=max(clock, 0.0), round=max(int(round_), 0), loss=self._loss_of(said, own))
+        clock = self._near(self._clock, peer, said.clock, own.clock)
+        round_ = self._near(self._round, peer, said.round, own.round)
+        return replace(said, clock=max(clock, 0.0), round=max(int(round_), 0), loss=self._loss_of(peer, said, own))
 
-    def _near(self, bound: RunningBound, theirs: float, own: float) -> float:
-        kept = bound.take(abs(theirs - own), start=_FIRST_LEAD, floor=_LEAST_LEAD)
-        return theirs if abs(theirs - own) <= kept else own + math.copysign(kept, theirs - own)
+    def _near(self, bound: RunningBound, peer: str, theirs: float, own: float) -> float:
+        most = bound.take(peer, abs(theirs - own), start=_FIRST_LEAD, floor=_LEAST_LEAD)
+        return theirs if abs(theirs - own) <= most else own + math.copysign(most, theirs - own)
 
-    def _loss_of(self, said: State, own: State) -> float | None:
+    def _loss_of(self, peer: str, said: State, own: State) -> float | None:
         if said.loss is None or own.loss is None or said.has_diverged or own.has_diverged or own.loss <= 0.0:
             return said.loss
         ratio = math.log(said.loss / own.loss) if said.loss / own.loss > 0.0 else -math.inf
-        kept = self._loss.take(abs(ratio), start=_FIRST_LOSSES, floor=_LEAST_LOSSES)
-        return said.loss if abs(ratio) <= kept else own.loss * math.exp(math.copysign(kept, ratio))
+        most = self._loss.take(peer, abs(ratio), start=_FIRST_LOSSES, floor=_LEAST_LOSSES)
+        return said.loss if abs(ratio) <= most else own.loss * math.exp(math.copysign(most, ratio))
 
     # --- Elders ---------------------------------------------------------------------------------------------------
 
@@ -194,10 +181,17 @@ class Guard:
     def replaced(self) -> None:
         """This node's model was replaced: distances from the former one say nothing."""
         self._claims.clear()
-        self._streaks.clear()
-        self._judged.clear()
-        for bound in (*self._bounds.values(), self._clock, self._round, self._loss):
-            bound.forget()
+        for bound in self._all_bounds():
+            bound.clear()
+
+    def forget(self, peer: str) -> None:
+        """A peer is gone for good."""
+        self._claims.pop(peer, None)
+        for bound in self._all_bounds():
+            bound.forget(peer)
+
+    def _all_bounds(self) -> tuple[RunningBound, ...]:
+        return (*self._bounds.values(), self._clock, self._round, self._loss)
 
 
 def _size(measured: Apart) -> float:

@@ -63,7 +63,7 @@ PROPOSED, FETCHED = 3, 5
 
 
 def test_a_push_that_comes_back_brings_back_the_model_that_was_given_and_not_what_has_become_of_it(make):
-    cluster = make(3, method="gosgd", topology="directed_ring", guard="finite")  # models that could not be more apart
+    cluster = make(3, method="gosgd", topology="directed_ring")
     first, _, third = cluster.living
     before, blended = weighted_sum(cluster), first.node.statistics().blended
     begins(first)
@@ -184,7 +184,7 @@ def test_of_two_nodes_that_propose_to_each_other_the_first_by_name_has_its_way(m
 
 def test_a_node_that_gave_way_asks_nobody_else_for_a_pair(make):
     """w2 is refused by w1, to whom it has given way; w3 would say yes, and w2 would be in two pairs at once."""
-    cluster = make(3, method="adpsgd", topology={"edges": [["w1", "w2"], ["w2", "w3"]]}, guard="finite")
+    cluster = make(3, method="adpsgd", topology={"edges": [["w1", "w2"], ["w2", "w3"]]})
     first, second, third = cluster.living
     before = cluster.vectors().mean(axis=0)
     for _ in range(20):

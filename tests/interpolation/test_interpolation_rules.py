@@ -241,7 +241,6 @@ def test_a_cluster_with_an_unreachable_target_stays_at_the_end_of_the_range(reac
 def test_a_target_out_of_reach_is_a_constant_factor_that_measures(in_memory, tmp_path):
     """How to find a target: the page tells to look at the distances of such a run."""
     rule = {"interpolation": "consensus", "consensus": {"target": 1e-9, "value": 0.5}, "pull_probability": 0.5}
-    rule["guard"] = "finite"  # steps are not cut: the factor is the rule's alone
     in_memory.start([VectorModel([3.0, 4.0]), VectorModel([6.0, 8.0])], run_dir=tmp_path, **rule)
 
     def train(index, model):

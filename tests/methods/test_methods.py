@@ -83,8 +83,7 @@ def test_what_the_nodes_train_meanwhile_is_conserved_too(cluster, name):
     start = starts(4)
     # By default sgp rather loses progress than makes a step more than twice as long.
     exact = {"topology": "directed_ring", "sgp": {"least_weight": 0.01}}
-    # Nodes that agree exactly, and then make steps as long as their models, are no training that a guard could tell.
-    begin(cluster, start, name, guard="finite", **(exact if name == "sgp" else {}))
+    begin(cluster, start, name, **(exact if name == "sgp" else {}))
     cluster.step_all(8)  # a push to a node that has not joined comes back, and with it what was trained meanwhile
     steps = np.random.default_rng(1).normal(size=start.shape)
     sweeps = 25
