@@ -193,7 +193,7 @@ class Fetcher:
             exchange_id=begun.exchange_id,
             round=round_,
         )
-        compared = reference if reference is not None or as_it_is else self.newest()
+        compared = reference if reference is not None else self.newest()
         staging.reference = compared.memory if compared is not None else None
         try:
             pulled = client.pull(peer, request, staging, part, within_s)
@@ -237,9 +237,9 @@ class Fetcher:
             reason=reason,
             note=pulled.note,
         )
-        return result if as_it_is else self._guarded(peer, result, staging)
+        return self._guarded(peer, result, staging, is_whole=as_it_is or begun.kind is not ExchangeKind.PULL)
 
-    def _guarded(self, peer: str, result: ExchangeResult, staging: Staging) -> ExchangeResult:
+    def _guarded(self, peer: str, result: ExchangeResult, staging: Staging, *, is_whole: bool) -> ExchangeResult:
         """The result with what is believed of it; `REJECTED` if that is nothing."""
         said, own = result.said, self._standing.own if result.reference is None else result.reference.state
         if not self.guard.compares or result.outcome is not Outcome.BLENDED or said.has_diverged or own.has_diverged:
@@ -250,7 +250,7 @@ class Fetcher:
                 verdict = Verdict(reason=self.guard.impossible(peer, staging.apart))
         else:
             # A part of what others count on would break what the method conserves.
-            verdict = self.guard.judge(peer, staging.apart, is_whole=result.kind is not ExchangeKind.PULL)
+            verdict = self.guard.judge(peer, staging.apart, is_whole=is_whole)
             if result.request is None or not result.request.joining:
                 believed = self.guard.believed(peer, said, own)
         if verdict.reason:

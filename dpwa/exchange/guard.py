@@ -5,9 +5,9 @@ peers gave and with this node's own model (`RunningBound`). Of a model that is f
 taken the further it is; one that no honest node can have is refused. Of two halves of a cluster that have been apart
 neither is a minority: they meet again.
 
-That influence falls with the distance, and does not only stay within a bound, is a redescending estimator (Hampel, 1974):
-where steps are only clipped, a liar whom a third of the exchanges meet drags everybody along, because the steps towards
-it are what drives the others apart, which raises the bound.
+That influence falls with the distance, and does not only stay within a bound, is a redescending estimator (Hampel,
+1974). Where steps are only clipped, a liar that a third of the exchanges meet drags everybody along: the steps towards
+it are what drives the others apart, and that raises the bound.
 
 Must not know: sockets, threads, time. Runs in: the thread that makes the exchanges, but for
 `take_notices`.
@@ -112,6 +112,8 @@ class Guard:
             return Verdict(0.0, reason)
         share = 1.0
         for role, measured in apart.items():
+            if not math.isfinite(measured.own_squares):
+                continue
             size, distance = _size(measured), measured.distance
             start = _START.get(role, _START_OF_OTHERS) * size
             bound = self._bounds[role].take(peer, distance, start=start, floor=_FLOOR * size)
@@ -128,6 +130,8 @@ class Guard:
     def impossible(self, peer: str, apart: Mapping[Role, Apart]) -> str:
         """Why no honest peer has such values; empty if one may."""
         for role, measured in apart.items():
+            if not math.isfinite(measured.own_squares):
+                continue  # this node's own model is lost: whatever is finite is better
             size = _size(measured)
             usual = self._bounds[role].bound(start=0.0, floor=0.0)
             most = max(_MOST.get(role, _MOST_OF_OTHERS) * size, FAR * usual)

@@ -78,6 +78,9 @@ class Puller:
             )
             if result.outcome is not Outcome.BLENDED:
                 return result
+            if result.said.mass > self._context.most_mass:
+                reason = f"peer {peer} claims a mass of {result.said.mass:g}; all is {self._context.most_mass:g}"
+                return replace(result, outcome=Outcome.REJECTED, staging=None, reason=reason)
             if result.mark.stage < MergeStage.FINAL:
                 return replace(begun, received_bytes=result.received_bytes, is_shared=result.is_shared)
             staging.is_free, is_kept = False, True

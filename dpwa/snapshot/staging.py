@@ -274,7 +274,7 @@ class Staging:
 
     def _measure_values(self, section: Section, first: int, values: FloatArray) -> None:
         """Measure where no differences are made: what is interpolated, or blended by value."""
-        if self._measures_distance and self._own.size and not self.is_plain:
+        if self._measures_distance and self._own.size:
             for start in range(0, len(values), _BLOCK):
                 block = values[start : start + _BLOCK]
                 own = self._own_values(section, first + start, len(block))
