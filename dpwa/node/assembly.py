@@ -116,7 +116,7 @@ def assemble(
         )
         for _ in range(2 if is_merging else 1)
     )
-    if faults is not None and faults.options.noise.scale > 0:
+    if faults is not None and (faults.options.noise.scale > 0 or faults.options.lies):
         for staging in stagings:
             staging.disturb = faults.disturb
     if config.journal_checksums:

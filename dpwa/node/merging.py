@@ -211,7 +211,11 @@ class Merging:
 
     def _is_there(self, peer: str, now_s: float) -> bool:
         """Whether a peer has finished, and can still do something for the merge, or wait for it."""
-        if not self._membership[peer].finished or peer in self._foreign | self._refused or self._farewell.is_silent(peer, now_s):
+        if (
+            not self._membership[peer].finished
+            or peer in self._foreign | self._refused
+            or self._farewell.is_silent(peer, now_s)
+        ):
             return False
         since_s, times = self._gone.get(peer, (now_s, 0))
         if times >= _SURE_TRIES and now_s - since_s >= _SURE_S:

@@ -98,8 +98,8 @@ class Staging:
         self.layout = layout
         self.is_free = True
         """False from the moment in which values are handed to the trainer to the end of their blend."""
-        self.disturb: Callable[[FloatArray], None] | None = None
-        """Adds noise to the peer's parameters as they come, for experiments."""
+        self.disturb: Callable[[Section, int, FloatArray], None] | None = None
+        """Changes the peer's parameters as they come, for experiments: of a section, from an element on."""
         self.values: tuple[Values, ...] = tuple(
             Values(
                 section,
@@ -206,7 +206,7 @@ class Staging:
                         continue
                     decode(used, section.dtype, data[taken - size : taken], out)
                 if disturb is not None and is_disturbed:
-                    disturb(out)
+                    disturb(section, first, out)
                 if values.is_difference:
                     own = self._own_values(section, first, count)
                     np.subtract(out, own, out=out)
