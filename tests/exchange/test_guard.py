@@ -101,6 +101,95 @@ def test_a_loss_of_nothing_pins_no_factor():
     assert 1.0 < guard.believed("d", State(1e30, 10.0), own).loss < 2.5
 
 
+@pytest.mark.parametrize("apart", [1e-3, 1.0, 50.0])
+def test_between_two_nodes_nobody_can_say_who_is_right_and_nothing_is_cut(in_memory, apart, tmp_path):
+    """However far apart they are, each pull goes half of the way."""
+    in_memory.start([VectorModel(np.ones(8)) for _ in range(2)], run_dir=tmp_path, pull_probability=0.1)
+
+    def update(index, model):
+        model.vector += 0.02 * ((1.0 + apart * index) - model.vector)
+
+    in_memory.step_all(400, update=update)
+    in_memory.close()
+    factors = [line["factor"] for line in blends(tmp_path, "w1") + blends(tmp_path, "w2")]
+    assert len(factors) > 30
+    assert set(factors) == {0.5}
+
+
+def noisy(seed: int, apart: float):
+    """Training of nodes whose targets differ, with noisy steps."""
+    rng = np.random.default_rng(seed)
+    targets = TARGET + apart * rng.standard_normal((8, 8))
+
+    def update(index, model):
+        model.vector += 0.05 * (targets[index] - model.vector + rng.standard_normal(8))
+
+    return update
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("apart", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("count", "settings"),
+    [(4, {}), (4, {"pull_probability": 0.1}), (8, {"topology": "ring"}), (8, {"pull_probability": 0.1})],
+)
+def test_honest_nodes_are_hardly_ever_cut(in_memory, tmp_path, count, settings, apart):
+    in_memory.start([VectorModel(START) for _ in range(count)], run_dir=tmp_path, **FLOW, **settings)
+    in_memory.step_all(600 if "pull_probability" in settings else 200, update=noisy(1, apart))
+    in_memory.close()
+    lines = [line for number in range(1, count + 1) for line in blends(tmp_path, f"w{number}")]
+    assert len(lines) > 100
+    assert sum("clipped" in line for line in lines) <= 0.05 * len(lines)
+    assert sum(1.0 - line.get("clipped", 1.0) for line in lines) <= 0.02 * len(lines)
+
+
+@pytest.mark.seconds
+def test_who_joins_late_is_hardly_ever_cut(in_memory, tmp_path):
+    in_memory.start([VectorModel(START) for _ in range(4)], run_dir=tmp_path, **FLOW)
+    in_memory.nodes.pop().close()
+    in_memory.models.pop()
+    update = noisy(2, 1.0)
+    in_memory.step_all(100, update=update)
+    in_memory.add("w4", VectorModel(START), run_dir=tmp_path)
+    in_memory.step_all(100, update=update)
+    in_memory.close()
+    late = blends(tmp_path, "w4")
+    assert sum(line.get("takes_over", False) for line in late) == 1
+    others = [line for number in (1, 2, 3) for line in blends(tmp_path, f"w{number}") if line["peer"] == "w4"]
+    assert len(others) > 30
+    assert sum("clipped" in line for line in late + others) <= 0.02 * len(late + others)
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize(("guard", "least", "most"), [("clip", 0.0, 0.25), ("finite", 0.5, 9.0)])
+def test_an_old_model_that_two_of_eight_nodes_replay_moves_the_others_only_without_the_guard(
+    in_memory, guard, least, most
+):
+    """They give what all began with, from the beginning on: the honest ones must get away from it."""
+    lies = [{"node": name, "model": "replay"} for name in ("w7", "w8")]
+    in_memory.start([VectorModel(START) for _ in range(8)], faults={"lies": lies}, guard=guard, **FLOW)
+    in_memory.step_all(300, update=lambda index, model: noisy_step(model))
+    assert in_memory.nodes[0].statistics().faults["lies"] > 50
+    assert least <= np.abs(in_memory.vectors()[:6] - TARGET).mean() <= most
+
+
+def noisy_step(model: VectorModel, rng=np.random.default_rng(3)) -> None:  # noqa: B008 - of the test alone
+    model.vector += 0.05 * (TARGET - model.vector + 0.3 * rng.standard_normal(8))
+
+
+def test_nothing_is_kept_of_a_member_that_is_forgotten(in_memory):
+    in_memory.start([VectorModel(START) for _ in range(4)], **FLOW)
+    in_memory.step_all(30)
+    context = in_memory.nodes[0]._parts.context
+    guard = context.guard
+    guard.confirms("w2", State(1.0, 10.0, lineage=b"another!"), ["w2", "w3"], has_much_to_lose=True)
+    context.forget("w2")
+    assert guard._claims == {}
+    for bound in guard._all_bounds():
+        assert "w2" not in bound._numbers
+    assert any("w3" in bound._numbers for bound in guard._all_bounds())
+
+
 def test_two_halves_that_were_apart_meet_again(in_memory):
     """Neither half is a minority: the bound follows what most peers show."""
     apart = np.where(np.arange(8) < 4, 0.0, 2.0)
@@ -155,3 +244,10 @@ def quarantined(run_dir) -> set[str]:
         for line in (run_dir / "nodes" / name / "events.jsonl").read_text().splitlines()
     ]
     return {line["peer"] for line in lines if line["event"] == "quarantine"}
+
+
+def blends(run_dir, node: str) -> list[dict]:
+    lines = map(json.loads, (run_dir / "nodes" / node / "events.jsonl").read_text().splitlines())
+    return [
+        line for line in lines if line["event"] == "exchange" and line["outcome"] == "blended" and line["factor"] > 0
+    ]
