@@ -117,8 +117,8 @@ class Guard:
             size, distance = _size(measured), measured.distance
             start = _START.get(role, _START_OF_OTHERS) * size
             bound = self._bounds[role].take(peer, distance, start=start, floor=_FLOOR * size)
-            if not is_whole and distance > bound:
-                share = min(share, (bound / distance) ** _STEEPNESS)
+            if not is_whole:
+                share = min(share, _share(distance, bound))
             if is_whole and distance > max(FAR * bound, start):
                 reason = (
                     f"the model of peer {peer} is {distance:.3g} per {role.value} from this node's, more than {FAR:g} "
@@ -145,21 +145,23 @@ class Guard:
     # --- Words ----------------------------------------------------------------------------------------------------
 
     def believed(self, peer: str, said: State, own: State) -> State:
-        """A peer's state as far as it is believed: clock, round and loss as near to this node's as others' are."""
+        """A peer's state as far as it is believed: clock, round and loss the nearer to this node's, the less usual."""
         clock = self._near(self._clock, peer, said.clock, own.clock)
         round_ = self._near(self._round, peer, said.round, own.round)
         return replace(said, clock=max(clock, 0.0), round=max(int(round_), 0), loss=self._loss_of(peer, said, own))
 
     def _near(self, bound: RunningBound, peer: str, theirs: float, own: float) -> float:
-        most = bound.take(peer, abs(theirs - own), start=_FIRST_LEAD, floor=_LEAST_LEAD)
-        return theirs if abs(theirs - own) <= most else own + math.copysign(most, theirs - own)
+        lead = theirs - own
+        return own + lead * _share(abs(lead), bound.take(peer, abs(lead), start=_FIRST_LEAD, floor=_LEAST_LEAD))
 
     def _loss_of(self, peer: str, said: State, own: State) -> float | None:
         if said.loss is None or own.loss is None or said.has_diverged or own.has_diverged or own.loss <= 0.0:
             return said.loss
         ratio = math.log(said.loss / own.loss) if said.loss / own.loss > 0.0 else -math.inf
-        most = self._loss.take(peer, abs(ratio), start=_FIRST_LOSSES, floor=_LEAST_LOSSES)
-        return said.loss if abs(ratio) <= most else own.loss * math.exp(math.copysign(most, ratio))
+        share = _share(abs(ratio), self._loss.take(peer, abs(ratio), start=_FIRST_LOSSES, floor=_LEAST_LOSSES))
+        if share == 1.0:
+            return said.loss
+        return own.loss * math.exp(ratio * share) if math.isfinite(ratio) else own.loss
 
     # --- Elders ---------------------------------------------------------------------------------------------------
 
@@ -196,6 +198,11 @@ class Guard:
 
     def _all_bounds(self) -> tuple[RunningBound, ...]:
         return (*self._bounds.values(), self._clock, self._round, self._loss)
+
+
+def _share(distance: float, bound: float) -> float:
+    """How much of the way to a peer is gone: all within the bound, the less the further beyond it."""
+    return 1.0 if distance <= bound else (bound / distance) ** _STEEPNESS
 
 
 def _size(measured: Apart) -> float:

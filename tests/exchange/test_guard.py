@@ -76,7 +76,7 @@ def test_an_old_model_that_is_replayed_would_move_them_far_without_the_guard(in_
 def test_the_clock_of_a_liar_does_not_become_everybodys(cluster):
     """It is always as far ahead as the message format lets it be believed."""
     train(cluster, 80, words=lambda first: {"clock": 0.9e9, "lineage": first._boundary.state.lineage})
-    assert max(node.statistics().clock for node in cluster.nodes[:3]) < 1000
+    assert max(node.statistics().clock for node in cluster.nodes[:3]) < 200
 
 
 def test_who_says_alone_that_it_is_the_elder_replaces_nobody(in_memory):
@@ -97,8 +97,9 @@ def test_a_loss_of_nothing_pins_no_factor():
     guard, own = Guard("clip"), State(1.0, 10.0)
     for peer, loss in zip("abcabc", (0.8, 1.2, 0.9, 1.1, 0.9, 1.1), strict=True):
         assert guard.believed(peer, State(loss, 10.0), own).loss == loss
-    assert 0.4 < guard.believed("d", State(0.0, 10.0), own).loss < 1.0
-    assert 1.0 < guard.believed("d", State(1e30, 10.0), own).loss < 2.5
+    assert guard.believed("d", State(0.0, 10.0), own).loss == 1.0
+    assert guard.believed("d", State(1e30, 10.0), own).loss == pytest.approx(1.0, abs=1e-3)
+    assert 0.4 < guard.believed("d", State(0.1, 10.0), own).loss < 1.0
 
 
 @pytest.mark.parametrize("apart", [1e-3, 1.0, 50.0])
@@ -168,13 +169,14 @@ def test_an_old_model_that_two_of_eight_nodes_replay_moves_the_others_only_witho
     """They give what all began with, from the beginning on: the honest ones must get away from it."""
     lies = [{"node": name, "model": "replay"} for name in ("w7", "w8")]
     in_memory.start([VectorModel(START) for _ in range(8)], faults={"lies": lies}, guard=guard, **FLOW)
-    in_memory.step_all(300, update=lambda index, model: noisy_step(model))
+    rng = np.random.default_rng(3)
+
+    def update(index, model):  # noqa: ARG001 - all go to one target
+        model.vector += 0.05 * (TARGET - model.vector + 0.3 * rng.standard_normal(8))
+
+    in_memory.step_all(300, update=update)
     assert in_memory.nodes[0].statistics().faults["lies"] > 50
     assert least <= np.abs(in_memory.vectors()[:6] - TARGET).mean() <= most
-
-
-def noisy_step(model: VectorModel, rng=np.random.default_rng(3)) -> None:  # noqa: B008 - of the test alone
-    model.vector += 0.05 * (TARGET - model.vector + 0.3 * rng.standard_normal(8))
 
 
 def test_nothing_is_kept_of_a_member_that_is_forgotten(in_memory):
