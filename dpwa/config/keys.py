@@ -130,8 +130,8 @@ class _PlainKeys(Options):
     )
     guard: Literal["off", "finite", "clip"] = Field(
         "clip",
-        description="What of a peer's model and words is believed: clip bounds both by what is usual, finite only "
-        "refuses NaN and infinity, off refuses nothing.",
+        description="What of a peer's model and words is believed: with clip the less, the further it is from what is "
+        "usual; finite only refuses NaN and infinity, off refuses nothing.",
     )
     buffers: Literal["blend", "keep"] = Field(
         "blend", description="Whether floating-point buffers, such as BatchNorm statistics, are blended."

@@ -29,6 +29,10 @@ LEAST = 6
 """With fewer numbers there is no median to speak of: the bound is the one to begin with."""
 
 
+# Numbers of all peers that are looked at: a few tens of microseconds of work, however many peers there are.
+_MOST = 256
+
+
 class RunningBound:
     """The bound of one quantity; nothing is remembered at first."""
 
@@ -45,10 +49,9 @@ class RunningBound:
                 say whether they are usual: then the bound does not fall below this.
             floor: the bound never falls below this: from 0 it could not rise again.
         """
-        oldest = self._taken - WINDOW * len(self._numbers)
-        recent = [[number for at, number in numbers if at >= oldest] for numbers in self._numbers.values()]
+        recent = self._recent()
         # The largest of few numbers is smaller than that of many: what is missing is made up for.
-        levels = sorted(max(numbers) * (1.0 + 1.0 / len(numbers)) for numbers in recent if numbers)
+        levels = sorted(max(numbers) * (1.0 + 1.0 / len(numbers)) for numbers in recent)
         if sum(map(len, recent)) < LEAST:
             return max(start, floor)
         usual = SLACK * levels[(len(levels) - 1) // 2]
@@ -71,7 +74,19 @@ class RunningBound:
         kept = number if number <= most else most
         self._numbers.setdefault(peer, deque(maxlen=WINDOW)).append((self._taken, kept))
         self._taken += 1
+        oldest = self._oldest
+        for silent in [name for name, numbers in self._numbers.items() if numbers[-1][0] < oldest]:
+            del self._numbers[silent]
         return bound
+
+    @property
+    def _oldest(self) -> int:
+        return self._taken - min(WINDOW * len(self._numbers), _MOST)
+
+    def _recent(self) -> list[list[float]]:
+        oldest = self._oldest
+        recent = [[number for at, number in numbers if at >= oldest] for numbers in self._numbers.values()]
+        return [numbers for numbers in recent if numbers]
 
     def forget(self, peer: str) -> None:
         """A peer is gone for good."""

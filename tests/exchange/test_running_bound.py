@@ -107,6 +107,13 @@ def test_what_peers_gave_long_ago_does_not_count():
     assert bound.bound(**BEGIN) == 3.0, "only one peer was met for long"
 
 
+def test_with_thousands_of_peers_little_is_looked_at_and_little_is_kept():
+    bound = RunningBound()
+    for index in range(5000):
+        assert 1.0 <= bound.take(f"w{index}", 1.0, **BEGIN) <= 3.0
+    assert len(bound._numbers) <= 257
+
+
 def test_from_standing_still_it_rises_from_the_floor():
     bound = RunningBound()
     for _ in range(WINDOW):
