@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.node.node import Node
-from support import VectorModel
+from support import VectorModel, wait_until
 
 LIARS = {"huge": 1e30, "old": -1.0}
 
@@ -27,12 +26,15 @@ def main() -> None:
     name = os.environ["DPWA_NODE"]
     model = VectorModel(np.full(4096, -1.0))
     config = ClusterConfig.load(os.environ["DPWA_CONFIG"])
-    node = Node(config, name, model, run_dir=Path(os.environ["DPWA_RUN_DIR"]))
+    run_dir = Path(os.environ["DPWA_RUN_DIR"])
+    node = Node(config, name, model, run_dir=run_dir)
     rng = np.random.default_rng(int(name[1:]))
     try:
         node.start()
+        # While others are still starting, the liar might be the only peer, and nobody could say who is right.
+        (run_dir / f"{name}-is-there").touch()
+        wait_until(lambda: all((run_dir / f"{peer.name}-is-there").exists() for peer in config.nodes), "all start", 60)
         for _ in range(steps):
-            time.sleep(0.005)
             model.vector += 0.05 * (1.5 - model.vector + 0.1 * rng.standard_normal(4096))
             if name == config.nodes[-1].name:
                 model.vector[:] = LIARS[lie]

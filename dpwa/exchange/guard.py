@@ -77,12 +77,14 @@ class Guard:
     """Guards one node.
 
     Args:
-        mode: the config's `guard`: off, finite or clip.
+        mode: the config's `guard`: off, finite, clip or median.
     """
 
     def __init__(self, mode: str) -> None:
         self.is_off = mode == "off"
-        self.compares = mode == "clip"
+        self.combines = mode == "median"
+        """Whether a pull takes the median of three peers' models, where three answer."""
+        self.compares = mode in ("clip", "median")
         """Whether distances and numbers are compared with those of others."""
         self._bounds = {role: RunningBound() for role in Role}
         self._clock, self._round, self._loss = RunningBound(), RunningBound(), RunningBound()

@@ -6,6 +6,7 @@ It does not choose the peer. Runs in: the thread that makes the exchanges.
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import median
 
 from dpwa.errors import RemoteProtocolError
 from dpwa.exchange.client import Client
@@ -62,6 +63,41 @@ class Puller:
         if result.outcome is not Outcome.NOT_READY:  # what waits for another's word is wanted again
             history.take(peer, version, part.share)
         return result
+
+    def another(self, peer: str, request: ExchangeRequest, client: Client, staging: Staging) -> ExchangeResult:
+        """Pull one more whole model, for the median of several.
+
+        Raises:
+            TransportError: it came to nothing.
+        """
+        begun = ExchangeResult(Outcome.NOT_READY, request.plan.kind, request, peer)
+        result = self._context.fetcher.fetch(peer, begun, client, staging, self._context.rotation.whole())
+        if result.outcome is not Outcome.BLENDED or not result.relation.mixes:
+            return result
+        return replace(result, factor=self._factor(request, result, staging.distance))
+
+    def combined(self, first: ExchangeResult, second: ExchangeResult, third: ExchangeResult) -> ExchangeResult:
+        """The first result, as that of the median of all three; their stagings hold whole models."""
+        if first.staging is None or second.staging is None or third.staging is None or first.request is None:
+            return first
+        first.staging.take_median(second.staging, third.staging)
+        results = (first, second, third)
+        own_factor = self._factor(first.request, first, first.distance)
+        losses = [result.peer_state.loss for result in results if result.peer_state.loss is not None]
+        middle = replace(
+            first.peer_state,
+            clock=median(result.peer_state.clock for result in results),
+            loss=median(losses) if len(losses) == len(results) else None,
+        )
+        return replace(
+            first,
+            factor=median((own_factor, second.factor, third.factor)),
+            peer_state=middle,
+            merged=len(results),
+            believed_share=1.0,
+            received_bytes=sum(result.received_bytes for result in results),
+            is_shared=all(result.is_shared for result in results),
+        )
 
     def last(self, peer: str, request: ExchangeRequest, client: Client) -> ExchangeResult:
         """Pull a peer's final or merged model, as it is; `NOT_READY` if it has neither yet.

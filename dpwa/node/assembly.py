@@ -114,7 +114,7 @@ def assemble(
             absolute=kind is ExchangeKind.PUSH or config.blend == "absolute",
             measures_distance=interpolator.uses_distance or guard.compares,
         )
-        for _ in range(2 if is_merging else 1)
+        for _ in range(3 if guard.combines else 2 if is_merging else 1)
     )
     if faults is not None and (faults.options.noise.scale > 0 or faults.options.lies):
         for staging in stagings:
@@ -133,7 +133,7 @@ def assemble(
             timeout_s=config.timeout_s,
             longest_s=config.longest_s,
         ),
-        bears_parts=config.blend == "delta",
+        bears_parts=config.blend == "delta" and not guard.combines,
         flow_control=flow_control,
         standing=standing,
         guard=guard,

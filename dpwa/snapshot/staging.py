@@ -238,6 +238,22 @@ class Staging:
                 np.multiply(step, share, out=step)
                 np.add(block, step, out=block)
 
+    def take_median(self, second: Staging, third: Staging) -> None:
+        """Of each value take the median of three: coordinate-wise (Yin et al., "Byzantine-Robust Distributed Learning",
+        ICML 2018).
+
+        Args:
+            second: of the same kind, made with the same reference.
+            third: likewise.
+        """
+        for mine, others in zip(self.values, zip(second.values, third.values, strict=True), strict=True):
+            for start in range(0, len(mine.array), _BLOCK):
+                one, two, three = (values.array[start : start + _BLOCK] for values in (mine, *others))
+                larger = np.maximum(one, two)
+                np.minimum(one, two, out=one)
+                np.minimum(larger, three, out=larger)
+                np.maximum(one, larger, out=one)
+
     def close(self) -> None:
         """Let go of the buffers."""
         self.values = self._of_whole = self._of_part = self._plain_values = ()
