@@ -116,7 +116,7 @@ class Exchanger:
             result = self._with(chosen, request, client)
             if result is None:
                 return  # a push that was accepted ends when it has been taken
-            if context.guard.combines and not request.merging:
+            if context.guard.combines and len(context.membership.peers) >= _OF_MEDIAN and not request.merging:
                 result = self._combined(result, request, client)
             result = replace(result, duration_s=context.monotonic_s() - start_s)
             if plan.kind is not ExchangeKind.PAIR:
@@ -158,7 +158,7 @@ class Exchanger:
     def _combined(self, first: ExchangeResult, request: ExchangeRequest, client: Client) -> ExchangeResult:
         """The result with the median of this pull and of two more; as it is where no three peers give a model."""
         context, found = self.context, [first]
-        while first.outcome is Outcome.BLENDED and first.relation.mixes and not request.joining:
+        while first.outcome is Outcome.BLENDED and first.relation.mixes and not first.takes_over:
             asked = [result.peer for result in found if result.peer is not None]
             peer = context.flow_control.choose(context.monotonic_s(), request.plan.peers, without=asked)
             free = [staging for staging in context.stagings if all(result.staging is not staging for result in found)]

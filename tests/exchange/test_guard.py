@@ -9,12 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dpwa.config.cluster import ClusterConfig
 from dpwa.config.sections import FlowControlOptions
+from dpwa.errors import ConfigError
 from dpwa.exchange.flow_control import FlowControl
 from dpwa.exchange.guard import Guard
 from dpwa.snapshot.layout import Role
-from dpwa.snapshot.staging import Apart
+from dpwa.snapshot.staging import Apart, Staging
 from dpwa.snapshot.state import State
 from support import Cluster, VectorModel
 
@@ -177,6 +181,84 @@ def test_an_old_model_that_two_of_eight_nodes_replay_moves_the_others_only_witho
     in_memory.step_all(300, update=update)
     assert in_memory.nodes[0].statistics().faults["lies"] > 50
     assert least <= np.abs(in_memory.vectors()[:6] - TARGET).mean() <= most
+
+
+# --- The median of three ----------------------------------------------------------------------------------------------
+
+
+def test_a_pull_goes_half_of_the_way_to_the_coordinatewise_median_of_three(cluster):
+    first, *others = cluster.start([VectorModel(np.zeros(3)) for _ in range(4)], guard="median", **FLOW)
+    cluster.step_all(4)
+    vectors = [[1.0, 5.0, 2.0], [2.0, 1.0, 9.0], [3.0, 4.0, 1.0]]
+    for node, model, vector in zip(others, cluster.models[1:], vectors, strict=True):
+        node._boundary._planner.next_plan = lambda *_, **__: None  # it serves, and asks nobody
+        node.step(1.0)
+        model.vector[:] = vector
+        node._boundary._service.wanted = True
+        node.step(1.0)
+    first.step(1.0)
+    first.step(1.0)
+    share = cluster.vectors()[0] / [2.0, 4.0, 2.0]
+    assert share[0] in (0.5, 0.75), "after one pull, or two"
+    np.testing.assert_array_equal(share, share[0])
+
+
+def test_the_median_needs_no_history_to_outvote_a_liar():
+    """In the first exchanges clip knows no distances, and goes half of the way to what is within three own sizes."""
+    moved = {}
+    for guard in ("clip", "median"):
+        made = Cluster("in_memory")
+        made.start([VectorModel(np.ones(4)) for _ in range(8)], guard=guard, pull_probability=1.0)
+
+        for _ in range(8):
+            made.models[7].vector[:] = 3.5
+            made.step_all()
+        moved[guard] = np.abs(made.vectors()[:7] - 1.0).max()
+        made.close()
+    assert moved["clip"] > 0.5
+    assert moved["median"] < 0.1 * moved["clip"], moved
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_with_fewer_than_three_peers_the_median_does_what_clip_does(count):
+    ends = []
+    for guard in ("clip", "median"):
+        made = Cluster("in_memory")
+        made.start([VectorModel(np.full(4, float(index))) for index in range(count)], guard=guard, **FLOW)
+        made.step_all(6)
+        ends.append(made.vectors())
+        made.close()
+    np.testing.assert_array_equal(*ends)
+    assert np.ptp(ends[0], axis=0).max() < count - 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"method": "gosgd"}, "breaks the sum that method gosgd conserves"),
+        ({"method": "adpsgd"}, "breaks the sum that method adpsgd conserves"),
+        ({"pull_fraction": 0.5}, "bring parts"),
+        ({"method": "sparta"}, "bring parts"),
+    ],
+)
+def test_a_median_is_refused_where_it_would_break_what_a_method_promises(settings, problem):
+    with pytest.raises(ConfigError) as caught:
+        ClusterConfig.for_localhost(4, guard="median", **settings)
+    (line,) = caught.value.problems
+    assert problem in line
+
+
+@given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=5, max_size=5), min_size=3, max_size=3))
+def test_the_median_of_stagings_is_numpys(values):
+    layout = VectorModel(np.zeros(5)).layout
+    stagings = [Staging(layout, absolute=True) for _ in values]
+    for staging, numbers in zip(stagings, values, strict=True):
+        staging.values[0].array[:] = numbers
+    stagings[0].take_median(*stagings[1:])
+    np.testing.assert_array_equal(stagings[0].values[0].array, np.median(np.array(values), axis=0))
+
+
+# --- What is kept, and quarantine -------------------------------------------------------------------------------------
 
 
 def test_nothing_is_kept_of_a_member_that_is_forgotten(in_memory):
