@@ -154,7 +154,8 @@ class Guard:
 
     def _near(self, bound: RunningBound, peer: str, theirs: float, own: float) -> float:
         lead = theirs - own
-        return own + lead * _share(abs(lead), bound.take(peer, abs(lead), start=_FIRST_LEAD, floor=_LEAST_LEAD))
+        share = _share(abs(lead), bound.take(peer, abs(lead), start=_FIRST_LEAD, floor=_LEAST_LEAD))
+        return theirs if share == 1.0 else own + lead * share  # to the bit, where all is believed
 
     def _loss_of(self, peer: str, said: State, own: State) -> float | None:
         if said.loss is None or own.loss is None or said.has_diverged or own.has_diverged or own.loss <= 0.0:

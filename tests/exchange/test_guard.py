@@ -183,6 +183,40 @@ def test_an_old_model_that_two_of_eight_nodes_replay_moves_the_others_only_witho
     assert least <= np.abs(in_memory.vectors()[:6] - TARGET).mean() <= most
 
 
+COUNTERS = st.floats(0.0, 1e18)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcd"), COUNTERS, st.integers(0, 2**53), st.floats(allow_nan=False) | st.none()),
+        max_size=12,
+    ),
+    COUNTERS,
+    st.floats(1e-9, 1e9),
+)
+def test_whatever_is_said_what_is_believed_is_legal_and_lies_between_the_two(words, clock, loss):
+    guard, own = Guard("clip"), State(loss, clock, round=7)
+    for peer, said_clock, said_round, said_loss in words:
+        said = State(said_loss, said_clock, round=said_round)
+        believed = guard.believed(peer, said, own)
+        nearest, farthest = sorted((clock, said_clock))
+        assert nearest * (1 - 1e-9) <= believed.clock <= farthest * (1 + 1e-9)
+        assert min(7, said_round) <= believed.round <= max(7, said_round)
+        if said_loss is not None and said_loss > 0.0 and math.isfinite(said_loss):
+            assert min(loss, said_loss) * (1 - 1e-6) <= believed.loss <= max(loss, said_loss) * (1 + 1e-6)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0.0, 99.0)), min_size=1, max_size=100))
+def test_a_step_is_never_longer_than_the_bound(given_distances):
+    guard = Guard("clip")
+    for peer, distance in given_distances:
+        bound = guard._bounds[Role.PARAMETER].bound(start=3.0, floor=1e-3)
+        verdict = guard.judge(peer, {Role.PARAMETER: Apart(distance**2, 1.0, 1)}, is_whole=False)
+        assert verdict.reason == ""
+        assert verdict.share * distance <= bound * (1 + 1e-9)
+        assert verdict.share == 1.0 or distance > bound * (1 - 1e-9)
+
+
 # --- The median of three ----------------------------------------------------------------------------------------------
 
 
