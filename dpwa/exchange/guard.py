@@ -50,9 +50,11 @@ _FLOOR = 1e-3
 # A model smaller than this counts as being of this size, one of zeros as being of size 1.
 _LEAST_SIZE = 1e-2
 
-# By how much a peer may be ahead or behind at first, and in any case: updates or rounds, and the logarithm of losses.
+# By how many updates or rounds a peer may be ahead or behind at first, and in any case.
 _FIRST_LEAD, _LEAST_LEAD = JOIN_LEAD, 10.0
-_FIRST_LOSSES, _LEAST_LOSSES = math.log(16.0), math.log(2.0)
+
+# The logarithm of the ratio of two losses that may be in any case: those of batches differ widely.
+_LEAST_LOSSES = math.log(16.0)
 
 # So often one peer alone must say that it is the elder before a node believes it that hears nothing else.
 _ALONE = 3
@@ -161,7 +163,7 @@ class Guard:
         if said.loss is None or own.loss is None or said.has_diverged or own.has_diverged or own.loss <= 0.0:
             return said.loss
         ratio = math.log(said.loss / own.loss) if said.loss / own.loss > 0.0 else -math.inf
-        share = _share(abs(ratio), self._loss.take(peer, abs(ratio), start=_FIRST_LOSSES, floor=_LEAST_LOSSES))
+        share = _share(abs(ratio), self._loss.take(peer, abs(ratio), start=_LEAST_LOSSES, floor=_LEAST_LOSSES))
         if share == 1.0:
             return said.loss
         return own.loss * math.exp(ratio * share) if math.isfinite(ratio) else own.loss
