@@ -32,7 +32,7 @@ def joined_at(cluster: Cluster, start: np.ndarray, *, align: int = 1, **settings
     Returns:
         The mixing matrix of the round, shape (nodes, nodes).
     """
-    nodes = cluster.start([VectorModel(np.zeros(start.shape[1])) for _ in start], **NOT_CUT, **settings)
+    nodes = cluster.start([VectorModel(np.zeros(start.shape[1])) for _ in start], **{**NOT_CUT, **settings})
     cluster.step_all(JOINED)
     while (nodes[0].method.round + 1) % align:
         cluster.step_all()
@@ -124,7 +124,7 @@ def pulled_weights(seed: int, count: int, factor: float, rounds: int, topology: 
     cluster = Cluster("in_memory")
     # With scores that grow with every success, the choice among neighbours would drift.
     settings = {"constant": {"value": factor}, "flow_control": {"success": 0}, "topology": topology, "seed": seed}
-    cluster.start([VectorModel(np.zeros(count)) for _ in range(count)], **NOT_CUT, **settings)
+    cluster.start([VectorModel(np.zeros(count)) for _ in range(count)], **{**NOT_CUT, **settings})
     for _ in range(JOINED):
         synchronous_round(cluster)
     for index, model in enumerate(cluster.models):
