@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from dpwa import MODEL_FILE, ConfigError, Node, NodeStatistics, node_folder
 
 from .checkpoints import Checkpoints, Kept
-from .identity import ConfigLike, identity_of, take_place
+from .identity import ConfigLike, Identity, identity_of, take_place
 from .optimizer_state import unwrapped_optimizer
 from .process_groups import is_one_of_group, refuse_ranks, tell_rank_alone
 from .saving import save_model
@@ -97,13 +97,9 @@ class DpwaPyTorchAdapter:
         config_file: ConfigLike = None,
     ) -> None:
         model = _only(model, net, "model", "net")
-        if not isinstance(model, nn.Module):
-            raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-        given = _only(config, config_file, "config", "config_file")
-        is_group = name is None and is_one_of_group(model)
-        identity = identity_of(name, given, is_one_of_group=is_group)
-        if name is None and not identity.is_by_rank:
-            tell_rank_alone() if identity.config.is_alone else refuse_ranks(identity.name)
+        config = _only(config, config_file, "config", "config_file")
+        # `attach` has found it already.
+        identity = config if isinstance(config, Identity) else _identity_of(model, name, config)
         self.config, self.name, self.run_dir = identity.config, identity.name, identity.run_dir
         inner = None if optimizer is None else unwrapped_optimizer(optimizer, "optimizer")
         self._tensors = TorchModel(model, self.config, optimizer=inner)
@@ -379,17 +375,29 @@ def attach(
         ConfigError: as `DpwaPyTorchAdapter`; or the config's interpolation needs a loss and none is given.
     """
     optimizer = unwrapped_optimizer(optimizer, "attach")
-    adapter = DpwaPyTorchAdapter(model, name, config, optimizer=optimizer, checkpoint=checkpoint)
+    identity = _identity_of(model, name, config)
+    if loss is None and (identity.config.interpolation == "loss" or identity.config.divergence_threshold > 0):
+        raise ConfigError(
+            "attach: this config's interpolation looks at the loss; pass loss=..., a function that returns the loss of "
+            "the latest step, or call adapter.step(loss) in the loop instead"
+        )
+    adapter = DpwaPyTorchAdapter(model, name, cast("Any", identity), optimizer=optimizer, checkpoint=checkpoint)
     with ExitStack() as undo:
         undo.callback(adapter.close)  # what nobody gets nobody could close
-        if loss is None and (adapter.config.interpolation == "loss" or adapter.config.divergence_threshold > 0):
-            raise ConfigError(
-                "attach: this config's interpolation looks at the loss; pass loss=..., a function that returns the "
-                "loss of the latest step, or call adapter.step(loss) in the loop instead"
-            )
         adapter._hook = _OptimizerHook(adapter, optimizer, loss)  # noqa: SLF001
         undo.pop_all()
     return adapter
+
+
+def _identity_of(model: object, name: str | None, config: ConfigLike) -> Identity:
+    """The node that is to train a model."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    is_group = name is None and is_one_of_group(model)
+    identity = identity_of(name, config, is_one_of_group=is_group)
+    if name is None and not identity.is_by_rank:
+        tell_rank_alone() if identity.config.is_alone else refuse_ranks(identity.name)
+    return identity
 
 
 def _only(value: Any, older: Any, name: str, older_name: str) -> Any:

@@ -52,6 +52,7 @@ def problems_between(config: ClusterConfig, wrong: Collection[str] = ()) -> Iter
     yield from _absolute_problems(config)
     yield from _state_problems(config)
     yield from _method_problems(config)
+    yield from _guard_problems(config)
     if config.join and "join" not in wrong:
         yield from _join_problems(config, wrong)
     if config.topology != TopologyOptions() and "nodes" not in wrong:
@@ -127,6 +128,19 @@ def _method_problems(config: ClusterConfig) -> Iterator[Problem]:
     if config.bandwidth_limit is not None:
         text = f"a limit is kept by pulling less, which method {word} does not; leave this key out, or use pull"
         yield Problem(("bandwidth_limit",), text)
+
+
+def _guard_problems(config: ClusterConfig) -> Iterator[Problem]:
+    method = config.method_class
+    if config.guard != "median" or method is None:
+        return
+    if method.kind is not ExchangeKind.PULL:
+        text = f"median changes what is taken, which breaks the sum that method {config.method} conserves; use clip"
+        yield Problem(("guard",), text)
+    elif config.pull_fraction < 1 or getattr(config.method_options, "fraction", 1.0) < 1:
+        yield Problem(("guard",), "median compares whole models, and here exchanges bring parts of them; use clip")
+    elif config.bandwidth_limit is not None:
+        yield Problem(("guard",), "median compares whole models, and a bandwidth_limit brings parts of them; use clip")
 
 
 def _join_problems(config: ClusterConfig, wrong: Collection[str]) -> Iterator[Problem]:

@@ -71,7 +71,8 @@ def _sentences(config: ClusterConfig) -> str:
         *([f"The factor: {_factor(config)}."] if _uses_interpolation(config) else []),
         f"The blend: {_blend(config)}.",
         f"Parameters travel {_links(config)}.",
-        f"Memory beside the model: {config.snapshot_slots} snapshots and the differences of one exchange; "
+        f"Memory beside the model: {config.snapshot_slots} snapshots and the differences of "
+        f"{'three pulls' if config.guard == 'median' else 'one exchange'}; "
         f"at most {config.max_connections} open connections to peers.",
         *_checkpoints(config),
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -19,7 +19,15 @@ from dpwa.config.problems import OWN_TEXT
 from dpwa.config.sections import DataRate
 from dpwa.options import Options, Place, Problem
 
-__all__ = ["FaultOptions", "KillOptions", "NoiseOptions", "PartitionOptions", "fault_problems", "faults_in_words"]
+__all__ = [
+    "FaultOptions",
+    "KillOptions",
+    "LieOptions",
+    "NoiseOptions",
+    "PartitionOptions",
+    "fault_problems",
+    "faults_in_words",
+]
 
 _LONGEST_MS = 600_000
 _EXPECTED_DELAY = f"expected milliseconds from 0 to {_LONGEST_MS}: a number, or two in order, such as [5, 50]"
@@ -88,6 +96,20 @@ class PartitionOptions(Options):
         return bool(own) and peer not in own and any(peer in group for group in self.groups)
 
 
+class LieOptions(Options):
+    """A node that gives and says what is not so, to everybody who asks it."""
+
+    node: str = Field(description="Name of the node.")
+    model: float | Literal["replay"] | None = Field(
+        None,
+        description="A number that all parameters have, or replay: those that the asker got of this node first, again "
+        "and again.",
+    )
+    clock: float | None = Field(None, ge=0, le=1e18, description="What it says of its clock.")
+    loss: float | None = Field(None, description="What it says of its loss.")
+    from_step: int = Field(0, ge=0, description="The step of the asking node with which it begins.")
+
+
 class FaultOptions(Options):
     """Faults to inject, for experiments; without any, nothing is done and nothing is slower."""
 
@@ -110,6 +132,9 @@ class FaultOptions(Options):
     )
     partition: Annotated[tuple[PartitionOptions, ...], Field(strict=False)] = Field(
         (), description="Groups of nodes that cannot reach each other for a while."
+    )
+    lies: Annotated[tuple[LieOptions, ...], Field(strict=False)] = Field(
+        (), description="Nodes that give and say what is not so."
     )
 
     steered: bool = Field(
@@ -140,6 +165,7 @@ class FaultOptions(Options):
             "slow": any(self.slow.values()),
             "kill": bool(self.kill),
             "partition": bool(self.partition) or self.steered,
+            "lies": bool(self.lies),
         }
         return tuple(kind for kind, is_wanted in wanted.items() if is_wanted)
 
@@ -165,6 +191,18 @@ def fault_problems(faults: FaultOptions, names: Sequence[str]) -> Iterator[Probl
             yield Problem(("faults", "kill", index), text)
     for index, partition in enumerate(faults.partition):
         yield from _partition_problems(partition, names, ("faults", "partition", index))
+    yield from _lie_problems(faults.lies, names)
+
+
+def _lie_problems(lies: Sequence[LieOptions], names: Sequence[str]) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for index, lie in enumerate(lies):
+        yield from _unknown(lie.node, names, ("faults", "lies", index, "node"))
+        if lie.node in seen:
+            yield Problem(("faults", "lies", index), f"{lie.node} lies already; put all its lies into one entry")
+        seen.add(lie.node)
+        if lie.model is None and lie.clock is None and lie.loss is None:
+            yield Problem(("faults", "lies", index), "expected a lie: one or more of model, clock and loss")
 
 
 def _partition_problems(partition: PartitionOptions, names: Sequence[str], place: Place) -> Iterator[Problem]:
@@ -223,6 +261,12 @@ def _words(options: FaultOptions) -> Iterator[str]:
     for kill in options.kill:
         yield f"{kill.node} is killed in its step {kill.step}, once in a run that has a run folder"
     yield from _partitions_in_words(options)
+    for lie in options.lies:
+        model = [] if lie.model is None else ["an old model" if lie.model == "replay" else f"a model of {lie.model:g}"]
+        words = [
+            f"a {name} of {value:g}" for name, value in (("clock", lie.clock), ("loss", lie.loss)) if value is not None
+        ]
+        yield f"from step {lie.from_step} {lie.node} gives {', '.join([*model, *words])}"
 
 
 def _partitions_in_words(options: FaultOptions) -> Iterator[str]:

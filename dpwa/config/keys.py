@@ -128,6 +128,11 @@ class _PlainKeys(Options):
     blend: Literal["delta", "absolute"] = Field(
         "delta", description="delta keeps the steps made during an exchange; absolute blends as the 2017 dpwa did."
     )
+    guard: Literal["off", "finite", "clip", "median"] = Field(
+        "clip",
+        description="What of a peer's model and words is believed: with clip the less, the further it is from what is "
+        "usual; median also combines each three peers' models; finite only refuses NaN and infinity, off nothing.",
+    )
     buffers: Literal["blend", "keep"] = Field(
         "blend", description="Whether floating-point buffers, such as BatchNorm statistics, are blended."
     )

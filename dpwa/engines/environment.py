@@ -141,5 +141,5 @@ def _is_there(engine: Engine, environment: Mapping[str, str]) -> bool:
 def _number(engine: Engine, name: str, environment: Mapping[str, str]) -> int:
     text = environment[name]
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise ConfigError(f'the environment of {engine.name}: expected a whole number in {name}, got "{text[:40]}"')
+        raise ConfigError(f"the environment of {engine.name}: expected a whole number in {name}, got {text[:40]!r}")
     return int(text)

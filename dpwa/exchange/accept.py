@@ -76,6 +76,11 @@ class Accepter:
         context, propose, peer = self._context, notice.propose, notice.propose.node
         kind = ExchangeKind.PAIR if propose.is_pair else ExchangeKind.PUSH
         begun = ExchangeResult(Outcome.ABORTED, kind, None, peer, propose.exchange_id, reference=notice.reference)
+        if propose.mass > context.most_mass:
+            self._proposals.decide(propose, has_all=False)
+            reason = f"peer {peer} pushes a mass of {propose.mass:g}; all that there is is {context.most_mass:g}"
+            context.results.put(self._refused(peer, replace(begun, outcome=Outcome.REJECTED, reason=reason)))
+            return None
         part = context.rotation.window(propose.piece, propose.pieces)
         try:
             result = context.fetcher.fetch(peer, begun, client, staging, part)
@@ -94,13 +99,21 @@ class Accepter:
         if not has_all:
             own = context.standing.own if notice.reference is None else notice.reference.state
             # The trainer, and the journal, are to know why it was not taken.
-            context.results.put(result if result.staging is None else kept_apart(peer, result, own))
+            end = result if result.staging is None else kept_apart(peer, result, own)
+            context.results.put(self._refused(peer, end) if end.outcome is Outcome.REJECTED else end)
             return None
         if verdict is Verdict.ABORTED:
             return None
         # The age is that of what has come, whatever the proposal said.
         peer_state = replace(result.peer_state, mass=propose.mass)
         return replace(result, peer_state=peer_state, weight=propose.mass)
+
+    def _refused(self, peer: str, result: ExchangeResult) -> ExchangeResult:
+        """Count a model that was refused."""
+        rejections = self._context.flow_control.rejected(peer, self._context.monotonic_s())
+        if rejections is not None:
+            self._context.guard.quarantined(peer, rejections, result.reason)
+        return result
 
     # --- Push -----------------------------------------------------------------------------------------------------
 

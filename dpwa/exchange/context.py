@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dpwa.exchange.fetch import Fetcher
 from dpwa.exchange.flow_control import FlowControl
+from dpwa.exchange.guard import Guard
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.propose import Proposer
@@ -32,6 +33,8 @@ class ExchangeContext:
         flow_control: chooses the peer, and keeps its score.
         membership: what peers have said of themselves.
         standing: what this node's model is.
+        guard: what of a peer's model and words is believed.
+        most_mass: the most that a push can carry, by what there is in the cluster.
         monotonic_s: the clock; a simulation passes its own.
     """
 
@@ -44,6 +47,8 @@ class ExchangeContext:
     flow_control: FlowControl
     membership: Membership
     standing: Standing
+    guard: Guard
+    most_mass: float
     monotonic_s: Callable[[], float]
 
     def forget(self, peer: str) -> None:

@@ -23,6 +23,7 @@ from dpwa.exchange.push import Pusher
 from dpwa.interpolation.interpolator import Interpolator
 from dpwa.methods.base import Method
 from dpwa.methods.exchange import ExchangeKind, ExchangeRequest, ExchangeResult, Outcome
+from dpwa.snapshot.staging import Staging
 
 __all__ = ["Exchanger"]
 
@@ -37,6 +38,9 @@ _OUTCOME_OF_ERROR: dict[type[TransportError], Outcome] = {
     ModelMismatch: Outcome.MISMATCH,
     RemoteProtocolError: Outcome.PROTOCOL_ERROR,
 }
+
+# Models that a median is taken of.
+_OF_MEDIAN = 3
 
 # What ends so much later than its deadline was held up by this node itself. A pull is one ask; a pair has several,
 # each with a deadline of its own.
@@ -112,6 +116,8 @@ class Exchanger:
             result = self._with(chosen, request, client)
             if result is None:
                 return  # a push that was accepted ends when it has been taken
+            if context.guard.combines and len(context.membership.peers) >= _OF_MEDIAN and not request.merging:
+                result = self._combined(result, request, client)
             result = replace(result, duration_s=context.monotonic_s() - start_s)
             if plan.kind is not ExchangeKind.PAIR:
                 break
@@ -149,12 +155,40 @@ class Exchanger:
             deadlines.append(self.meetings.deadline_s)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
-    def _with(self, peer: str, request: ExchangeRequest, client: Client) -> ExchangeResult | None:
-        """An exchange with one peer; None for a push that was accepted."""
+    def _combined(self, first: ExchangeResult, request: ExchangeRequest, client: Client) -> ExchangeResult:
+        """The result with the median of this pull and of two more; as it is where no three peers give a model."""
+        context, found = self.context, [first]
+        while first.outcome is Outcome.BLENDED and first.relation.mixes and not first.takes_over:
+            asked = [result.peer for result in found if result.peer is not None]
+            peer = context.flow_control.choose(context.monotonic_s(), request.plan.peers, without=asked)
+            free = [staging for staging in context.stagings if all(result.staging is not staging for result in found)]
+            if peer is None:
+                return first
+            result = self._with(peer, request, client, another=free[0])
+            if result is None or result.outcome is not Outcome.BLENDED or not result.relation.mixes:
+                return first
+            found.append(result)
+            if len(found) == _OF_MEDIAN:
+                return self._puller.combined(*found)
+        return first
+
+    def _with(
+        self, peer: str, request: ExchangeRequest, client: Client, another: Staging | None = None
+    ) -> ExchangeResult | None:
+        """An exchange with one peer; None for a push that was accepted.
+
+        Args:
+            peer: who.
+            request: what the trainer asks for.
+            client: the way there.
+            another: one more model is to be pulled into this, for a median.
+        """
         kind, began_s = request.plan.kind, self.context.monotonic_s()
         try:
-            if kind is None:
-                result: ExchangeResult | None = self.context.proposer.tell(peer, request, client)
+            if another is not None:
+                result: ExchangeResult | None = self._puller.another(peer, request, client, another)
+            elif kind is None:
+                result = self.context.proposer.tell(peer, request, client)
             elif request.merging:
                 result = self._puller.last(peer, request, client)
             elif request.joining or kind is ExchangeKind.PULL:
@@ -193,13 +227,18 @@ class Exchanger:
         flow_control, now_s = self.context.flow_control, self.context.monotonic_s()
         if self.meetings is not None:
             self.meetings.note(peer, is_there=result.outcome not in _ABSENCES)
-        if result.outcome.is_failure:
+        if result.outcome in (Outcome.REJECTED, Outcome.MISMATCH):
+            rejections = flow_control.rejected(peer, now_s)
+            if rejections is not None:
+                self.context.guard.quarantined(peer, rejections, result.reason)
+            self._warn_once(peer, result)
+        elif result.outcome.is_failure:
             flow_control.failed(peer, now_s)
             self._warn_once(peer, result)
         elif result.outcome is Outcome.GONE:
             flow_control.failed(peer, now_s)  # it may come back, but is not worth asking often
         elif result.outcome in (Outcome.BLENDED, Outcome.PUSHED):
-            flow_control.succeeded(peer)
+            flow_control.succeeded(peer, gave=result.outcome is Outcome.BLENDED)
         else:
             flow_control.answered(peer)
 

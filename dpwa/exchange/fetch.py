@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dpwa.errors import ModelMismatch, PeerTimeout, RemoteProtocolError
 from dpwa.exchange.client import Client
 from dpwa.exchange.flow_control import FlowControl
+from dpwa.exchange.guard import Guard, Verdict
 from dpwa.exchange.history import History
 from dpwa.exchange.link_codecs import LinkCodecs, in_words
 from dpwa.exchange.membership import Membership
@@ -31,7 +33,7 @@ from dpwa.exchange.messages import (
     Settled,
 )
 from dpwa.exchange.slices import Slice
-from dpwa.methods.exchange import NO_EXCHANGE, ExchangeResult, Outcome
+from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeResult, Outcome
 from dpwa.snapshot.layout import Layout, Snapshot
 from dpwa.snapshot.lineage import Relation, Standing, reason_apart
 from dpwa.snapshot.staging import Staging, first_not_finite
@@ -82,6 +84,7 @@ class Fetcher:
         bears_parts: whether a part of a model can be blended.
         flow_control: notes in which life a peer has answered.
         standing: what this node's model is.
+        guard: what of a peer's model and words is believed.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Fetcher:
         bears_parts: bool,
         flow_control: FlowControl,
         standing: Standing,
+        guard: Guard,
     ) -> None:
         self.identity = identity
         self.layout = layout
@@ -103,6 +107,9 @@ class Fetcher:
         self._warned: set[tuple[str, bool]] = set()
         self._flow_control = flow_control
         self._standing = standing
+        self.guard = guard
+        self.newest: Callable[[], Snapshot | None] = _none
+        """This node's newest snapshot, which values without a reference are compared with."""
         self.history = History()
         # A random start, so that a restarted node cannot take an answer to its former life for one to its own.
         self._nonce = secrets.randbits(32)
@@ -111,6 +118,7 @@ class Fetcher:
         """A peer is gone for good."""
         self.history.forget(peer)
         self._link_codecs.forget(peer)
+        self.guard.forget(peer)
         self._warned = {told for told in self._warned if told[0] != peer}
 
     def next_nonce(self) -> int:
@@ -185,7 +193,8 @@ class Fetcher:
             exchange_id=begun.exchange_id,
             round=round_,
         )
-        staging.reference = reference.memory if reference is not None else None
+        compared = reference if reference is not None else self.newest()
+        staging.reference = compared.memory if compared is not None else None
         try:
             pulled = client.pull(peer, request, staging, part, within_s)
         except PeerTimeout as error:
@@ -195,7 +204,7 @@ class Fetcher:
                 ) from error
             raise
         finally:
-            is_finite = staging.finish()
+            is_finite = staging.finish() or self.guard.is_off
         if not pulled.is_shared:
             self._link_codecs.measured(peer, pulled.received_bytes, pulled.transfer_s)
         offer = pulled.answer
@@ -207,19 +216,20 @@ class Fetcher:
             return nothing_came(begun, offer)
         self.refuse_impossible(peer, offer)
         outcome, reason = (Outcome.BLENDED, "") if is_finite else self._not_finite(peer, staging, reference)
-        peer_state = State(offer.loss, offer.clock, offer.mass, offer.round, offer.lineage)
-        return replace(
+        said = State(offer.loss, offer.clock, offer.mass, offer.round, offer.lineage)
+        result = replace(
             begun,
             outcome=outcome,
             version=offer.version,
             incarnation=offer.incarnation,
             checksum=staging.checksum,
-            peer_state=peer_state,
+            peer_state=said,
+            said=said,
             reference=reference,
             staging=staging if is_finite else None,
             share=part.share,
             merged=1,
-            relation=self._standing.relation(peer_state, None if reference is None else reference.state),
+            relation=self._standing.relation(said, None if reference is None else reference.state),
             mark=_mark_of(offer),
             received_bytes=pulled.received_bytes,
             is_shared=pulled.is_shared,
@@ -227,6 +237,25 @@ class Fetcher:
             reason=reason,
             note=pulled.note,
         )
+        return self._guarded(peer, result, staging, is_whole=as_it_is or begun.kind is not ExchangeKind.PULL)
+
+    def _guarded(self, peer: str, result: ExchangeResult, staging: Staging, *, is_whole: bool) -> ExchangeResult:
+        """The result with what is believed of it; `REJECTED` if that is nothing."""
+        said, own = result.said, self._standing.own if result.reference is None else result.reference.state
+        if not self.guard.compares or result.outcome is not Outcome.BLENDED or said.has_diverged or own.has_diverged:
+            return result
+        verdict, believed = Verdict(), said
+        if not result.relation.mixes or len(self._membership.peers) == 1:  # between two nobody can say who is right
+            if result.relation is not Relation.YOUNGER:
+                verdict = Verdict(reason=self.guard.impossible(peer, staging.apart))
+        else:
+            # A part of what others count on would break what the method conserves.
+            verdict = self.guard.judge(peer, staging.apart, is_whole=is_whole)
+            if result.request is None or not result.request.joining:
+                believed = self.guard.believed(peer, said, own)
+        if verdict.reason:
+            return replace(result, outcome=Outcome.REJECTED, staging=None, reason=verdict.reason)
+        return replace(result, peer_state=believed, believed_share=verdict.share)
 
     def _broken_off(self, error: PeerTimeout, codec: Codec, part: Slice, *, exact: bool, shrinks: bool) -> PeerTimeout:
         """Learn from a transfer that the timeout has ended; the same error with numbers in it.
@@ -292,6 +321,10 @@ class Fetcher:
                 mark=_mark_of(answer) if isinstance(answer, Offer | Settled) else None,
             )
             self._flow_control.answered_as(peer, answer.incarnation)
+
+
+def _none() -> None:
+    """Nothing to compare with."""
 
 
 def _mark_of(answer: Offer | Settled) -> Mark:

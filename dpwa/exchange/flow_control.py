@@ -44,6 +44,10 @@ _PEER_PAUSE_S = 5.0
 # other, needs half a second for each to find it out.
 _TOGETHER_S = 10.0
 
+# So many refused models in a row are no accident: the peer is in quarantine. Its own requests do not bring about asks
+# then, and it is asked again after the longest pause.
+_MOST_REJECTIONS = 3
+
 
 @dataclass
 class _Standing:
@@ -60,6 +64,8 @@ class _Standing:
     """Asks that hints brought about and that failed, in a row."""
     hints_from_s: float = 0.0
     """When the next hint counts."""
+    rejections: int = 0
+    """What it gave and was refused, in a row; what it has nothing to give between does not end the row."""
     hinted_ask_s: float | None = None
     """When the ask under way began, if a hint brought it about."""
 
@@ -127,26 +133,44 @@ class FlowControl:
 
     def _takes_hint(self, standing: _Standing, now_s: float) -> bool:
         """Whether the peer is to be asked because of a hint. Each hint counts once."""
+        if standing.rejections >= _MOST_REJECTIONS:
+            return False
         if not standing.is_hinted or now_s < max(standing.hints_from_s, self._hints_from_s):
             return False
         standing.is_hinted = False
         standing.hinted_ask_s = now_s
         return True
 
-    def succeeded(self, peer: str) -> None:
-        """The peer gave its snapshot."""
-        self.answered(peer)
+    def succeeded(self, peer: str, *, gave: bool = True) -> None:
+        """The peer gave its snapshot, or took this node's.
+
+        Args:
+            peer: who.
+            gave: it gave one that was taken, which ends a quarantine.
+        """
+        self._anybody_answered()
         standing = self._of(peer)
-        standing.score = min(standing.score + self._settings.success, self._settings.score_max)
+        if gave or not standing.rejections:
+            self._is_back(peer, standing.score, 0)
+            standing = self._of(peer)
+            standing.score = min(standing.score + self._settings.success, self._settings.score_max)
+        else:
+            self.answered(peer)
 
     def answered(self, peer: str) -> None:
         """The peer had nothing to give: it is alive, and no better for it."""
+        self._anybody_answered()
+        standing = self._of(peer)
+        if standing.rejections < _MOST_REJECTIONS:  # only a model that is taken ends a quarantine
+            self._is_back(peer, standing.score, standing.rejections)
+
+    def _anybody_answered(self) -> None:
+        """If all had failed since the last answer, the fault was this node's."""
         if len(self._before_failing) > 1 and all(standing.failures for standing in self._standings.values()):
             self._standings.update(self._before_failing)
         self._before_failing.clear()
-        self._is_back(peer, self._of(peer).score)
 
-    def _is_back(self, peer: str, score: float) -> None:
+    def _is_back(self, peer: str, score: float, rejections: int) -> None:
         """The peer has answered. If it was failing, so may those be back that began to fail when it did.
 
         One that fails again and again brings none of the dead forward: each of its outages has a beginning of its own.
@@ -154,12 +178,28 @@ class FlowControl:
         former = self._standings.get(peer)
         if former is None:
             return
-        self._standings[peer] = _Standing(score)
+        self._standings[peer] = _Standing(score, rejections=rejections)
         if not former.failures:
             return
         for other in self._standings.values():
-            if other.failures and abs(other.failing_from_s - former.failing_from_s) <= _TOGETHER_S:
+            is_due = other.failures and other.rejections < _MOST_REJECTIONS
+            if is_due and abs(other.failing_from_s - former.failing_from_s) <= _TOGETHER_S:
                 other.due_s = -math.inf
+
+    def rejected(self, peer: str, now_s: float) -> int | None:
+        """What the peer gave was refused: NaN, another layout, or a model that no honest peer has.
+
+        Returns:
+            How many in a row that were, if the peer is in quarantine from now on; None if it is not, or was before.
+        """
+        self._anybody_answered()
+        standing = self._of(peer)
+        standing.rejections += 1
+        self.failed(peer, now_s)
+        self._before_failing.pop(peer, None)  # it did answer
+        if standing.rejections >= _MOST_REJECTIONS:
+            standing.due_s = max(standing.due_s, now_s + self._settings.probe_max_s * self._rng.uniform(0.75, 1.25))
+        return standing.rejections if standing.rejections == _MOST_REJECTIONS else None
 
     def failed(self, peer: str, now_s: float) -> None:
         """The peer did not answer, or not as it should."""
@@ -189,13 +229,17 @@ class FlowControl:
     def retry(self, now_s: float) -> None:
         """Give every peer that is failing its next chance now."""
         for standing in self._standings.values():
+            if standing.rejections >= _MOST_REJECTIONS:
+                continue
             standing.due_s = min(standing.due_s, now_s)
 
     def answered_as(self, peer: str, incarnation: bytes) -> None:
         """The peer gave an answer in this life. If it is a new one, what its former one did is forgotten."""
         if peer in self._standings and incarnation != self._incarnations.get(peer):
             self._incarnations[peer] = incarnation
-            self._is_back(peer, self._settings.score_start)
+            # One chance for a new life of a peer in quarantine, and not three: it may have only said that it is new.
+            rejections = min(self._standings[peer].rejections, _MOST_REJECTIONS - 1)
+            self._is_back(peer, self._settings.score_start, rejections)
 
     def is_failing(self, peer: str) -> bool:
         """Whether the peer's last exchange failed."""

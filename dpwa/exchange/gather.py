@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from dpwa.errors import ModelMismatch, PeerTimeout, PeerUnreachable, RemoteProtocolError
+from dpwa.errors import ModelMismatch, PeerTimeout, PeerUnreachable, RemoteProtocolError, TransportError
 from dpwa.exchange.client import Client
 from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.results import merged
@@ -127,17 +127,21 @@ class Gatherer:
             )
         except PeerTimeout:
             return True
-        except (PeerUnreachable, ModelMismatch, RemoteProtocolError):
-            context.flow_control.failed(peer, context.monotonic_s())
+        except (PeerUnreachable, ModelMismatch, RemoteProtocolError) as error:
+            self._failed(peer, error)
             self._ended_if_finished(peer)
             return False
         if result.outcome.has_snapshot:
             self._rounds_ahead[peer] = 0
-            context.flow_control.succeeded(peer)
             if result.outcome is Outcome.BLENDED:
+                context.flow_control.succeeded(peer)
                 self._take(peer, result, round_)
             else:
                 round_.problem = result
+                if context.guard.compares and result.outcome is Outcome.REJECTED:
+                    self._reject(peer, result.reason)
+                else:  # it is there, in time, and may have a model of the next round
+                    context.flow_control.answered(peer)
             return False
         context.flow_control.answered(peer)
         if result.outcome in (Outcome.NOT_READY, Outcome.BUSY):
@@ -151,6 +155,17 @@ class Gatherer:
                     round_.stranger_ahead = peer
         self._ended_if_finished(peer)
         return False
+
+    def _failed(self, peer: str, error: TransportError) -> None:
+        if isinstance(error, ModelMismatch):
+            self._reject(peer, str(error))
+        else:
+            self._context.flow_control.failed(peer, self._context.monotonic_s())
+
+    def _reject(self, peer: str, reason: str) -> None:
+        rejections = self._context.flow_control.rejected(peer, self._context.monotonic_s())
+        if rejections is not None:
+            self._context.guard.quarantined(peer, rejections, reason)
 
     def _ended_if_finished(self, peer: str) -> None:
         if self._context.membership[peer].finished:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dpwa.methods.exchange import ExchangeKind, ExchangeResult, Plan
 from dpwa.options import Options
 from dpwa.schedule import Schedule, value_at
-from dpwa.snapshot.state import MAX_COUNTER, State
+from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, State
 from dpwa.topology.neighbourhood import Neighbourhood
 
 if TYPE_CHECKING:  # numpy: the cluster file's keys come from the methods, and a launcher that reads it does not need it
@@ -124,6 +124,11 @@ class Method(ABC):
     def mass(self) -> float:
         """Weight of this node's model, published with each snapshot; 0 for methods without."""
         return 0.0
+
+    @property
+    def total_mass(self) -> float:
+        """What the masses of all nodes sum up to, while no node was started again; a push never carries more."""
+        return MAX_MASS
 
     @property
     def pair_rounds(self) -> tuple[int, int] | None:

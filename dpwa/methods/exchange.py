@@ -166,6 +166,8 @@ class ExchangeResult:
         incarnation: the life of the peer that made that snapshot; empty without one.
         checksum: of the snapshot as it came, if it came whole, as it is, and checksums are asked for; else None.
         peer_state: state of the peer's snapshot, of the last one when several were merged; says nothing without values.
+        said: state of the peer's snapshot as the peer gave it; `peer_state` is what of it is believed.
+        believed_share: share of the step towards the peer that the guard lets pass.
         reference: this node's snapshot that differences were made against; None where values are absolute, or there
             are none.
         staging: holds the values to blend; None without.
@@ -197,6 +199,8 @@ class ExchangeResult:
     incarnation: bytes = b""
     checksum: int | None = None
     peer_state: State = _UNKNOWN_STATE
+    said: State = _UNKNOWN_STATE
+    believed_share: float = 1.0
     reference: Snapshot | None = None
     staging: Staging | None = None
     factor: float = 0.0

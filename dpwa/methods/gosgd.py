@@ -59,6 +59,11 @@ class GoSGD(Method):
         """See `Method.mass`."""
         return self._mass
 
+    @property
+    def total_mass(self) -> float:
+        """See `Method.total_mass`."""
+        return self.count * self._mass_of_one()
+
     def plan(self, rng: random.Random) -> Plan | None:
         """See `Method.plan`."""
         if rng.random() >= self.probability or self._mass < self._first_mass * _LEAST_SHARE:

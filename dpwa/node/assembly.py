@@ -16,6 +16,7 @@ from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.exchanger import Exchanger
 from dpwa.exchange.fetch import Fetcher, Identity
 from dpwa.exchange.flow_control import FlowControl
+from dpwa.exchange.guard import Guard
 from dpwa.exchange.link_codecs import LinkCodecs
 from dpwa.exchange.meetings import Meetings
 from dpwa.exchange.member_table import Member, MemberState
@@ -33,12 +34,15 @@ from dpwa.snapshot.layout import Layout
 from dpwa.snapshot.lineage import Standing
 from dpwa.snapshot.model import Model
 from dpwa.snapshot.staging import Staging, encoded_chunk_bytes
-from dpwa.snapshot.state import Codec
+from dpwa.snapshot.state import MAX_MASS, Codec
 from dpwa.transport.faults import Faults
 from dpwa.transport.faulty import FaultyWay, LossyProposals
 from dpwa.transport.interface import Ends
 
 __all__ = ["Assembly", "assemble", "outer_momentum"]
+
+# A node that is started again brings the mass of a new one, while what its former life gave away is still there.
+_SPARE = 2.0
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ def assemble(
     membership = Membership(peers, is_open=config.is_open)
     proposals = Proposals(name, incarnation) if faults is None else LossyProposals(name, incarnation, faults)
     interpolator = config.interpolator()
+    guard = Guard(config.guard)
     standing = Standing(incarnation, heeds_age=method.heeds_age)
     kind = method.kind
     is_merging = kind in (ExchangeKind.PUSH, ExchangeKind.GATHER)
@@ -107,11 +112,11 @@ def assemble(
         Staging(
             layout,
             absolute=kind is ExchangeKind.PUSH or config.blend == "absolute",
-            measures_distance=interpolator.uses_distance,
+            measures_distance=interpolator.uses_distance or guard.compares,
         )
-        for _ in range(2 if is_merging else 1)
+        for _ in range(3 if guard.combines else 2 if is_merging else 1)
     )
-    if faults is not None and faults.options.noise.scale > 0:
+    if faults is not None and (faults.options.noise.scale > 0 or faults.options.lies):
         for staging in stagings:
             staging.disturb = faults.disturb
     if config.journal_checksums:
@@ -128,9 +133,10 @@ def assemble(
             timeout_s=config.timeout_s,
             longest_s=config.longest_s,
         ),
-        bears_parts=config.blend == "delta",
+        bears_parts=config.blend == "delta" and not guard.combines,
         flow_control=flow_control,
         standing=standing,
+        guard=guard,
     )
     context = ExchangeContext(
         fetcher=fetcher,
@@ -142,6 +148,8 @@ def assemble(
         flow_control=flow_control,
         membership=membership,
         standing=standing,
+        guard=guard,
+        most_mass=_SPARE * method.total_mass if guard.compares else MAX_MASS,
         monotonic_s=monotonic_s,
     )
     exchanger = Exchanger(
@@ -162,6 +170,7 @@ def assemble(
         standing=standing,
         members=members,
     )
+    fetcher.newest = lambda: service.serving.snapshot
     return Assembly(Ends(service, exchanger), context, faults)
 
 

@@ -88,6 +88,7 @@ class Boundary:
         self._faults = faults
         self._service = service
         self._proposals = context.proposals
+        self._guard = context.guard
         self._publisher = publisher
         self._transport = transport
         self._record = record
@@ -266,6 +267,8 @@ class Boundary:
             is_planned = request is not None and not request.joining and is_whole
             self._planner.spent(result.received_bytes, complete=is_planned)
         self.farewell.note(result, self._monotonic_s())
+        for notice in self._guard.take_notices():
+            self._event("quarantine", **notice)
         if result.outcome is Outcome.OWN_NOT_FINITE:
             self._warn_of_own_model(result.reason)
         self._record.note(result, factor)

@@ -126,6 +126,7 @@ class Merging:
         self._gone: dict[str, tuple[float, int]] = {}  # since when, and how often in a row a peer could not be reached
         self._seen: dict[str, tuple[Mark, float]] = {}  # how far each peer is, and since when
         self._foreign: set[str] = set()  # peers that train another model, or in another run
+        self._refused: set[str] = set()  # peers whose final or merged models were refused
         self._tries: dict[str, tuple[float, int]] = {}  # pulls of each peer: when the first began, how many failed
         self._adopted: Counter[str] = Counter()
         self._frozen_s = self._moved_s = self._next_s = 0.0
@@ -198,6 +199,8 @@ class Merging:
             self._gone[peer] = (since_s, times + 1)
         elif outcome in (Outcome.MISMATCH, Outcome.REFUSED):
             self._foreign.add(peer)
+        elif outcome is Outcome.REJECTED and result.request is not None and result.request.merging:
+            self._refused.add(peer)  # nobody waits for it, nor takes its mean
         elif not outcome.is_failure:
             self._gone.pop(peer, None)
         mark = self._membership[peer].mark
@@ -208,7 +211,11 @@ class Merging:
 
     def _is_there(self, peer: str, now_s: float) -> bool:
         """Whether a peer has finished, and can still do something for the merge, or wait for it."""
-        if not self._membership[peer].finished or peer in self._foreign or self._farewell.is_silent(peer, now_s):
+        if (
+            not self._membership[peer].finished
+            or peer in self._foreign | self._refused
+            or self._farewell.is_silent(peer, now_s)
+        ):
             return False
         since_s, times = self._gone.get(peer, (now_s, 0))
         if times >= _SURE_TRIES and now_s - since_s >= _SURE_S:
@@ -394,7 +401,8 @@ class Merging:
             return True
         problem = self._problem
         if self._is_alone:
-            problem = problem or "no other node was there to merge with"
+            refused = f"what {', '.join(sorted(self._refused))} gave was refused" if self._refused else ""
+            problem = problem or refused or "no other node was there to merge with"
         problem = problem or "the time ran out" + ("" if self.is_frozen else " before all had finished")
         self._event("merge", models=self.held.models, reason=problem)
         _logger.warning("node %s: has no merged model, and keeps its own: %s", self._node, problem)

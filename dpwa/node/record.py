@@ -267,8 +267,8 @@ def _blend_fields(result: ExchangeResult, step: int, factor: float) -> dict[str,
     fields: dict[str, object] = {
         "version": result.version,
         "incarnation": result.incarnation.hex(),
-        "peer_clock": result.peer_state.clock,
-        "peer_loss": result.peer_state.loss,
+        "peer_clock": result.said.clock,
+        "peer_loss": result.said.loss,
         "factor": factor,
         "bytes": result.received_bytes,
         "share": result.share,
@@ -285,6 +285,8 @@ def _blend_fields(result: ExchangeResult, step: int, factor: float) -> dict[str,
             "loss": reference.state.loss,
             "late_steps": step - reference.step,
         }
+    if result.believed_share < 1.0:
+        fields["clipped"] = round(result.believed_share, 6)
     if result.takes_over:
         fields["takes_over"] = True
     if result.distance is not None:

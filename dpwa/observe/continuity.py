@@ -347,7 +347,7 @@ def _asked_for(run: Run) -> list[str]:
         return []
     noise, delay_ms, slow = faults.get("noise"), faults.get("delay_ms"), faults.get("slow")
     wanted = {
-        **{kind: bool(faults.get(kind)) for kind in ("drop", "duplicate", "bandwidth", "kill", "partition")},
+        **{kind: bool(faults.get(kind)) for kind in ("drop", "duplicate", "bandwidth", "kill", "partition", "lies")},
         "delay": bool(delay_ms) and (not isinstance(delay_ms, list) or max(delay_ms) > 0),
         "noise": isinstance(noise, dict) and bool(noise.get("scale")),
         "slow": isinstance(slow, dict) and any(slow.values()),

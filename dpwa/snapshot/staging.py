@@ -12,9 +12,9 @@ Must not know: sockets, threads, torch. Runs in: the thread that performs the ex
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from dpwa.snapshot.layout import Layout, Role, Section
 from dpwa.snapshot.state import Codec
 
 __all__ = [
+    "Apart",
     "Staging",
     "Values",
     "encode_chunk",
@@ -58,6 +59,30 @@ class Values:
     is_difference: bool
 
 
+class Apart(NamedTuple):
+    """How far a peer's values are from this node's, for tensors of one sort: sums over all that came.
+
+    Attributes:
+        squares: of the differences; infinite where they overflow.
+        own_squares: of this node's values.
+        values: how many there are.
+    """
+
+    squares: float = 0.0
+    own_squares: float = 0.0
+    values: int = 0
+
+    @property
+    def distance(self) -> float:
+        """Root mean square of the differences."""
+        return math.sqrt(self.squares / self.values) if self.values else 0.0
+
+    @property
+    def own_size(self) -> float:
+        """Root mean square of this node's values."""
+        return math.sqrt(self.own_squares / self.values) if self.values else 0.0
+
+
 class Staging:
     """The buffers of one exchange in flight, made once and reused.
 
@@ -66,15 +91,15 @@ class Staging:
     Args:
         layout: the model's layout.
         absolute: no differences are made: for `blend: absolute`, and for values that are merged by their masses.
-        measures_distance: also measure how far the peer's parameters are from the own.
+        measures_distance: also measure how far the peer's values are from this node's.
     """
 
     def __init__(self, layout: Layout, *, absolute: bool, measures_distance: bool = False) -> None:
         self.layout = layout
         self.is_free = True
         """False from the moment in which values are handed to the trainer to the end of their blend."""
-        self.disturb: Callable[[FloatArray], None] | None = None
-        """Adds noise to the peer's parameters as they come, for experiments."""
+        self.disturb: Callable[[Section, int, FloatArray], None] | None = None
+        """Changes the peer's parameters as they come, for experiments: of a section, from an element on."""
         self.values: tuple[Values, ...] = tuple(
             Values(
                 section,
@@ -98,8 +123,8 @@ class Staging:
         self._is_finite = True
         self.sums: Checksum | None = None
         """Sums up the bytes as they come, where the journal holds checksums."""
-        self._measures_distance = measures_distance and not absolute
-        self._squares = [0.0, 0.0]
+        self._measures_distance = measures_distance
+        self._apart: dict[Role, Apart] = {}
 
     @property
     def is_plain(self) -> bool:
@@ -113,8 +138,14 @@ class Staging:
     @property
     def distance(self) -> float | None:
         """Distance of the peer's parameters from this node's, relative to the latter; None if it was not measured."""
-        difference, own = self._squares
-        return math.sqrt(difference / own) if own > 0 else None
+        measured = [apart for role, apart in self._apart.items() if role in (Role.PARAMETER, Role.ANCHOR)]
+        own = sum(apart.own_squares for apart in measured)
+        return math.sqrt(sum(apart.squares for apart in measured) / own) if own > 0 else None
+
+    @property
+    def apart(self) -> Mapping[Role, Apart]:
+        """How far what came is from this node's snapshot, by role; empty where that was not measured."""
+        return dict(self._apart)
 
     @property
     def checksum(self) -> int | None:
@@ -132,7 +163,7 @@ class Staging:
             self.values = self._of_whole if whole else self._of_part
         self._own = np.frombuffer(self.reference or b"", np.uint8)
         self._is_finite = True
-        self._squares = [0.0, 0.0]
+        self._apart = {}
         if self.sums is not None:
             self.sums = Checksum()
         if not whole:
@@ -175,11 +206,13 @@ class Staging:
                         continue
                     decode(used, section.dtype, data[taken - size : taken], out)
                 if disturb is not None and is_disturbed:
-                    disturb(out)
+                    disturb(section, first, out)
                 if values.is_difference:
                     own = self._own_values(section, first, count)
                     np.subtract(out, own, out=out)
                     self._measure(section, out, own)
+                else:
+                    self._measure_values(section, first, out)
                 self._is_finite = self._is_finite and _all_finite(out)
 
     def copy(self) -> Staging:
@@ -204,6 +237,22 @@ class Staging:
                 np.subtract(step, block, out=step)
                 np.multiply(step, share, out=step)
                 np.add(block, step, out=block)
+
+    def take_median(self, second: Staging, third: Staging) -> None:
+        """Of each value take the median of three: coordinate-wise (Yin et al., "Byzantine-Robust Distributed Learning",
+        ICML 2018).
+
+        Args:
+            second: of the same kind, made with the same reference.
+            third: likewise.
+        """
+        for mine, others in zip(self.values, zip(second.values, third.values, strict=True), strict=True):
+            for start in range(0, len(mine.array), _BLOCK):
+                one, two, three = (values.array[start : start + _BLOCK] for values in (mine, *others))
+                larger = np.maximum(one, two)
+                np.minimum(one, two, out=one)
+                np.minimum(larger, three, out=larger)
+                np.maximum(one, larger, out=one)
 
     def close(self) -> None:
         """Let go of the buffers."""
@@ -233,9 +282,19 @@ class Staging:
         return widened(_typed(self._own.data[start : start + count * section.item_bytes], section))
 
     def _measure(self, section: Section, difference: FloatArray, own: FloatArray) -> None:
-        if self._measures_distance and not section.role.is_of_optimizer:
-            self._squares[0] += float(np.dot(difference, difference))
-            self._squares[1] += float(np.dot(own, own))
+        if self._measures_distance:
+            squares, own_squares, count = self._apart.get(section.role, Apart())
+            self._apart[section.role] = Apart(
+                squares + float(np.dot(difference, difference)), own_squares + float(np.dot(own, own)), count + len(own)
+            )
+
+    def _measure_values(self, section: Section, first: int, values: FloatArray) -> None:
+        """Measure where no differences are made: what is interpolated, or blended by value."""
+        if self._measures_distance and self._own.size:
+            for start in range(0, len(values), _BLOCK):
+                block = values[start : start + _BLOCK]
+                own = self._own_values(section, first + start, len(block))
+                self._measure(section, block - own, own)
 
     def _take_raw(self, values: Values, first: int, peer: FloatArray, out: FloatArray) -> None:
         section = values.section
@@ -248,6 +307,7 @@ class Staging:
                 self._measure(section, block, own)
             else:
                 np.copyto(block, theirs)
+                self._measure_values(section, first + start, block)
             self._is_finite = self._is_finite and _all_finite(block)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,8 @@ def write_list(folder: Path, allowed: AllowedList) -> None:
         text += _ABOUT_SIGNERS + yaml.safe_dump({SIGNERS: signers}, width=120)
     if allowed.revoked:
         text += yaml.safe_dump({REVOKED: list(allowed.revoked)}, width=120)
-    draft = folder / f"{ALLOWED_FILE}.{os.getpid()}.new"  # nodes that make their own write it side by side
+    # Nodes that make their own keys write it side by side.
+    draft = folder / f"{ALLOWED_FILE}.{os.getpid()}-{threading.get_ident()}.new"
     try:
         draft.write_text(text, encoding="utf-8")
         os.replace(draft, folder / ALLOWED_FILE)

@@ -26,6 +26,8 @@ import numpy.typing as npt
 
 from dpwa.config.faults import FaultOptions
 from dpwa.errors import ConfigError
+from dpwa.snapshot.layout import Section
+from dpwa.transport.lies import Lies
 
 __all__ = ["PARTITION_FILE", "Fate", "Faults", "Lost", "NodeFaults", "SteeredPartition"]
 
@@ -146,6 +148,8 @@ class Faults:
             kind: random.Random(f"{options.seed}/{node}/faults/{kind}")  # noqa: S311  (no secret)
             for kind in ("drop", "drop_done", "duplicate", "delay", "reorder")
         }
+        self.lies = Lies(options.lies)
+        """What peers that lie give instead of their models. In the thread that makes the exchanges."""
         seed = random.Random(f"{options.seed}/{node}/faults/noise").getrandbits(128)  # noqa: S311
         self._noise = np.random.default_rng(seed)
 
@@ -189,14 +193,19 @@ class Faults:
     def _strikes(self, kind: str, probability: float) -> bool:
         return probability > 0 and self._rngs[kind].random() < probability
 
-    def disturb(self, values: npt.NDArray[Any]) -> None:
-        """Add noise to values that were received, in place: scale times a standard normal number to each.
+    def disturb(self, section: Section, first: int, values: npt.NDArray[Any]) -> None:
+        """Change values that were received, in place: by the lies of their giver, and by noise.
 
         Args:
+            section: what they belong to.
+            first: the element of it that they begin with.
             values: float32 or float64, shape (size,). With `relative` the noise is scaled by their root mean square.
         """
+        self.lies.distort(section, first, values)
         noise = self.options.noise
         scale = noise.scale
+        if scale == 0.0:
+            return
         if noise.relative:
             scale *= math.sqrt(float(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
         drawn = self._noise.standard_normal(values.shape, values.dtype.type)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpwa.errors import PeerTimeout, PeerUnreachable, TransportError
 from dpwa.exchange.client import Client, Pulled
@@ -94,6 +94,7 @@ class _FaultyClient:
         if is_watched:
             self._tap.aim(staging, lambda size: self._on_piece(attempt, fate, size))
         left_s = self._left_s(attempt) if within_s is not None else None
+        self._faults.lies.begin(peer, self._faults.step)
         pulled = self._inner.pull(peer, request, self._tap if is_watched else staging, part, left_s)
         if fate.lost is Lost.ANSWER:  # one without a snapshot
             self._lose(attempt, Lost.ANSWER)
@@ -112,6 +113,10 @@ class _FaultyClient:
                 self._inner.pull(peer, request, self._tap, part, within_s)
         if self._faults.options.noise.scale > 0 and isinstance(pulled.answer, Offer):
             self._faults.happened("noise", peer=peer, hit=attempt.hit)  # it was added while the values came
+        lie = self._faults.lies.said(pulled.answer) if isinstance(pulled.answer, Offer) else None
+        if lie is not None:
+            self._faults.happened("lies", peer=peer, hit=attempt.hit)
+            pulled = replace(pulled, answer=lie)
         return pulled
 
     def know(self, peer: str, host: str, port: int, teller: str = "") -> None:

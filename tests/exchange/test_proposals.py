@@ -63,7 +63,7 @@ PROPOSED, FETCHED = 3, 5
 
 
 def test_a_push_that_comes_back_brings_back_the_model_that_was_given_and_not_what_has_become_of_it(make):
-    cluster = make(3, method="gosgd", topology="directed_ring")
+    cluster = make(3, method="gosgd", topology="directed_ring", guard="finite")  # the models are ten times apart
     first, _, third = cluster.living
     before, blended = weighted_sum(cluster), first.node.statistics().blended
     begins(first)

@@ -495,6 +495,25 @@ def test_a_merged_model_of_more_models_than_there_are_nodes_is_not_taken(in_memo
     np.testing.assert_array_equal(assert_one_model(in_memory, nodes[:2]), mean_of(last, [1.0, 1.0]))
 
 
+@pytest.mark.parametrize("method", ["pull", "gosgd", "adpsgd"])
+@pytest.mark.parametrize("liar", [0, 2])
+def test_a_last_model_that_no_honest_node_can_have_is_in_no_merged_model(in_memory, method, liar):
+    """The first node averages: its mean is refused, and the next one has its turn."""
+    nodes = start(in_memory, [[1.0, 2.0]] * 4, method=method)
+    in_memory.models[liar].vector[:] = 1e30
+    answers = Ends(nodes).run()
+    honest = [node for index, node in enumerate(nodes) if index != liar]
+    assert all(answers[node.name] for node in honest)
+    assert np.abs(assert_one_model(in_memory, honest)).max() < 10.0
+
+
+def test_without_a_guard_it_would_be_in_everybodys(in_memory):
+    nodes = start(in_memory, [[1.0, 2.0]] * 4, guard="off")
+    in_memory.models[2].vector[:] = 1e30
+    Ends(nodes).run()
+    assert assert_one_model(in_memory, nodes).min() > 1e29
+
+
 def test_a_merged_model_that_is_not_finite_is_refused(in_memory, caplog):
     nodes = start(in_memory, [[0.0], [1.0]])
     honest, liar = nodes[1], nodes[0]
@@ -511,4 +530,4 @@ def test_a_merged_model_that_is_not_finite_is_refused(in_memory, caplog):
     assert answers[-1] is False
     np.testing.assert_array_equal(in_memory.models[1].vector, before)
     said = [record.getMessage() for record in caplog.records if "merged model" in record.getMessage()]
-    assert said == ["node w2: has no merged model, and keeps its own: it could not be fetched from w1"]
+    assert said == ["node w2: has no merged model, and keeps its own: what w1 gave was refused"]

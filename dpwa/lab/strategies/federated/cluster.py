@@ -27,6 +27,8 @@ def cluster_settings(settings: Settings, names: Sequence[str], seed: int) -> dic
         seed: of the cluster.
     """
     return {
+        # The server takes the mean of what clients send, however far it is from its own model.
+        "guard": "finite",
         **settings.cluster,
         "method": _METHOD,
         # A client takes the server's model itself, not its own model plus a difference, which would be rounded.
