@@ -223,6 +223,7 @@ except ConfigError as error:
 
 
 @pytest.mark.seconds
+@pytest.mark.slow
 def test_two_processes_cannot_be_one_node():
     with small():
         refused = subprocess.run([sys.executable, "-c", OTHER], capture_output=True, text=True, check=True)

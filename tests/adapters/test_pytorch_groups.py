@@ -188,6 +188,7 @@ def test_torchrun_within_a_node_is_refused_in_words_and_at_once(tmp_path, mode):
 
 @pytest.mark.heavy
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_each_process_of_torchrun_may_be_a_node_by_name(tmp_path):
     code, said = torchrun(tmp_path, "names")
     assert code == 0, said
@@ -196,6 +197,7 @@ def test_each_process_of_torchrun_may_be_a_node_by_name(tmp_path):
 
 @pytest.mark.heavy
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_torchrun_without_a_cluster_is_plain_distributed_training_and_says_so_once(tmp_path):
     code, said = torchrun(tmp_path, "every rank")
     assert code == 0, said

@@ -77,6 +77,7 @@ def test_mpiexec_of_mpich_needs_no_list_of_nodes(tmp_path):
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_processes_of_slurm_meet_in_a_folder(tmp_path):
     """SLURM is not here: its variables are, as srun sets them."""
     variables = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURMD_NODENAME": "nowhere"}
@@ -121,6 +122,7 @@ def two_hosts() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_torchrun_on_two_hosts_makes_one_cluster_with_keys(tmp_path, two_hosts):
     port = free_ports(1)[0]
     started = [

@@ -141,6 +141,7 @@ def test_two_digits_nodes_learn_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_the_existing_script_runs_in_a_cluster_once_dpwa_is_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def _pids(run_dir: Path) -> dict[str, int]:
 
 @pytest.mark.heavy
 @pytest.mark.timeout(180)
+@pytest.mark.slow
 def test_a_cluster_that_is_launched_and_broken_holds_what_must_hold(cluster_file, tmp_path):
     run_dir = tmp_path / "run"
     options = ["--mtbf", "1.5s", "--duration", "15s", "--seed", "3", "--run-dir", run_dir]

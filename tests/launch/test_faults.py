@@ -120,6 +120,7 @@ def test_a_killed_node_is_restarted_takes_the_peers_model_and_is_asked_again(lau
     assert_held(running.run_dir, "I1", "I2", "I3", "I5", "I9")
 
 
+@pytest.mark.slow
 def test_a_node_that_is_started_late_joins_in(launch):
     first = launch("--node", "w1", "--node", "w2", steps=120)
     wait_until(lambda: _blends(first.run_dir, "w1", "w2"), "two train together", 30)

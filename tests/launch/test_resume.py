@@ -107,6 +107,7 @@ def killed_and_resumed(folder: Path, names: Sequence[str], steps: int, pace_s: f
 @pytest.mark.heavy
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_loss_curve_of_a_killed_and_resumed_cluster_is_to_the_bit_that_of_one_that_was_not(tmp_path, count):
     """Two nodes that exchange models and blend nothing; what they draw and train is their own."""
     names = [f"w{number}" for number in range(1, count + 1)]

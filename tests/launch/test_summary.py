@@ -162,6 +162,7 @@ node.close()
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_what_makes_a_run_worth_little_is_told_on_the_terminal_and_in_the_journal(tmp_path):
     config = ClusterConfig.for_localhost(3, ports=free_ports(3), wait_ms=1000)
     (tmp_path / "cluster.yaml").write_text(config.to_yaml())

@@ -168,6 +168,7 @@ def test_a_node_with_a_certificate_by_another_signer_stays_out(train, owner, fou
     assert made.value_at_start() == 100.0
 
 
+@pytest.mark.slow
 def test_a_node_whose_certificate_ends_is_out_and_one_that_has_a_later_one_comes_back(
     train, owner, founders, ports, monkeypatch
 ):

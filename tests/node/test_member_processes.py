@@ -49,6 +49,7 @@ def states_seen(cluster: Processes, of: str, by: str) -> list[str]:
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_a_newcomer_that_is_killed_is_suspected_and_dropped_by_all(cluster):
     cluster.begin()
     ready(cluster)

@@ -48,6 +48,7 @@ def module(monkeypatch):
     return importlib.import_module
 
 
+@pytest.mark.slow
 def test_exchange_compares_every_transport_and_codec_with_the_limit_and_its_rivals(tmp_path):
     found = _run(tmp_path, "exchange", "--sizes", "0.2", "--repetitions", "2")
     rows = {row["by"]: row for row in found["rows"]}
