@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
@@ -20,6 +21,15 @@ DEADLINE_S = 10.0
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+
+
+def mostly_slow(values: Iterable[object], *others: object) -> list[object]:
+    """Parameters of a test, of which all but the `others` are run by `make test-slow` alone."""
+    marked = pytest.mark.slow
+    return [
+        value if value in others else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=marked)
+        for value in values
+    ]
 
 
 class VectorModel:

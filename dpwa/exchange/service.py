@@ -140,9 +140,9 @@ class Service:
         self._is_closed = False
         self.origin = UNKNOWN_ORIGIN
         """Of this node's model, as snapshots say it; set by the trainer in one assignment."""
-        self.is_copying = False
-        """This node has not begun to train, and waits for a trained model: its own is worth nothing to others. Set by
-        the trainer in one assignment."""
+        self.gives_from_version = 0
+        """Snapshots before this one are worth nothing to others: the node had not begun to train, and waited for a
+        trained model. Set by the trainer in one assignment."""
         self.wanted = False
         """Somebody has asked for the newest snapshot. Set by `answer`, cleared by the trainer when it publishes: losing
         a race here costs one step of age."""
@@ -224,7 +224,7 @@ class Service:
         self.wanted = True
         serving = self.serving
         snapshot = serving.snapshot
-        if snapshot is None or self.is_copying:
+        if snapshot is None or snapshot.version < self.gives_from_version:
             # Waiting here could make two nodes that have just begun wait for each other.
             return NotReady(pull.nonce), None
         known = pull.have_incarnation == self._incarnation and pull.have_version == snapshot.version
@@ -245,10 +245,12 @@ class Service:
     def _answer_for_round(self, pull: PullRequest, *, may_wait: bool) -> Answered | None:
         serving = self.serving
         newest, first_round = serving.snapshot, serving.first_round
-        if newest is None or first_round is None:
+        if newest is None or first_round is None or newest.version < self.gives_from_version:
             return NotReady(pull.nonce), None
         for snapshot in (newest, serving.last_round):
-            if snapshot is not None and snapshot.state.round == pull.round >= first_round:
+            if snapshot is None or snapshot.version < self.gives_from_version:
+                continue
+            if snapshot.state.round == pull.round >= first_round:
                 return self._offer(pull, snapshot, serving)
         if serving.finished or newest.state.round > pull.round:
             return Past(pull.nonce, self._incarnation, serving.finished), None
@@ -285,7 +287,11 @@ class Service:
         if self._kind is not (ExchangeKind.PAIR if propose.is_pair else ExchangeKind.PUSH):
             return Refused(propose.nonce, "this node averages by another method; all nodes need the same cluster file")
         serving = self.serving
+        snapshot = serving.snapshot
         if serving.first_round is None:
+            return NotReady(propose.nonce)
+        if propose.is_pair and snapshot is not None and snapshot.version < self.gives_from_version:
+            self.wanted = True
             return NotReady(propose.nonce)
         rounds = serving.pair_rounds
         # A round of another lineage says nothing; such a pair is accepted, so that both sides find out.
@@ -293,7 +299,7 @@ class Service:
         is_comparable = self._standing.relation(theirs).mixes
         if propose.is_pair and is_comparable and (rounds is None or not rounds[0] <= propose.round <= rounds[1]):
             return Busy(propose.nonce)
-        answer = self.proposals.consider(propose, serving.snapshot)
+        answer = self.proposals.consider(propose, snapshot)
         if answer is Answer.BUSY:
             return Busy(propose.nonce)
         if answer is Answer.STALE:

@@ -30,7 +30,7 @@ from dpwa.exchange.service import Service
 from dpwa.methods.exchange import ExchangeResult
 from dpwa.snapshot.layout import Role, Section
 from dpwa.snapshot.lineage import Relation
-from dpwa.snapshot.staging import section_values
+from dpwa.snapshot.staging import section_values, sum_of_squares
 
 __all__ = ["Doubts", "origin_of"]
 
@@ -160,8 +160,8 @@ class Doubts:
             own_values = section_values(section, memory)
             for own, came in zip(_samples(section, own_values), _samples(section, values.array), strict=True):
                 difference = came if values.is_difference else came - own
-                squares += float(np.dot(difference, difference))
-                own_squares += float(np.dot(own, own))
+                squares += sum_of_squares(difference)
+                own_squares += sum_of_squares(own)
         return math.sqrt(squares / own_squares) if own_squares > 0 else math.inf
 
     # --- The same batches -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ Must not know: how an exchange is made. Runs in: the trainer's thread.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from dpwa.exchange.service import Service
@@ -17,6 +18,8 @@ from dpwa.methods.exchange import ExchangeKind, ExchangeResult, Outcome, Plan
 from dpwa.snapshot.lineage import Relation, Standing
 
 __all__ = ["Joining"]
+
+_NEVER = sys.maxsize
 
 
 class Joining:
@@ -50,11 +53,12 @@ class Joining:
     @property
     def is_copying(self) -> bool:
         """Whether the node has not begun to train, and waits for a model of a cluster that does."""
-        return self._service.is_copying
+        return self._service.gives_from_version == _NEVER
 
     @is_copying.setter
     def is_copying(self, is_copying: bool) -> None:
-        self._service.is_copying = is_copying
+        # A snapshot of before the model was replaced may still be the newest one.
+        self._service.gives_from_version = _NEVER if is_copying else self._replaced_version + 1
 
     def plan(self) -> Plan:
         """The pull to begin: of the peer whose model is to replace this node's, or of any."""

@@ -400,9 +400,10 @@ def test_a_checkpoint_says_where_the_members_are_before_the_node_starts(monkeypa
     told: list[object] = []
     monkeypatch.setattr(Node, "start", lambda _node: told.append("start"))
     monkeypatch.setattr(Node, "remember_members", lambda _node, members: told.append(list(members)))
-    with suppress(NodeClosed):  # it was never started
-        Script(attached=False, schedule_first=True)
+    restored = Script(attached=False, schedule_first=True)
     assert told == [known, "start"]
+    with suppress(NodeClosed):  # it was never started
+        restored.node.close()
 
 
 def test_checkpoints_are_written_while_the_optimizer_makes_no_steps_of_its_own(run_dir):

@@ -63,7 +63,7 @@ print(json.dumps([before, inside, after, [node.statistics().blended for node in 
     ("way", "settings"),
     [
         ("adapter", {}),
-        ("attach", {}),
+        pytest.param("attach", {}, marks=pytest.mark.slow),
         pytest.param("adapter", {"shared_memory": "off"}, marks=pytest.mark.slow),
         pytest.param("adapter", {"outer": {"every": 2}}, marks=pytest.mark.slow),
         pytest.param("adapter", {"method": "noloco", "noloco": {"every": 3}}, marks=pytest.mark.slow),

@@ -68,6 +68,7 @@ def test_torchrun_starts_all_again_and_they_go_on_from_their_checkpoints(tmp_pat
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_mpiexec_of_mpich_needs_no_list_of_nodes(tmp_path):
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")

@@ -129,6 +129,7 @@ def _launch(tmp_path: Path, count: int, *command: str) -> tuple[str, Path]:
     return ended.stdout, run_dir
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_two_digits_nodes_learn_together(tmp_path: Path) -> None:
     output, run_dir = _launch(tmp_path, 2, "examples/digits/train.py", "--epochs", "4")

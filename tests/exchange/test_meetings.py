@@ -16,6 +16,7 @@ from dpwa.exchange.members import DEAD_S, Members
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.messages import MAX_HEADER_BYTES, Meet, Met
 from dpwa.transport.wire import decode, encode
+from support import mostly_slow
 
 STEP_S = 0.05
 
@@ -98,7 +99,7 @@ class Node:
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize("count", [4, 50])
+@pytest.mark.parametrize("count", mostly_slow([4, 50], 4))
 def test_all_hear_of_all_through_one_seed_and_of_deaths(count):
     simulation = Simulation()
     simulation.add(1)

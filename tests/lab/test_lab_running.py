@@ -295,6 +295,7 @@ def test_a_folder_holds_one_study_and_one_run_at_a_time() -> None:
     assert "another dpwa lab run is using it" in refused.output
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_no_process_and_can_be_continued(tmp_path: Path) -> None:
     written("strategies: [{strategy: pull, n_epochs: 10000, batch_size: 8}]\n")
     process = subprocess.Popen(

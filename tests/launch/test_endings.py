@@ -141,6 +141,7 @@ def test_a_node_that_is_saving_has_more_than_the_grace_but_not_for_ever(tmp_path
     assert lines.count("[dpwa] still saving its model; another Ctrl-C ends it at once") == 1
 
 
+@pytest.mark.slow
 def test_the_guard_waits_for_a_node_that_is_saving(tmp_path):
     model = tmp_path / "model.safetensors"
     node = subprocess.Popen(

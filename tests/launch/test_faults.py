@@ -199,6 +199,7 @@ def test_a_survivor_of_constant_restarts_never_blends_an_untrained_model(launch)
     assert_held(running.run_dir, "I1", "I2", "I3", "I5")
 
 
+@pytest.mark.slow
 def test_the_others_end_with_one_model_when_one_is_killed_in_training_and_one_while_it_merges(launch):
     running = launch(victim="w1")
     wait_until(lambda: bool(_blends(running.run_dir, "w2", "w4")), "it has taken part", 30)

@@ -407,6 +407,7 @@ def test_a_node_killed_takes_its_workers_with_it_and_the_others_go_on(folder: Pa
     assert errors.count("failed: killed by SIGKILL") == 2
 
 
+@pytest.mark.slow
 def test_nothing_survives_the_killing_of_the_launcher(folder: Path, launched: list[Launcher]) -> None:
     launcher = Launcher(folder, "--", sys.executable, "-c", STUBBORN_FAMILY)
     launched.append(launcher)

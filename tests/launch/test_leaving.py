@@ -66,6 +66,7 @@ def launches(tmp_path) -> Iterator[Launches]:
     made.close()
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_a_node_joins_in_the_run_folder_leaves_when_asked_and_has_saved_its_model(launches, tmp_path):
     ports = free_ports(3)

@@ -15,7 +15,7 @@ from torch_support import local_cluster
 from dpwa.errors import InternalError, NodeClosed
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.shared_memory import SEGMENT_FOLDER
-from support import DEADLINE_S, VectorModel, step_until
+from support import DEADLINE_S, VectorModel, mostly_slow, step_until
 
 pytestmark = pytest.mark.heavy
 
@@ -107,10 +107,11 @@ CHILDREN = {
 }
 
 
-@pytest.mark.parametrize(("child", "code"), CHILDREN.values(), ids=CHILDREN.keys())
+@pytest.mark.parametrize("kind", mostly_slow(CHILDREN, "close", "SIGTERM"))
 def test_whatever_a_child_does_the_parents_node_exchanges_on_and_saves_its_own_model(
-    monkeypatch, tmp_path: Path, child: str, code: int
+    monkeypatch, tmp_path: Path, kind: str
 ) -> None:
+    child, code = CHILDREN[kind]
     config = local_cluster(run=f"fork-{os.getpid()}", timeout_ms=5000)
     (tmp_path / "cluster.yaml").write_text(config.to_yaml(), encoding="utf-8")
     (tmp_path / "script.py").write_text(SCRIPT.replace("CHILD", child), encoding="utf-8")

@@ -228,16 +228,21 @@ def test_killed_nodes_come_back_as_invited_ones_and_learn_of_invited_ones_again(
             cluster.settings["keys"] = str(owner.invite(name))
             cluster.add(name, through="w2")
         _agree(cluster)
+        wait_until(lambda: _lives(cluster, "w9") == 1, "the journal of the first life is on the disk")
         for name in ("w2", "w9"):
             cluster.kill(name)
             path = tmp_path / ("cluster.yaml" if name == "w2" else "w9.yaml")
             cluster.running[name] = Process(path, name, cluster.run_dir, 1.0)
         _agree(cluster)
-        assert [event["event"] for event in cluster.events("w9")].count("start") == 2
+        wait_until(lambda: _lives(cluster, "w9") == 2, "it lives again")
         blended = {name: process.end()["blended"] for name, process in list(cluster.running.items())}
         assert all(blended.values()), blended
     finally:
         cluster.close()
+
+
+def _lives(cluster: Processes, name: str) -> int:
+    return [event["event"] for event in cluster.events(name)].count("start")
 
 
 def _agree(cluster: Processes) -> None:

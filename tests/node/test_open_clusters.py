@@ -19,6 +19,7 @@ from dpwa.exchange.member_table import Member, MemberState
 from dpwa.exchange.messages import Busy, Meet, Met, Mismatch, NotReady, Offer, Propose, PullRequest, Refused
 from dpwa.launch.ports import free_ports
 from dpwa.node import belonging
+from dpwa.node.node import Node
 from dpwa.transport.key_folder import make_keys
 from dpwa.transport.wire import decode, encode
 from support import VectorModel, wait_until
@@ -106,13 +107,32 @@ def test_a_newcomer_gives_nobody_its_untrained_model(train, peers, monkeypatch):
     monkeypatch.setattr(belonging, "_LOOK_FOR_MEMBERS_S", 2.0)
     ports = free_ports(2)
     newcomer = train(open_config(["w9"], ports[1:], [ports[0]]), "w9", 100.0)
-    wait_until(lambda: newcomer.node._service.members is not None and newcomer.node._service.is_copying, "it looks")
+    wait_until(lambda: newcomer.node._boundary.joining.is_copying, "it looks")
     dealer = peers._made(zmq.DEALER, lambda made: made.connect(f"tcp://127.0.0.1:{ports[1]}"))
     dealer.send(encode(pull_of(newcomer.node)))
     assert isinstance(decode(dealer.recv(), "w9"), NotReady)
     wait_until(lambda: newcomer.step > 5, "it trains alone")
     dealer.send(encode(pull_of(newcomer.node)))
     assert isinstance(decode(dealer.recv(), "w9"), Offer)
+
+
+def test_a_newcomer_that_has_copied_a_model_gives_nobody_what_it_had_before(train, peers):
+    ports = free_ports(2)
+    founder = train(open_config(["w1"], ports[:1], [ports[0]]), "w1")
+    wait_until(lambda: founder.step > 20, "it trains alone")
+    model = VectorModel([100.0, 100.0])
+    newcomer = Node(open_config(["w9"], ports[1:], [ports[0]]), "w9", model)
+    try:
+        newcomer.start()
+        assert model.vector[0] == 1.0
+        dealer = peers._made(zmq.DEALER, lambda made: made.connect(f"tcp://127.0.0.1:{ports[1]}"))
+        dealer.send(encode(pull_of(newcomer)))
+        assert isinstance(decode(dealer.recv(), "w9"), NotReady)
+        newcomer.step(1.0)
+        dealer.send(encode(pull_of(newcomer)))
+        assert isinstance(decode(dealer.recv(), "w9"), Offer)
+    finally:
+        newcomer.close()
 
 
 def test_the_one_through_which_it_joined_may_go(train):

@@ -205,6 +205,7 @@ def test_the_report_renews_what_stands_between_the_markers_and_nothing_else(tmp_
     assert (tmp_path / "page-straggler.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_run_of_some_cases_does_not_replace_one_of_all_but_gets_a_page_of_its_own(tmp_path, module):
     measure = module("measure")
     page = tmp_path / "page.md"

@@ -192,6 +192,7 @@ def test_the_commands_of_a_page_that_take_a_moment_run(
                 Path(command.output).write_text(done.stdout, encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.timeout(300)
 def test_the_quick_start_of_the_readme_runs_as_it_is_typed(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from dpwa.snapshot.staging import Staging
 from dpwa.transport.faults import Faults, Lost
 from dpwa.transport.faulty import FaultyWay
 from fault_launch import Launch
-from support import ROOT, Cluster, VectorModel, step_until, wait_until
+from support import ROOT, Cluster, VectorModel, mostly_slow, step_until, wait_until
 
 pytestmark = pytest.mark.seconds
 
@@ -526,7 +526,7 @@ def train(cluster: Cluster, count: int, seed: int, **settings: object) -> np.nda
 
 
 @pytest.mark.parametrize("method", ["gosgd", "sgp"])
-@pytest.mark.parametrize(("count", "seed"), [(4, 0), (4, 1), (8, 2), (8, 3)])
+@pytest.mark.parametrize(("count", "seed"), mostly_slow([(4, 0), (4, 1), (8, 2), (8, 3)], (4, 0)))
 @pytest.mark.heavy
 def test_pushes_keep_mass_and_mean_under_all_faults_at_once(cluster, method, count, seed):
     start = train(cluster, count, seed, method=method)
@@ -544,7 +544,7 @@ def test_pushes_keep_mass_and_mean_under_all_faults_at_once(cluster, method, cou
 
 
 @pytest.mark.parametrize("method", ["adpsgd", "elastic"])
-@pytest.mark.parametrize(("count", "seed"), [(4, 0), (8, 2)])
+@pytest.mark.parametrize(("count", "seed"), mostly_slow([(4, 0), (8, 2)], (4, 0)))
 @pytest.mark.heavy
 def test_pairs_keep_the_mean_to_rounding_under_all_faults_at_once(cluster, method, count, seed):
     start = train(cluster, count, seed, method=method)

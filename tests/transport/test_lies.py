@@ -54,8 +54,8 @@ def test_a_number_stands_for_all_parameters_and_each_lie_is_on_record(cluster, s
         **HALF,
     )
     cluster.step_all(8)
-    told, blended = nodes[0].statistics().faults["lies"], nodes[0].statistics().blended
     cluster.close()
+    told, blended = nodes[0].statistics().faults["lies"], nodes[0].statistics().blended
     assert blended > 0
     np.testing.assert_allclose(cluster.vectors()[0], 9.0 - 8.0 * 0.5**blended)
     # The lies of w2 have made w1 another one, which w2 hears of honestly.

@@ -27,7 +27,7 @@ from dpwa.transport import wire
 from dpwa.transport.allowed_list import ALLOWED_FILE, read_list
 from dpwa.transport.invitations import make_signer
 from dpwa.transport.key_folder import KeyFolder, make_keys
-from support import DEADLINE_S, TESTS, VectorModel, wait_until
+from support import DEADLINE_S, TESTS, VectorModel, mostly_slow, wait_until
 
 pytestmark = pytest.mark.heavy
 
@@ -167,13 +167,13 @@ def _guarded(training: Training) -> dict[str, int]:
     return {str(cause.value): count for cause, count in counts.items() if count}
 
 
-@pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(_KINDS, "silent", "flood", "holders"))
 def test_strangers_cost_little_and_stop_nothing(training, kind, caplog):
     """All nodes share one interpreter and few cores here, and moments are short: hence a quarter, and half below."""
     _costs_little_and_stops_nothing(training(3), kind, 1.5, caplog, least_share=0.25)
 
 
-@pytest.mark.parametrize("kind", _KINDS_WITHOUT_KEYS)
+@pytest.mark.parametrize("kind", mostly_slow(_KINDS_WITHOUT_KEYS, "unknown_key", "plain"))
 def test_whoever_has_no_key_costs_little_and_stops_nothing(training, kind, caplog, tmp_path):
     """Of nodes with keys."""
     make_keys(tmp_path, ["w1", "w2", "w3"])
@@ -182,7 +182,7 @@ def test_whoever_has_no_key_costs_little_and_stops_nothing(training, kind, caplo
     assert trains.nodes[0].statistics().protocol_errors == 0, "nothing of it was read"
 
 
-@pytest.mark.parametrize("kind", _GUESTS)
+@pytest.mark.parametrize("kind", mostly_slow(_GUESTS, "guests_forged"))
 def test_guests_without_a_certificate_cost_little_and_stop_nothing(training, kind, caplog, tmp_path):
     """Of nodes whose list names a signer."""
     make_keys(tmp_path, ["w1", "w2", "w3"])
