@@ -74,7 +74,8 @@ slurm: $(STAMP)
 # Tests that start processes, inject faults or attack: trusted only after twenty passes in a row.
 # make flake TIMES=5 TESTS=tests/launch/test_faults.py
 TIMES ?= 20
-TESTS ?= $(addprefix tests/,$(addsuffix .py,launch/test_faults launch/test_chaos observe/test_verify node/test_joining exchange/test_restart_machines \
+TESTS ?= $(addprefix tests/,$(addsuffix .py,launch/test_faults launch/test_chaos launch/test_liars launch/test_resume \
+	node/test_open_clusters node/test_merging transport/test_lies adapters/test_checkpoints observe/test_verify node/test_joining exchange/test_restart_machines \
 	transport/test_strangers transport/test_door transport/test_guests node/test_invited exchange/test_forged_words launch/test_run_keys transport/test_keys \
 	transport/test_connections transport/test_slow_links exchange/test_patience node/test_close node/test_fork node/test_surroundings \
 	adapters/test_termination transport/test_leftovers launch/test_endings observe/test_journal \
