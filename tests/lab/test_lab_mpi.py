@@ -73,6 +73,7 @@ def check_models(found, expected):
         np.testing.assert_allclose(result.models, np.stack(models), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_param_avg_takes_the_exact_mean_every_avg_freq_epochs_and_at_the_end(trained):
     # Five epochs, averages after 2, 4 and 5; shards differ so much that the processes make different numbers of steps.
     found = trained("param_avg")
@@ -83,12 +84,14 @@ def test_param_avg_takes_the_exact_mean_every_avg_freq_epochs_and_at_the_end(tra
     assert {int(result.bytes_sent) for result in found} == {3 * allreduce_bytes(AVERAGED_BYTES, SIZE)}
 
 
+@pytest.mark.slow
 def test_param_avg_with_avg_freq_0_averages_once_at_the_end(trained):
     found = trained("once")
     check_models(found, drifted([15, 10, 10], [[15], [10], [10]]))
     assert {int(result.bytes_sent) for result in found} == {allreduce_bytes(AVERAGED_BYTES, SIZE)}
 
 
+@pytest.mark.slow
 def test_w_param_avg_follows_the_formula_with_the_last_average_as_the_old_model(trained):
     found = trained("w_param_avg")
     meetings = [[3, 6, 9, 12]] * SIZE
@@ -97,15 +100,18 @@ def test_w_param_avg_follows_the_formula_with_the_last_average_as_the_old_model(
     assert {int(result.bytes_sent) for result in found} == {sent_bytes}
 
 
+@pytest.mark.slow
 def test_w_param_avg_with_lambda_0_is_the_plain_mean(trained):
     check_models(trained("plain"), drifted([12] * SIZE, [[3, 6, 9, 12]] * SIZE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["parallel_sgd", "mse", "tiny_batches", "incomplete"])
 def test_parallel_sgd_is_sgd_on_whole_batches_whatever_the_sizes_of_the_parts(trained, name, tmp_path):
     check_sgd_on_whole_batches(trained(name), TRAININGS[name], tmp_path)
 
 
+@pytest.mark.slow
 def test_parts_of_parallel_sgd_differ_by_at_most_one_sample(trained):
     counts = np.stack([result.count for result in trained("parallel_sgd")])
     assert counts.sum(axis=0).tolist() == [10] * counts.shape[1]
@@ -133,6 +139,7 @@ def test_a_process_with_an_error_tells_it_and_ends_all_of_them(tmp_path):
     assert not list(tmp_path.glob("trial/*.npz"))
 
 
+@pytest.mark.slow
 def test_a_place_that_mpi_does_not_know_is_refused(tmp_path):
     # In a process of its own, which MPI takes for the only one.
     made = training("param_avg", 8, size=4, batch_size=8)

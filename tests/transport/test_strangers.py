@@ -167,7 +167,7 @@ def _guarded(training: Training) -> dict[str, int]:
     return {str(cause.value): count for cause, count in counts.items() if count}
 
 
-@pytest.mark.parametrize("kind", mostly_slow(_KINDS, "silent", "flood", "holders"))
+@pytest.mark.parametrize("kind", mostly_slow(_KINDS, "multipart", "flood", "holders"))
 def test_strangers_cost_little_and_stop_nothing(training, kind, caplog):
     """All nodes share one interpreter and few cores here, and moments are short: hence a quarter, and half below."""
     _costs_little_and_stops_nothing(training(3), kind, 1.5, caplog, least_share=0.25)
