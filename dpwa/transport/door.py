@@ -76,6 +76,7 @@ class Door:
         transfer_s: how long a transfer may take.
         counts: by cause, what was done; counted up here.
         is_engaged: whether a transfer to a connection is under way, or a request of it waits.
+        is_open: nodes may join.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -94,8 +95,11 @@ class Door:
         transfer_s: float,
         counts: dict[Cause, int],
         is_engaged: Callable[[PeerConnection], bool],
+        is_open: bool = False,
     ) -> None:
         self._name = name
+        self._is_open = is_open
+        self._told: set[Cause] = set()
         self._port = port
         self._links = links
         self._counts = counts
@@ -132,7 +136,9 @@ class Door:
         if self.connections.broken_handshakes:
             is_sealed, count = self.connections.is_sealed, self.connections.broken_handshakes
             self.connections.broken_handshakes = 0
-            self.happened(Cause.STRANGER if is_sealed else Cause.ILLEGAL, count)
+            # Who joins does not know which member is there, and tries the keys of its list one after the other.
+            is_news = not (is_sealed and self._is_open)
+            self.happened(Cause.STRANGER if is_sealed else Cause.ILLEGAL, count, is_news=is_news)
         self._listener.resume_if_due(now_s)
         standing = self.connections.standing
         for connection, cause in self._rules.crowd(standing, self._is_engaged):
@@ -152,10 +158,11 @@ class Door:
         if self.connections.end(connection, time.monotonic()):
             self.happened(cause)
 
-    def happened(self, cause: Cause, count: int = 1) -> None:
-        """Count something, and tell the user of its kind once."""
+    def happened(self, cause: Cause, count: int = 1, *, is_news: bool = True) -> None:
+        """Count something, and tell the user of its kind once, if it is news at all."""
         self._counts[cause] += count
-        if self._counts[cause] == count and cause in _WARNINGS:
+        if is_news and cause in _WARNINGS and cause not in self._told:
+            self._told.add(cause)
             logging.getLogger("dpwa").warning(
                 "node %s, port %d: %s (told once; counts are in the journal)", self._name, self._port, _WARNINGS[cause]
             )

@@ -173,6 +173,7 @@ class RxThread(WorkerThread):
                 transfer_s=self._rules.unread_s,
                 counts=self.counters.guarded,
                 is_engaged=self._peers.has,
+                is_open=self._service.members is not None,
             )
             with contextlib.closing(door):
                 self._door = door

@@ -155,6 +155,16 @@ def test_one_joins_through_another_that_was_invited(train, owner, founders, port
     all_know([*founders, first, second])
 
 
+def test_a_newcomer_that_tries_the_keys_of_its_list_alarms_nobody(train, owner, founders, ports, caplog):
+    """It does not know which member is at the address of `join`, and so breaks off some handshakes."""
+    newcomers = []
+    for number, name in enumerate(("w7", "w8", "w9")):
+        newcomers.append(newcomer(train, name, owner.invite(name), ports[3 + number], ports[number]))
+        all_know([*founders, *newcomers])
+    assert sum(map(strangers, founders)) > 0, "it tried keys of others"
+    assert not [text for text in caplog.messages if "knocks" in text]
+
+
 def test_a_node_with_a_certificate_by_another_signer_stays_out(train, owner, founders, ports, tmp_path):
     other = Owner(tmp_path / "other")
     keys = other.invite("w9")
