@@ -261,10 +261,12 @@ def test_a_newcomer_that_comes_back_is_as_old_as_the_model_that_it_copies_and_no
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_members_finish_with_all_others_whatever_file_they_are_in(train, merge):
+def test_members_finish_with_all_others_whatever_file_they_are_in(train, merge, monkeypatch):
+    monkeypatch.setattr(belonging, "_LOOK_FOR_MEMBERS_S", 10.0)  # a model that it trained alone would be far off
     ports = free_ports(4)
     trainings = cluster(train, ports[:3])
     trainings.append(train(open_config(["w9"], ports[3:], [ports[0]]), "w9", 100.0))
+    assert trainings[-1].value_at_start() == pytest.approx(1.0)
     all_know(trainings)
     for value, training in enumerate(trainings):
         training.model.vector[1] = value
