@@ -59,13 +59,14 @@ test-slow: $(STAMP)
 
 # Each test prints its figure. The one that parts a network needs root, and says so without.
 reliability: $(STAMP)
-	@$(BIN)/python -m pytest -q -m slow tests/launch/test_reliability.py tests/launch/test_starts.py tests/launch/test_poor_links.py
-	@$(BIN)/python benchmarks/goodput.py --json benchmarks/results/goodput.json
+	@$(BIN)/python -m pytest -q -m slow tests/launch/test_reliability.py tests/launch/test_starts.py tests/launch/test_poor_links.py \
+		tests/node/test_member_processes.py
+	@$(BIN)/python benchmarks/goodput.py --json build/goodput.json
 
 # make soak MINUTES=480     a night
 MINUTES ?= 10
 soak: $(STAMP)
-	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) --json benchmarks/results/soak.json
+	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) --json build/soak.json
 
 # apt-get install slurmctld slurmd slurm-client munge; skipped, with the reason, where they are not there.
 slurm: $(STAMP)
