@@ -398,7 +398,7 @@ def test_the_soft_limit_of_descriptors_is_raised():
 @pytest.mark.parametrize("method", ["pull", "gosgd", "sgp", "adpsgd", "dpsgd"])
 def test_whoever_holds_all_buffers_does_not_stop_the_own_exchanges(zeromq, method):
     """They are held in a way that nothing can end."""
-    nodes = zeromq.start(_models(2), method=method, shared_memory="off")
+    nodes = zeromq.start(_models(2), method=method, shared_memory="off", dpsgd={"deadline_ms": 100})
     zeromq.step_all(5)
     node, held = nodes[0], {}
     slots = node.config.snapshot_slots + (method == "dpsgd")
