@@ -22,9 +22,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dpwa.exchange.running_bound import RunningBound
+from dpwa.snapshot.distance import Apart
 from dpwa.snapshot.layout import Role
 from dpwa.snapshot.lineage import JOIN_LEAD
-from dpwa.snapshot.staging import Apart
 from dpwa.snapshot.state import State
 
 __all__ = ["FAR", "Guard", "Verdict"]

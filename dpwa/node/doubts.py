@@ -28,9 +28,10 @@ from dpwa.exchange.membership import Membership
 from dpwa.exchange.messages import ORIGIN_BYTES, UNKNOWN_ORIGIN
 from dpwa.exchange.service import Service
 from dpwa.methods.exchange import ExchangeResult
+from dpwa.snapshot.distance import sum_of_squares
 from dpwa.snapshot.layout import Role, Section
 from dpwa.snapshot.lineage import Relation
-from dpwa.snapshot.staging import section_values, sum_of_squares
+from dpwa.snapshot.staging import section_values
 
 __all__ = ["Doubts", "origin_of"]
 

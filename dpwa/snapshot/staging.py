@@ -14,19 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dpwa.snapshot.checksum import Checksum
 from dpwa.snapshot.codecs import decode, encode, encoded_bytes
+from dpwa.snapshot.distance import Apart, sum_of_squares
 from dpwa.snapshot.dtypes import DTYPES, widened
 from dpwa.snapshot.layout import Layout, Role, Section
 from dpwa.snapshot.state import Codec
 
 __all__ = [
-    "Apart",
     "Staging",
     "Values",
     "encode_chunk",
@@ -34,7 +34,6 @@ __all__ = [
     "first_not_finite",
     "parameter_arrays",
     "section_values",
-    "sum_of_squares",
 ]
 
 FloatArray = npt.NDArray[Any]
@@ -42,9 +41,6 @@ FloatArray = npt.NDArray[Any]
 # Elements worked on at one time, 1 MiB each of own, peer and difference in float32: larger blocks fall out of the
 # caches between subtraction and check, smaller ones cost more calls.
 _BLOCK = 1 << 18
-
-# Values whose product OpenBLAS makes in the calling thread.
-_OF_ONE_THREAD = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -61,30 +57,6 @@ class Values:
     section: Section
     array: FloatArray
     is_difference: bool
-
-
-class Apart(NamedTuple):
-    """How far a peer's values are from this node's, for tensors of one sort: sums over all that came.
-
-    Attributes:
-        squares: of the differences; infinite where they overflow.
-        own_squares: of this node's values.
-        values: how many there are.
-    """
-
-    squares: float = 0.0
-    own_squares: float = 0.0
-    values: int = 0
-
-    @property
-    def distance(self) -> float:
-        """Root mean square of the differences."""
-        return math.sqrt(self.squares / self.values) if self.values else 0.0
-
-    @property
-    def own_size(self) -> float:
-        """Root mean square of this node's values."""
-        return math.sqrt(self.own_squares / self.values) if self.values else 0.0
 
 
 class Staging:
@@ -313,19 +285,6 @@ class Staging:
                 np.copyto(block, theirs)
                 self._measure_values(section, first + start, block)
             self._is_finite = self._is_finite and _all_finite(block)
-
-
-def sum_of_squares(values: FloatArray) -> float:
-    """Of a flat array, without the threads of a linear algebra library.
-
-    OpenBLAS takes several for a product of more than 10,000 values, and each then spins for milliseconds in case
-    another follows: with a model per step that is a core less for the training.
-    """
-    total = 0.0
-    for start in range(0, len(values), _OF_ONE_THREAD):
-        block = values[start : start + _OF_ONE_THREAD]
-        total += float(np.dot(block, block))
-    return total
 
 
 def parameter_arrays(layout: Layout, memory: npt.NDArray[np.uint8]) -> list[FloatArray]:

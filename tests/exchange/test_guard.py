@@ -17,8 +17,9 @@ from dpwa.config.sections import FlowControlOptions
 from dpwa.errors import ConfigError
 from dpwa.exchange.flow_control import FlowControl
 from dpwa.exchange.guard import Guard
+from dpwa.snapshot.distance import Apart
 from dpwa.snapshot.layout import Role
-from dpwa.snapshot.staging import Apart, Staging
+from dpwa.snapshot.staging import Staging
 from dpwa.snapshot.state import State
 from support import Cluster, VectorModel
 

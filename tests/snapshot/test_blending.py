@@ -182,7 +182,7 @@ def test_measuring_a_distance_leaves_the_other_cores_to_the_training():
         import os
         import time
         import numpy as np
-        from dpwa.snapshot.staging import sum_of_squares
+        from dpwa.snapshot.distance import sum_of_squares
         values = np.ones(1 << 18)
         for _ in range(3):
             sum_of_squares(values)
