@@ -398,7 +398,9 @@ def test_the_soft_limit_of_descriptors_is_raised():
 @pytest.mark.parametrize("method", ["pull", "gosgd", "sgp", "adpsgd", "dpsgd"])
 def test_whoever_holds_all_buffers_does_not_stop_the_own_exchanges(zeromq, method):
     """They are held in a way that nothing can end."""
-    nodes = zeromq.start(_models(2), method=method, shared_memory="off", dpsgd={"deadline_ms": 100})
+    # One thread steps both, so in rounds each waits for the other in vain now and then, and asks rarely for a while.
+    soon = {"dpsgd": {"deadline_ms": 100}, "flow_control": {"probe_s": 0.01, "probe_max_s": 0.05}}
+    nodes = zeromq.start(_models(2), method=method, shared_memory="off", **soon)
     zeromq.step_all(5)
     node, held = nodes[0], {}
     slots = node.config.snapshot_slots + (method == "dpsgd")
