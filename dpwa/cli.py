@@ -22,6 +22,7 @@ import click
 from dpwa._version import __version__
 from dpwa.cli_chaos import chaos, verify
 from dpwa.cli_keys import keys
+from dpwa.cli_nodes import init, run_node
 from dpwa.errors import ConfigError, DpwaError
 
 if TYPE_CHECKING:
@@ -185,19 +186,6 @@ def launch(
 
 
 @main.command()
-@click.argument("count", metavar="COUNT", type=click.IntRange(1, 4096), default=4)
-def init(count: int) -> None:
-    """Print a cluster file for COUNT nodes on this machine (default: 4).
-
-    dpwa init 4 > cluster.yaml
-    """
-    from dpwa.config.cluster import FIRST_PORT  # noqa: PLC0415 - see the module docstring
-    from dpwa.config.starter import starter_file  # noqa: PLC0415
-
-    click.echo(starter_file(count, FIRST_PORT), nl=False)
-
-
-@main.command()
 @_cluster_file
 def check(cluster_file: Path) -> None:
     """Check a cluster file and say what it does."""
@@ -248,6 +236,8 @@ def leave(*, run_dir: Path, node: str) -> None:
 main.add_command(verify)
 main.add_command(chaos)
 main.add_command(keys)
+main.add_command(init)
+main.add_command(run_node)
 
 
 @main.group()

@@ -143,6 +143,11 @@ class NodeLocks:
         if descriptor is not None:
             os.close(descriptor)
 
+    def keep_over_exec(self) -> None:
+        """The program that replaces this one holds the locks, for as long as it runs."""
+        for descriptor in self._held.values():
+            os.set_inheritable(descriptor, True)  # noqa: FBT003 - its only way
+
     def others_run(self) -> bool:
         """Whether another launch runs a node of the folder now."""
         for path in (self._run_dir / "nodes").glob(f"*/{_LOCK_FILE}"):
