@@ -116,6 +116,13 @@ class _Launch(click.Command):
     type=click.Path(path_type=Path),
     help="Go on with this run: its nodes, its command, in its folder. CLUSTER.yaml and COMMAND may be left out.",
 )
+@click.option(
+    "--hosts",
+    "hosts_file",
+    metavar="HOSTS.txt",
+    type=click.Path(path_type=Path),
+    help="Start the nodes over ssh, on the hosts of this file: one on a line, [user@]host[:port] slots=N dir=FOLDER.",
+)
 @click.option("--node", "names", metavar="NAME", multiple=True, help="Start this node here; may be repeated.")
 @click.option(
     "--on-failure",
@@ -141,6 +148,7 @@ def launch(
     *,
     cluster_file: Path | None,
     resumed_dir: Path | None,
+    hosts_file: Path | None,
     names: tuple[str, ...],
     on_failure: str | None,
     max_restarts: int | None,
@@ -148,7 +156,7 @@ def launch(
     first_port: int | None,
     command: tuple[str, ...],
 ) -> None:
-    """Start COMMAND once for each node of the file that belongs to this host.
+    """Start COMMAND once for each node of the file that belongs to this host, or with --hosts on all hosts.
 
     Write -- before the command, so that its options are not taken for dpwa's.
     Each process finds its place in DPWA_CONFIG, DPWA_NODE, DPWA_RANK, DPWA_WORLD_SIZE and DPWA_RUN_DIR.
@@ -157,8 +165,10 @@ def launch(
 
     policy = None if on_failure is None else local.OnFailure(on_failure)
     if resumed_dir is not None:
-        if run_dir is not None:
-            raise click.UsageError("--resume names the run folder: leave --run-dir out")
+        if run_dir is not None or hosts_file is not None:
+            raise click.UsageError(
+                "--resume names the run folder, and the run its hosts: leave --run-dir and --hosts out"
+            )
         exit_code = resuming.resume(
             resumed_dir,
             cluster_file=cluster_file,
@@ -173,16 +183,18 @@ def launch(
         raise click.UsageError("Missing argument 'CLUSTER.yaml'.")
     if not command:
         raise click.UsageError("Missing argument '-- COMMAND...'.")
-    exit_code = local.launch(
-        cluster_file,
-        command,
-        names=names,
-        on_failure=policy or local.OnFailure.CONTINUE,
-        max_restarts=5 if max_restarts is None else max_restarts,
-        run_dir=run_dir,
-        first_port=first_port,
-    )
-    sys.exit(exit_code)
+    options: dict[str, Any] = {
+        "names": names,
+        "on_failure": policy or local.OnFailure.CONTINUE,
+        "max_restarts": 5 if max_restarts is None else max_restarts,
+        "run_dir": run_dir,
+        "first_port": first_port,
+    }
+    if hosts_file is None:
+        sys.exit(local.launch(cluster_file, command, **options))
+    from dpwa.launch.on_hosts import launch_on_hosts  # noqa: PLC0415 - see the module docstring
+
+    sys.exit(launch_on_hosts(cluster_file, command, hosts_file, **options))
 
 
 @main.command()

@@ -49,6 +49,7 @@ __all__ = [
     "OnFailure",
     "Supervisor",
     "command_problems",
+    "copy_name",
     "end_signals",
     "launch",
     "local_node_names",
@@ -137,7 +138,7 @@ def launch(
     )
     tell(f"dpwa: {len(chosen)} of {len(config.nodes)} nodes start here: {', '.join(chosen)}; run folder {run_dir}")
     # On other ports the nodes read the run folder's file; custom rules and methods still lie beside the given one.
-    copy = run_dir / _copy_name(config, run_dir, config.to_yaml())
+    copy = run_dir / copy_name(config, run_dir, config.to_yaml())
     config_path, modules = (cluster_file, None) if first_port is None else (copy, cluster_file.parent)
     commands = node_commands(
         config, chosen, argv, run_dir, on_failure=on_failure, config_path=config_path, modules=modules
@@ -231,7 +232,7 @@ def make_run_dir(config: ClusterConfig, run_dir: Path | None = None) -> Path:
     try:
         folder = _new_run_dir(config.run) if run_dir is None else run_dir
         folder.mkdir(parents=True, exist_ok=True)
-        copy = folder / _copy_name(config, folder, text)
+        copy = folder / copy_name(config, folder, text)
         if copy.exists() and copy.read_text(encoding="utf-8") != text:
             raise ConfigError(f"run folder {folder}: it holds a run with another config; name an empty or a new folder")
         # Through a second name: a launch of another part of the cluster may read it at this moment.
@@ -244,7 +245,7 @@ def make_run_dir(config: ClusterConfig, run_dir: Path | None = None) -> Path:
     return folder.absolute()
 
 
-def _copy_name(config: ClusterConfig, folder: Path, text: str) -> str:
+def copy_name(config: ClusterConfig, folder: Path, text: str) -> str:
     """What the copy of the config is called: nodes that join a run in its folder have a file of their own."""
     first = folder / CONFIG_NAME
     if not config.is_newcomer or not first.exists() or first.read_text(encoding="utf-8") == text:
