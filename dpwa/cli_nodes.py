@@ -54,11 +54,26 @@ def init(count: int | None, nodes: int | None, hosts: str | None) -> None:
     type=click.Choice(["continue", "restart"]),
     default="continue",
     show_default=True,
-    help="What becomes of nodes that fail: whatever watches them may start them again, and peers then wait longer.",
+    help="What becomes of nodes that fail. restart: whatever watches this process starts it again, so peers wait "
+    "longer, and a node that has finished in its run folder ends at once.",
+)
+@click.option(
+    "--wait",
+    "patience_s",
+    metavar="SECONDS",
+    type=click.FloatRange(0, 86400),
+    default=0.0,
+    help="Wait until the names of all hosts have addresses: those of containers have none before they start.",
 )
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, type=click.UNPROCESSED, required=True)
 def run_node(
-    *, cluster_file: Path, name: str | None, run_dir: Path | None, on_failure: str, command: tuple[str, ...]
+    *,
+    cluster_file: Path,
+    name: str | None,
+    run_dir: Path | None,
+    on_failure: str,
+    patience_s: float,
+    command: tuple[str, ...],
 ) -> None:
     """Be one node of the file: COMMAND takes this process's place, with its signals, output and exit code.
 
@@ -68,4 +83,5 @@ def run_node(
     from dpwa.launch.foreground import become_node  # noqa: PLC0415 - see the module docstring
     from dpwa.launch.local import OnFailure  # noqa: PLC0415
 
-    become_node(cluster_file, command, name=name, run_dir=run_dir, on_failure=OnFailure(on_failure))
+    policy = OnFailure(on_failure)
+    become_node(cluster_file, command, name=name, run_dir=run_dir, on_failure=policy, patience_s=patience_s)

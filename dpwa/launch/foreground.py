@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from dpwa.config import hosts, yaml_file
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.launch.launch_record import NodeLocks
 from dpwa.launch.local import (
@@ -26,12 +28,17 @@ from dpwa.launch.local import (
     with_python_that_has_dpwa,
 )
 from dpwa.launch.this_host import local_node_names
+from dpwa.observe.endings import ending_of
+from dpwa.observe.journal import node_folder
 from dpwa.transport.leftovers import remove_unowned
 
 if TYPE_CHECKING:
     from dpwa.config.cluster import ClusterConfig
 
 __all__ = ["become_node"]
+
+_LOOK_UP_TIMEOUT_S = 5.0
+_BETWEEN_LOOKS_S = 1.0
 
 
 def become_node(
@@ -41,6 +48,7 @@ def become_node(
     name: str | None = None,
     run_dir: Path | None = None,
     on_failure: OnFailure = OnFailure.CONTINUE,
+    patience_s: float = 0.0,
 ) -> NoReturn:
     """Replaces this process by the command, with the environment that `dpwa launch` gives to a node.
 
@@ -51,7 +59,9 @@ def become_node(
         argv: the command and its arguments.
         name: the node; None: the only one of this host.
         run_dir: the run folder; None makes a new one under `runs`.
-        on_failure: what becomes of nodes that fail: whatever watches them does that.
+        on_failure: what becomes of nodes that fail: whatever watches them does that. With `RESTART`, a node that has
+            finished in this run folder is not started again: the process ends with exit code 0.
+        patience_s: how long the names of the nodes' hosts are waited for.
 
     Raises:
         ConfigError: something can be seen to be wrong before the command is started.
@@ -59,8 +69,13 @@ def become_node(
     """
     from dpwa.config.cluster import ClusterConfig  # noqa: PLC0415 - pydantic is slow to import
 
+    if patience_s:
+        _wait_for_names(cluster_file, patience_s)
     config = ClusterConfig.load(cluster_file)
     node = config.node(name or _only_name(config, cluster_file)).name
+    if on_failure is OnFailure.RESTART and run_dir is not None and ending_of(node_folder(run_dir, node)).has_finished:
+        tell(f"dpwa: node {node} has finished its training in {run_dir}: it is not started again")
+        sys.exit(0)
     problems = [*command_problems(argv), *port_problems(config, [node], cluster_file)]
     if problems:
         raise ConfigError(problems)
@@ -79,6 +94,23 @@ def become_node(
         raise DpwaError(f"cannot start {argv[0]}: {error.strerror or error}") from error
     finally:
         locks.release_all()
+
+
+def _wait_for_names(cluster_file: Path, patience_s: float) -> None:
+    """Wait until the nodes' hosts have addresses: a container's name has none before it is started."""
+    nodes = yaml_file.read(cluster_file).values.get("nodes")
+    named = [node.get("host") for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else []
+    names = [name for name in named if isinstance(name, str) and hosts.problem_with(name) is None]
+    names = list(filter(hosts.needs_resolving, names))
+    end_s = time.monotonic() + patience_s
+    told: list[str] = []
+    while missing := list(hosts.unresolvable(names, timeout_s=_LOOK_UP_TIMEOUT_S)):
+        if missing != told:
+            tell(f"dpwa: waiting for an address of {', '.join(missing)}")
+            told = missing
+        if time.monotonic() >= end_s:
+            return  # the check of the file says the rest
+        time.sleep(min(_BETWEEN_LOOKS_S, max(0.0, end_s - time.monotonic())))
 
 
 def _only_name(config: ClusterConfig, cluster_file: Path) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,30 @@ def test_a_node_that_runs_is_not_started_again_in_its_folder():
     assert second.returncode == 2
     assert f"runs w1 (process {first.pid})" in second.stderr
     assert ran("--node", "w1", "--run-dir", "run", "--", "true").returncode == 0
+
+
+def test_a_node_that_has_finished_is_not_started_again_by_whatever_restarts_it(folder):
+    words = ("--node", "w1", "--run-dir", "run", "--on-failure", "restart", "--", "sh", "-c", "echo again")
+    assert ran(*words).stdout == "again\n"
+    journal = folder / "run" / "nodes" / "w1" / "events.jsonl"
+    journal.write_text('{"event": "start"}\n{"event": "close"}\n')
+    assert ran(*words).stdout == "again\n", "it was closed, and has not finished"
+    journal.write_text('{"event": "start"}\n{"event": "finish"}\n{"event": "close"}\n')
+    done = ran(*words)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "node w1 has finished its training in run: it is not started again" in done.stderr
+    assert ran(*words[:4], *words[6:]).stdout == "again\n", "a person may start it again"
+
+
+def test_names_of_hosts_are_waited_for(folder):
+    port = free_ports(1)[0]
+    (folder / "cluster.yaml").write_text(
+        f"insecure: true\nnodes: [{{name: w1, port: {port}}}, {{name: w2, host: no-such-host.invalid, port: 21000}}]\n"
+    )
+    begun_s = time.monotonic()
+    done = ran("--node", "w1", "--wait", "2", "--", "true")
+    assert time.monotonic() - begun_s >= 2
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert first == "dpwa: waiting for an address of no-such-host.invalid"
+    assert 'the host "no-such-host.invalid" has no address known to this machine' in second
