@@ -106,6 +106,8 @@ class Errand:
         mapping = errand.environment if isinstance(errand.environment, dict) else {"": None}
         if not errand.argv or not all(isinstance(text, str) for text in (*texts, *errand.argv, *mapping.values())):
             raise BadWords("expected an errand of texts")
+        if not all(type(number) in (int, float) for number in (errand.port, errand.neighbours, errand.lost_s)):
+            raise BadWords("expected an errand with port, neighbours and lost_s of numbers")
         return errand
 
     @classmethod
