@@ -302,8 +302,7 @@ class _Work:
 
     def _note_there_too(self, event: str, /, **fields: object) -> None:
         self._note(event, **fields)
-        said = {"t": round(time.time(), 6), "event": event, **fields}
-        self._said.put(frame(EVENT, json.dumps(said).encode()))
+        self._said.put(frame(EVENT, json.dumps({"event": event, **fields}).encode()))
 
     @contextmanager
     def _keys(self) -> Iterator[None]:

@@ -5,7 +5,7 @@
     then             lines: "signal N" to pass on, or empty ones, by which the far end knows that the launcher is there
     far end          frames, a kind and a length before each: output, files, events; the last one says how it ended
 
-Standard library only: each node's connection is a process of its own, which is to start at once.
+Standard library only: each connection is a process of its own, which is to start at once.
 
 Must not know: processes, ssh. Runs in: any thread; pure.
 """

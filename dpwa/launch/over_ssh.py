@@ -4,7 +4,7 @@ It runs ssh, sends the errand, and then passes on: what the node prints, signals
 signal that ended it. ssh gets a session of its own, so that a Ctrl-C reaches the node through this process, in order,
 and does not cut the connection. When this process is killed, ssh's standard input ends, and the far end ends the node.
 
-Standard library only, because one is started for each node.
+It imports little, because one is started for each node.
 
 Must not know: the cluster file. Runs in: the main thread, signal handlers, too; and a thread that says every few
 seconds that the launcher is there.
@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from dpwa._version import __version__
 from dpwa.launch.far_words import END, EVENT, FILE, HELLO, OUTPUT, BadWords, Errand, Frames, file_of
+from dpwa.observe.run_record import LAUNCH_FILE, RunRecord
 
 __all__ = ["FAILED", "main"]
 
@@ -38,6 +39,8 @@ _PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _READ_BYTES = 1 << 16
 _MOST_NOISE_BYTES = 1 << 20
+_EVENTS = ("started", "told", "ended")
+_EVENT_BYTES = 4096
 _WORDS_PER_LOSS = 4
 """How often it says that it is there, within the time after which it counts as gone."""
 
@@ -209,11 +212,11 @@ class _Connection:
                 os.replace(file.name, Path(self._order["node_dir"], name))
 
     def _take_event(self, payload: bytes) -> None:
-        with suppress(ValueError, OSError, RecursionError):
-            event = json.loads(payload)
-            if isinstance(event, dict) and len(payload) < 4096:
-                with Path(self._order["run_dir"], "launch.jsonl").open("a", encoding="ascii") as file:
-                    file.write(json.dumps(event) + "\n")
+        with suppress(ValueError, RecursionError):
+            fields = json.loads(payload)
+            if isinstance(fields, dict) and len(payload) < _EVENT_BYTES and fields.get("event") in _EVENTS:
+                event = fields.pop("event")
+                RunRecord(Path(self._order["run_dir"]), LAUNCH_FILE).write(event, **fields)
 
     def _say_why(self, ssh_code: int) -> None:
         told = self._order["told"]
