@@ -64,7 +64,7 @@ def main() -> None:
     # As if the environment of this Python were activated: the command, and what it starts, find its programs.
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
     said.put(HELLO + __version__.encode() + b"\n")
-    orders = _Orders(0)
+    orders = _Orders(0, said.abandon)
     exit_code = 2
     try:
         errand = orders.first()
@@ -89,6 +89,10 @@ class _Said:
         self.is_lost = False
         self._thread = threading.Thread(target=self._run, name="dpwa-said", daemon=True)
         self._thread.start()
+
+    def abandon(self) -> None:
+        """The launcher is gone: nothing is written any more, and nobody waits for that."""
+        self.is_lost = True
 
     def put(self, data: bytes) -> None:
         if not self.is_lost:
@@ -117,10 +121,11 @@ class _Said:
 
 
 class _Orders:
-    """Reads what the launcher says."""
+    """Reads what the launcher says; calls `on_lost` when it is gone."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, on_lost: Callable[[], None]) -> None:
         self._descriptor = descriptor
+        self._on_lost = on_lost
         self._left = b""
         self._lost_s = _FIRST_WORD_S
         self._on_signal: Callable[[int], None] | None = None
@@ -128,7 +133,6 @@ class _Orders:
         self._lock = threading.Lock()
         self.is_over = False
         """The node is to end, or the launcher is gone."""
-        self.is_lost = False
 
     def first(self) -> Errand | None:
         """Waits for the errand; None if the launcher went without one. From then on, orders are taken."""
@@ -165,7 +169,7 @@ class _Orders:
                 if word == b"signal" and number.isdigit() and len(number) < 4:
                     self._give(int(number))
             self._left = self._left[-_KEY_BYTES:]
-        self.is_lost = True
+        self._on_lost()
         if not self.is_over:  # else it is ending already: a second signal would end it on the spot
             self._give(signal.SIGTERM)
 
@@ -262,8 +266,6 @@ class _Work:
         )
 
         def order(number: int) -> None:
-            if self._orders.is_lost:
-                self._said.is_lost = True
             if number in (signal.SIGUSR1, signal.SIGUSR2):
                 supervisor.send_signal(number)
             else:

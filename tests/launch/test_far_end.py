@@ -32,8 +32,8 @@ DEADLINE_S = 60.0
 SLOW_TO_END = """
 import pathlib, signal, sys, time
 def end(number, frame):
-    for _ in range(20000):
-        print("x" * 100)
+    for _ in range(3000):  # more than pipes and queues hold
+        sys.stdout.write("x" * 200 + "\\n")
     pathlib.Path("ended").write_text(str(number))
     sys.exit(0)
 signal.signal(signal.SIGTERM, end)
