@@ -22,6 +22,7 @@ import click
 from dpwa._version import __version__
 from dpwa.cli_chaos import chaos, verify
 from dpwa.cli_keys import keys
+from dpwa.cli_nodes import init, run_node
 from dpwa.errors import ConfigError, DpwaError
 
 if TYPE_CHECKING:
@@ -115,6 +116,13 @@ class _Launch(click.Command):
     type=click.Path(path_type=Path),
     help="Go on with this run: its nodes, its command, in its folder. CLUSTER.yaml and COMMAND may be left out.",
 )
+@click.option(
+    "--hosts",
+    "hosts_file",
+    metavar="HOSTS.txt",
+    type=click.Path(path_type=Path),
+    help="Start the nodes over ssh, on the hosts of this file: one on a line, [user@]host[:port] slots=N dir=FOLDER.",
+)
 @click.option("--node", "names", metavar="NAME", multiple=True, help="Start this node here; may be repeated.")
 @click.option(
     "--on-failure",
@@ -140,6 +148,7 @@ def launch(
     *,
     cluster_file: Path | None,
     resumed_dir: Path | None,
+    hosts_file: Path | None,
     names: tuple[str, ...],
     on_failure: str | None,
     max_restarts: int | None,
@@ -147,7 +156,7 @@ def launch(
     first_port: int | None,
     command: tuple[str, ...],
 ) -> None:
-    """Start COMMAND once for each node of the file that belongs to this host.
+    """Start COMMAND once for each node of the file that belongs to this host, or with --hosts on all hosts.
 
     Write -- before the command, so that its options are not taken for dpwa's.
     Each process finds its place in DPWA_CONFIG, DPWA_NODE, DPWA_RANK, DPWA_WORLD_SIZE and DPWA_RUN_DIR.
@@ -156,8 +165,10 @@ def launch(
 
     policy = None if on_failure is None else local.OnFailure(on_failure)
     if resumed_dir is not None:
-        if run_dir is not None:
-            raise click.UsageError("--resume names the run folder: leave --run-dir out")
+        if run_dir is not None or hosts_file is not None:
+            raise click.UsageError(
+                "--resume names the run folder, and the run its hosts: leave --run-dir and --hosts out"
+            )
         exit_code = resuming.resume(
             resumed_dir,
             cluster_file=cluster_file,
@@ -172,29 +183,18 @@ def launch(
         raise click.UsageError("Missing argument 'CLUSTER.yaml'.")
     if not command:
         raise click.UsageError("Missing argument '-- COMMAND...'.")
-    exit_code = local.launch(
-        cluster_file,
-        command,
-        names=names,
-        on_failure=policy or local.OnFailure.CONTINUE,
-        max_restarts=5 if max_restarts is None else max_restarts,
-        run_dir=run_dir,
-        first_port=first_port,
-    )
-    sys.exit(exit_code)
+    options: dict[str, Any] = {
+        "names": names,
+        "on_failure": policy or local.OnFailure.CONTINUE,
+        "max_restarts": 5 if max_restarts is None else max_restarts,
+        "run_dir": run_dir,
+        "first_port": first_port,
+    }
+    if hosts_file is None:
+        sys.exit(local.launch(cluster_file, command, **options))
+    from dpwa.launch.on_hosts import launch_on_hosts  # noqa: PLC0415 - see the module docstring
 
-
-@main.command()
-@click.argument("count", metavar="COUNT", type=click.IntRange(1, 4096), default=4)
-def init(count: int) -> None:
-    """Print a cluster file for COUNT nodes on this machine (default: 4).
-
-    dpwa init 4 > cluster.yaml
-    """
-    from dpwa.config.cluster import FIRST_PORT  # noqa: PLC0415 - see the module docstring
-    from dpwa.config.starter import starter_file  # noqa: PLC0415
-
-    click.echo(starter_file(count, FIRST_PORT), nl=False)
+    sys.exit(launch_on_hosts(cluster_file, command, hosts_file, **options))
 
 
 @main.command()
@@ -248,6 +248,8 @@ def leave(*, run_dir: Path, node: str) -> None:
 main.add_command(verify)
 main.add_command(chaos)
 main.add_command(keys)
+main.add_command(init)
+main.add_command(run_node)
 
 
 @main.group()

@@ -37,6 +37,7 @@ class LaunchRecord:
         on_failure: see `dpwa launch`, also for the others.
         max_restarts: with `restart`.
         first_port: instead of the ports of the file; None: those of the file.
+        hosts_file: absolute; "" for a launch on this host.
     """
 
     argv: tuple[str, ...]
@@ -46,6 +47,7 @@ class LaunchRecord:
     on_failure: str
     max_restarts: int
     first_port: int | None = None
+    hosts_file: str = ""
 
 
 def keep_record(run_dir: Path, record: LaunchRecord) -> None:
@@ -86,7 +88,7 @@ def read_record(run_dir: Path) -> LaunchRecord:
         raise ConfigError(
             f"{path}: cannot be read ({error}); write the cluster file and the command instead"
         ) from error
-    texts = (*record.argv, record.folder, record.cluster_file, *record.names, record.on_failure)
+    texts = (*record.argv, record.folder, record.cluster_file, *record.names, record.on_failure, record.hosts_file)
     if not record.argv or not all(isinstance(text, str) for text in texts):
         raise ConfigError(f"{path}: expected a command and names; write the cluster file and the command instead")
     return record
@@ -142,6 +144,11 @@ class NodeLocks:
         descriptor = self._held.pop(name, None)
         if descriptor is not None:
             os.close(descriptor)
+
+    def keep_over_exec(self) -> None:
+        """The program that replaces this one holds the locks, for as long as it runs."""
+        for descriptor in self._held.values():
+            os.set_inheritable(descriptor, True)  # noqa: FBT003 - its only way
 
     def others_run(self) -> bool:
         """Whether another launch runs a node of the folder now."""

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from dpwa.config import hosts
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.launch.advice import advice
+from dpwa.launch.guard import GRACE_S
 from dpwa.launch.launch_record import LaunchRecord, NodeLocks, keep_record
 from dpwa.launch.output import LinePrinter, prefix_chars
 from dpwa.launch.ports import port_problem
@@ -47,13 +48,20 @@ __all__ = [
     "NodeEnd",
     "OnFailure",
     "Supervisor",
+    "command_problems",
+    "copy_name",
     "end_signals",
     "launch",
     "local_node_names",
     "make_run_dir",
     "node_commands",
+    "port_problems",
+    "report",
+    "run_shown",
     "supervise",
     "tell",
+    "thread_limits",
+    "with_python_that_has_dpwa",
 ]
 
 _RUNS_DIR = Path("runs")
@@ -110,10 +118,10 @@ def launch(
     chosen = _chosen_names(config, names, cluster_file)
     if run_dir is not None and run_dir.exists():
         _refuse_taken(run_dir, chosen)
-    problems = [*_command_problems(argv), *_port_problems(config, chosen, cluster_file)]
+    problems = [*command_problems(argv), *port_problems(config, chosen, cluster_file)]
     if problems:
         raise ConfigError(problems)
-    argv = _with_a_python_that_has_dpwa(argv)
+    argv = with_python_that_has_dpwa(argv)
     run_dir = make_run_dir(config, run_dir)
     is_whole = len(chosen) == len(config.nodes) and not config.is_newcomer
     keep_record(
@@ -130,7 +138,7 @@ def launch(
     )
     tell(f"dpwa: {len(chosen)} of {len(config.nodes)} nodes start here: {', '.join(chosen)}; run folder {run_dir}")
     # On other ports the nodes read the run folder's file; custom rules and methods still lie beside the given one.
-    copy = run_dir / _copy_name(config, run_dir, config.to_yaml())
+    copy = run_dir / copy_name(config, run_dir, config.to_yaml())
     config_path, modules = (cluster_file, None) if first_port is None else (copy, cluster_file.parent)
     commands = node_commands(
         config, chosen, argv, run_dir, on_failure=on_failure, config_path=config_path, modules=modules
@@ -142,13 +150,14 @@ def launch(
     try:
         locks.take(chosen)
         with _keys_of_run(config, chosen, run_dir, locks):
-            ends, signal_number = asyncio.run(_run_shown(commands, on_failure, max_restarts, locks.release, record))
+            run = run_shown(commands, on_failure, max_restarts, locks.release, record.write)
+            ends, signal_number = asyncio.run(run)
     except OSError as error:
         raise DpwaError(f"launching {', '.join(chosen)}: the operating system refused: {error}") from error
     finally:
         locks.release_all()
         remove_unowned()  # the shared memory of nodes that were killed; all of them have ended
-    return _report(ends, signal_number, run_dir, has_peers=not config.is_alone)
+    return report(ends, signal_number, run_dir, has_peers=not config.is_alone)
 
 
 def _refuse_taken(run_dir: Path, names: Sequence[str]) -> None:
@@ -183,7 +192,7 @@ def node_commands(
     """
     common = dict(os.environ)
     common.pop("DPWA_LAUNCH_ID", None)  # of a launch that this one is started by
-    common.update(_thread_limits(common, len(names)))
+    common.update(thread_limits(common, len(names)))
     common.update(size_variables(prefix_chars(names), common))
     common.setdefault("PYTHONUNBUFFERED", "1")  # else a node's lines come in blocks, and the last ones never
     common["DPWA_CONFIG"] = str((config_path or run_dir / CONFIG_NAME).absolute())
@@ -223,7 +232,7 @@ def make_run_dir(config: ClusterConfig, run_dir: Path | None = None) -> Path:
     try:
         folder = _new_run_dir(config.run) if run_dir is None else run_dir
         folder.mkdir(parents=True, exist_ok=True)
-        copy = folder / _copy_name(config, folder, text)
+        copy = folder / copy_name(config, folder, text)
         if copy.exists() and copy.read_text(encoding="utf-8") != text:
             raise ConfigError(f"run folder {folder}: it holds a run with another config; name an empty or a new folder")
         # Through a second name: a launch of another part of the cluster may read it at this moment.
@@ -236,7 +245,7 @@ def make_run_dir(config: ClusterConfig, run_dir: Path | None = None) -> Path:
     return folder.absolute()
 
 
-def _copy_name(config: ClusterConfig, folder: Path, text: str) -> str:
+def copy_name(config: ClusterConfig, folder: Path, text: str) -> str:
     """What the copy of the config is called: nodes that join a run in its folder have a file of their own."""
     first = folder / CONFIG_NAME
     if not config.is_newcomer or not first.exists() or first.read_text(encoding="utf-8") == text:
@@ -284,13 +293,15 @@ def end_signals(on_end: Callable[[int], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-async def _run_shown(
+async def run_shown(
     commands: Sequence[NodeCommand],
     on_failure: OnFailure,
     max_restarts: int,
     on_end: Callable[[str], None],
-    record: RunRecord,
+    record: Callable[..., None],
+    grace_s: float = GRACE_S,
 ) -> tuple[tuple[NodeEnd, ...], int | None]:
+    """Runs these commands with their lines on standard output; see `Supervisor` and `supervise`."""
     loop = asyncio.get_running_loop()
     gone: list[int] = []
 
@@ -316,7 +327,8 @@ async def _run_shown(
         on_line=printer.put,
         has_room=printer.has_room,
         on_end=on_end,
-        record=record.write,
+        grace_s=grace_s,
+        record=record,
     )
     ends, signal_number = await supervise(supervisor)
     signal_number = signal_number or next(iter(gone), None)
@@ -337,7 +349,8 @@ def _chosen_names(config: ClusterConfig, names: Sequence[str], cluster_file: Pat
     return local
 
 
-def _command_problems(argv: Sequence[str]) -> list[str]:
+def command_problems(argv: Sequence[str]) -> list[str]:
+    """Why this command cannot be started here."""
     if shutil.which(argv[0]) is not None:
         return []
     if os.sep in argv[0]:
@@ -346,7 +359,7 @@ def _command_problems(argv: Sequence[str]) -> list[str]:
     return [f"cannot start {argv[0]}: there is no such program in PATH; correct the command{hint}"]
 
 
-def _with_a_python_that_has_dpwa(argv: Sequence[str]) -> Sequence[str]:
+def with_python_that_has_dpwa(argv: Sequence[str]) -> Sequence[str]:
     """The command; with this Python for one that has no dpwa, as when an environment was not activated."""
     found = shutil.which(argv[0])
     if argv[0] not in _PYTHONS or found in (None, sys.executable):
@@ -359,7 +372,8 @@ def _with_a_python_that_has_dpwa(argv: Sequence[str]) -> Sequence[str]:
     return [sys.executable, *argv[1:]]
 
 
-def _port_problems(config: ClusterConfig, names: Sequence[str], cluster_file: Path) -> list[str]:
+def port_problems(config: ClusterConfig, names: Sequence[str], cluster_file: Path) -> list[str]:
+    """Why these nodes cannot listen here."""
     nodes = [config.node(name) for name in names]
     found = [(node.name, port_problem(node.host, node.port)) for node in nodes]
     return [f"{cluster_file}: node {name}: {problem}" for name, problem in found if problem is not None]
@@ -379,7 +393,7 @@ def _keys_of_run(
     return run_keys(run_dir, names, locks.others_run)
 
 
-def _thread_limits(environment: Mapping[str, str], count: int) -> dict[str, str]:
+def thread_limits(environment: Mapping[str, str], count: int) -> dict[str, str]:
     """Each node's share of the processors: left alone, every node would start a thread for each of them."""
     if "OMP_NUM_THREADS" in environment or "MKL_NUM_THREADS" in environment:
         return {}
@@ -417,7 +431,8 @@ def _summary(
     return summary(closings, distances, has_peers=has_peers, cut_short=cut_short)
 
 
-def _report(ends: Sequence[NodeEnd], signal_number: int | None, run_dir: Path, *, has_peers: bool) -> int:
+def report(ends: Sequence[NodeEnd], signal_number: int | None, run_dir: Path, *, has_peers: bool) -> int:
+    """Says how the nodes have ended and what they did; the launcher's exit code."""
     failed = [end for end in ends if end.failed]
     for end in failed:
         after = f" (restarts: {end.restarts})" if end.restarts else ""

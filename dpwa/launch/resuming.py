@@ -15,6 +15,7 @@ from pathlib import Path
 from dpwa.errors import ConfigError
 from dpwa.launch.launch_record import LaunchRecord, read_record
 from dpwa.launch.local import CONFIG_NAME, OnFailure, launch, tell
+from dpwa.launch.on_hosts import launch_on_hosts
 
 __all__ = ["resume"]
 
@@ -50,6 +51,19 @@ def resume(
     run_dir = run_dir.absolute()
     record = read_record(run_dir)
     port = record.first_port if first_port is None else first_port
+    if record.hosts_file:
+        # Its copy in the run folder has nodes and keys that the file need not have.
+        with _in_folder(record.folder):
+            return launch_on_hosts(
+                Path(record.cluster_file) if cluster_file is None else cluster_file.absolute(),
+                argv or record.argv,
+                Path(record.hosts_file),
+                names=names or record.names,
+                on_failure=on_failure or OnFailure(record.on_failure),
+                max_restarts=record.max_restarts if max_restarts is None else max_restarts,
+                run_dir=run_dir,
+                first_port=port,
+            )
     file = _file_of_then(run_dir, record) if cluster_file is None else cluster_file.absolute()
     with _in_folder(record.folder):
         return launch(

@@ -38,3 +38,44 @@ def test_a_count_that_cannot_be_is_refused():
     done = CliRunner().invoke(main, ["init", "0"])
     assert done.exit_code == 2
     assert "0 is not in the range" in done.output
+
+
+@pytest.mark.parametrize("words", [["--nodes", "4"], ["4", "--nodes", "4"], ["--hosts", "localhost", "4"]])
+def test_the_number_of_nodes_may_be_an_option(words):
+    done = CliRunner().invoke(main, ["init", *words])
+    assert ClusterConfig.from_text(done.output) == ClusterConfig.for_localhost(4)
+
+
+def test_two_hosts_share_the_nodes_and_have_keys():
+    done = CliRunner().invoke(main, ["init", "--nodes", "5", "--hosts", "10.0.0.1, ada.lan"])
+    config = ClusterConfig.from_text(done.output)
+    places = [(node.name, node.host, node.port) for node in config.nodes]
+    assert places == [
+        ("w1", "10.0.0.1", 21000),
+        ("w2", "10.0.0.1", 21001),
+        ("w3", "10.0.0.1", 21002),
+        ("w4", "ada.lan", 21000),
+        ("w5", "ada.lan", 21001),
+    ]
+    assert config.keys == "keys"
+
+
+def test_without_a_number_each_host_has_a_node():
+    done = CliRunner().invoke(main, ["init", "--hosts", "10.0.0.1,10.0.0.2,10.0.0.3"])
+    assert [node.host for node in ClusterConfig.from_text(done.output).nodes] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["4", "--nodes", "5"], "got 4 and 5"),
+        (["--hosts", "a,,b"], '"": expected a host name'),
+        (["--hosts", "a,A"], "named twice"),
+        (["2", "--hosts", "a,b,c"], "3 machines for 2 nodes"),
+        (["--hosts", "10.0.0"], '"10.0.0": expected a host name'),
+    ],
+)
+def test_hosts_and_numbers_that_cannot_be_are_refused(words, told):
+    done = CliRunner().invoke(main, ["init", *words])
+    assert done.exit_code == 2
+    assert told in done.output
