@@ -82,7 +82,7 @@ def one_way_problems(config: ClusterConfig) -> Iterator[Problem]:
         yield Problem(
             ("nodes", silent[0], "serve"),
             f"method {config.method} gathers the models of all neighbours, and nobody can ask "
-            f"{config.nodes[silent[0]].name}; write a topology with no edge out of it, or use {_able()}",
+            f"{config.nodes[silent[0]].name}; write a topology with no edge out of it, or use {_able(word)}",
         )
 
 
@@ -100,8 +100,8 @@ def why_not_one_way(method: type[Method], word: str, name: str) -> str | None:
         how = "exchanges in pairs, and each of two fetches the other's model"
     else:
         return None
-    return f"method {word} {how}: {name} could give nothing and break the sum that is kept; use {_able()}"
+    return f"method {word} {how}: {name} could give nothing and break the sum that is kept; use {_able(word)}"
 
 
-def _able() -> str:
-    return " or ".join(name for name, method in METHODS.items() if method.kind is ExchangeKind.PULL)
+def _able(word: str) -> str:
+    return " or ".join(name for name, method in METHODS.items() if method.kind is ExchangeKind.PULL and name != word)

@@ -103,7 +103,8 @@ class Boundary:
         self.doubts = Doubts(name, model.own_sections, context.membership, service, event)
         self.merging = Merging(
             name,
-            () if config.is_open else [node.name for node in config.nodes],
+            () if config.is_open else [node.name for node in config.nodes if node.serve],
+            serves=config.node(name).serve,
             model=model,
             method=method,
             context=context,
@@ -120,7 +121,7 @@ class Boundary:
         """Whether an exchange that this node has begun is under way."""
         self.wait_s = config.wait_s
         """How long the next step may wait for it."""
-        self._joining = Joining(context.standing, service, method, has_peers=not config.is_alone)
+        self._joining = Joining(context.standing, service, method, has_peers=config.is_open or bool(config.asked_by(name)))
         self._planner = Planner(
             config,
             name,
