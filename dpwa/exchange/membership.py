@@ -60,6 +60,7 @@ class Membership:
         """All peers that can be asked: those of the cluster file in its order, then those that have joined. Swapped
         whole."""
         self._hints: set[str] = set()
+        self._asked_by: set[str] = set()
         self._finished_by_hint: set[str] = set()
 
     def __getitem__(self, peer: str) -> PeerRecord:
@@ -76,6 +77,7 @@ class Membership:
         self._records.pop(peer, None)
         self.peers = self._asked()
         self._hints.discard(peer)
+        self._asked_by.discard(peer)
         self._finished_by_hint.discard(peer)
 
     def _asked(self) -> tuple[str, ...]:
@@ -132,6 +134,7 @@ class Membership:
         if peer not in self._records:
             return False
         self._hints.add(peer)
+        self._asked_by.add(peer)
         (self._finished_by_hint.add if finished else self._finished_by_hint.discard)(peer)
         return True
 
@@ -139,6 +142,15 @@ class Membership:
         """The peers in whose names requests came since the last time."""
         while self._hints:
             yield self._hints.pop()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a request has ever come in the name of a peer."""
+        return bool(self._asked_by)
+
+    def asks_and_never_answers(self, peer: str) -> bool:
+        """Whether requests came in the name of a peer that has never answered this node."""
+        return peer in self._asked_by and self[peer].incarnation is None
 
     def is_said_to_have_finished(self, peer: str) -> bool:
         """Whether the latest request in the name of a peer said so."""

@@ -27,6 +27,7 @@ from dpwa.node.merging import Merging
 from dpwa.node.planning import Planner
 from dpwa.node.pressure import Pressure
 from dpwa.node.publishing import SnapshotPublisher, Taken
+from dpwa.node.reach import Reach
 from dpwa.node.record import Record, exchange_fields
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.state import MAX_COUNTER, State
@@ -100,7 +101,8 @@ class Boundary:
         self._smoother = LossSmoother(config.loss_smoothing)
         self._standing = context.standing
         self.farewell = Farewell(name, context, service, event)
-        self.doubts = Doubts(name, model.own_sections, context.membership, service, event)
+        reach = Reach(config, name, context.membership, lambda: method.exchanges_per_step, context.monotonic_s)
+        self.doubts = Doubts(name, model.own_sections, context.membership, service, event, reach)
         self.merging = Merging(
             name,
             () if config.is_open else [node.name for node in config.nodes if node.serve],

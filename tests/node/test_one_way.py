@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -11,8 +12,10 @@ import pytest
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
+from dpwa.exchange.membership import Membership
 from dpwa.launch.ports import free_ports
-from dpwa.methods.base import ExchangeKind, Method
+from dpwa.methods.base import ExchangeKind, Method, Plan
+from dpwa.node import reach
 from dpwa.node.node import Node
 from open_clusters import Training, all_know, open_config, until
 from support import DEADLINE_S, VectorModel, wait_until
@@ -166,8 +169,6 @@ class AsksAll(Method):
     kind = ExchangeKind.PULL
 
     def plan(self, rng):
-        from dpwa.methods.base import Plan
-
         return Plan(ExchangeKind.PULL, peers=self.links.row(self.round))
 
     def blend(self, result, own_state):
@@ -233,3 +234,89 @@ def test_a_listed_node_that_cannot_be_asked_is_no_member_that_anybody_looks_for(
     finally:
         for training in reversed(trainings):
             training.end()
+
+
+# --- Addresses that lead nowhere --------------------------------------------------------------------------------------
+
+
+@pytest.mark.seconds
+def test_a_node_at_an_address_that_leads_nowhere_is_named_by_its_peer_and_says_so_itself(zeromq, caplog, monkeypatch, tmp_path):
+    """w2 listens, and the port at which the file says that it is reached leads nowhere: a forwarding that is missing."""
+    monkeypatch.setattr(reach, "_LEAST_S", 0.5)
+    first, listens, nobody = free_ports(3)
+    config = ClusterConfig.from_mapping(
+        {
+            "nodes": [
+                {"name": "w1", "port": first},
+                # Loopback, as far as the test's machine goes; but the file says 0.0.0.0, so that a network is thought of.
+                {"name": "w2", "port": nobody, "bind": f"0.0.0.0:{listens}"},
+            ],
+            "insecure": True,
+            "wait_ms": 100,
+            "flow_control": {"probe_s": 0.01, "probe_max_s": 0.05},
+        }
+    )
+    nodes = start(zeromq, config, {"w1": 0.0, "w2": 4.0}, tmp_path)
+
+    def said(begin: str) -> list[str]:
+        return [text for text in (record.getMessage() for record in caplog.records) if text.startswith(begin)]
+
+    def step() -> bool:
+        for node in nodes.values():
+            node.step(1.0)
+        return bool(said("node w2: peers answer it"))
+
+    wait_until(step, "w2 says that nobody asks it", DEADLINE_S)
+    (own,) = said("node w2: peers answer it")
+    assert f"can they reach localhost:{nobody}?" in own
+    (of_peer,) = [text for text in said("node w1:") if "but it asks this node" in text]
+    assert f"no connection to localhost:{nobody}: connection refused" in of_peer
+    nodes["w2"].close()
+    events = [json.loads(line) for line in (tmp_path / "nodes" / "w2" / "events.jsonl").read_text().splitlines()]
+    assert "unreached" in [event["about"] for event in events if event["event"] == "warning"]
+
+
+class Peers:
+    """What is heard of peers, for `Reach`."""
+
+    def __init__(self, **settings: object) -> None:
+        settings.setdefault("insecure", True)
+        nodes = [{"name": name, "host": "10.0.0.1", "port": port} for port, name in enumerate(("w1", "w2", "w3"), 1)]
+        self.now_s = 0.0
+        self.membership = Membership(["w2", "w3"])
+        config = ClusterConfig.from_mapping({"nodes": nodes, **settings})
+        self._reach = reach.Reach(config, "w1", self.membership, lambda: 0.5, lambda: self.now_s)
+
+    def exchange(self, times: int, *, seconds: float, steps: int) -> list[str]:
+        """So many exchanges, evenly in this time, in which w2 makes so many steps; what was said."""
+        said = []
+        for number in range(1, times + 1):
+            self.now_s += seconds / times
+            self.membership.heard("w2", b"life", finished=False, step=steps * number // times)
+            said.append(self._reach.met("w2"))
+        return [text for text in said if text is not None]
+
+
+@pytest.mark.parametrize(
+    ("times", "seconds", "steps"),
+    [
+        (29, 60.0, 1000),  # too few exchanges to tell
+        (1000, 9.9, 1000),  # too early
+        (1000, 60.0, 100),  # peers that make few steps, or evaluate, ask for little
+    ],
+)
+def test_a_node_that_may_just_not_have_been_asked_yet_says_nothing(times, seconds, steps):
+    assert Peers().exchange(times, seconds=seconds, steps=steps) == []
+
+
+def test_a_node_that_its_peers_would_have_asked_long_ago_says_so_once():
+    said = Peers().exchange(1000, seconds=60.0, steps=1000)
+    assert len(said) == 1
+    assert "can they reach 10.0.0.1:1?" in said[0]
+
+
+def test_a_node_that_was_asked_once_or_that_perhaps_nobody_hears_says_nothing():
+    asked = Peers()
+    asked.membership.hint("w3", finished=False)
+    assert asked.exchange(1000, seconds=60.0, steps=1000) == []
+    assert Peers(topology="directed_ring").exchange(1000, seconds=60.0, steps=1000) == []
