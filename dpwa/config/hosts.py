@@ -44,7 +44,7 @@ def problem_with(host: str) -> str | None:
     labels = host.removesuffix(".").split(".")
     # A last label of digits alone is a mistyped address: no top-level domain looks like that.
     if len(host) > 253 or labels[-1].isdigit() or not all(_LABEL.fullmatch(label) for label in labels):
-        return "expected a host name, an IPv4 address or an IPv6 address"
+        return "expected a host name or an IP address"
     return None
 
 
