@@ -179,9 +179,7 @@ def _host_problems(nodes: Sequence[NodeConfig]) -> Iterator[Problem]:
         if node.serve and hosts.needs_resolving(node.host):
             places.setdefault(node.host, []).append(index)
     for host, reason in hosts.unresolvable(places, timeout_s=_RESOLVE_TIMEOUT_S).items():
-        text = (
-            f'the host "{host}" has no address known to this machine ({reason}); correct it, or write its IP address'
-        )
+        text = f'the host "{host}" has no address known to this machine ({reason}); correct it, or write its IP address'
         for index in places[host]:
             yield Problem(("nodes", index, "host"), text)
 

@@ -145,9 +145,7 @@ class ClusterConfig(ClusterKeys):
         if not 1 <= first_port <= highest:
             raise ConfigError(f"ports of {count} nodes: expected the first to be from 1 to {highest}, got {first_port}")
         moved = [node.model_copy(update={"port": first_port + rank}) for rank, node in enumerate(self.nodes)]
-        now_at = {
-            node.address_key: after.address for node, after in zip(self.nodes, moved, strict=True) if node.serve
-        }
+        now_at = {node.address_key: after.address for node, after in zip(self.nodes, moved, strict=True) if node.serve}
         join = tuple(now_at.get(seed, text) for seed, text in zip(self.seeds, self.join, strict=True))
         return self.model_copy(update={"nodes": tuple(moved), "join": join})
 
@@ -201,9 +199,7 @@ class ClusterConfig(ClusterKeys):
     @property
     def is_newcomer(self) -> bool:
         """Whether the nodes of this file join a cluster that others have begun: none of them is one to join through."""
-        return self.is_open and not any(
-            node.serve and node.address_key in self.seeds for node in self.nodes
-        )
+        return self.is_open and not any(node.serve and node.address_key in self.seeds for node in self.nodes)
 
     def interpolator(self) -> Interpolator:
         """The configured rule with its guards.

@@ -39,7 +39,9 @@ def problem_with(host: str) -> str | None:
         if address.is_unspecified or address.is_multicast:
             return "expected an address that peers can reach, such as this node's own"
         if address.version == 6 and (address.is_link_local or address.scope_id is not None):
-            return "expected an address that means the same on every machine; one with a zone, or from fe80::/10, does not"
+            return (
+                "expected an address that means the same on every machine; one with a zone, or from fe80::/10, does not"
+            )
         return None
     labels = host.removesuffix(".").split(".")
     # A last label of digits alone is a mistyped address: no top-level domain looks like that.

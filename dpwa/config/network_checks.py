@@ -67,7 +67,10 @@ def unreachable(config: ClusterConfig, seed: str) -> Iterator[Problem]:
 
 
 def one_way_problems(config: ClusterConfig) -> Iterator[Problem]:
-    """What breaks where some nodes cannot be asked: `topology_checks` looks at the topology, others at custom methods."""
+    """What breaks where some nodes cannot be asked.
+
+    The topology is looked at in `topology_checks`, and a custom method when it is made.
+    """
     silent = [index for index, node in enumerate(config.nodes) if not node.serve]
     if not silent:
         return
@@ -82,7 +85,7 @@ def one_way_problems(config: ClusterConfig) -> Iterator[Problem]:
         yield Problem(
             ("nodes", silent[0], "serve"),
             f"method {config.method} gathers the models of all neighbours, and nobody can ask "
-            f"{config.nodes[silent[0]].name}; write a topology with no edge out of it, or use {_able(word)}",
+            f"{config.nodes[silent[0]].name}; write a topology with no edge out of it, or use {_able(config.method)}",
         )
 
 

@@ -61,7 +61,7 @@ def _checked_address(text: str) -> str:
     parts = hosts.split_address(text)
     if parts is None:
         expected = "expected host:port of a member, such as 192.168.1.10:21000 or [2001:db8::7]:21000"
-        raise PydanticCustomError(OWN_TEXT, expected)  # type: ignore[arg-type]  # no text of a user
+        raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": expected})
     _checked_host(parts[0])
     return text
 

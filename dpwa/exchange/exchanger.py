@@ -256,7 +256,7 @@ class Exchanger:
         if key not in self._warned:
             self._warned.add(key)
             _logger.warning("node %s: %s (further ones only in the journal)", node, result.reason)
-        if result.outcome is Outcome.UNREACHABLE and self.context.membership.asks_and_never_answers(peer):
-            if peer not in self._one_way:
-                self._one_way.add(peer)
-                _logger.warning("node %s: %s; %s", node, result.reason, _ONE_WAY)
+        is_unreachable = result.outcome is Outcome.UNREACHABLE and peer not in self._one_way
+        if is_unreachable and self.context.membership.asks_and_never_answers(peer):
+            self._one_way.add(peer)
+            _logger.warning("node %s: %s; %s", node, result.reason, _ONE_WAY)

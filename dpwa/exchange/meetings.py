@@ -193,9 +193,10 @@ class Meetings:
     def _judge(self, client: Client) -> None:
         namesake, self.members.namesake = self.members.namesake, None
         if namesake is not None:
+            address = hosts.address_text(namesake.host, namesake.port)
             self.problem(
-                f"members know another {namesake.name}, at {hosts.address_text(namesake.host, namesake.port)}; if it lives, give this "
-                "node another name and a key of its own; if it does not, it is forgotten in a while"
+                f"members know another {namesake.name}, at {address}; if it lives, give this node another name and a "
+                "key of its own; if it does not, it is forgotten in a while"
             )
         for change in self.members.judge(self._context.monotonic_s()):
             if change.is_gone:

@@ -22,7 +22,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpwa.config import hosts
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.launch.advice import advice
 from dpwa.launch.launch_record import LaunchRecord, NodeLocks, keep_record

@@ -41,8 +41,8 @@ def is_local(host: str) -> bool:
 def local_node_names(config: ClusterConfig) -> list[str]:
     """Names of the nodes whose host is this one, in the order of the file.
 
-    Loopback is every machine's: of a node that cannot be asked (`serve: false`) and names no other host, it says nothing
-    where the nodes of the file are on several machines.
+    Loopback is every machine's. So where the nodes of a file are on several machines, it says nothing of a node that
+    cannot be asked (`serve: false`) and names no other host.
     """
     answers: dict[str, bool] = {}  # a cluster names the same few hosts many times
     is_one_machine = all(node.is_private for node in config.nodes) and not any(

@@ -123,7 +123,9 @@ class Boundary:
         """Whether an exchange that this node has begun is under way."""
         self.wait_s = config.wait_s
         """How long the next step may wait for it."""
-        self._joining = Joining(context.standing, service, method, has_peers=config.is_open or bool(config.asked_by(name)))
+        self._joining = Joining(
+            context.standing, service, method, has_peers=config.is_open or bool(config.asked_by(name))
+        )
         self._planner = Planner(
             config,
             name,

@@ -403,7 +403,9 @@ class Merging:
         Returns:
             Whether it has one: the mean of its own model and of others, or of others alone.
         """
-        if not (self.is_on or self._problem) or (self.held is not UNMARKED and not self._is_alone and not self._problem):
+        if not (self.is_on or self._problem) or (
+            self.held is not UNMARKED and not self._is_alone and not self._problem
+        ):
             return True
         problem = self._problem
         if self._is_alone:

@@ -110,6 +110,4 @@ def _server(number: str, port: int) -> socket.socket:
     if ":" not in number:
         return socket.create_server((number, port), backlog=_BACKLOG)
     takes_both = hosts.is_any(number) and socket.has_dualstack_ipv6()
-    return socket.create_server(
-        (number, port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=takes_both
-    )
+    return socket.create_server((number, port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=takes_both)

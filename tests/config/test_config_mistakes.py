@@ -124,7 +124,9 @@ def test_nodes_of_another_form_are_answered_with_a_line_to_copy(nodes, problem):
     ],
 )
 def test_an_address_that_cannot_be_the_host_of_a_node_is_told_how_to_write_it(host, expected):
-    assert problems_of(f'nodes: [{{name: w1, host: "{host}", port: 1}}]\n') == [f"1:26: nodes[0].host: expected {expected}"]
+    assert problems_of(f'nodes: [{{name: w1, host: "{host}", port: 1}}]\n') == [
+        f"1:26: nodes[0].host: expected {expected}"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,16 @@ from dpwa.config import hosts
 from dpwa.config.cluster import ClusterConfig
 
 PORTS = st.integers(1, 65535)
+# All addresses of a machine.
+ANY = "0.0.0.0"  # noqa: S104
+
 NUMBERS = st.ip_addresses()
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,20}[a-z](\.[a-z]{2,10}){0,3}", fullmatch=True)
 # What people and programs write by mistake is near to what is right.
 NEARLY = st.text("0123456789abcdef:.[]%- x\n", max_size=45)
 
 
-# --- Host and port as one text ------------------------------------------------------------------------------------------
+# --- Host and port as one text ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_whatever_is_written_is_taken_apart_without_an_error_and_put_together_ag
         assert hosts.split_address(hosts.address_text(host, port)) == parts
 
 
-# --- Hosts --------------------------------------------------------------------------------------------------------------
+# --- Hosts ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["::1", "2001:db8::7", "2001:DB8:0:0::7", "fd00::1", "::ffff:10.0.0.1", "64:ff9b::1"])
@@ -70,7 +73,8 @@ def test_an_ipv6_address_can_be_a_host(host):
 
 
 @pytest.mark.parametrize(
-    "host", ["::", "0::0", "fe80::1", "fe80::1%eth0", "2001:db8::7%eth0", "ff02::1", "[::1]", "::1.", "1:2:3", ":::1", "::g"]
+    "host",
+    ["::", "0::0", "fe80::1", "fe80::1%eth0", "2001:db8::7%eth0", "ff02::1", "[::1]", "::1.", "1:2:3", ":::1", "::g"],
 )
 def test_an_ipv6_address_that_peers_cannot_reach_and_what_is_none_cannot(host):
     assert hosts.problem_with(host) is not None
@@ -86,7 +90,7 @@ def test_other_addresses_of_ipv6_are_not_loopback(host):
     assert not hosts.is_loopback(host)
 
 
-@pytest.mark.parametrize(("host", "is_any"), [("0.0.0.0", True), ("::", True), ("0::0", True), ("::1", False), ("x", False)])  # noqa: S104
+@pytest.mark.parametrize(("host", "is_any"), [(ANY, True), ("::", True), ("0::0", True), ("::1", False), ("x", False)])
 def test_all_addresses_of_a_machine_are_known(host, is_any):
     assert hosts.is_any(host) == is_any
 
@@ -114,7 +118,7 @@ def test_whatever_is_written_is_a_host_or_none_and_a_host_is_plain_text(text):
         assert hosts.split_address(hosts.address_text(text, 21000)) == (text, 21000)
 
 
-# --- Names --------------------------------------------------------------------------------------------------------------
+# --- Names ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -167,15 +171,15 @@ def node(**keys: object):
         ({"host": "10.0.0.7"}, ("10.0.0.7", 21000), "10.0.0.7", False),
         ({"host": "::1"}, ("::1", 21000), "::1", True),
         # Behind a forwarded port, or in a container.
-        ({"host": "gate.example", "bind": "0.0.0.0"}, ("0.0.0.0", 21000), "gate.example", False),
-        ({"host": "gate.example", "bind": "0.0.0.0:22000"}, ("0.0.0.0", 22000), "gate.example", False),
+        ({"host": "gate.example", "bind": ANY}, (ANY, 21000), "gate.example", False),
+        ({"host": "gate.example", "bind": ANY + ":22000"}, (ANY, 22000), "gate.example", False),
         ({"host": "gate.example", "bind": "::"}, ("::", 21000), "gate.example", False),
         ({"host": "gate.example", "bind": "[::]:22000"}, ("::", 22000), "gate.example", False),
         ({"host": "gate.example", "bind": "192.168.0.7"}, ("192.168.0.7", 21000), "192.168.0.7", False),
         ({"host": "gate.example", "bind": "[fd00::7]:22000"}, ("fd00::7", 22000), "fd00::7", False),
         # At the end of a tunnel.
         ({"host": "gate.example", "bind": "127.0.0.1:22000"}, ("127.0.0.1", 22000), "gate.example", False),
-        ({"bind": "0.0.0.0"}, ("0.0.0.0", 21000), "localhost", False),
+        ({"bind": ANY}, (ANY, 21000), "localhost", False),
         ({"bind": "inner.example:7"}, ("inner.example", 7), "inner.example", False),
     ],
 )
@@ -184,9 +188,11 @@ def test_a_node_listens_at_its_host_and_port_or_where_bind_says(keys, listens_at
     assert (made.listens_at, made.home, made.is_private) == (listens_at, home, is_private)
 
 
-@pytest.mark.parametrize("text", ["", "eth0 ", "0.0.0.0:0", "[::]", "0.0.0.0:99999", ":21000", "*", "21000", "fe80::1%eth0"])
+@pytest.mark.parametrize(
+    "text", ["", "eth0 ", ANY + ":0", "[::]", ANY + ":99999", ":21000", "*", "21000", "fe80::1%eth0"]
+)
 def test_what_cannot_be_listened_on_is_refused_with_what_can(text):
-    with pytest.raises(ValueError, match="nodes.0..bind: expected an address of this machine, such as 0.0.0.0"):
+    with pytest.raises(ValueError, match=r"nodes\[0\]\.bind: expected an address of this machine, such as 0\.0\.0\.0"):
         node(bind=text)
 
 
@@ -197,8 +203,8 @@ def test_what_others_call_host_and_bind_is_answered_with_our_words(word, key):
 
 
 def test_a_node_that_listens_on_all_addresses_needs_keys_although_its_host_is_this_machine():
-    with pytest.raises(ValueError, match=r'bind: "0.0.0.0" is reached over a network, and without keys'):
-        ClusterConfig.from_mapping({"nodes": [{"name": "w1", "port": 21000, "bind": "0.0.0.0"}]})
+    with pytest.raises(ValueError, match=r'bind: "0\.0\.0\.0" is reached over a network, and without keys'):
+        ClusterConfig.from_mapping({"nodes": [{"name": "w1", "port": 21000, "bind": ANY}]})
 
 
 def test_a_node_without_a_port_is_one_that_cannot_be_asked():

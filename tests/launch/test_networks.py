@@ -44,15 +44,10 @@ class Hosts:
     def __init__(self, cable: Switch) -> None:
         self.places = cable.sides
 
-    def add(self, place: str, address: str) -> None:
-        self._address(place, "add", address)
-
-    def remove(self, place: str, address: str) -> None:
-        self._address(place, "delete", address)
-
-    def _address(self, place: str, word: str, address: str) -> None:
-        more = ["nodad"] if ":" in address and word == "add" else []
-        ip("-n", place, "address", word, address, "dev", "eth0", *more)
+    def move(self, place: str, old: str, new: str) -> None:
+        """Another address in the place of the one that there is."""
+        ip("-n", place, "address", "delete", old, "dev", "eth0")
+        ip("-n", place, "address", "add", new, "dev", "eth0", *(["nodad"] if ":" in new else []))
 
     def name(self, names: dict[str, str]) -> None:
         """Tell both hosts where these names are, from now on."""
@@ -112,9 +107,10 @@ def blended_with(folder: Path, name: str) -> dict[str, list[dict]]:
     return found
 
 
-def outcomes(folder: Path, name: str) -> set[str]:
+def asked_by(folder: Path, name: str) -> set[str]:
+    """Whom a node has asked, with success or without."""
     events = read_records(folder / "run" / "nodes" / name / "events.jsonl")
-    return {event["outcome"] for event in events if event["event"] == "exchange"}
+    return {event["peer"] for event in events if event["event"] == "exchange" and event.get("peer")}
 
 
 def said_by(folder: Path, name: str) -> str:
@@ -122,7 +118,7 @@ def said_by(folder: Path, name: str) -> str:
     return path.read_text() if path.exists() else ""
 
 
-# --- Behind a router ----------------------------------------------------------------------------------------------------
+# --- Behind a router --------------------------------------------------------------------------------------------------
 
 
 def three_nodes(network: PoorNetwork, **of_third: object) -> list[dict[str, object]]:
@@ -150,13 +146,12 @@ def test_a_node_behind_a_router_pulls_from_others_and_nobody_knocks_at_the_route
 
     wait_until(all_blend, "all blend with those that they can ask", 90)
     assert network.turned_away == 0
-    for name, peer in (("w1", "w2"), ("w2", "w1")):
-        assert set(blended_with(tmp_path, name)) == {peer}
-    for name in ("w1", "w2", "w3"):
-        assert not outcomes(tmp_path, name) & {"unreachable", "timed_out", "refused", "protocol_error"} - {
-            "unreachable" if "connection refused" in said_by(tmp_path, name) else ""  # a peer that had not begun yet
-        }
-        assert "peers answer it, and none has asked" not in said_by(tmp_path, name)
+    assert (asked_by(tmp_path, "w1"), asked_by(tmp_path, "w2"), asked_by(tmp_path, "w3")) == (
+        {"w2"},
+        {"w1"},
+        {"w1", "w2"},
+    )
+    assert not any("none has asked it" in said_by(tmp_path, name) for name in ("w1", "w2", "w3"))
 
 
 def test_a_node_behind_a_router_that_says_it_can_be_reached_is_named_on_both_sides(network, launches, tmp_path):
@@ -167,10 +162,9 @@ def test_a_node_behind_a_router_that_says_it_can_be_reached_is_named_on_both_sid
     address = f"{network.hosts[2]}:21003"
 
     def is_named() -> bool:
-        return (
-            f"no connection to {address} within 0.5 s; but it asks this node" in said_by(tmp_path, "w1")
-            and f"peers answer it, and none has asked it in 1" in said_by(tmp_path, "w3")
-        )
+        return f"no connection to {address} within 0.5 s; but it asks this node" in said_by(
+            tmp_path, "w1"
+        ) and "peers answer it, and none has asked it in 1" in said_by(tmp_path, "w3")
 
     wait_until(is_named, "both sides have said so", 90)
     assert f"can they reach {address}?" in said_by(tmp_path, "w3")
@@ -181,6 +175,7 @@ def test_a_node_behind_a_router_that_says_it_can_be_reached_is_named_on_both_sid
 # --- Names ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_host_that_changes_its_address_is_found_again_by_its_name(hosts, launches, tmp_path):
     """First under the running nodes, then between two lives of one, as when a container is started again."""
     left, right = hosts.places
@@ -198,17 +193,13 @@ def test_a_host_that_changes_its_address_is_found_again_by_its_name(hosts, launc
         return len(blended_with(tmp_path, "w1").get("w2", ())), len(blended_with(tmp_path, "w2").get("w1", ()))
 
     wait_until(lambda: min(exchanges()) >= 5, "both blend", 90)
-    hosts.add(right, "10.77.0.7/24")
-    hosts.remove(right, "10.77.0.2/24")
+    hosts.move(right, "10.77.0.2/24", "10.77.0.7/24")
     hosts.name({"left.box": "10.77.0.1", "right.box": "10.77.0.7"})
     before = exchanges()
-    wait_until(
-        lambda: min(now - then for now, then in zip(exchanges(), before, strict=True)) >= 20, "both go on", 60
-    )
+    wait_until(lambda: min(now - then for now, then in zip(exchanges(), before, strict=True)) >= 20, "both go on", 60)
     # A new life at a third address, with a run folder of its own: this is another machine.
     second.end()
-    hosts.add(right, "10.77.0.8/24")
-    hosts.remove(right, "10.77.0.7/24")
+    hosts.move(right, "10.77.0.7/24", "10.77.0.8/24")
     hosts.name({"left.box": "10.77.0.1", "right.box": "10.77.0.8"})
     before = exchanges()
     other = tmp_path / "other"
@@ -226,8 +217,7 @@ def test_a_host_that_changes_its_address_is_found_again_by_its_name(hosts, launc
 def test_hosts_that_have_ipv6_alone_with_two_nodes_on_one_of_them(hosts, launches, tmp_path):
     left, right = hosts.places
     for place, number in ((left, 1), (right, 2)):
-        hosts.add(place, f"fd77::{number}/64")
-        hosts.remove(place, f"10.77.0.{number}/24")
+        hosts.move(place, f"10.77.0.{number}/24", f"fd77::{number}/64")
     hosts.name({"left.box": "fd77::1", "right.box": "fd77::2"})
     write(
         tmp_path,

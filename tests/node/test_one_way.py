@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from open_clusters import Training, all_know, open_config, until
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
@@ -17,7 +18,6 @@ from dpwa.launch.ports import free_ports
 from dpwa.methods.base import ExchangeKind, Method, Plan
 from dpwa.node import reach
 from dpwa.node.node import Node
-from open_clusters import Training, all_know, open_config, until
 from support import DEADLINE_S, VectorModel, wait_until
 
 ONE_WAY = {"name": "laptop", "serve": False}
@@ -124,9 +124,7 @@ def test_those_that_can_be_asked_merge_without_it_and_it_says_that_it_has_no_mer
     assert [nodes[name].statistics().merged_models for name in ("w1", "w2", "laptop")] == [2, 2, 0]
     assert zeromq.models[0].vector.tolist() == zeromq.models[1].vector.tolist()
     said = [record.getMessage() for record in caplog.records if "merged model" in record.getMessage()]
-    assert said == [
-        "node laptop: has no merged model, and keeps its own: no other node can fetch it (serve: false)"
-    ]
+    assert said == ["node laptop: has no merged model, and keeps its own: no other node can fetch it (serve: false)"]
 
 
 def test_a_node_that_was_merging_in_vain_can_finish_without_a_merge_later(zeromq):
@@ -150,10 +148,10 @@ class Pushes(Method):
 
     kind = ExchangeKind.PUSH
 
-    def plan(self, rng):
+    def plan(self, rng):  # noqa: ARG002
         return None
 
-    def blend(self, result, own_state):
+    def blend(self, result, own_state):  # noqa: ARG002
         return 0.0
 
 
@@ -168,10 +166,10 @@ class AsksAll(Method):
 
     kind = ExchangeKind.PULL
 
-    def plan(self, rng):
+    def plan(self, rng):  # noqa: ARG002
         return Plan(ExchangeKind.PULL, peers=self.links.row(self.round))
 
-    def blend(self, result, own_state):
+    def blend(self, result, own_state):  # noqa: ARG002
         return 0.5
 
 
@@ -240,15 +238,16 @@ def test_a_listed_node_that_cannot_be_asked_is_no_member_that_anybody_looks_for(
 
 
 @pytest.mark.seconds
-def test_a_node_at_an_address_that_leads_nowhere_is_named_by_its_peer_and_says_so_itself(zeromq, caplog, monkeypatch, tmp_path):
-    """w2 listens, and the port at which the file says that it is reached leads nowhere: a forwarding that is missing."""
+def test_a_node_at_an_address_that_leads_nowhere_is_named_by_its_peer_and_says_so_itself(
+    zeromq, caplog, monkeypatch, tmp_path
+):
+    """w2 listens, and the port of the file does not lead there: a forwarding that is missing."""
     monkeypatch.setattr(reach, "_LEAST_S", 0.5)
     first, listens, nobody = free_ports(3)
     config = ClusterConfig.from_mapping(
         {
             "nodes": [
                 {"name": "w1", "port": first},
-                # Loopback, as far as the test's machine goes; but the file says 0.0.0.0, so that a network is thought of.
                 {"name": "w2", "port": nobody, "bind": f"0.0.0.0:{listens}"},
             ],
             "insecure": True,

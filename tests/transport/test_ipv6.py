@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from open_clusters import Training, all_know
+from strangers import Stranger
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports, port_problem
@@ -21,8 +23,6 @@ from dpwa.transport.connection import Connection
 from dpwa.transport.connection_rules import Cause
 from dpwa.transport.key_folder import make_keys
 from dpwa.transport.sockets import close_inherited
-from open_clusters import Training, all_know
-from strangers import Stranger
 from support import DEADLINE_S, VectorModel, step_until, wait_until
 
 
@@ -42,7 +42,10 @@ SIX = "::1"
 def config_of(*nodes: dict[str, object], **settings: object) -> ClusterConfig:
     """w1, w2 ... of this machine."""
     ports = free_ports(len(nodes))
-    given = [{"name": f"w{number}", "port": port, **keys} for number, (port, keys) in enumerate(zip(ports, nodes), 1)]
+    given = [
+        {"name": f"w{number}", "port": port, **keys}
+        for number, (port, keys) in enumerate(zip(ports, nodes, strict=True), 1)
+    ]
     return ClusterConfig.from_mapping({"nodes": given, "insecure": True, "wait_ms": 2000, **settings})
 
 
@@ -113,7 +116,9 @@ def test_a_forwarded_port_leads_to_where_a_node_listens(zeromq):
         f"    two = socket.create_connection(('127.0.0.1', {inner}))\n"
         "    for pair in ((one, two), (two, one)): threading.Thread(target=copy, args=pair, daemon=True).start()\n"
     )
-    with subprocess.Popen([sys.executable, "-c", forward], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", forward], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             assert process.stdout.readline() == b"ready\n"
             nodes = start(zeromq, config)
@@ -126,7 +131,7 @@ def test_a_forwarded_port_leads_to_where_a_node_listens(zeromq):
 def test_a_name_that_has_an_ipv6_address_alone_is_found(zeromq, monkeypatch):
     look_up = socket.getaddrinfo
 
-    def by_name(name: str) -> str:
+    def by_name(_: str) -> str:
         raise socket.gaierror(socket.EAI_NODATA, "No address associated with hostname")
 
     def any_family(name: object, *args: object, **options: object) -> object:
@@ -225,5 +230,3 @@ def test_the_launcher_knows_ports_and_hosts_of_ipv6():
         held = server.getsockname()[1]
         assert f"port {held} on ::1 is in use; stop process {os.getpid()}" in port_problem(SIX, held)
         assert f"port {held} on :: is in use" in port_problem("::", held)
-
-
