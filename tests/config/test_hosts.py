@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dpwa.config import hosts
 from dpwa.config.cluster import ClusterConfig
+from dpwa.config.describe import describe
 
 PORTS = st.integers(1, 65535)
 # All addresses of a machine.
@@ -225,3 +226,27 @@ def test_nodes_of_one_cluster_agree_on_who_can_be_asked():
         for two, three in [(True, True), (False, True), (True, False)]
     ]
     assert len(set(ids)) == 3
+
+
+def test_check_says_where_nodes_listen_and_which_cannot_be_asked():
+    text = describe(
+        ClusterConfig.from_mapping(
+            {
+                "nodes": [
+                    {"name": "w1", "host": "2001:db8::7", "port": 21000},
+                    {"name": "w2", "host": "gate.example", "port": 21000, "bind": "[::]:22000"},
+                    {"name": "laptop", "serve": False},
+                ],
+                "insecure": True,
+                "merge_at_end": True,
+            }
+        ),
+        ["w1"],
+    )
+    assert "w2      gate.example:21000, listens on [::]:22000  no" in text
+    assert "laptop  cannot be asked" in text
+    assert (
+        "warning: laptop cannot be asked (serve: false): what is learnt there reaches no other node, nor the model that "
+        "all others have at the end"
+    ) in text
+    assert "loopback address" not in text
