@@ -214,7 +214,7 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
     if silent:
         yield (
             f"{', '.join(silent)} cannot be asked (serve: false): what is learnt there reaches no other node"
-            + (", nor the model that all others have at the end" if config.merge_at_end else "")
+            + (", and at the end it keeps its own model" if config.merge_at_end else "")
         )
     if any(node.port >= _FIRST_EPHEMERAL_PORT for node in config.nodes):
         yield (

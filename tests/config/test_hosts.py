@@ -246,7 +246,7 @@ def test_check_says_where_nodes_listen_and_which_cannot_be_asked():
     assert "w2      gate.example:21000, listens on [::]:22000  no" in text
     assert "laptop  cannot be asked" in text
     assert (
-        "warning: laptop cannot be asked (serve: false): what is learnt there reaches no other node, nor the model that "
-        "all others have at the end"
+        "warning: laptop cannot be asked (serve: false): what is learnt there reaches no other node, and at the "
+        "end it keeps its own model"
     ) in text
     assert "loopback address" not in text
