@@ -143,6 +143,41 @@ def test_a_node_that_was_merging_in_vain_can_finish_without_a_merge_later(zeromq
 # --- Methods ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "sparta", "sparta": {"fraction": 0.5}},
+        {"pull_probability": 0.9, "optimizer_state": "keep", "guard": "median"},
+        {
+            "method": "dpsgd",
+            "topology": {
+                "graph": "edges",
+                "directed": True,
+                "edges": [["w1", "w2"], ["w2", "w1"], ["w1", "laptop"]],
+                "allow_disconnected": True,
+            },
+        },
+    ],
+    ids=["sparta", "median", "dpsgd"],
+)
+def test_the_methods_that_bear_such_a_node_train_with_it(cluster, settings):
+    """With dpsgd the mean of the others is kept, too: they have nothing of its model, and it comes to theirs."""
+    config = one_way_config(2, **settings)
+    nodes = start(cluster, config, {"w1": 1.0, "w2": 1.2, "laptop": 1.6})
+    for _ in range(30):
+        for node in nodes.values():
+            node.step(1.0)
+    first, second, laptop = (model.vector for model in cluster.models)
+    assert nodes["laptop"].statistics().blended > 5
+    assert nodes["w1"].statistics().blended > 5
+    assert 1.0 <= min(first.min(), second.min())
+    assert max(first.max(), second.max()) <= 1.2, "nothing of the model that nobody can fetch"
+    assert laptop.max() < 1.3
+    if config.method == "dpsgd":
+        assert ((first + second) / 2).tolist() == pytest.approx([1.1] * 4)
+    assert [node.statistics().failures for node in nodes.values()] == [0, 0, 0]
+
+
 class Pushes(Method):
     """A custom method of a kind that needs both ways."""
 
