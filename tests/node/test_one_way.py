@@ -60,9 +60,9 @@ def test_it_pulls_and_blends_and_its_model_reaches_nobody(cluster):
     assert laptop.statistics().failures == nodes["w1"].statistics().failures == 0
 
 
-def test_with_one_node_that_serves_that_one_trains_alone_and_the_others_follow_it(cluster):
+def test_with_one_node_that_serves_that_one_trains_alone_and_the_others_follow_it(cluster, tmp_path):
     config = one_way_config(1)
-    nodes = start(cluster, config, {"w1": 0.0, "laptop": 8.0})
+    nodes = start(cluster, config, {"w1": 0.0, "laptop": 8.0}, tmp_path)
     for _ in range(10):
         for node in nodes.values():
             node.step(1.0)
@@ -70,6 +70,8 @@ def test_with_one_node_that_serves_that_one_trains_alone_and_the_others_follow_i
     assert nodes["w1"].statistics().exchanges == {}
     assert cluster.models[1].vector[0] < 1.0
     assert nodes["w1"].finish(0.0), "nobody is left behind"
+    nodes["w1"].close()
+    assert "blended nothing" not in (tmp_path / "nodes" / "w1" / "events.jsonl").read_text()
 
 
 def test_it_listens_nowhere(zeromq, monkeypatch):
