@@ -187,7 +187,6 @@ def _links(config: ClusterConfig) -> str:
 
 def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[str]:
     networked = [node.name for node in config.nodes if not node.is_private]
-    silent = [node.name for node in config.nodes if not node.serve]
     most = highest(getattr(config.rule_options, "value", 1.0))
     if config.is_alone:
         yield "there is one node only; it will train alone"
@@ -207,19 +206,25 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
             "nodes talk over a network without encryption or authentication; use it only where you trust everyone "
             "who can reach their ports, or write `keys: keys` and run `dpwa keys init`"
         )
-    if networked and any(node.serve and hosts.is_loopback(node.host) for node in config.nodes):
-        yield "some nodes have a loopback address, which nodes on other hosts cannot reach"
+    yield from _reach_warnings(config, is_networked=bool(networked))
     if config.connect_timeout_s > config.timeout_s:
         yield "connect_timeout_ms is above timeout_ms, which ends an exchange first"
-    if silent:
-        yield (
-            f"{', '.join(silent)} cannot be asked (serve: false): what is learnt there reaches no other node"
-            + (", and at the end it keeps its own model" if config.merge_at_end else "")
-        )
     if any(node.port >= _FIRST_EPHEMERAL_PORT for node in config.nodes):
         yield (
             f"ports from {_FIRST_EPHEMERAL_PORT} up may be taken by outgoing connections of any program; "
             f"ports from {FIRST_PORT} up are safer"
+        )
+
+
+def _reach_warnings(config: ClusterConfig, *, is_networked: bool) -> Iterator[str]:
+    """What about the ways to the nodes deserves a second look."""
+    silent = [node.name for node in config.nodes if not node.serve]
+    if is_networked and any(node.serve and hosts.is_loopback(node.host) for node in config.nodes):
+        yield "some nodes have a loopback address, which nodes on other hosts cannot reach"
+    if silent:
+        yield (
+            f"{', '.join(silent)} cannot be asked (serve: false): what is learnt there reaches no other node"
+            + (", and at the end it keeps its own model" if config.merge_at_end else "")
         )
 
 
