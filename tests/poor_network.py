@@ -70,6 +70,10 @@ class PoorNetwork:
         """Of hosts whose link is another one, both ways."""
         self.carried = self.lost = self.queued = 0
         """Packets so far; what a queue had no room for counts as lost, and what waited for the rate as queued."""
+        self.one_way: set[str] = set()
+        """Hosts behind a router that lets out whatever begins there, and lets nothing in that begins elsewhere."""
+        self.turned_away = 0
+        """Connections that somebody tried to make to such a host; each try of the system's counts."""
         self._rng = random.Random(seed)
         self._made: list[str] = []
         self._ports: dict[bytes, int] = {}
@@ -122,6 +126,9 @@ class PoorNetwork:
         to = self._ports.get(target)
         if to is None:
             return  # not IPv4, or to nobody
+        if self.one_way and self._hosts[target] in self.one_way and _begins_a_connection(packet):
+            self.turned_away += 1
+            return
         now_s = time.monotonic()
         own = self.own_links.get(self._hosts[source])
         link = own or self.own_links.get(self._hosts[target], self.link)
@@ -137,3 +144,9 @@ class PoorNetwork:
         self._last_due_s[source, target] = due_s
         self.carried += 1
         heapq.heappush(self._due, (due_s, self.carried, to, packet))
+
+
+def _begins_a_connection(packet: bytes) -> bool:
+    """Whether a packet of IPv4 is TCP's first one: SYN without ACK."""
+    flags = packet[4 * (packet[0] & 0x0F) + 13] if packet[9] == socket.IPPROTO_TCP else 0
+    return flags & 0x12 == 0x02

@@ -38,15 +38,18 @@ class Stranger:
         port: of a node on this host.
         speaks: makes the ZeroMQ handshake.
         receive_buffer: bytes that the system takes from the node unread; None for its default.
+        host: an address of this host.
     """
 
-    def __init__(self, port: int, *, speaks: bool = True, receive_buffer: int | None = None) -> None:
-        self.socket = socket.socket()
+    def __init__(
+        self, port: int, *, speaks: bool = True, receive_buffer: int | None = None, host: str = "127.0.0.1"
+    ) -> None:
+        self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(5.0)
         try:
-            self.socket.connect(("127.0.0.1", port))
+            self.socket.connect((host, port))
             if speaks:
                 self._shake_hands()
         except OSError:

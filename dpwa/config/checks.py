@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from dpwa.config import hosts
 from dpwa.config.faults import fault_problems
+from dpwa.config.network_checks import node_problems, one_way_problems, unreachable
 from dpwa.config.problems import problems_of
 from dpwa.config.topology import TopologyOptions
 from dpwa.custom_code import importable
@@ -47,7 +48,7 @@ def problems_between(config: ClusterConfig, wrong: Collection[str] = ()) -> Iter
         config: typed values.
         wrong: keys with wrong values, in whose place the config has stand-ins that conflict with nothing.
     """
-    yield from _node_problems(config)
+    yield from node_problems(config)
     yield from out_of_order(config, "factor_min", "factor_max")
     yield from _absolute_problems(config)
     yield from _state_problems(config)
@@ -59,29 +60,10 @@ def problems_between(config: ClusterConfig, wrong: Collection[str] = ()) -> Iter
         from dpwa.config.topology_checks import topology_problems  # noqa: PLC0415 - imports numpy, which few files need
 
         yield from topology_problems(config)
+    if not {"nodes", "method"}.intersection(wrong):
+        yield from one_way_problems(config)
     if "nodes" not in wrong:
         yield from fault_problems(config.faults, [node.name for node in config.nodes])
-
-
-def _node_problems(config: ClusterConfig) -> Iterator[Problem]:
-    names: dict[str, int] = {}
-    addresses: dict[tuple[str, int], int] = {}
-    for index, node in enumerate(config.nodes):
-        first = names.setdefault(node.name, index)
-        if first != index:
-            text = f'nodes[{first}] is called "{node.name}" too; every node needs its own name'
-            yield Problem(("nodes", index, "name"), text)
-        first = addresses.setdefault((hosts.address_key(node.host), node.port), index)
-        if first != index:
-            text = f"nodes[{first}] has port {node.port} of this host too; give each its own"
-            yield Problem(("nodes", index, "port"), text)
-        if not (config.insecure or config.keys) and not hosts.is_loopback(node.host):
-            yield Problem(
-                ("nodes", index, "host"),
-                f'"{node.host}" is reached over a network, and without keys whoever reaches the port can read and '
-                f"poison the model; write `keys: keys` and run `dpwa keys init` on this file, or write insecure: true "
-                f"where you trust the whole network",
-            )
 
 
 def _absolute_problems(config: ClusterConfig) -> Iterator[Problem]:
@@ -170,17 +152,7 @@ def _join_problems(config: ClusterConfig, wrong: Collection[str]) -> Iterator[Pr
                 f"trust the whole network",
             )
         if "nodes" not in wrong:
-            yield from _unreachable(config, host)
-
-
-def _unreachable(config: ClusterConfig, seed: str) -> Iterator[Problem]:
-    for index, node in enumerate(config.nodes):
-        if hosts.is_loopback(node.host):
-            yield Problem(
-                ("nodes", index, "host"),
-                f"members such as {seed} are on other machines, and cannot reach {node.name} at {node.host}; write the "
-                "address at which they can",
-            )
+            yield from unreachable(config, host)
 
 
 # --- Against the world ------------------------------------------------------------------------------------------------
@@ -204,12 +176,10 @@ def _host_problems(nodes: Sequence[NodeConfig]) -> Iterator[Problem]:
     """Hosts that the system's resolver does not know."""
     places: dict[str, list[int]] = {}
     for index, node in enumerate(nodes):
-        if hosts.needs_resolving(node.host):
+        if node.serve and hosts.needs_resolving(node.host):
             places.setdefault(node.host, []).append(index)
     for host, reason in hosts.unresolvable(places, timeout_s=_RESOLVE_TIMEOUT_S).items():
-        text = (
-            f'the host "{host}" has no address known to this machine ({reason}); correct it, or write its IPv4 address'
-        )
+        text = f'the host "{host}" has no address known to this machine ({reason}); correct it, or write its IP address'
         for index in places[host]:
             yield Problem(("nodes", index, "host"), text)
 

@@ -25,6 +25,7 @@ from dpwa.config.checks import custom_options, import_plugins, problems_between,
 from dpwa.config.data_rate import bytes_per_s
 from dpwa.config.keys import MAX_NODES, ClusterKeys
 from dpwa.config.lines import lines_of
+from dpwa.config.network_checks import why_not_one_way
 from dpwa.config.problems import made_despite, problems_of
 from dpwa.config.sections import NodeConfig
 from dpwa.config.topology import TopologyOptions, with_folder
@@ -144,7 +145,7 @@ class ClusterConfig(ClusterKeys):
         if not 1 <= first_port <= highest:
             raise ConfigError(f"ports of {count} nodes: expected the first to be from 1 to {highest}, got {first_port}")
         moved = [node.model_copy(update={"port": first_port + rank}) for rank, node in enumerate(self.nodes)]
-        now_at = {node.address_key: after.address for node, after in zip(self.nodes, moved, strict=True)}
+        now_at = {node.address_key: after.address for node, after in zip(self.nodes, moved, strict=True) if node.serve}
         join = tuple(now_at.get(seed, text) for seed, text in zip(self.seeds, self.join, strict=True))
         return self.model_copy(update={"nodes": tuple(moved), "join": join})
 
@@ -171,6 +172,14 @@ class ClusterConfig(ClusterKeys):
         found = self.node(name)
         return tuple(node for node in self.nodes if node is not found)
 
+    def asked_by(self, name: str) -> tuple[NodeConfig, ...]:
+        """Those of `peers_of` that can be asked: all but the ones with `serve: false`.
+
+        Raises:
+            ConfigError: there is no node of this name.
+        """
+        return tuple(peer for peer in self.peers_of(name) if peer.serve)
+
     @property
     def is_open(self) -> bool:
         """Whether nodes that are not in the file may join."""
@@ -184,13 +193,13 @@ class ClusterConfig(ClusterKeys):
     @property
     def seeds(self) -> tuple[tuple[str, int], ...]:
         """Host and port of each address of `join`, the same for all ways of writing one host."""
-        parts = (text.rpartition(":") for text in self.join)
-        return tuple((hosts.address_key(host), int(port)) for host, _, port in parts)
+        parts = map(hosts.split_address, self.join)
+        return tuple((hosts.address_key(part[0]), part[1]) for part in parts if part is not None)
 
     @property
     def is_newcomer(self) -> bool:
         """Whether the nodes of this file join a cluster that others have begun: none of them is one to join through."""
-        return self.is_open and not any(node.address_key in self.seeds for node in self.nodes)
+        return self.is_open and not any(node.serve and node.address_key in self.seeds for node in self.nodes)
 
     def interpolator(self) -> Interpolator:
         """The configured rule with its guards.
@@ -221,10 +230,19 @@ class ClusterConfig(ClusterKeys):
                 f"method {self.method} does not declare `follows_members`: with `join` nodes come and go, and it may "
                 "need the ones of the file; see docs/methods.md"
             )
+        one_way = next((node.name for node in self.nodes if not node.serve), None)
+        text = None if one_way is None else why_not_one_way(method, self.method, one_way)
+        if text is not None:
+            raise ConfigError(text)
         return make_method(
             method,
             self._arguments_of(method),
-            links=Neighbourhood(self.topology_of_nodes, names, names.index(name)),
+            links=Neighbourhood(
+                self.topology_of_nodes,
+                names,
+                names.index(name),
+                unasked=[node.name for node in self.nodes if not node.serve],
+            ),
             # Nobody knows how many there will be; all begin with one mass, and none ever has more than all together.
             count=MAX_NODES if self.is_open else len(names),
             probability=self.pull_probability,
@@ -276,6 +294,7 @@ class ClusterConfig(ClusterKeys):
         same: list[object] = [*sorted((node.name, hosts.address_key(node.host), node.port) for node in self.nodes)]
         if self.topology != TopologyOptions():  # in which the order of the nodes counts
             same += [self.topology_of_nodes.fingerprint, *(node.name for node in self.nodes)]
+        same += [(node.name, "serve: false") for node in self.nodes if not node.serve]
         return f"{self.run}-{hashlib.sha256(repr(same).encode()).hexdigest()[:12]}"
 
     @property

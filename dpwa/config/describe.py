@@ -11,6 +11,7 @@ from dpwa.config import hosts
 from dpwa.config.cluster import FIRST_PORT, ClusterConfig
 from dpwa.config.faults import faults_in_words
 from dpwa.config.keys import FACTOR_KEYS
+from dpwa.config.sections import NodeConfig
 from dpwa.config.topology import TopologyOptions
 from dpwa.interpolation.registry import RULES
 from dpwa.methods.base import Conservation, Method
@@ -49,13 +50,20 @@ def describe(config: ClusterConfig, local_names: Collection[str]) -> str:
 def _table(config: ClusterConfig, local_names: Collection[str]) -> str:
     rows = [("node", "address", "on this host")]
     shown = config.nodes[:_MAX_ROWS]
-    rows += [(node.name, node.address, "yes" if node.name in local_names else "no") for node in shown]
+    rows += [(node.name, _address(node), "yes" if node.name in local_names else "no") for node in shown]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     if len(config.nodes) > _MAX_ROWS:
         lines.append(f"and {len(config.nodes) - _MAX_ROWS} more")
     return "\n".join(f"  {line}" for line in lines)
+
+
+def _address(node: NodeConfig) -> str:
+    if not node.serve:
+        return "cannot be asked"
+    host, port = node.listens_at
+    return node.address if node.bind is None else f"{node.address}, listens on {hosts.address_text(host, port)}"
 
 
 def _time_of_an_exchange(config: ClusterConfig) -> str:
@@ -178,7 +186,7 @@ def _links(config: ClusterConfig) -> str:
 
 
 def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[str]:
-    networked = [node.name for node in config.nodes if not hosts.is_loopback(node.host)]
+    networked = [node.name for node in config.nodes if not node.is_private]
     most = highest(getattr(config.rule_options, "value", 1.0))
     if config.is_alone:
         yield "there is one node only; it will train alone"
@@ -198,14 +206,25 @@ def _warnings(config: ClusterConfig, local_names: Collection[str]) -> Iterator[s
             "nodes talk over a network without encryption or authentication; use it only where you trust everyone "
             "who can reach their ports, or write `keys: keys` and run `dpwa keys init`"
         )
-    if networked and len(networked) < len(config.nodes):
-        yield "some nodes have a loopback address, which nodes on other hosts cannot reach"
+    yield from _reach_warnings(config, is_networked=bool(networked))
     if config.connect_timeout_s > config.timeout_s:
         yield "connect_timeout_ms is above timeout_ms, which ends an exchange first"
     if any(node.port >= _FIRST_EPHEMERAL_PORT for node in config.nodes):
         yield (
             f"ports from {_FIRST_EPHEMERAL_PORT} up may be taken by outgoing connections of any program; "
             f"ports from {FIRST_PORT} up are safer"
+        )
+
+
+def _reach_warnings(config: ClusterConfig, *, is_networked: bool) -> Iterator[str]:
+    """What about the ways to the nodes deserves a second look."""
+    silent = [node.name for node in config.nodes if not node.serve]
+    if is_networked and any(node.serve and hosts.is_loopback(node.host) for node in config.nodes):
+        yield "some nodes have a loopback address, which nodes on other hosts cannot reach"
+    if silent:
+        yield (
+            f"{', '.join(silent)} cannot be asked (serve: false): what is learnt there reaches no other node"
+            + (", and at the end it keeps its own model" if config.merge_at_end else "")
         )
 
 

@@ -8,16 +8,16 @@ Must not know: the file as a whole, how options work. Runs in: any thread; a sec
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from dpwa.config import hosts
 from dpwa.config.data_rate import DATA_RATE_PATTERN, bytes_per_s, expected_rate, hint_for_rate
 from dpwa.config.problems import OWN_TEXT
-from dpwa.options import Options, Problem, out_of_order
+from dpwa.options import OTHER_NAMES, Options, Problem, out_of_order
 
 __all__ = [
     "NAME_PATTERN",
@@ -58,34 +58,101 @@ def _checked_rate(value: object) -> object:
 
 
 def _checked_address(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
-        raise PydanticCustomError(OWN_TEXT, "expected host:port of a member, such as 192.168.1.10:21000")
-    _checked_host(host)
+    parts = hosts.split_address(text)
+    if parts is None:
+        expected = "expected host:port of a member, such as 192.168.1.10:21000 or [2001:db8::7]:21000"
+        raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": expected})
+    _checked_host(parts[0])
     return text
+
+
+def _checked_bind(text: str) -> str:
+    host, _ = _parts_of_bind(text)
+    if not hosts.is_any(host) and hosts.problem_with(host) is not None:
+        expected = 'expected an address of this machine, such as 0.0.0.0, "::", 10.0.0.5, 0.0.0.0:21000 or "[::]:21000"'
+        raise PydanticCustomError(OWN_TEXT, "{expected}", {"expected": expected})
+    return text
+
+
+def _parts_of_bind(text: str) -> tuple[str, int | None]:
+    return hosts.split_address(text) or (text, None)
 
 
 Name = Annotated[str, AfterValidator(_checked_name), Field(json_schema_extra={"pattern": f"^{NAME_PATTERN}$"})]
 Host = Annotated[str, AfterValidator(_checked_host)]
 Address = Annotated[str, AfterValidator(_checked_address)]
+Bind = Annotated[str, AfterValidator(_checked_bind)]
 DataRate = Annotated[
     str | None, BeforeValidator(_checked_rate), Field(json_schema_extra={"pattern": f"^{DATA_RATE_PATTERN}$"})
 ]
 
 
-class NodeConfig(Options):
-    """One node: its name and where its peers reach it."""
+# Of a node that listens nowhere, and whose port nobody looks at.
+_NO_PORT = 1
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "w1", "port": 21000}]})
+
+def _node_schema(schema: dict[str, Any]) -> None:
+    """The JSON Schema of a node: without `serve: false` it needs its port."""
+    schema["examples"] = [{"name": "w1", "port": 21000}]
+    schema["required"] = ["name"]
+    schema["if"] = {"properties": {"serve": {"const": False}}, "required": ["serve"]}
+    schema["else"] = {"required": ["port"]}
+
+
+class NodeConfig(Options):
+    """One node: its name, where its peers reach it, and where it listens."""
+
+    model_config = ConfigDict(json_schema_extra=_node_schema)
 
     name: Name = Field(description="Name of the node, unique in the cluster; also the name of its folder in a run.")
-    host: Host = Field("localhost", description="Host name or IPv4 address at which the other nodes reach this one.")
-    port: int = Field(ge=1, le=65535, description="TCP port on which the node serves its snapshots.")
+    host: Host = Field(
+        "localhost",
+        description="Host name or IP address at which the other nodes reach this one.",
+        json_schema_extra={OTHER_NAMES: ["advertise", "address", "ip"]},
+    )
+    port: int = Field(ge=1, le=65535, description="TCP port at which the other nodes reach this one.")
+    bind: Bind | None = Field(
+        None,
+        description="Address, or address:port, that the node listens on where that is another than host and port, as "
+        "behind a forwarded port; 0.0.0.0 and :: are all addresses of the machine.",
+        json_schema_extra={OTHER_NAMES: ["listen", "listen_on"]},
+    )
+    serve: bool = Field(
+        True,  # noqa: FBT003 - the default of a field
+        description="Whether the other nodes can reach this one. One that they cannot reach pulls, and gives nothing.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _needs_no_port(cls, values: object) -> object:
+        """A node that listens nowhere needs no port."""
+        if isinstance(values, Mapping) and values.get("serve") is False:
+            return {"port": _NO_PORT, **values}
+        return values
 
     @property
     def address(self) -> str:
-        """host:port."""
-        return f"{self.host}:{self.port}"
+        """host:port, with an IPv6 address in brackets."""
+        return hosts.address_text(self.host, self.port)
+
+    @property
+    def listens_at(self) -> tuple[str, int]:
+        """Host and port that the node listens on."""
+        if self.bind is None:
+            return self.host, self.port
+        host, port = _parts_of_bind(self.bind)
+        return host, self.port if port is None else port
+
+    @property
+    def home(self) -> str:
+        """The host that says which machine the node belongs to."""
+        host, _ = self.listens_at
+        return self.host if hosts.is_any(host) or hosts.is_loopback(host) else host
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody reaches it from another machine."""
+        return not self.serve or (hosts.is_loopback(self.host) and hosts.is_loopback(self.listens_at[0]))
 
     @property
     def address_key(self) -> tuple[str, int]:

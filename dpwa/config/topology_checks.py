@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dpwa.config.topology import GivenMatrix, TopologyOptions
 from dpwa.errors import ConfigError
+from dpwa.methods.base import ExchangeKind
 from dpwa.options import Problem
 from dpwa.topology.connectivity import can_average, cut_off, one_way
 from dpwa.topology.graphs import RANDOM, SYMMETRIC, GraphOptions, edges_of, is_strongly_connected
@@ -93,13 +94,33 @@ def _problems_of_rounds(config: ClusterConfig) -> list[Problem]:
     made = _made(config)
     if not isinstance(made, Topology):
         return made
+    problems = list(_one_way_problems(config, made))
     if method is None or not method.blends_by_rows or made.conservation != "column":
-        return []
+        return problems
     text = (
         f"method {config.method} blends by the rows of a matrix, and these sum up to other than 1; use weights that "
         "make rows sum up to 1 (metropolis, uniform, random_row, random_doubly), or a push method"
     )
-    return [Problem(("topology",), text)]
+    return [*problems, Problem(("topology",), text)]
+
+
+def _one_way_problems(config: ClusterConfig, topology: Topology) -> Iterator[Problem]:
+    """A problem for each node that cannot be asked, and that another one would hear in some round all the same."""
+    silent = {index for index, node in enumerate(config.nodes) if not node.serve}
+    method = config.method_class
+    if not silent or (topology.is_complete and (method is None or method.kind is not ExchangeKind.GATHER)):
+        return  # where everybody may hear everybody, nobody hears these
+    receivers: dict[int, int] = {}
+    for receiver, sender in topology.support.tolist():
+        if sender in silent:
+            receivers.setdefault(sender, receiver)
+    for sender, receiver in sorted(receivers.items()):
+        name, other = config.nodes[sender].name, config.nodes[receiver].name
+        yield Problem(
+            ("topology",),
+            f"{other} would hear {name}, which cannot be asked (serve: false); use a graph with no edge out of "
+            f"{name} (edges with directed: true, or a matrix, and allow_disconnected: true), or leave topology out",
+        )
 
 
 def _made(config: ClusterConfig) -> Topology | list[Problem]:

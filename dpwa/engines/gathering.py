@@ -153,7 +153,9 @@ def own_host(start: Start, given: str | None, towards: tuple[str, int] | None) -
     for known in (start.host, socket.gethostname()):
         if known and _is_elsewhere_too(known):
             return known
-    return _address_towards(*(towards or ("192.0.2.1", 9)))  # an address for documents: the default route's
+    # Without one, an address for documents of either kind: the default route's.
+    ways = [towards] if towards else [("192.0.2.1", 9), ("2001:db8::1", 9)]
+    return next(filter(None, (_address_towards(*way) for way in ways)), "127.0.0.1")
 
 
 def _is_elsewhere_too(host: str) -> bool:
@@ -161,16 +163,19 @@ def _is_elsewhere_too(host: str) -> bool:
     if hosts.problem_with(host) is not None:
         return False
     with suppress(OSError, UnicodeError):
-        found = {entry[4][0] for entry in socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)}
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
         return bool(found) and not any(hosts.is_loopback(str(address)) for address in found)
     return False
 
 
 def _address_towards(host: str, port: int) -> str:
-    with suppress(OSError, UnicodeError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, port))  # nothing is sent
-        return str(probe.getsockname()[0])
-    return "127.0.0.1"
+    """The address by which this host sends to another one; empty if there is no way."""
+    with suppress(OSError, UnicodeError):
+        number = hosts.number_of(host) if hosts.needs_resolving(host) else hosts.address_key(host)
+        with socket.socket(socket.AF_INET6 if ":" in number else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((number, port))  # nothing is sent
+            return str(probe.getsockname()[0])
+    return ""
 
 
 def _place() -> str:
@@ -238,7 +243,7 @@ def _check(start: Start, cards: Sequence[Card]) -> None:
             if hosts.is_loopback(card.host) or hosts.problem_with(card.host) is not None:
                 raise ConfigError(
                     f'process {rank}: its host says that it is reached at "{card.host}", and others are on other '
-                    "hosts; set DPWA_HOST there to a name or IPv4 address that they can reach"
+                    "hosts; set DPWA_HOST there to a name or address that they can reach"
                 )
     if not first.run_dir:
         raise ConfigError(f"the first process of {start.engine} names no run folder")

@@ -47,6 +47,11 @@ _OF_MEDIAN = 3
 _STALLED_S = 0.5
 _ASKS = {ExchangeKind.PULL: 1, ExchangeKind.PUSH: 2, ExchangeKind.PAIR: 4}
 
+_ONE_WAY = (
+    "but it asks this node, so it lives. Its host and port in the cluster file must lead to it from here (`bind` says "
+    "where it listens itself); where nothing leads to it, write serve: false for it (told once; docs/launching.md)"
+)
+
 # What a peer that is there does not bring about.
 _ABSENCES = (Outcome.TIMED_OUT, Outcome.UNREACHABLE, Outcome.GONE, Outcome.LOST)
 
@@ -83,6 +88,7 @@ class Exchanger:
         self._accepter = Accepter(context)
         self._gatherer = Gatherer(context, rng)
         self._warned: set[tuple[str, Outcome]] = set()
+        self._one_way: set[str] = set()
         self._has_finished = False
 
     def perform(self, request: ExchangeRequest, client: Client) -> None:
@@ -222,6 +228,7 @@ class Exchanger:
 
     def _forget(self, peer: str) -> None:
         self._warned = {told for told in self._warned if told[0] != peer}
+        self._one_way.discard(peer)
 
     def _score(self, peer: str, result: ExchangeResult) -> None:
         flow_control, now_s = self.context.flow_control, self.context.monotonic_s()
@@ -245,7 +252,11 @@ class Exchanger:
     def _warn_once(self, peer: str, result: ExchangeResult) -> None:
         """Warn once per peer and outcome: a cluster with a dead node must not fill its logs."""
         key = (peer, result.outcome)
+        node = self.context.fetcher.identity.node
         if key not in self._warned:
             self._warned.add(key)
-            node = self.context.fetcher.identity.node
             _logger.warning("node %s: %s (further ones only in the journal)", node, result.reason)
+        is_unreachable = result.outcome is Outcome.UNREACHABLE and peer not in self._one_way
+        if is_unreachable and self.context.membership.asks_and_never_answers(peer):
+            self._one_way.add(peer)
+            _logger.warning("node %s: %s; %s", node, result.reason, _ONE_WAY)

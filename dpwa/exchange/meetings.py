@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dpwa.config import hosts
 from dpwa.errors import ModelMismatch, PeerTimeout, PeerUnreachable, RemoteProtocolError
 from dpwa.exchange.client import Client
 from dpwa.exchange.members import Change, Members
@@ -140,7 +141,7 @@ class Meetings:
 
     def _meet_seed(self, host: str, port: int, client: Client) -> None:
         """Ask at an address of the file's `join` who is there; whoever answers is a stranger like any other."""
-        alias = f"{host}:{port}"  # no name of a node has a colon
+        alias = hosts.address_text(host, port)  # no name of a node has a colon
         client.know(alias, host, port)
         try:
             answer = self._ask(alias, client, self._refused)
@@ -192,9 +193,10 @@ class Meetings:
     def _judge(self, client: Client) -> None:
         namesake, self.members.namesake = self.members.namesake, None
         if namesake is not None:
+            address = hosts.address_text(namesake.host, namesake.port)
             self.problem(
-                f"members know another {namesake.name}, at {namesake.host}:{namesake.port}; if it lives, give this "
-                "node another name and a key of its own; if it does not, it is forgotten in a while"
+                f"members know another {namesake.name}, at {address}; if it lives, give this node another name and a "
+                "key of its own; if it does not, it is forgotten in a while"
             )
         for change in self.members.judge(self._context.monotonic_s()):
             if change.is_gone:

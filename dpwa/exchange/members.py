@@ -102,10 +102,17 @@ class Members:
         listed: those of the cluster file, which are never forgotten.
         seeds: addresses through which nodes join, but for this node's own.
         rng: source of random choices.
+        is_told: whether this node tells of itself; not if nobody can reach it: others would look for it in vain.
     """
 
     def __init__(
-        self, own: Member, listed: Iterable[Member], seeds: Iterable[tuple[str, int]], rng: random.Random
+        self,
+        own: Member,
+        listed: Iterable[Member],
+        seeds: Iterable[tuple[str, int]],
+        rng: random.Random,
+        *,
+        is_told: bool = True,
     ) -> None:
         self.ignored: Counter[str] = Counter()
         """Entries that were not believed, by reason."""
@@ -114,6 +121,7 @@ class Members:
         """What a member says of this node's name and another address."""
         self._own = own
         self._own_lock = threading.Lock()
+        self._is_told = is_told
         self._rng = rng
         self._known = {member.name: _Known(member, is_listed=True) for member in listed}
         self._changes = 0
@@ -153,7 +161,7 @@ class Members:
     def claims_for(self, name: str) -> tuple[Member, ...]:
         """What a question to a member says: this node's entry, and what it has heard of that member."""
         about = self._by_name.get(name)
-        return (self._own,) if about is None else (self._own, about)
+        return (*((self._own,) if self._is_told else ()), *(() if about is None else (about,)))
 
     def answer(self, asker: str, claims: Sequence[Member], rng: random.Random) -> tuple[Member, ...]:
         """What is answered to a question; an asker that says something new of itself is noted. Rx thread.
@@ -368,7 +376,7 @@ class Members:
 
     def some_to_tell(self, most: int) -> list[str]:
         """Members that answer, to be told that this node goes."""
-        names = [name for name, known in self._known.items() if not known.failures]
+        names = [name for name, known in self._known.items() if self._is_told and not known.failures]
         return self._rng.sample(names, min(most, len(names)))
 
     def judge(self, now_s: float) -> list[Change]:

@@ -9,7 +9,7 @@ peer's record is frozen and swapped whole, and sets change by one element, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from dpwa.exchange.messages import UNKNOWN_ORIGIN
@@ -48,15 +48,19 @@ class Membership:
     Args:
         peers: names of all other nodes of the cluster file.
         is_open: nodes that are not in the file may join.
+        unasked: those of them that cannot be asked. They may ask.
     """
 
-    def __init__(self, peers: Iterable[str], *, is_open: bool = False) -> None:
+    def __init__(self, peers: Iterable[str], *, is_open: bool = False, unasked: Collection[str] = ()) -> None:
         self._records: dict[str, PeerRecord] = {peer: PeerRecord() for peer in peers}
+        self._unasked = frozenset(unasked)
         self.is_open = is_open
         """Whether requests of nodes are answered that are no peers yet."""
-        self.peers = tuple(self._records)
-        """All peers: those of the cluster file in its order, then those that have joined. Swapped whole."""
+        self.peers = self._asked()
+        """All peers that can be asked: those of the cluster file in its order, then those that have joined. Swapped
+        whole."""
         self._hints: set[str] = set()
+        self._asked_by: set[str] = set()
         self._finished_by_hint: set[str] = set()
 
     def __getitem__(self, peer: str) -> PeerRecord:
@@ -66,14 +70,18 @@ class Membership:
     def add(self, peer: str) -> None:
         """A node has joined. Tx thread."""
         self._records[peer] = PeerRecord()
-        self.peers = tuple(self._records)
+        self.peers = self._asked()
 
     def remove(self, peer: str) -> None:
         """A node that had joined is forgotten. Tx thread."""
         self._records.pop(peer, None)
-        self.peers = tuple(self._records)
+        self.peers = self._asked()
         self._hints.discard(peer)
+        self._asked_by.discard(peer)
         self._finished_by_hint.discard(peer)
+
+    def _asked(self) -> tuple[str, ...]:
+        return tuple(peer for peer in self._records if peer not in self._unasked)
 
     def heard(
         self,
@@ -126,6 +134,7 @@ class Membership:
         if peer not in self._records:
             return False
         self._hints.add(peer)
+        self._asked_by.add(peer)
         (self._finished_by_hint.add if finished else self._finished_by_hint.discard)(peer)
         return True
 
@@ -133,6 +142,15 @@ class Membership:
         """The peers in whose names requests came since the last time."""
         while self._hints:
             yield self._hints.pop()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a request has ever come in the name of a peer."""
+        return bool(self._asked_by)
+
+    def asks_and_never_answers(self, peer: str) -> bool:
+        """Whether requests came in the name of a peer that has never answered this node."""
+        return peer in self._asked_by and self[peer].incarnation is None
 
     def is_said_to_have_finished(self, peer: str) -> bool:
         """Whether the latest request in the name of a peer said so."""

@@ -22,7 +22,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpwa.config import hosts
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.launch.advice import advice
 from dpwa.launch.guard import GRACE_S
@@ -375,7 +374,7 @@ def with_python_that_has_dpwa(argv: Sequence[str]) -> Sequence[str]:
 def port_problems(config: ClusterConfig, names: Sequence[str], cluster_file: Path) -> list[str]:
     """Why these nodes cannot listen here."""
     nodes = [config.node(name) for name in names]
-    found = [(node.name, port_problem(node.host, node.port)) for node in nodes]
+    found = [(node.name, port_problem(*node.listens_at)) for node in nodes if node.serve]
     return [f"{cluster_file}: node {name}: {problem}" for name, problem in found if problem is not None]
 
 
@@ -386,7 +385,7 @@ def _keys_of_run(
     if config.is_newcomer:
         has_keys = run_keys_folder(run_dir) is not None
     else:  # nodes that other launches start, or other machines, would have no way to know keys that are made here
-        is_private = not config.is_open or all(hosts.is_loopback(node.host) for node in config.nodes)
+        is_private = not config.is_open or all(node.is_private for node in config.nodes)
         has_keys = is_private and len(names) == len(config.nodes)
     if config.keys is not None or config.insecure or not has_keys:
         return nullcontext()

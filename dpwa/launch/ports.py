@@ -12,6 +12,7 @@ import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from dpwa.config.hosts import address_text
 from dpwa.errors import DpwaError
 
 __all__ = ["HIGHEST_PORT", "LOWEST_PORT", "free_ports", "port_problem"]
@@ -72,7 +73,7 @@ def port_problem(host: str, port: int) -> str | None:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         return f"host {host} cannot be resolved ({error}); correct the host"
-    # The node listens on IPv4 where a name has both.
+    # The node listens on IPv4 where a name has both, and on both at `::`.
     family, kind, protocol, _, address = min(addresses, key=lambda found: found[0] != socket.AF_INET)
     try:
         with socket.socket(family, kind, protocol) as probe:
@@ -91,10 +92,13 @@ def _explain(error: OSError, host: str, port: int) -> str:
         who = "the program that holds it" if holder is None else holder
         return f"port {port} on {host} is in use; stop {who} or change the port"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"{host} is not an address of this machine; start this node on its own host or correct the host"
+        return (
+            f"{host} is not an address of this machine; start this node on its own host, correct the host, or write "
+            "bind: 0.0.0.0 beside it where a port of that host leads here"
+        )
     if error.errno == errno.EACCES:
         return f"port {port} on {host} needs more rights than this user has; choose a port from 1024 up"
-    return f"cannot listen on {host}:{port}: {error.strerror}; correct the host or the port"
+    return f"cannot listen on {address_text(host, port)}: {error.strerror}; correct the host or the port"
 
 
 def _holder_of(port: int) -> str | None:

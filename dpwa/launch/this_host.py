@@ -14,6 +14,8 @@ import ipaddress
 import socket
 from typing import TYPE_CHECKING
 
+from dpwa.config import hosts
+
 if TYPE_CHECKING:
     from dpwa.config.cluster import ClusterConfig
 
@@ -37,12 +39,23 @@ def is_local(host: str) -> bool:
 
 
 def local_node_names(config: ClusterConfig) -> list[str]:
-    """Names of the nodes whose host is this one, in the order of the file."""
+    """Names of the nodes whose host is this one, in the order of the file.
+
+    Loopback is every machine's. So where the nodes of a file are on several machines, it says nothing of a node that
+    cannot be asked (`serve: false`) and names no other host.
+    """
     answers: dict[str, bool] = {}  # a cluster names the same few hosts many times
+    is_one_machine = all(node.is_private for node in config.nodes) and not any(
+        not hosts.is_loopback(seed) for seed, _ in config.seeds
+    )
+    found = []
     for node in config.nodes:
-        if node.host not in answers:
-            answers[node.host] = is_local(node.host)
-    return [node.name for node in config.nodes if answers[node.host]]
+        home = node.home
+        if home not in answers:
+            answers[home] = is_local(home)
+        if answers[home] and (node.serve or is_one_machine or not hosts.is_loopback(home)):
+            found.append(node.name)
+    return found
 
 
 # Addresses for documentation, which no machine has (RFC 5737, RFC 3849).

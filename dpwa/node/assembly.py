@@ -101,7 +101,8 @@ def assemble(
     peers = tuple(peer.name for peer in config.peers_of(name))
     members = _members(config, name, rng("members")) if config.is_open else None
     identity = Identity(run, name, incarnation)
-    membership = Membership(peers, is_open=config.is_open)
+    asked = tuple(peer.name for peer in config.asked_by(name))
+    membership = Membership(peers, is_open=config.is_open, unasked=set(peers).difference(asked))
     proposals = Proposals(name, incarnation) if faults is None else LossyProposals(name, incarnation, faults)
     interpolator = config.interpolator()
     guard = Guard(config.guard)
@@ -122,7 +123,7 @@ def assemble(
     if config.journal_checksums:
         for staging in stagings:
             staging.sums = Checksum()
-    flow_control = FlowControl(peers, config.flow_control, rng("peer"))
+    flow_control = FlowControl(asked, config.flow_control, rng("peer"))
     fetcher = Fetcher(
         identity=identity,
         layout=layout,
@@ -180,9 +181,11 @@ def _members(config: ClusterConfig, name: str, rng: random.Random) -> Members:
     def member(node: NodeConfig) -> Member:
         return Member(node.name, node.host, node.port, 0, MemberState.ALIVE)
 
-    own = member(config.node(name))
+    node = config.node(name)
+    # One that cannot be asked has no address, and tells nobody of itself.
+    own = member(node) if node.serve else Member(name, "", 0, 0, MemberState.ALIVE)
     seeds = [seed for seed in config.seeds if seed != own.address]
-    return Members(own, map(member, config.peers_of(name)), seeds, rng)
+    return Members(own, map(member, config.asked_by(name)), seeds, rng, is_told=node.serve)
 
 
 def outer_momentum(config: ClusterConfig, model: Model) -> OuterMomentum | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpwa.config import hosts
 from dpwa.errors import ConfigError
 from dpwa.exchange.meetings import Meetings
 from dpwa.exchange.member_table import Member, MemberState, are_legal
@@ -143,7 +144,7 @@ class Belonging:
     def _changed(self, change: Change) -> None:
         member = change.member
         word = "joined" if change.is_new else "forgotten" if change.is_gone else member.state.name.lower()
-        fields = {"number": member.number, "address": f"{member.host}:{member.port}"}
+        fields = {"number": member.number, "address": hosts.address_text(member.host, member.port)}
         if change.is_gone:
             fields["said"] = member.state.name.lower()
         self._event("member", peer=member.name, state=word, **fields)

@@ -27,6 +27,7 @@ from dpwa.node.merging import Merging
 from dpwa.node.planning import Planner
 from dpwa.node.pressure import Pressure
 from dpwa.node.publishing import SnapshotPublisher, Taken
+from dpwa.node.reach import Reach
 from dpwa.node.record import Record, exchange_fields
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.state import MAX_COUNTER, State
@@ -100,10 +101,12 @@ class Boundary:
         self._smoother = LossSmoother(config.loss_smoothing)
         self._standing = context.standing
         self.farewell = Farewell(name, context, service, event)
-        self.doubts = Doubts(name, model.own_sections, context.membership, service, event)
+        reach = Reach(config, name, context.membership, lambda: method.exchanges_per_step, context.monotonic_s)
+        self.doubts = Doubts(name, model.own_sections, context.membership, service, event, reach)
         self.merging = Merging(
             name,
-            () if config.is_open else [node.name for node in config.nodes],
+            () if config.is_open else [node.name for node in config.nodes if node.serve],
+            serves=config.node(name).serve,
             model=model,
             method=method,
             context=context,
@@ -120,7 +123,9 @@ class Boundary:
         """Whether an exchange that this node has begun is under way."""
         self.wait_s = config.wait_s
         """How long the next step may wait for it."""
-        self._joining = Joining(context.standing, service, method, has_peers=not config.is_alone)
+        self._joining = Joining(
+            context.standing, service, method, has_peers=config.is_open or bool(config.asked_by(name))
+        )
         self._planner = Planner(
             config,
             name,

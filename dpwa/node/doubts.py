@@ -1,11 +1,12 @@
-"""What makes a run worth little although every exchange succeeds: other initial weights, or the same data twice.
+"""What makes a run worth little although every exchange succeeds: other initial weights, the same data, no way back.
 
 - Nodes that began with other weights. Each says a checksum of its own in its snapshots. It is believed only where the
   models are far apart, too, when they are first averaged: a script may load the same weights after it made the adapter.
+- A node whose peers cannot reach it: see `Reach`.
 - Nodes that draw the same batches in the same order. Losses go up and down with the batches; if a peer's go where this
   node's went, step by step, much closer than this node's own go from step to step, the batches are the same.
 
-Either is told once, in words, in the log and the journal. Nothing else hangs on it.
+Each is told once, in words, in the log and the journal. Nothing else hangs on it.
 
 Must not know: how an exchange is made, files. Runs in: the trainer's thread; `begin` in the copy waiter for copies that
 a GPU makes.
@@ -28,6 +29,7 @@ from dpwa.exchange.membership import Membership
 from dpwa.exchange.messages import ORIGIN_BYTES, UNKNOWN_ORIGIN
 from dpwa.exchange.service import Service
 from dpwa.methods.exchange import ExchangeResult
+from dpwa.node.reach import Reach
 from dpwa.snapshot.distance import sum_of_squares
 from dpwa.snapshot.layout import Role, Section
 from dpwa.snapshot.lineage import Relation
@@ -79,6 +81,7 @@ class Doubts:
         membership: what peers have said of themselves.
         service: says this node's checksum.
         event: writes a line of the journal.
+        reach: looks whether peers reach the node; None: nobody does.
     """
 
     def __init__(
@@ -88,7 +91,9 @@ class Doubts:
         membership: Membership,
         service: Service,
         event: Callable[..., None],
+        reach: Reach | None = None,
     ) -> None:
+        self._reach = reach
         self._node = node
         self._sections = tuple(sections)
         self._membership = membership
@@ -122,6 +127,9 @@ class Doubts:
             return
         if result.staging is not None and result.relation is Relation.NEAR and not result.takes_over:
             self._compare_origins(peer, result)
+        unreached = None if self._reach is None else self._reach.met(peer)
+        if unreached is not None:
+            self._tell("unreached", None, unreached)
         loss = self._membership[peer].loss
         if loss is not None and self._losses:
             self._heard_loss(peer, *loss)
@@ -190,7 +198,7 @@ class Doubts:
                 )
             seen.noise, seen.apart = [], []
 
-    def _tell(self, about: str, peer: str, text: str) -> None:
+    def _tell(self, about: str, peer: str | None, text: str) -> None:
         if about not in self._told:
             self._told.add(about)
             self._event("warning", about=about, peer=peer, text=text)

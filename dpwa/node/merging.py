@@ -64,6 +64,7 @@ class Merging:
         farewell: knows who is silent.
         replaced: called when the model has been replaced.
         event: writes a line of the journal.
+        serves: whether other nodes can fetch this one's model; if not, it cannot take part.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Merging:
         node: str,
         order: Sequence[str],
         *,
+        serves: bool,
         model: ExtendedModel,
         method: Method,
         context: ExchangeContext,
@@ -100,6 +102,7 @@ class Merging:
         self._farewell = farewell
         self._replaced = replaced
         self._event = event
+        self._serves = serves
         self._begin_anew()
 
     @property
@@ -138,6 +141,9 @@ class Merging:
         """The training has ended: this node will take part."""
         if self._peers and not self.is_on:
             self._begin_anew()
+            if not self._serves:
+                self._problem = "no other node can fetch it (serve: false)"
+                return
             self.is_on = True
             self._service.tell(merges=True, fetched=0)
 
@@ -397,13 +403,16 @@ class Merging:
         Returns:
             Whether it has one: the mean of its own model and of others, or of others alone.
         """
-        if not self.is_on or (self.held is not UNMARKED and not self._is_alone and not self._problem):
+        if not (self.is_on or self._problem) or (
+            self.held is not UNMARKED and not self._is_alone and not self._problem
+        ):
             return True
         problem = self._problem
         if self._is_alone:
             refused = f"what {', '.join(sorted(self._refused))} gave was refused" if self._refused else ""
             problem = problem or refused or "no other node was there to merge with"
         problem = problem or "the time ran out" + ("" if self.is_frozen else " before all had finished")
+        self._problem = self._problem if self.is_on else ""
         self._event("merge", models=self.held.models, reason=problem)
         _logger.warning("node %s: has no merged model, and keeps its own: %s", self._node, problem)
         return False

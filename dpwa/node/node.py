@@ -261,7 +261,8 @@ class Node:
     def _closing(self) -> dict[str, object]:
         did = self.statistics()
         fields = closing_fields(did)
-        remark = remark_on_training({**fields, "step": did.step}) if self._has_peers else ""
+        can_ask = self.config.is_open or bool(self.config.asked_by(self.name))
+        remark = remark_on_training({**fields, "step": did.step}) if can_ask else ""
         return {**fields, "remark": remark} if remark else fields
 
     @property

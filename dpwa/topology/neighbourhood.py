@@ -5,7 +5,7 @@ Must not know: sockets, threads, time, how a topology is made. Runs in: the trai
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 __all__ = ["Neighbourhood"]
@@ -27,12 +27,14 @@ class Neighbourhood:
         topology: who hears whom.
         names: of all nodes, in the topology's order.
         node: the node's number.
+        unasked: names of nodes that nobody can ask; where everybody hears everybody, nobody hears these.
     """
 
-    def __init__(self, topology: _Topology, names: Sequence[str], node: int) -> None:
+    def __init__(self, topology: _Topology, names: Sequence[str], node: int, unasked: Collection[str] = ()) -> None:
         self._topology = topology
         self._names = names
         self._node = node
+        self._unasked = frozenset(unasked)
 
     def hears(self, round_: int) -> Mapping[str, float] | None:
         """In-neighbours with the weights that this node gives them; None: everybody, all with the same weight."""
@@ -54,4 +56,5 @@ class Neighbourhood:
         return self._named(self._topology.row(self._node, round_))
 
     def _named(self, weights: Mapping[int, float]) -> dict[str, float]:
-        return {self._names[peer]: weight for peer, weight in weights.items()}
+        named = {self._names[peer]: weight for peer, weight in weights.items()}
+        return {peer: weight for peer, weight in named.items() if peer not in self._unasked} if self._unasked else named

@@ -304,8 +304,8 @@ class ZmqClient:
             if self._links.curve is not None:
                 self._links.curve.failed(peer)
             if not is_first or time.monotonic() + _RETRY_S >= deadline_s:
-                host, port = self._addresses[peer]
-                raise PeerUnreachable(peer, f"no connection to {host}:{port}{failure}{self._doubt(peer)}")
+                address = hosts.address_text(*self._addresses[peer])
+                raise PeerUnreachable(peer, f"no connection to {address}{failure}{self._doubt(peer)}")
             self._hang_up(peer)
             # At an address of `join` anybody of the list may be: the next key is tried at once.
             if self._links.curve is None or ":" not in peer or failure.endswith(REFUSED):
@@ -315,7 +315,10 @@ class ZmqClient:
         host, port = self._addresses[peer]
         try:
             other_way = self._links.peers.get(peer)
-            address = other_way or f"tcp://{self._names.number(host, deadline_s, self._bell)}:{port}"
+            address = other_way
+            if address is None:
+                number = self._names.number(host, deadline_s, self._bell)
+                address = f"tcp://{hosts.address_text(number, port)}"
             return Connection(dealer(self._context, self._links.curve, peer), address)
         except ConfigError as error:  # a name that resolved at the start may not do so later
             raise PeerUnreachable(peer, str(error)) from error

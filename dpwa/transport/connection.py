@@ -21,7 +21,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_WINDOW
-from dpwa.transport.sockets import second_handle
+from dpwa.transport.sockets import allow_ipv6, second_handle
 
 __all__ = ["REFUSED", "Connection"]
 
@@ -84,6 +84,7 @@ class Connection:
         """How long TCP's connection took to make, as soon as it has been made; the handshake comes after it."""
         try:
             self.monitor = dealer.get_monitor_socket()
+            allow_ipv6(dealer, address)
             dealer.connect(address)
         except (zmq.ZMQError, OSError):
             self.close()
@@ -186,7 +187,7 @@ def _duplicate(descriptor: int, address: str) -> socket.socket | None:
     if own is None:
         return None
     with contextlib.suppress(OSError):  # it has lost its peer
-        if own.getpeername() == (expected.hostname, expected.port):
+        if own.getpeername()[:2] == (expected.hostname, expected.port):
             return own
     own.close()
     return None

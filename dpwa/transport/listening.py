@@ -12,13 +12,15 @@ Must not know: messages, who connects. Runs in: the Rx thread.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from urllib.parse import urlsplit
 
 import zmq
 
+from dpwa.config import hosts
 from dpwa.errors import ConfigError
-from dpwa.transport.sockets import Links, endpoint
+from dpwa.transport.sockets import Links, allow_ipv6, endpoint
 
 __all__ = ["Listener"]
 
@@ -60,10 +62,15 @@ class Listener:
         try:
             self._bind(self._links.listen or endpoint(self._host, self._port))
         except (zmq.ZMQError, OSError) as error:
-            raise ConfigError(
-                f"node {self._name}: cannot listen on {self._host}:{self._port} ({error.strerror}); "
-                "stop the program that holds the port, or change host or port in the cluster file"
-            ) from error
+            if error.errno == errno.EADDRNOTAVAIL:
+                what = (
+                    "this machine has no such address. Where peers reach it by another one, as behind a forwarded port "
+                    'or in a container, write bind: 0.0.0.0 (or "::") beside host in the cluster file'
+                )
+            else:
+                what = "stop the program that holds the port, or change host, port or bind in the cluster file"
+            address = hosts.address_text(self._host, self._port)
+            raise ConfigError(f"node {self._name}: cannot listen on {address} ({error.strerror}); {what}") from error
         self._address = bytes(self._router.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
 
     def pause(self, now_s: float) -> None:
@@ -87,11 +94,20 @@ class Listener:
     def _bind(self, address: str) -> None:
         parts = urlsplit(address)
         if parts.scheme == "tcp" and parts.hostname and parts.port:
-            with contextlib.closing(socket.create_server((parts.hostname, parts.port), backlog=_BACKLOG)) as made:
+            with contextlib.closing(_server(parts.hostname, parts.port)) as made:
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
                 made.setblocking(False)  # noqa: FBT003  (the standard library's signature)
+                allow_ipv6(self._router, address)
                 self._router.setsockopt(zmq.USE_FD, made.fileno())
                 self._router.bind(address)
                 made.detach()  # it is ZeroMQ's from now on
         else:
             self._router.bind(address)
+
+
+def _server(number: str, port: int) -> socket.socket:
+    """A socket that listens; at `::` also for IPv4, where the system has that."""
+    if ":" not in number:
+        return socket.create_server((number, port), backlog=_BACKLOG)
+    takes_both = hosts.is_any(number) and socket.has_dualstack_ipv6()
+    return socket.create_server((number, port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=takes_both)

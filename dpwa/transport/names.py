@@ -11,7 +11,6 @@ short-lived threads, one at a time per name.
 from __future__ import annotations
 
 import select
-import socket
 import threading
 import time
 from collections.abc import Iterable
@@ -49,7 +48,7 @@ class HostNames:
             self._begin(name)
 
     def number(self, host: str, deadline_s: float, bell: Doorbell | None = None) -> str:
-        """The IPv4 number of a host.
+        """The number of a host: IPv4, or IPv6 where it has no other.
 
         Args:
             host: a name or a number.
@@ -119,7 +118,7 @@ class HostNames:
     def _look_up(self, host: str) -> None:
         number = reason = None
         try:
-            number = socket.gethostbyname(host)
+            number = hosts.number_of(host)
         except (OSError, UnicodeError) as error:
             reason = str(error)
         finally:

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import zmq
 
+from dpwa.config import hosts
 from dpwa.errors import DpwaError
 from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_WINDOW
 from dpwa.transport.certified import Certified
@@ -32,6 +33,7 @@ __all__ = [
     "Curve",
     "CurveKeys",
     "Links",
+    "allow_ipv6",
     "close_inherited",
     "dealer",
     "descriptor_limit",
@@ -187,14 +189,14 @@ def raise_descriptor_limit() -> None:
 
 
 def endpoint(host: str, port: int) -> str:
-    """The ZeroMQ address of a host and port, with the host resolved to an IPv4 number.
+    """The ZeroMQ address of a host and port, with the host resolved to a number.
 
     Raises:
         ConfigError: the host cannot be resolved. (ZeroMQ itself would say nothing and never connect.)
     """
     names = HostNames([host])
     try:
-        return f"tcp://{names.number(host, time.monotonic() + _RESOLVE_TIMEOUT_S)}:{port}"
+        return f"tcp://{hosts.address_text(names.number(host, time.monotonic() + _RESOLVE_TIMEOUT_S), port)}"
     finally:
         names.close()
 
@@ -220,6 +222,12 @@ def router(context: zmq.Context[zmq.Socket[bytes]], curve: Curve | None = None) 
         made.setsockopt(zmq.CURVE_SERVER, 1)
         made.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
     return made
+
+
+def allow_ipv6(made: zmq.Socket[bytes], address: str) -> None:
+    """Let a socket use this ZeroMQ address, if it is one of IPv6. With the option on, IPv4 would go by way of IPv6."""
+    if address.startswith("tcp://["):
+        made.setsockopt(zmq.IPV6, 1)
 
 
 def dealer(context: zmq.Context[zmq.Socket[bytes]], curve: Curve | None, peer: str) -> zmq.Socket[bytes]:
@@ -260,7 +268,7 @@ def second_handle(descriptor: int) -> socket.socket | None:
     """
     number = os.dup(descriptor)
     try:
-        return socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=number)
+        return socket.socket(fileno=number)
     except OSError:  # a file
         os.close(number)
         return None
@@ -291,7 +299,7 @@ def _local_port(descriptor: int) -> int | None:
     """The local TCP port of a socket, None for other kinds; leaves the descriptor open."""
     borrowed = socket.socket(fileno=descriptor)
     try:
-        is_tcp = borrowed.family == socket.AF_INET and borrowed.type == socket.SOCK_STREAM
+        is_tcp = borrowed.family in (socket.AF_INET, socket.AF_INET6) and borrowed.type == socket.SOCK_STREAM
         return int(borrowed.getsockname()[1]) if is_tcp else None
     finally:
         borrowed.detach()

@@ -72,31 +72,34 @@ class ZmqTransport:
         raise_descriptor_limit()
         links = links or _links(config, name, run_dir)
         own = config.node(name)
-        addresses = {peer.name: (peer.host, peer.port) for peer in config.peers_of(name)}
+        asked = config.asked_by(name)
+        addresses = {peer.name: (peer.host, peer.port) for peer in asked}
         # A context of its own, not the process-wide one: tests and studies run several nodes in one process.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._name = name
-        self._port = own.port
-        self._is_open = links.curve is None and (config.insecure or not hosts.is_loopback(own.host))
+        host, self._port = own.listens_at
+        self._serves = own.serve
+        self._is_open = links.curve is None and own.serve and (config.insecure or not own.is_private)
         neighbours = [
             peer.name for peer in config.peers_of(name) if hosts.address_key(peer.host) == hosts.address_key(own.host)
         ]
         # Whoever joins may be on this host.
-        self.shares_memory = config.shared_memory == "auto" and bool(neighbours or config.is_open)
+        reads_memory = config.shared_memory == "auto" and bool(neighbours or config.is_open)
+        self.shares_memory = reads_memory and own.serve
         self._rx = RxThread(
             self._context,
             name=name,
-            host=own.host,
-            port=own.port,
+            host=host,
+            port=self._port,
             links=links,
             service=wiring.service,
-            peers=max(len(addresses), _EXPECTED_MEMBERS) if config.is_open else len(addresses),
+            peers=max(len(config.nodes) - 1, _EXPECTED_MEMBERS) if config.is_open else len(config.nodes) - 1,
             timeout_s=config.timeout_s,
             longest_s=config.longest_s,
         )
 
         # The client gets what it needs of this object and no more: a circle would keep memory until a collection.
-        context, shares_memory = self._context, self.shares_memory
+        context = self._context
 
         def make_client(bell: Doorbell) -> ZmqClient:
             return ZmqClient(
@@ -106,10 +109,10 @@ class ZmqTransport:
                 links=links,
                 segments=Segments(
                     run_id=config.run_id,
-                    neighbours=neighbours if shares_memory else (),
+                    neighbours=neighbours if reads_memory else (),
                     size_bytes=wiring.service.layout.total_bytes,
                 ),
-                own_host=own.host if shares_memory else None,
+                own_host=own.host if reads_memory else None,
                 max_connections=config.max_connections,
                 timeout_s=config.timeout_s,
                 longest_s=config.longest_s,
@@ -138,7 +141,8 @@ class ZmqTransport:
                 self._port,
             )
         _open_transports.add(self)
-        self._rx.start()
+        if self._serves:
+            self._rx.start()
         self._tx.start()
 
     def published(self) -> None:

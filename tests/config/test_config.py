@@ -231,7 +231,7 @@ EXAMPLE = "; for example: - {name: w1, port: 21000}"
         ),
         (
             "nodes: [{name: a, port: 1, host: 10.0.0.256}]",
-            '1:34: nodes[0].host: expected a host name or an IPv4 address, got "10.0.0.256"',
+            '1:34: nodes[0].host: expected a host name or an IP address, got "10.0.0.256"',
         ),
         (
             "nodes: [{name: a, port: 1, host: 0.0.0.0}]",
@@ -522,6 +522,7 @@ def test_mistakes_in_values_and_in_the_world_come_together(tmp_path, monkeypatch
     def no_names(*_args, **_kwargs):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
+    monkeypatch.setattr(socket, "gethostbyname", no_names)
     monkeypatch.setattr(socket, "getaddrinfo", no_names)
     path = write(
         tmp_path,
@@ -533,7 +534,7 @@ def test_mistakes_in_values_and_in_the_world_come_together(tmp_path, monkeypatch
     assert len(caught.value.problems) == 4
     assert caught.value.problems[0] == (
         f'{path}:2:30: nodes[0].host: the host "nowhere" has no address known to this machine '
-        f"(Name or service not known); correct it, or write its IPv4 address"
+        f"(Name or service not known); correct it, or write its IP address"
     )
 
 
@@ -544,9 +545,14 @@ def test_an_unreadable_file_is_one_line(tmp_path):
 
 def test_addresses_and_localhost_are_never_looked_up(tmp_path, monkeypatch):
     asked = []
+    monkeypatch.setattr(socket, "gethostbyname", asked.append)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **_kwargs: asked.append(args))
     ClusterConfig.load(write(tmp_path, NODES + "insecure: true"))
     ClusterConfig.load(write(tmp_path, "nodes: [{name: a, port: 1, host: 10.0.0.1}]\ninsecure: true"))
+    ClusterConfig.load(write(tmp_path, 'nodes: [{name: a, port: 1, host: "2001:db8::7"}]\ninsecure: true'))
+    # Nor is a name that nobody connects to.
+    laptop = "{name: laptop, host: laptop.example, serve: false}"
+    ClusterConfig.load(write(tmp_path, f"nodes: [{{name: a, port: 1}}, {laptop}]\n"))
     assert asked == []
 
 

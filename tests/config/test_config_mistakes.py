@@ -107,11 +107,25 @@ def test_nodes_of_another_form_are_answered_with_a_line_to_copy(nodes, problem):
     assert problems_of(nodes) == [problem]
 
 
-@pytest.mark.parametrize("host", ["::1", "[::1]", "fe80::1%eth0", "2001:db8::7"])
-def test_an_ipv6_address_is_told_that_it_is_not_supported_yet(host):
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("[2001:db8::7]", 'a host name or an IP address, got "[2001:db8::7]"; write it without brackets'),
+        (
+            "10.0.0.7:21000",
+            'a host name or an IP address, got "10.0.0.7:21000"; write host: 10.0.0.7 and port: 21000',
+        ),
+        (
+            "fe80::1%eth0",
+            "an address that means the same on every machine; one with a zone, or from fe80::/10, does not, got "
+            '"fe80::1%eth0"',
+        ),
+        ("::", 'an address that peers can reach, such as this node\'s own, got "::"'),
+    ],
+)
+def test_an_address_that_cannot_be_the_host_of_a_node_is_told_how_to_write_it(host, expected):
     assert problems_of(f'nodes: [{{name: w1, host: "{host}", port: 1}}]\n') == [
-        f'1:26: nodes[0].host: expected a host name or an IPv4 address, got "{host}"; '
-        "IPv6 is not supported yet, write the node's IPv4 address or a host name"
+        f"1:26: nodes[0].host: expected {expected}"
     ]
 
 

@@ -59,7 +59,19 @@ def test_other_ports_for_a_launch_move_the_addresses_of_join():
 
 @pytest.mark.parametrize(
     "address",
-    ["w1", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", ":21000", "a b:1", "[::1]:1", "w1:1e3"],
+    [
+        "w1",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:0",
+        "127.0.0.1:65536",
+        ":21000",
+        "a b:1",
+        "::1:1",
+        "[::1]",
+        "[w1]:1",
+        "w1:1e3",
+    ],
 )
 def test_an_address_is_a_host_and_a_port(address):
     (problem,) = problems_of(f"nodes: [{{name: w1, port: 23300}}]\njoin: ['{address}']\n")

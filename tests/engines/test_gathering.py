@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,5 @@ def test_a_host_is_what_the_user_says_or_the_engine_or_the_way_to_another(monkey
     monkeypatch.setattr(gathering, "_is_elsewhere_too", lambda host: host == "node7")
     assert own_host(Start("SLURM", 0, 2, "", host="node7"), None, None) == "node7"
     assert own_host(start(0), None, ("127.0.0.1", 9)) == "127.0.0.1"
+    if socket.has_ipv6:
+        assert own_host(start(0), None, ("::1", 9)) in ("::1", "127.0.0.1"), "the latter where nothing has IPv6"

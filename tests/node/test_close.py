@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import socket
 import threading
 import time
 
@@ -18,7 +19,7 @@ from dpwa.exchange import messages
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
 from dpwa.snapshot.staging import Staging
-from dpwa.transport import names, wire
+from dpwa.transport import wire
 from dpwa.transport.conversation import Conversation
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.names import HostNames
@@ -249,14 +250,20 @@ class Resolver:
         self.speaks = threading.Event()
         self.speaks.set()
         self.asked: list[str] = []
-        monkeypatch.setattr(names.socket, "gethostbyname", self.look_up)
+        monkeypatch.setattr(socket, "gethostbyname", self.look_up)
+        monkeypatch.setattr(socket, "getaddrinfo", self.look_up_ipv6)
 
     def look_up(self, host: str) -> str:
         self.asked.append(host)
         assert self.speaks.wait(DEADLINE_S)
-        if host not in self.numbers:
+        if ":" in self.numbers.get(host, ":"):
             raise OSError(f"{host} is not known")
         return self.numbers[host]
+
+    def look_up_ipv6(self, host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        if host not in self.numbers:
+            raise OSError(f"{host} has no IPv6 address")
+        return [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", (self.numbers[host], 0, 0, 0))]
 
 
 @pytest.fixture
@@ -312,6 +319,11 @@ def test_a_name_that_means_another_machine_is_found_at_the_next_connection(resol
     assert known.number("peer.example", soon_s) == "127.0.0.2"
     resolver.speaks.set()
     wait_until(lambda: known.number("peer.example", soon_s) == "127.0.0.3", "the new address")
+    # One that has an IPv6 address by now, and no other.
+    resolver.numbers["peer.example"] = "2001:db8::7"
+    assert known.number("peer.example", soon_s) == "2001:db8::7"
+    resolver.numbers["peer.example"] = "127.0.0.3"
+    assert known.number("peer.example", soon_s) == "127.0.0.3"
     # One that does not know it any more.
     del resolver.numbers["peer.example"]
     assert known.number("peer.example", soon_s) == "127.0.0.3"
