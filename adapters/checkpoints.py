@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,10 +26,11 @@ from dpwa import ConfigError
 
 from .checkpoint_files import Found, read_newest
 from .checkpoint_writer import Copied, Writer, Written
-from .plain_state import Plain, Tensors, as_plain, from_plain
+from .plain_state import Plain, Tensors, as_plain
 from .random_state import random_state, set_random_state
+from .restoring import Kept, Training
 
-__all__ = ["Checkpoints", "Kept"]
+__all__ = ["Checkpoints"]
 
 _logger = logging.getLogger("dpwa")
 
@@ -37,16 +38,6 @@ _logger = logging.getLogger("dpwa")
 _CLOSE_TIMEOUT_S = 60.0
 
 _LATE = (torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
-
-
-class Kept(Protocol):
-    """A part of a training that a checkpoint keeps: a scheduler, a sampler, a second model."""
-
-    def state_dict(self) -> Any:
-        """Tensors, numbers, text, lists and mappings."""
-
-    def load_state_dict(self, state: Any, /) -> Any:
-        """Go on from that."""
 
 
 class _Pending(NamedTuple):
@@ -88,6 +79,7 @@ class Checkpoints:
     ) -> None:
         self._node = node
         self._folder = folder
+        self._training = Training(node, folder, module, optimizer, dict(parts))
         self._module = module
         self._optimizer = optimizer
         self._parts = dict(parts)
@@ -141,42 +133,14 @@ class Checkpoints:
             if problems:
                 _logger.warning("node %s: no checkpoint can be read; it begins anew", self._node)
             return
-        try:
-            state = from_plain(found.plain, found.tensors)
-            self._check(found.path, state)
-            self._module.load_state_dict(state["model"])
-            if self._optimizer is not None:
-                self._optimizer.load_state_dict(state["optimizer"])
-            for name, part in self._parts.items():
-                part.load_state_dict(state["parts"][name])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise self._of_another(found.path, f"it cannot be loaded ({error})") from error
+        state = self._training.restore(found)
         self.resumed_step = self.step = int(state["step"])
         self._restored = found, state
 
-    def _check(self, path: Path, state: Mapping[str, Any]) -> None:
-        """Compare what was kept with what the script has, before anything is changed."""
-        theirs, own = state["model"], self._module.state_dict()
-        for name in [*own, *theirs]:
-            there, here = _form(theirs.get(name)), _form(own.get(name))
-            if there != here:
-                raise self._of_another(path, f"{name} is {there} there, and {here} in this script's model")
-        kind = type(self._optimizer).__name__
-        if state["optimizer_kind"] != kind:
-            raise self._of_another(path, f"its optimizer is {state['optimizer_kind']}, this script's {kind}")
-        if sorted(state["parts"]) != sorted(self._parts):
-            names = [", ".join(sorted(parts)) or "nothing" for parts in (state["parts"], self._parts)]
-            raise self._of_another(
-                path, f"it keeps {names[0]} beside the model, this script's checkpoint={{...}} {names[1]}"
-            )
-
-    def _of_another(self, path: Path, difference: str) -> ConfigError:
-        return ConfigError(
-            f"node {self._node}: the checkpoint {path} is of another training: {difference}; name another run folder, "
-            f"or remove {self._folder}"
-        )
+    @property
+    def found(self) -> Found | None:
+        """What was loaded, until the node has been started."""
+        return None if self._restored is None else self._restored[0]
 
     def prepare(self, node: Any) -> None:
         """The node is about to start: tell it where members were that are in no file of its own.
@@ -190,11 +154,12 @@ class Checkpoints:
         if self._restored is not None:
             node.remember_members(self._restored[1]["node"].get("members", ()))
 
-    def begin(self, node: Any) -> None:
+    def begin(self, node: Any, *, with_random: bool = True) -> None:
         """The node has been started: restore its state, then the random numbers.
 
         Args:
             node: the `dpwa.Node`.
+            with_random: False: the random numbers go on as they are.
 
         Raises:
             ConfigError: the checkpoint is of another method.
@@ -209,7 +174,8 @@ class Checkpoints:
         _logger.warning(
             "node %s goes on from step %d (%s)", self._node, self.step, found.path.relative_to(self._folder.parent)
         )
-        set_random_state(state["random"])
+        if with_random:
+            set_random_state(state["random"])
 
     # --- Taking ---------------------------------------------------------------------------------------------------
 
@@ -338,12 +304,6 @@ class Checkpoints:
 def _joined(first: Plain, second: Plain) -> Plain:
     """Two mappings as one."""
     return {"dict": [*first["dict"], *second["dict"]]}
-
-
-def _form(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return "missing" if value is None else f"a {type(value).__name__}"
 
 
 def _locked(path: Path, node: str) -> int | None:

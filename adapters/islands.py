@@ -1,0 +1,240 @@
+"""Islands: several processes that hold copies of one model and train it together, as under DistributedDataParallel.
+
+An island is one node of dpwa. Its first process is that node; the others follow it (`island_nodes.py`). Here is which
+processes an island has, and how they tell each other something: words, that is, a few numbers, over gloo at every step
+boundary; tensors over the group of the island's own collectives, which is nccl on GPUs.
+
+Must not know: nodes, configs, what the words mean. Runs in: the trainer's thread, in all processes of the island alike:
+each method of `Island` is a collective operation, which returns when all have come to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from dpwa import ConfigError, IslandError
+
+from .process_groups import ranks_of, replicas_of
+
+__all__ = ["MAX_TEXT_BYTES", "Island", "Members", "members_of"]
+
+MAX_TEXT_BYTES = 2048
+"""Most that each process can say of itself."""
+
+# Tensors that are smaller than this travel together.
+_PACK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Members:
+    """The processes of an island.
+
+    Attributes:
+        ranks: theirs, in the world of torch.distributed; the first one's process is the node.
+        rank: the place of this process among them, from 0.
+        group: the group of their DistributedDataParallel; None: the config has made them an island.
+    """
+
+    ranks: tuple[int, ...]
+    rank: int
+    group: Any
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return len(self.ranks)
+
+
+def members_of(module: nn.Module, size: int | None) -> Members | None:
+    """The island that this process belongs to with a model; None if it is a node by itself.
+
+    Args:
+        module: the model.
+        size: as the cluster file has it; None: it does not say.
+
+    Raises:
+        ConfigError: model, processes and cluster file do not go together.
+    """
+    group = replicas_of(module)
+    if group is not None:
+        ranks = ranks_of(group)
+        if size is not None and len(ranks) != size:
+            raise ConfigError(
+                f"island: {{size: {size}}}: the model's DistributedDataParallel spans {len(ranks)} processes; give it "
+                f"a group of {size} (process_group=torch.distributed.new_subgroups({size})[0]), or leave `island` out"
+            )
+        return Members(ranks, ranks.index(distributed.get_rank()), group)
+    if size is None:
+        return None
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise ConfigError(
+            f"island: {{size: {size}}}: expected a process of torch.distributed; start the script with torchrun, and "
+            "call init_process_group before dpwa takes the model"
+        )
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    if world % size:
+        raise ConfigError(f"island: {{size: {size}}}: {world} processes are no whole number of islands of {size}")
+    first = rank // size * size
+    return Members(tuple(range(first, first + size)), rank - first, None)
+
+
+class Island:
+    """What the processes of an island tell each other.
+
+    Args:
+        members: of the island.
+
+    Raises:
+        ConfigError: they do not reach each other.
+    """
+
+    def __init__(self, members: Members) -> None:
+        self.rank, self.size = members.rank, members.size
+        self.ranks = members.ranks
+        try:
+            self._words = distributed.new_group(list(members.ranks), backend="gloo", use_local_synchronization=True)
+            self._group = members.group
+            if self._group is None and distributed.get_backend() != "gloo":
+                self._group = distributed.new_group(list(members.ranks), use_local_synchronization=True)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the processes {list(members.ranks)} of an island do not reach each other over gloo "
+                f"({_first(error)}); GLOO_SOCKET_IFNAME names the network that they share"
+            ) from error
+        self._is_closed = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the node."""
+        return self.rank == 0
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether this process tells and hears nothing any more."""
+        return self._is_closed
+
+    def tell(self, numbers: Sequence[float]) -> None:
+        """The first process tells the others some numbers.
+
+        Raises:
+            IslandError: another process is gone.
+        """
+        self._broadcast(torch.tensor(numbers, dtype=torch.float64))
+
+    def hear(self, count: int) -> list[float]:
+        """What the first process tells.
+
+        Raises:
+            IslandError: another process is gone.
+        """
+        numbers = torch.empty(count, dtype=torch.float64)
+        self._broadcast(numbers)
+        heard: list[float] = numbers.tolist()
+        return heard
+
+    def texts(self, text: str) -> list[str]:
+        """Each tells a text of at most `MAX_TEXT_BYTES`, and hears all, by rank.
+
+        Raises:
+            IslandError: another process is gone.
+        """
+        own = text.encode()[:MAX_TEXT_BYTES].ljust(MAX_TEXT_BYTES, b"\0")
+        heard = [torch.empty(MAX_TEXT_BYTES, dtype=torch.uint8) for _ in range(self.size)]
+        with self._naming_the_island():
+            distributed.all_gather(heard, torch.frombuffer(bytearray(own), dtype=torch.uint8), group=self._words)
+        return [bytes(one.numpy()).rstrip(b"\0").decode(errors="replace") for one in heard]
+
+    def share_bytes(self, data: bytes | None) -> bytes:
+        """Bytes of the first process; the others give None.
+
+        Raises:
+            IslandError: another process is gone.
+        """
+        if data is not None:
+            self.tell([len(data)])
+            if data:
+                self._broadcast(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+            return data
+        place = torch.empty(int(self.hear(1)[0]), dtype=torch.uint8)
+        if place.numel():
+            self._broadcast(place)
+        return bytes(place.numpy())
+
+    @torch.no_grad()
+    def share_tensors(self, tensors: Sequence[Tensor]) -> None:
+        """Give tensors the values that they have in the first process, to the bit, in place.
+
+        A GPU's are only put in the queue: its next work on them comes after that.
+
+        Args:
+            tensors: of the same shapes, types and kinds of devices in all processes.
+
+        Raises:
+            IslandError: another process is gone.
+        """
+        for pack in _packs(tensors):
+            if len(pack) == 1 and pack[0].is_contiguous():
+                self._broadcast(_as_bytes(pack[0].detach().view(-1)))
+                continue
+            sizes = [tensor.numel() for tensor in pack]
+            if self.is_first:
+                self._broadcast(_as_bytes(torch.cat([tensor.detach().reshape(-1) for tensor in pack])))
+                continue
+            flat = torch.empty(sum(sizes), dtype=pack[0].dtype, device=pack[0].device)
+            self._broadcast(_as_bytes(flat))
+            parts = zip(torch.split(flat, sizes), pack, strict=True)
+            torch._foreach_copy_(pack, [part.view(tensor.shape) for part, tensor in parts])
+
+    def close(self) -> None:
+        """Tell and hear nothing any more. No collective operation: any process may do this alone."""
+        if not self._is_closed:
+            self._is_closed = True
+            if distributed.is_initialized():
+                with suppress(RuntimeError, ValueError, AssertionError):  # the script has ended the group before
+                    distributed.destroy_process_group(self._words)
+
+    def _broadcast(self, tensor: Tensor) -> None:
+        group = self._words if self._group is None or tensor.device.type == "cpu" else self._group
+        with self._naming_the_island():
+            distributed.broadcast(tensor, self.ranks[0], group=group)
+
+    @contextmanager
+    def _naming_the_island(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:  # torch's own errors of a group that has ended are ValueErrors
+            raise IslandError(
+                f"the processes with the ranks {list(self.ranks)} are one node together; rank {self.ranks[self.rank]} "
+                "expected all of them to take each step of dpwa, and one is gone or does something else "
+                f"({_first(error)}); call step, finish and close on all of them alike"
+            ) from error
+
+
+def _packs(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one type and device, together up to `_PACK_BYTES`; a larger one by itself."""
+    pack: list[Tensor] = []
+    packed_bytes = 0
+    for tensor in tensors:
+        is_alike = pack and (tensor.dtype, tensor.device) == (pack[0].dtype, pack[0].device)
+        if pack and not (is_alike and packed_bytes + tensor.nbytes <= _PACK_BYTES):
+            yield pack
+            pack, packed_bytes = [], 0
+        pack.append(tensor)
+        packed_bytes += tensor.nbytes
+    if pack:
+        yield pack
+
+
+def _as_bytes(flat: Tensor) -> Tensor:
+    """Not every group knows every type; each knows bytes."""
+    return flat.view(torch.uint8)
+
+
+def _first(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
