@@ -210,9 +210,8 @@ class Island:
             yield
         except (RuntimeError, ValueError) as error:  # torch's own errors of a group that has ended are ValueErrors
             raise IslandError(
-                f"the processes with the ranks {list(self.ranks)} are one node together; rank {self.ranks[self.rank]} "
-                "expected all of them to take each step of dpwa, and one is gone or does something else "
-                f"({_first(error)}); call step, finish and close on all of them alike"
+                f"rank {self.ranks[self.rank]}: of the processes {list(self.ranks)}, which are one node together, one "
+                f"is gone or does something else ({_first(error)}); expected all of them to call step and finish alike"
             ) from error
 
 
@@ -237,4 +236,4 @@ def _as_bytes(flat: Tensor) -> Tensor:
 
 
 def _first(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
+    return str(error).partition("\n")[0].partition(". This is typically")[0][:200]

@@ -41,7 +41,7 @@ from .restoring import Kept, Training
 from .saving import save_model
 from .streams import LateLosses
 from .tensors import TorchModel
-from .termination import closing, raise_if_terminated, watch
+from .termination import closing, end_with_agent, raise_if_terminated, watch
 
 __all__ = ["DpwaPyTorchAdapter", "attach"]
 
@@ -115,6 +115,7 @@ class DpwaPyTorchAdapter:
         with ExitStack() as undo:
             if self._island is not None:
                 undo.callback(self._island.close)
+                end_with_agent()
             take = partial(TorchModel, model, self.config, optimizer=inner)
             if self._island is None:
                 self._tensors = take()

@@ -2,9 +2,9 @@
 
 island_trainer.py FOLDER STEPS [ISLAND'S SIZE] [KEY=VALUE ...]
 
-Started by torchrun. Behind each step it notes digests of its model, so that the processes can be compared: of parameters
-and momentum, which are always the same in an island; and of BatchNorm's statistics, in which each process has counted a
-batch of its own since they last were.
+Started by torchrun. Behind each step it notes digests of its model, so that the processes can be compared: of
+parameters and momentum, which are always the same in an island; and of BatchNorm's statistics, in which each process
+has counted a batch of its own since they last were.
 """
 
 from __future__ import annotations
