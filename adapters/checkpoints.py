@@ -100,6 +100,8 @@ class Checkpoints:
         self._writer = Writer(node, folder, keep=keep, ended=self._ended)
         self._hook = None if optimizer is None else optimizer.register_step_pre_hook(self._before_step)
         self._due_s = monotonic_s() + every_s
+        self.random_of_island: Callable[[], list[str] | None] | None = None
+        """Of an island: the random numbers of its processes, by rank, at a step that `is_due` has chosen; else None."""
 
     def _refuse_what_cannot_be_kept(self) -> None:
         if self._optimizer is None and not any(
@@ -154,12 +156,12 @@ class Checkpoints:
         if self._restored is not None:
             node.remember_members(self._restored[1]["node"].get("members", ()))
 
-    def begin(self, node: Any, *, with_random: bool = True) -> None:
+    def begin(self, node: Any, *, island_size: int = 1) -> None:
         """The node has been started: restore its state, then the random numbers.
 
         Args:
             node: the `dpwa.Node`.
-            with_random: False: the random numbers go on as they are.
+            island_size: how many processes the node is. Random numbers are those of as many, or go on as they are.
 
         Raises:
             ConfigError: the checkpoint is of another method.
@@ -174,7 +176,7 @@ class Checkpoints:
         _logger.warning(
             "node %s goes on from step %d (%s)", self._node, self.step, found.path.relative_to(self._folder.parent)
         )
-        if with_random:
+        if island_size in (1, len(state.get("random_of_island", ()))):
             set_random_state(state["random"])
 
     # --- Taking ---------------------------------------------------------------------------------------------------
@@ -183,20 +185,24 @@ class Checkpoints:
         """Count a training step whose boundary has ended; take a checkpoint if one is due."""
         self._hand_over()  # that nobody has taken up since: this optimizer made no step
         self.step += 1
+        others = [] if self.random_of_island is None else self.random_of_island()
+        if others is not None and (others or self.is_due()):
+            self._take(others)
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint is to be taken now; then the next one is due later. In an island, asked in each step."""
         now_s = self._monotonic_s()
         if now_s < self._due_s:
-            return
+            return False
         self._due_s = now_s + self._every_s
-        if self._writer.is_busy:
-            self._skipped += 1
-        else:
-            self._take()
+        self._skipped += self._writer.is_busy
+        return not self._writer.is_busy
 
     def finish(self) -> None:
         """Take one more after the last step, so that a run that is resumed has nothing left to train."""
         self._hand_over()
         if self._writer.wait(_CLOSE_TIMEOUT_S):
-            self._take()
+            self._take([])
             self._hand_over()
 
     def close(self) -> None:
@@ -211,12 +217,13 @@ class Checkpoints:
             os.close(self._lock)
             self._lock = None
 
-    def _take(self) -> None:
+    def _take(self, random_of_island: list[str]) -> None:
         tensors = Tensors()
         try:
             plain = self._plain_state(tensors)
             plain["node"] = as_plain(self._state_of_node(), "node", tensors)
             plain["random"] = as_plain(random_state(), "random", tensors)
+            plain["random_of_island"] = as_plain(random_of_island, "random_of_island", tensors)
         except ConfigError as error:  # a part holds something else by now
             self._ended(Written(self.step, 0, 0.0, error))
             return

@@ -11,31 +11,30 @@ Must not know: how the processes reach each other, how nodes exchange. Runs in: 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from dpwa import ConfigError, Inventory, IslandError, Node, NodeClosed, NodeStatistics, __version__
+from dpwa import ConfigError, Inventory, IslandError, Node, NodeClosed, NodeStatistics
 
 from .checkpoint_files import Found
-from .identity import Identity
-from .islands import MAX_TEXT_BYTES, Island
+from .island_start import give_checkpoint, given_checkpoint
+from .islands import Island
+from .random_state import random_text, set_random_text
 from .tensors import TorchModel
 
-__all__ = ["Follower", "Leader", "agreed", "telling_failure"]
+__all__ = ["Follower", "Leader", "telling_failure"]
 
 # How often a node that finishes looks at what its peers have begun; and how often it tells the others that it still
 # waits: until then a follower does not notice SIGTERM, or that the node is gone.
 _PAUSE_S = 0.02
 _STILL_THERE_S = 1.0
+
+# What the state of a process's random numbers takes, and more.
+_MOST_RANDOM_BYTES = 1 << 16
 
 
 class _Kind(IntEnum):
@@ -62,59 +61,7 @@ class _Word(NamedTuple):
     blended: float = 0.0
     failures: float = 0.0
     merged_models: float = 0.0
-
-
-def agreed(island: Island, identity: Identity, take: Callable[[], TorchModel]) -> tuple[TorchModel, Path | None]:
-    """Take the model in each process, and see that all have taken the same, for the same node of the same cluster.
-
-    Args:
-        island: of this process.
-        identity: which node this process takes itself for.
-        take: takes the model; may raise ConfigError.
-
-    Returns:
-        The model, and the run folder of the first process.
-
-    Raises:
-        ConfigError: in all processes alike, and in words that name those that differ.
-        IslandError: a process is gone.
-    """
-    problem: ConfigError | None = None
-    said = {"problem": "", "node": identity.name, "version": __version__, "run_dir": str(identity.run_dir or "")}
-    try:
-        model = take()
-        said["settings"] = hashlib.sha256(identity.config.to_yaml().encode()).hexdigest()
-        said["model"] = model.layout.fingerprint.hex()
-    except ConfigError as error:
-        problem = error
-        said["problem"] = str(error)[: MAX_TEXT_BYTES // 4]
-    heard = [json.loads(text) for text in island.texts(json.dumps(said))]
-    if problem is not None:
-        raise problem
-    for rank, theirs in enumerate(heard):
-        if theirs["problem"]:
-            raise ConfigError(f"rank {island.ranks[rank]}, of the same island as this one: {theirs['problem']}")
-    for rank, theirs in enumerate(heard):
-        for what, remedy in _MUST_BE_THE_SAME.items():
-            if theirs[what] != heard[0][what]:
-                other, first = island.ranks[rank], island.ranks[0]
-                raise ConfigError(
-                    f"the processes with the ranks {list(island.ranks)} are one node together, and rank {other} has "
-                    f"another {what} than rank {first}{_values(what, theirs, heard[0])}; {remedy}"
-                )
-    return model, Path(heard[0]["run_dir"]) if heard[0]["run_dir"] else None
-
-
-_MUST_BE_THE_SAME = {
-    "version": "install the same dpwa for all of them",
-    "node": "pass the same name on all of them, or none",
-    "settings": "give all of them the same cluster file",
-    "model": "build the same model, with the same frozen parameters, on all of them",
-}
-
-
-def _values(what: str, theirs: Mapping[str, str], first: Mapping[str, str]) -> str:
-    return f" ({theirs[what]} and {first[what]})" if what in ("version", "node") else ""
+    is_kept: float = 0.0
 
 
 @contextlib.contextmanager
@@ -144,6 +91,9 @@ class Leader:
         self._model = model
         self._node = node
         self._shared = -1  # the first word of all brings the tensors, whatever they are
+        self._random: list[str] | None = None
+        self.is_checkpoint_due: Callable[[], bool] = _never
+        """Asked once in each step: whether a checkpoint is taken behind it."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._node, name)
@@ -155,7 +105,7 @@ class Leader:
             found: the checkpoint that it goes on from.
         """
         self._island.tell(_Word(_Kind.STEPPED))
-        _give_checkpoint(self._island, found)
+        give_checkpoint(self._island, found)
         self._tell(_Kind.STEPPED)
 
     def step(self, loss: float | None = None) -> None:
@@ -187,6 +137,10 @@ class Leader:
         """See `Node.state_dict`. Waits for no push: what it brought would change the model between two steps."""
         return self._node.state_dict(timeout_s)
 
+    def random_of_island(self) -> list[str] | None:
+        """The random numbers of all processes, by rank, if a checkpoint is taken behind this step; else None."""
+        return self._random
+
     @property
     def is_asked_to_leave(self) -> bool:
         """See `Node.is_asked_to_leave`; the others leave in this step, too."""
@@ -210,6 +164,7 @@ class Leader:
 
     def _tell(self, kind: _Kind, answer: float = 0.0) -> None:
         did, blends = self._node.statistics(), self._model.blends
+        is_kept = kind is _Kind.STEPPED and self.is_checkpoint_due()
         self._island.tell(
             _Word(
                 kind,
@@ -223,11 +178,13 @@ class Leader:
                 did.blended,
                 did.failures,
                 did.merged_models,
+                is_kept,
             )
         )
         if blends != self._shared:
             self._island.share_tensors(self._model.tensors)
             self._shared = blends
+        self._random = self._island.texts(random_text(), _MOST_RANDOM_BYTES) if is_kept else None
 
 
 class Follower:
@@ -262,11 +219,21 @@ class Follower:
                 f"node {self._name}: rank {self._island.ranks[0]}, the first process of this island, could not start "
                 "it; its own output says why"
             ) from error
-        return _given_checkpoint(self._island)
+        return given_checkpoint(self._island)
 
-    def follow_start(self) -> None:
-        """Take the model that training begins with."""
+    def follow_start(self, random_of_island: Sequence[str] = ()) -> None:
+        """Take the model that training begins with.
+
+        Args:
+            random_of_island: what a checkpoint has of the random numbers of all processes, by rank.
+
+        Raises:
+            IslandError: the first process is gone.
+            ValueError: the checkpoint is damaged.
+        """
         self._follow()
+        if len(random_of_island) == self._island.size:
+            set_random_text(random_of_island[self._island.rank])
 
     @property
     def is_forked(self) -> bool:
@@ -350,6 +317,8 @@ class Follower:
         self._word = word
         if word.has_changed:
             self._island.share_tensors(self._model.tensors)
+        if word.is_kept:
+            self._island.texts(random_text(), _MOST_RANDOM_BYTES)
         if kind is _Kind.LEFT:
             raise SystemExit(0)
         return kind
@@ -368,27 +337,9 @@ class Follower:
         return word, kind
 
 
+def _never() -> bool:
+    return False
+
+
 class _Failed(IslandError):
     """The first process has failed."""
-
-
-def _give_checkpoint(island: Island, found: Found | None) -> None:
-    """Give the others a checkpoint, which they need not be able to read."""
-    if found is None:
-        island.share_bytes(b"")
-        return
-    forms = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in found.tensors.items()]
-    island.share_bytes(json.dumps([str(found.path), found.plain, forms]).encode())
-    island.share_tensors(list(found.tensors.values()))
-
-
-def _given_checkpoint(island: Island) -> Found | None:
-    written = island.share_bytes(None)
-    if not written:
-        return None
-    path, plain, forms = json.loads(written)
-    tensors = {
-        name: torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch."))) for name, dtype, shape in forms
-    }
-    island.share_tensors(list(tensors.values()))
-    return Found(Path(path), plain, tensors)

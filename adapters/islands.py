@@ -22,10 +22,7 @@ from dpwa import ConfigError, IslandError
 
 from .process_groups import ranks_of, replicas_of
 
-__all__ = ["MAX_TEXT_BYTES", "Island", "Members", "members_of"]
-
-MAX_TEXT_BYTES = 2048
-"""Most that each process can say of itself."""
+__all__ = ["Island", "Members", "members_of"]
 
 # Tensors that are smaller than this travel together.
 _PACK_BYTES = 1 << 22
@@ -138,14 +135,18 @@ class Island:
         heard: list[float] = numbers.tolist()
         return heard
 
-    def texts(self, text: str) -> list[str]:
-        """Each tells a text of at most `MAX_TEXT_BYTES`, and hears all, by rank.
+    def texts(self, text: str, most_bytes: int) -> list[str]:
+        """Each tells a text, and hears all, by rank.
+
+        Args:
+            text: what is too much of it is cut off.
+            most_bytes: of a text; the same in all processes.
 
         Raises:
             IslandError: another process is gone.
         """
-        own = text.encode()[:MAX_TEXT_BYTES].ljust(MAX_TEXT_BYTES, b"\0")
-        heard = [torch.empty(MAX_TEXT_BYTES, dtype=torch.uint8) for _ in range(self.size)]
+        own = text.encode()[:most_bytes].ljust(most_bytes, b"\0")
+        heard = [torch.empty(most_bytes, dtype=torch.uint8) for _ in range(self.size)]
         with self._naming_the_island():
             distributed.all_gather(heard, torch.frombuffer(bytearray(own), dtype=torch.uint8), group=self._words)
         return [bytes(one.numpy()).rstrip(b"\0").decode(errors="replace") for one in heard]

@@ -33,7 +33,8 @@ from dpwa import MODEL_FILE, ConfigError, Node, NodeStatistics, node_folder
 
 from .checkpoints import Checkpoints
 from .identity import ConfigLike, Identity, identity_of, island_size, take_place
-from .island_nodes import Follower, Leader, agreed, telling_failure
+from .island_nodes import Follower, Leader, telling_failure
+from .island_start import agreed
 from .islands import Island, members_of
 from .optimizer_state import unwrapped_optimizer
 from .process_groups import is_sharded, refuse_ranks, tell_rank_alone
@@ -161,9 +162,12 @@ class DpwaPyTorchAdapter:
         found = None
         if self._checkpoints is not None:
             found, self._resumed_step = self._checkpoints.found, self._checkpoints.resumed_step
-            self._checkpoints.begin(self._node, with_random=self._island is None)
+            self._checkpoints.begin(self._node, island_size=self.island_size)
         if isinstance(self._node, Leader):
             self._node.begin(found)
+            if self._checkpoints is not None:
+                self._node.is_checkpoint_due = self._checkpoints.is_due
+                self._checkpoints.random_of_island = self._node.random_of_island
 
     def _begin_to_follow(
         self,
@@ -181,9 +185,12 @@ class DpwaPyTorchAdapter:
         found = node.begin()
         if found is not None:
             training = Training(self.name, found.path.parent, self._tensors.module, optimizer, parts)
-            self._resumed_step = int(training.restore(found)["step"])
+            state = training.restore(found)
+            self._resumed_step = int(state["step"])
             self._tensors.check_all()
-        node.follow_start()
+            node.follow_start(state.get("random_of_island", ()))
+        else:
+            node.follow_start()
 
     def _load_checkpoint(
         self, optimizer: torch.optim.Optimizer | None, parts: Mapping[str, Kept]
