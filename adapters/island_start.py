@@ -60,8 +60,8 @@ def agreed(island: Island, identity: Identity, take: Callable[[], TorchModel]) -
             if theirs[what] != heard[0][what]:
                 other, first = island.ranks[rank], island.ranks[0]
                 raise ConfigError(
-                    f"the processes with the ranks {list(island.ranks)} are one node together, and rank {other} has "
-                    f"another {what} than rank {first}{_values(what, theirs, heard[0])}; {remedy}"
+                    f"the processes {list(island.ranks)} are one node together, and rank {other} differs from rank "
+                    f"{first} in its {what}{_values(what, theirs, heard[0])}; {remedy}"
                 )
     return model, Path(heard[0]["run_dir"]) if heard[0]["run_dir"] else None
 

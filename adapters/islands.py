@@ -10,9 +10,12 @@ each method of `Island` is a collective operation, which returns when all have c
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -23,6 +26,14 @@ from dpwa import ConfigError, IslandError
 from .process_groups import ranks_of, replicas_of
 
 __all__ = ["Island", "Members", "members_of"]
+
+_logger = logging.getLogger("dpwa")
+
+# How long the others are waited for at the start; a wait of so long is told. Later, as long as torch's own collectives
+# wait: a process may evaluate alone meanwhile.
+_MEET_S = 300.0
+_LONG_S = 10.0
+_STEP = timedelta(minutes=30)
 
 # Tensors that are smaller than this travel together.
 _PACK_BYTES = 1 << 22
@@ -94,15 +105,23 @@ class Island:
     def __init__(self, members: Members) -> None:
         self.rank, self.size = members.rank, members.size
         self.ranks = members.ranks
+        self._group = members.group
         try:
-            self._words = distributed.new_group(list(members.ranks), backend="gloo", use_local_synchronization=True)
-            self._group = members.group
-            if self._group is None and distributed.get_backend() != "gloo":
-                self._group = distributed.new_group(list(members.ranks), use_local_synchronization=True)
+            with _telling_of_a_wait(members):
+                self._words = distributed.new_group(
+                    list(members.ranks),
+                    timeout=timedelta(seconds=_MEET_S),
+                    backend="gloo",
+                    use_local_synchronization=True,
+                )
+                self._wait_for_all()
+                if self._group is None and distributed.get_backend() != "gloo":
+                    self._group = distributed.new_group(list(members.ranks), use_local_synchronization=True)
         except RuntimeError as error:
             raise ConfigError(
-                f"the processes {list(members.ranks)} of an island do not reach each other over gloo "
-                f"({_first(error)}); GLOO_SOCKET_IFNAME names the network that they share"
+                f"the processes {list(members.ranks)} are one node together, and do not reach each other over gloo "
+                f"within {_MEET_S:g} s ({_first(error)}); all of them must make the adapter; GLOO_SOCKET_IFNAME names "
+                "the network that they share"
             ) from error
         self._is_closed = False
 
@@ -192,6 +211,12 @@ class Island:
             parts = zip(torch.split(flat, sizes), pack, strict=True)
             torch._foreach_copy_(pack, [part.view(tensor.shape) for part, tensor in parts])
 
+    def _wait_for_all(self) -> None:
+        distributed.barrier(group=self._words)
+        set_timeout = getattr(distributed.distributed_c10d, "_set_pg_timeout", None)
+        if set_timeout is not None:
+            set_timeout(_STEP, self._words)
+
     def close(self) -> None:
         """Tell and hear nothing any more. No collective operation: any process may do this alone."""
         if not self._is_closed:
@@ -214,6 +239,27 @@ class Island:
                 f"rank {self.ranks[self.rank]}: of the processes {list(self.ranks)}, which are one node together, one "
                 f"is gone or does something else ({_first(error)}); expected all of them to call step and finish alike"
             ) from error
+
+
+@contextmanager
+def _telling_of_a_wait(members: Members) -> Iterator[None]:
+    """Say whom this process waits for, where that takes long."""
+    others = [rank for rank in members.ranks if rank != members.ranks[members.rank]]
+    timer = threading.Timer(
+        _LONG_S,
+        _logger.warning,
+        (
+            "rank %d waits for %s, which are one node with it, to make the adapter: all of them must do so",
+            members.ranks[members.rank],
+            f"rank {others[0]}" if len(others) == 1 else f"ranks {', '.join(map(str, others[:8]))}",
+        ),
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _packs(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -301,9 +301,9 @@ def test_processes_that_agree_have_the_first_ones_run_folder():
 @pytest.mark.parametrize(
     ("of_the_last", "model", "words"),
     [
-        ({"seed": 1}, b"f", "rank 12 has another settings than rank 10; give all of them the same cluster file"),
-        ({"node": "w2"}, b"f", "rank 12 has another node than rank 10 (w2 and w1); pass the same name"),
-        ({}, b"g", "rank 12 has another model than rank 10; build the same model"),
+        ({"seed": 1}, b"f", "rank 12 differs from rank 10 in its settings; give all of them the same cluster file"),
+        ({"node": "w2"}, b"f", "rank 12 differs from rank 10 in its node (w2 and w1); pass the same name"),
+        ({}, b"g", "rank 12 differs from rank 10 in its model; build the same model"),
     ],
 )
 def test_processes_that_disagree_are_all_refused_with_whose_and_what(of_the_last, model, words):
