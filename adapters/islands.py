@@ -249,9 +249,9 @@ def _telling_of_a_wait(members: Members) -> Iterator[None]:
         _LONG_S,
         _logger.warning,
         (
-            "rank %d waits for %s, which are one node with it, to make the adapter: all of them must do so",
+            "rank %d waits for the ranks %s, with which it is one node, to make the adapter: all of them must do so",
             members.ranks[members.rank],
-            f"rank {others[0]}" if len(others) == 1 else f"ranks {', '.join(map(str, others[:8]))}",
+            others[:8],
         ),
     )
     timer.daemon = True

@@ -1,6 +1,10 @@
 """One process of an island: trains under DistributedDataParallel, and says how it went, as JSON.
 
-island_trainer.py FOLDER STEPS [ISLAND'S SIZE] [KEY=VALUE ...]
+island_trainer.py FOLDER STEPS ISLAND'S_SIZE [KEY=VALUE ...]
+
+    ddp=no       gradients are averaged by hand, and the config says what an island is
+    dies=w2/1    this process of this node ends in the middle of its first life
+    merge=yes    finish(merge=True)
 
 Started by torchrun. Behind each step it notes digests of its model, so that the processes can be compared: of
 parameters and momentum, which are always the same in an island; and of BatchNorm's statistics, in which each process
@@ -25,16 +29,14 @@ from dpwa import attach
 
 folder, steps, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 options = dict(word.split("=", 1) for word in sys.argv[4:])
-life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 distributed.init_process_group("gloo")
 rank, world = distributed.get_rank(), distributed.get_world_size()
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
-trained: nn.Module = model
-if options.get("ddp", "yes") == "yes":
-    group = None if size == world else distributed.new_subgroups(size)[0]
-    trained = DistributedDataParallel(model, process_group=group)
+group = None if size == world else distributed.new_subgroups(size)[0]
+has_replicas = options.get("ddp") != "no"
+trained: nn.Module = DistributedDataParallel(model, process_group=group) if has_replicas else model
 optimizer = torch.optim.SGD(trained.parameters(), lr=0.05, momentum=0.9)
 scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 50)
 digests: list[tuple[int, str, str]] = []
@@ -56,16 +58,18 @@ for step in range(first, steps):
     inputs = torch.randn(8, 4)
     loss = (trained(inputs) - inputs.sum(dim=1, keepdim=True) - node.rank).square().mean()
     loss.backward()
+    for parameter in () if has_replicas else model.parameters():
+        distributed.all_reduce(parameter.grad, group=group)
+        parameter.grad /= size
     optimizer.step()
     scheduler.step()
     digests.append((node.statistics().blended, trained_digest(), digest(model.buffers())))
     time.sleep(float(options.get("pause", "0.005")))
-    if options.get("dies") == str(rank) and life == "0" and step == steps // 2:
+    if options.get("dies") == f"{node.name}/{node.island_rank}" and first == 0 and step == steps // 2:
         os._exit(3)
 is_merged = node.finish(merge=options.get("merge") == "yes")
 said = {
     "rank": rank,
-    "life": life,
     "name": node.name,
     "places": [node.rank, node.world_size, node.island_rank, node.island_size],
     "run_dir": str(node.run_dir),
@@ -79,5 +83,5 @@ said = {
     "merged_models": node.statistics().merged_models,
 }
 node.close()
-(folder / f"rank{rank}{options.get('suffix', '')}.json").write_text(json.dumps(said))
+(folder / f"{node.name}-{node.island_rank}.json").write_text(json.dumps(said))
 distributed.destroy_process_group()
