@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from engine_runs import run
-from pages import python_blocks
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
+from pages import python_blocks
 from support import ROOT, TESTS
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
