@@ -51,7 +51,7 @@ def _be(script: str) -> None:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the end of a process, whatever ends it
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -16,6 +16,8 @@ from pages import python_blocks
 from support import ROOT, TESTS
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+FORKED = [sys.executable, str(TESTS / "forked_ranks.py")]
+"""As torchrun, and imports torch once."""
 TRAINER = str(TESTS / "island_trainer.py")
 SAMPLE = ROOT / "samples" / "islands.py"
 
@@ -68,7 +70,7 @@ def test_two_islands_under_one_torchrun_need_no_file_and_are_equal_within_to_the
 @pytest.mark.timeout(300)
 def test_the_settings_make_islands_of_models_without_a_wrapper_and_momentum_travels_within(tmp_path):
     (tmp_path / "settings.yaml").write_text("island: {size: 2}\noptimizer_state: blend\nmethod: gosgd\n")
-    four = [*TORCHRUN, "--standalone", "--nproc-per-node=4", TRAINER, str(tmp_path), "60", "2", "ddp=no"]
+    four = [*FORKED, "4", TRAINER, str(tmp_path), "60", "2", "ddp=no"]
     run(tmp_path, *four, timeout_s=280.0, DPWA_CONFIG="settings.yaml")
     said_in(tmp_path, 2)
 
@@ -83,7 +85,7 @@ def test_an_island_of_which_a_process_dies_comes_back_from_its_checkpoint_while_
     said = run(
         tmp_path,
         *[sys.executable, "-m", "dpwa", "launch", "cluster.yaml", "--on-failure", "restart", "--run-dir", "run", "--"],
-        *[*TORCHRUN, "--standalone", "--nproc-per-node=2", TRAINER, str(tmp_path), "400", "2"],
+        *[*FORKED, "2", TRAINER, str(tmp_path), "400", "2"],
         *["merge=yes", "pause=0.03", f"dies={victim}"],
         timeout_s=380.0,
     )
@@ -136,7 +138,7 @@ distributed.barrier()
 @pytest.mark.timeout(200)
 def test_a_process_that_makes_no_adapter_is_named_and_not_waited_for_without_end(tmp_path):
     (tmp_path / "train.py").write_text(ALONE)
-    said = run(tmp_path, *TORCHRUN, "--standalone", "--nproc-per-node=2", "train.py", timeout_s=180.0)
+    said = run(tmp_path, *FORKED, "2", "train.py", timeout_s=180.0)
     assert "rank 0 waits for the ranks [1], with which it is one node, to make the adapter: all of them must" in said
     assert (
         "refused: the processes [0, 1] are one node together, and do not reach each other over gloo within 4 s" in said
@@ -155,7 +157,7 @@ def test_the_page_shows_what_the_sample_does():
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_sample_trains_and_ends_with_one_model(tmp_path):
-    said = run(tmp_path, *TORCHRUN, "--standalone", "--nproc-per-node=4", str(SAMPLE), "--island", "2", timeout_s=280.0)
+    said = run(tmp_path, *FORKED, "4", str(SAMPLE), "--island", "2", timeout_s=280.0)
     ends = [line.partition(": ")[2] for line in said.splitlines() if "the mean of 2 models" in line]
     assert len(ends) == 2
     assert ends[0] == ends[1]
