@@ -47,6 +47,13 @@ class _Kind(IntEnum):
     FAILED = 5
 
 
+_DOES = {
+    _Kind.STEPPED: "trains on",
+    _Kind.WAITING: "has finished",
+    _Kind.FINISHED: "has finished",
+}
+
+
 class _Word(NamedTuple):
     """What the first process tells. All are numbers that a float64 holds exactly; NaN is none."""
 
@@ -136,6 +143,11 @@ class Leader:
     def state_dict(self, timeout_s: float = 0.0) -> dict[str, Any]:
         """See `Node.state_dict`. Waits for no push: what it brought would change the model between two steps."""
         return self._node.state_dict(timeout_s)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Node.load_state_dict`. The next word brings the model, should only this process have loaded it."""
+        self._node.load_state_dict(state)
+        self._shared = -1
 
     def random_of_island(self) -> list[str] | None:
         """The random numbers of all processes, by rank, if a checkpoint is taken behind this step; else None."""
@@ -231,7 +243,7 @@ class Follower:
             IslandError: the first process is gone.
             ValueError: the checkpoint is damaged.
         """
-        self._follow()
+        self._follow(_Kind.STEPPED)
         if len(random_of_island) == self._island.size:
             set_random_text(random_of_island[self._island.rank])
 
@@ -246,9 +258,9 @@ class Follower:
         Raises:
             NodeClosed: after `close`.
             SystemExit: `dpwa leave` has asked the node to go.
-            IslandError: the first process failed in this step, or another one is gone.
+            IslandError: the first process failed in this step, or has finished; or another one is gone.
         """
-        self._follow()
+        self._follow(_Kind.STEPPED)
 
     def update_send(self, loss: float | None = None) -> None:
         """The model does not change here."""
@@ -264,7 +276,7 @@ class Follower:
             NodeClosed: after `close`.
             IslandError: as `step`.
         """
-        while self._follow() != _Kind.FINISHED:
+        while self._follow(_Kind.FINISHED, _Kind.WAITING) is _Kind.WAITING:
             pass
         return bool(self._word.answer)
 
@@ -309,9 +321,15 @@ class Follower:
         """Follow no more."""
         self._island.close()
 
-    def _follow(self) -> _Kind:
+    def _follow(self, *expected: _Kind) -> _Kind:
         """Hear a word, and do what it says; which kind it was."""
         word, kind = self._hear()
+        if kind not in (*expected, _Kind.LEFT):
+            first, own = self._island.ranks[0], self._island.ranks[self._island.rank]
+            raise IslandError(
+                f"node {self._name}: after {int(self._word.step)} steps rank {first} {_DOES[kind]}, and rank {own}, of "
+                f"the same island, {_DOES[expected[0]]}; give all of them the same number of steps"
+            )
         if kind is _Kind.WAITING:
             return kind
         self._word = word

@@ -215,6 +215,27 @@ def test_an_error_of_the_first_process_ends_the_others_in_the_same_step():
         follower.step(1.0)
 
 
+def test_processes_with_unequal_numbers_of_steps_are_told_so_instead_of_going_apart():
+    leader, follower, _ = pair()
+    leader.finish()
+    with pytest.raises(
+        IslandError, match="after 7 steps rank 10 has finished, and rank 11, of the same island, trains on"
+    ):
+        follower.step(1.0)
+    leader.step(1.0)
+    with pytest.raises(IslandError, match="rank 10 trains on, and rank 11, of the same island, has finished; give all"):
+        follower.finish()
+
+
+def test_a_state_that_the_script_has_loaded_brings_the_model_along():
+    leader, follower, ends = pair(lambda _: None, torch.ones(2))
+    leader._node.load_state_dict = lambda _: None
+    leader.load_state_dict({})
+    leader.step(1.0)
+    follower.step(1.0)
+    assert ends[1].shared == 2
+
+
 def test_whoever_is_asked_to_leave_takes_the_others_along():
     leader, follower, _ = pair()
     assert not leader.is_asked_to_leave
