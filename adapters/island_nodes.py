@@ -176,11 +176,13 @@ class Leader:
 
     def _tell(self, kind: _Kind, answer: float = 0.0) -> None:
         did, blends = self._node.statistics(), self._model.blends
+        # At the end they are all the same, BatchNorm's statistics too, which each process has of its own batches.
+        has_changed = blends != self._shared or kind is _Kind.FINISHED
         is_kept = kind is _Kind.STEPPED and self.is_checkpoint_due()
         self._island.tell(
             _Word(
                 kind,
-                blends != self._shared,
+                has_changed,
                 answer,
                 did.step,
                 did.clock,
@@ -193,7 +195,7 @@ class Leader:
                 is_kept,
             )
         )
-        if blends != self._shared:
+        if has_changed:
             self._island.share_tensors(self._model.tensors)
             self._shared = blends
         self._random = self._island.texts(random_text(), _MOST_RANDOM_BYTES) if is_kept else None

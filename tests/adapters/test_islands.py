@@ -252,7 +252,7 @@ def test_all_finish_with_the_first_ones_model_and_answer(merge, monkeypatch):
 
     def merges(model: Any) -> None:
         model.tensors[0].fill_(9)
-        model.blends += 1
+        model.blends += merge
 
     leader, follower, ends = pair(merges, torch.zeros(2))
     with ThreadPoolExecutor(1) as pool:
