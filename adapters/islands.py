@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # torch's own stubs lack it
 
 from dpwa import ConfigError, IslandError
 
@@ -34,6 +36,9 @@ _logger = logging.getLogger("dpwa")
 _MEET_S = 300.0
 _LONG_S = 10.0
 _STEP = timedelta(minutes=30)
+
+# How many islands of the same processes there have been.
+_opened: Counter[str] = Counter()
 
 # Tensors that are smaller than this travel together.
 _PACK_BYTES = 1 << 22
@@ -108,13 +113,8 @@ class Island:
         self._group = members.group
         try:
             with _telling_of_a_wait(members):
-                self._words = distributed.new_group(
-                    list(members.ranks),
-                    timeout=timedelta(seconds=_MEET_S),
-                    backend="gloo",
-                    use_local_synchronization=True,
-                )
-                self._wait_for_all()
+                self._words: Any = _open_words(members)
+                self._words.barrier().wait()
                 if self._group is None and distributed.get_backend() != "gloo":
                     self._group = distributed.new_group(list(members.ranks), use_local_synchronization=True)
         except RuntimeError as error:
@@ -165,9 +165,10 @@ class Island:
             IslandError: another process is gone.
         """
         own = text.encode()[:most_bytes].ljust(most_bytes, b"\0")
-        heard = [torch.empty(most_bytes, dtype=torch.uint8) for _ in range(self.size)]
-        with self._naming_the_island():
-            distributed.all_gather(heard, torch.frombuffer(bytearray(own), dtype=torch.uint8), group=self._words)
+        heard = [torch.zeros(most_bytes, dtype=torch.uint8) for _ in range(self.size)]
+        heard[self.rank] = torch.frombuffer(bytearray(own), dtype=torch.uint8)
+        for rank, one in enumerate(heard):
+            self._broadcast(one, rank)
         return [bytes(one.numpy()).rstrip(b"\0").decode(errors="replace") for one in heard]
 
     def share_bytes(self, data: bytes | None) -> bytes:
@@ -211,24 +212,19 @@ class Island:
             parts = zip(torch.split(flat, sizes), pack, strict=True)
             torch._foreach_copy_(pack, [part.view(tensor.shape) for part, tensor in parts])
 
-    def _wait_for_all(self) -> None:
-        distributed.barrier(group=self._words)
-        set_timeout = getattr(distributed.distributed_c10d, "_set_pg_timeout", None)
-        if set_timeout is not None:
-            set_timeout(_STEP, self._words)
-
     def close(self) -> None:
         """Tell and hear nothing any more. No collective operation: any process may do this alone."""
-        if not self._is_closed:
-            self._is_closed = True
-            if distributed.is_initialized():
-                with suppress(RuntimeError, ValueError, AssertionError):  # the script has ended the group before
-                    distributed.destroy_process_group(self._words)
+        self._is_closed = True
+        self._words = None
 
-    def _broadcast(self, tensor: Tensor) -> None:
-        group = self._words if self._group is None or tensor.device.type == "cpu" else self._group
+    def _broadcast(self, tensor: Tensor, source: int = 0) -> None:
         with self._naming_the_island():
-            distributed.broadcast(tensor, self.ranks[0], group=group)
+            if tensor.device.type != "cpu" and self._group is not None:
+                distributed.broadcast(tensor, self.ranks[source], group=self._group)
+                return
+            options = distributed.BroadcastOptions()
+            options.rootRank, options.timeout = source, _STEP
+            self._words.broadcast([tensor], options).wait()
 
     @contextmanager
     def _naming_the_island(self) -> Iterator[None]:
@@ -239,6 +235,19 @@ class Island:
                 f"rank {self.ranks[self.rank]}: of the processes {list(self.ranks)}, which are one node together, one "
                 f"is gone or does something else ({_first(error)}); expected all of them to call step and finish alike"
             ) from error
+
+
+def _open_words(members: Members) -> Any:
+    """Connections of an island's own over gloo.
+
+    Not `new_group`: it must be called by all processes of the world; or, called by these alone, it names the group by
+    how many each of them has, which need not be the same, and gives the name of one that has ended again.
+    """
+    name = f"dpwa/island/{'-'.join(map(str, members.ranks))}"
+    _opened[name] += 1
+    # torch has no public name for the store that all processes share.
+    store = PrefixStore(f"{name}/{_opened[name]}", distributed.distributed_c10d._get_default_store())  # noqa: SLF001
+    return distributed.ProcessGroupGloo(store, members.rank, members.size, timedelta(seconds=_MEET_S))
 
 
 @contextmanager
