@@ -156,10 +156,10 @@ class Leader:
     @property
     def is_asked_to_leave(self) -> bool:
         """See `Node.is_asked_to_leave`; the others leave in this step, too."""
-        if not self._node.is_asked_to_leave:
-            return False
-        self._tell(_Kind.LEFT)
-        return True
+        is_asked = self._node.is_asked_to_leave
+        if is_asked and not self._island.is_closed:
+            self._tell(_Kind.LEFT)
+        return is_asked
 
     def close(self) -> None:
         """See `Node.close`."""
