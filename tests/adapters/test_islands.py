@@ -222,6 +222,7 @@ def test_processes_with_unequal_numbers_of_steps_are_told_so_instead_of_going_ap
         IslandError, match="after 7 steps rank 10 has finished, and rank 11, of the same island, trains on"
     ):
         follower.step(1.0)
+    leader, follower, _ = pair()
     leader.step(1.0)
     with pytest.raises(IslandError, match="rank 10 trains on, and rank 11, of the same island, has finished; give all"):
         follower.finish()
