@@ -1,6 +1,6 @@
 """Islands without processes: what the first process tells, what the others make of it, which are one node.
 
-The processes are threads here, and tell each other through queues; tests/engines/test_islands.py has real ones.
+The processes are threads here, and tell each other through queues; tests/engines/test_real_islands.py has real ones.
 """
 
 from __future__ import annotations
