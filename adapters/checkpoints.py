@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,10 +26,11 @@ from dpwa import ConfigError
 
 from .checkpoint_files import Found, read_newest
 from .checkpoint_writer import Copied, Writer, Written
-from .plain_state import Plain, Tensors, as_plain, from_plain
+from .plain_state import Plain, Tensors, as_plain
 from .random_state import random_state, set_random_state
+from .restoring import Kept, Training
 
-__all__ = ["Checkpoints", "Kept"]
+__all__ = ["Checkpoints"]
 
 _logger = logging.getLogger("dpwa")
 
@@ -37,16 +38,6 @@ _logger = logging.getLogger("dpwa")
 _CLOSE_TIMEOUT_S = 60.0
 
 _LATE = (torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
-
-
-class Kept(Protocol):
-    """A part of a training that a checkpoint keeps: a scheduler, a sampler, a second model."""
-
-    def state_dict(self) -> Any:
-        """Tensors, numbers, text, lists and mappings."""
-
-    def load_state_dict(self, state: Any, /) -> Any:
-        """Go on from that."""
 
 
 class _Pending(NamedTuple):
@@ -88,6 +79,7 @@ class Checkpoints:
     ) -> None:
         self._node = node
         self._folder = folder
+        self._training = Training(node, folder, module, optimizer, dict(parts))
         self._module = module
         self._optimizer = optimizer
         self._parts = dict(parts)
@@ -108,6 +100,8 @@ class Checkpoints:
         self._writer = Writer(node, folder, keep=keep, ended=self._ended)
         self._hook = None if optimizer is None else optimizer.register_step_pre_hook(self._before_step)
         self._due_s = monotonic_s() + every_s
+        self.random_of_island: Callable[[], list[str] | None] | None = None
+        """Of an island: the random numbers of its processes, by rank, at a step that `is_due` has chosen; else None."""
 
     def _refuse_what_cannot_be_kept(self) -> None:
         if self._optimizer is None and not any(
@@ -141,42 +135,14 @@ class Checkpoints:
             if problems:
                 _logger.warning("node %s: no checkpoint can be read; it begins anew", self._node)
             return
-        try:
-            state = from_plain(found.plain, found.tensors)
-            self._check(found.path, state)
-            self._module.load_state_dict(state["model"])
-            if self._optimizer is not None:
-                self._optimizer.load_state_dict(state["optimizer"])
-            for name, part in self._parts.items():
-                part.load_state_dict(state["parts"][name])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise self._of_another(found.path, f"it cannot be loaded ({error})") from error
+        state = self._training.restore(found)
         self.resumed_step = self.step = int(state["step"])
         self._restored = found, state
 
-    def _check(self, path: Path, state: Mapping[str, Any]) -> None:
-        """Compare what was kept with what the script has, before anything is changed."""
-        theirs, own = state["model"], self._module.state_dict()
-        for name in [*own, *theirs]:
-            there, here = _form(theirs.get(name)), _form(own.get(name))
-            if there != here:
-                raise self._of_another(path, f"{name} is {there} there, and {here} in this script's model")
-        kind = type(self._optimizer).__name__
-        if state["optimizer_kind"] != kind:
-            raise self._of_another(path, f"its optimizer is {state['optimizer_kind']}, this script's {kind}")
-        if sorted(state["parts"]) != sorted(self._parts):
-            names = [", ".join(sorted(parts)) or "nothing" for parts in (state["parts"], self._parts)]
-            raise self._of_another(
-                path, f"it keeps {names[0]} beside the model, this script's checkpoint={{...}} {names[1]}"
-            )
-
-    def _of_another(self, path: Path, difference: str) -> ConfigError:
-        return ConfigError(
-            f"node {self._node}: the checkpoint {path} is of another training: {difference}; name another run folder, "
-            f"or remove {self._folder}"
-        )
+    @property
+    def found(self) -> Found | None:
+        """What was loaded, until the node has been started."""
+        return None if self._restored is None else self._restored[0]
 
     def prepare(self, node: Any) -> None:
         """The node is about to start: tell it where members were that are in no file of its own.
@@ -190,11 +156,12 @@ class Checkpoints:
         if self._restored is not None:
             node.remember_members(self._restored[1]["node"].get("members", ()))
 
-    def begin(self, node: Any) -> None:
+    def begin(self, node: Any, *, island_size: int = 1) -> None:
         """The node has been started: restore its state, then the random numbers.
 
         Args:
             node: the `dpwa.Node`.
+            island_size: how many processes the node is. Random numbers are those of as many, or go on as they are.
 
         Raises:
             ConfigError: the checkpoint is of another method.
@@ -209,7 +176,8 @@ class Checkpoints:
         _logger.warning(
             "node %s goes on from step %d (%s)", self._node, self.step, found.path.relative_to(self._folder.parent)
         )
-        set_random_state(state["random"])
+        if island_size in (1, len(state.get("random_of_island", ()))):
+            set_random_state(state["random"])
 
     # --- Taking ---------------------------------------------------------------------------------------------------
 
@@ -217,20 +185,24 @@ class Checkpoints:
         """Count a training step whose boundary has ended; take a checkpoint if one is due."""
         self._hand_over()  # that nobody has taken up since: this optimizer made no step
         self.step += 1
+        others = [] if self.random_of_island is None else self.random_of_island()
+        if others is not None and (others or self.is_due()):
+            self._take(others)
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint is to be taken now; then the next one is due later. In an island, asked in each step."""
         now_s = self._monotonic_s()
         if now_s < self._due_s:
-            return
+            return False
         self._due_s = now_s + self._every_s
-        if self._writer.is_busy:
-            self._skipped += 1
-        else:
-            self._take()
+        self._skipped += self._writer.is_busy
+        return not self._writer.is_busy
 
     def finish(self) -> None:
         """Take one more after the last step, so that a run that is resumed has nothing left to train."""
         self._hand_over()
         if self._writer.wait(_CLOSE_TIMEOUT_S):
-            self._take()
+            self._take([])
             self._hand_over()
 
     def close(self) -> None:
@@ -245,12 +217,13 @@ class Checkpoints:
             os.close(self._lock)
             self._lock = None
 
-    def _take(self) -> None:
+    def _take(self, random_of_island: list[str]) -> None:
         tensors = Tensors()
         try:
             plain = self._plain_state(tensors)
             plain["node"] = as_plain(self._state_of_node(), "node", tensors)
             plain["random"] = as_plain(random_state(), "random", tensors)
+            plain["random_of_island"] = as_plain(random_of_island, "random_of_island", tensors)
         except ConfigError as error:  # a part holds something else by now
             self._ended(Written(self.step, 0, 0.0, error))
             return
@@ -338,12 +311,6 @@ class Checkpoints:
 def _joined(first: Plain, second: Plain) -> Plain:
     """Two mappings as one."""
     return {"dict": [*first["dict"], *second["dict"]]}
-
-
-def _form(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return "missing" if value is None else f"a {type(value).__name__}"
 
 
 def _locked(path: Path, node: str) -> int | None:

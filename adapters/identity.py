@@ -10,7 +10,7 @@ import os
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -20,8 +20,9 @@ from dpwa.engines.environment import Start, start_of
 from dpwa.engines.gathering import GATHER_TIMEOUT_S, gather, own_host, values_in
 
 from .engine_store import open_store
+from .islands import Members
 
-__all__ = ["ConfigLike", "Identity", "given_config", "identity_of", "take_place"]
+__all__ = ["ConfigLike", "Identity", "given_config", "identity_of", "island_size", "take_place"]
 
 ConfigLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | ClusterConfig | None"
 
@@ -35,8 +36,9 @@ class _Closable(Protocol):
 _holders: weakref.WeakValueDictionary[tuple[int, str], _Closable] = weakref.WeakValueDictionary()
 """By process and address: which adapter is that node now."""
 
-_found: dict[Start, Identity] = {}
-"""What was found out once: the others do not wait for a second adapter of one process."""
+_found: dict[tuple[Start, int], Identity] = {}
+"""By start, and by the first process of the node. What was found out once: the others do not wait for a second adapter
+of one process."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Identity:
         peers_restart: whether nodes that fail are started anew: `dpwa launch --on-failure restart`.
         launch_id: of the launch that has started all nodes of the cluster at once; empty in a later life.
         is_by_rank: its rank among the processes of an engine says which node it is.
+        members: the processes that are this node together; None: this one alone.
     """
 
     config: ClusterConfig
@@ -58,24 +61,29 @@ class Identity:
     peers_restart: bool = False
     launch_id: str = ""
     is_by_rank: bool = False
+    members: Members | None = None
 
 
-def identity_of(name: str | None, config: ConfigLike, *, is_one_of_group: bool = False) -> Identity:
+def identity_of(
+    name: str | None, config: ConfigLike, *, members: Members | None = None, is_sharded: bool = False
+) -> Identity:
     """The node that arguments and environment name.
 
     Args:
         name: of the node; None: what `dpwa launch` set in DPWA_NODE, or by its rank where torchrun, srun or mpiexec
             have started it.
         config: the cluster; None: what `dpwa launch` set in DPWA_CONFIG.
-        is_one_of_group: other processes hold a part of its model, so that its rank says nothing of nodes.
+        members: the island that this process belongs to; None: none.
+        is_sharded: other processes hold a part of its model, so that its rank says nothing of nodes.
 
     Raises:
         ConfigError: the cluster cannot be used, or has no such node.
     """
     chosen = name or os.environ.get("DPWA_NODE") or None
-    start = None if chosen is not None or is_one_of_group else start_of(os.environ)
-    if start is not None:
-        return _of_start(start, config)
+    start = None if chosen is not None or is_sharded else start_of(os.environ)
+    # An island of all processes that were started is one node, and they know of no other.
+    if start is not None and (members is None or members.size < start.size):
+        return _of_start(start, config, members)
     given = given_config(config)
     if given is None:
         if name is not None:
@@ -85,10 +93,12 @@ def identity_of(name: str | None, config: ConfigLike, *, is_one_of_group: bool =
                 name,
             )
         alone = ClusterConfig.alone(chosen or "alone")
-        return Identity(alone, alone.nodes[0].name, _run_dir(alone, is_given=False))
+        return Identity(alone, alone.nodes[0].name, _run_dir(alone, is_given=False), members=members)
     restart = os.environ.get("DPWA_ON_FAILURE") == "restart"
     launch_id = os.environ.get("DPWA_LAUNCH_ID", "")
-    return Identity(given, _node_name(given, chosen), _run_dir(given, is_given=True), restart, launch_id)
+    return Identity(
+        given, _node_name(given, chosen), _run_dir(given, is_given=True), restart, launch_id, members=members
+    )
 
 
 def given_config(config: ConfigLike) -> ClusterConfig | None:
@@ -105,10 +115,29 @@ def given_config(config: ConfigLike) -> ClusterConfig | None:
     return ClusterConfig.load(Path(path)) if path is not None else None
 
 
-def _of_start(start: Start, config: ConfigLike) -> Identity:
+def island_size(config: ConfigLike) -> int | None:
+    """How many processes the cluster file makes one node; None if it does not say.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    if isinstance(config, ClusterConfig):
+        return config.island.size
+    section = _values_of(config if config is not None else os.environ.get("DPWA_CONFIG") or None).get("island")
+    size = section.get("size") if isinstance(section, Mapping) else None
+    return size if isinstance(size, int) and size > 1 else None  # what else is wrong with it is said with the rest
+
+
+def _of_start(start: Start, config: ConfigLike, members: Members | None) -> Identity:
     """The node of one of several processes that an engine has started: the file's nodes by rank, or those started."""
-    if start in _found:
-        return _found[start]
+    first = start.rank if members is None else members.ranks[0]
+    if (start, first) in _found:
+        return replace(_found[start, first], members=members)
+    if members is not None and members.ranks[members.rank] != start.rank:
+        raise ConfigError(
+            f"{start.engine} calls this process {start.rank}, and torch.distributed calls it "
+            f"{members.ranks[members.rank]}; give init_process_group the rank of {start.engine}"
+        )
     if start.others:
         _logger.warning(
             "started by %s, as process %d of %d; the variables of %s are set, too, and do not count",
@@ -121,19 +150,29 @@ def _of_start(start: Start, config: ConfigLike) -> Identity:
     values = _values_of(source)
     if values.get("nodes"):
         listed = given_config(source)
-        if listed is None or len(listed.nodes) != start.size:
+        size = 1 if members is None else members.size
+        if listed is None or len(listed.nodes) * size != start.size:
+            islands = "" if size == 1 else f", {size} of which share a model,"
             raise ConfigError(
-                f"{start.engine} has started {start.size} processes, and the cluster file has {len(values['nodes'])} "
-                "nodes; start as many as it has, or leave `nodes` out of it: the processes find each other"
+                f"{start.engine} has started {start.size} processes{islands} and the cluster file has "
+                f"{len(values['nodes'])} nodes; start as many as it has, or leave `nodes` out of it: the processes "
+                "find each other"
             )
-        identity = Identity(listed, listed.nodes[start.rank].name, _run_dir_of(start, listed.run), is_by_rank=True)
+        neighbours = range(start.rank // size * size, (start.rank // size + 1) * size)
+        if members is not None and members.ranks != tuple(neighbours):
+            raise ConfigError(
+                f"the processes {list(members.ranks)} share a model; with `nodes` in the cluster file, expected "
+                f"{size} neighbours such as {list(neighbours)}; leave `nodes` out of it"
+            )
+        node = listed.nodes[start.rank // size]
+        identity = Identity(listed, node.name, _run_dir_of(start, listed.run), is_by_rank=True)
     else:
-        identity = _gathered(start, source, values)
-    _found[start] = identity
-    return identity
+        identity = _gathered(start, source, values, first)
+    _found[start, first] = identity
+    return replace(identity, members=members)
 
 
-def _gathered(start: Start, source: ConfigLike, values: Mapping[str, Any]) -> Identity:
+def _gathered(start: Start, source: ConfigLike, values: Mapping[str, Any], first: int) -> Identity:
     folder = os.environ.get("DPWA_RENDEZVOUS")
     run_dir = _run_dir_of(start, str(values.get("run", "dpwa")))
     towards = None
@@ -152,6 +191,7 @@ def _gathered(start: Start, source: ConfigLike, values: Mapping[str, Any]) -> Id
         start,
         board,
         values,
+        first=first,
         run_dir=run_dir,
         host=own_host(start, os.environ.get("DPWA_HOST"), towards),
     )

@@ -1,8 +1,8 @@
-"""Refuses several processes as one node, and models that they share: a node is one process that holds the whole model.
+"""Which other processes hold copies of a model, and the refusal of models that they have a part in some other way.
 
-dpwa changes parameters in place, in its own process only. Under DistributedDataParallel or FSDP other processes hold
-copies or shards of the same model and would not see the change. And processes that torchrun has started within a node
-all take themselves for that node.
+dpwa changes parameters in place. Under DistributedDataParallel other processes hold copies, which must all change
+alike: they are an island (`islands.py`). Under FSDP they hold shards, which are refused. And processes that torchrun
+has started within a node all take themselves for that node.
 
 Runs in: the trainer's thread.
 """
@@ -13,20 +13,30 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
 
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from dpwa import ConfigError
 
-__all__ = ["is_one_of_group", "refuse_groups", "refuse_ranks", "refuse_shard", "tell_rank_alone", "unwrapped"]
+__all__ = [
+    "is_sharded",
+    "ranks_of",
+    "refuse_groups",
+    "refuse_ranks",
+    "refuse_shard",
+    "replicas_of",
+    "tell_rank_alone",
+    "unwrapped",
+]
 
 _logger = logging.getLogger("dpwa")
 
-_ONE_PROCESS = (
-    "one node of dpwa is one process that holds the whole model; expected a model that no other process has a part in "
-    "(groups of processes as one node are not supported yet)"
+_WHOLE_MODEL = (
+    "dpwa exchanges whole models, and no shards yet; expected a model that each process holds whole, alone or as one "
+    "of the copies of a DistributedDataParallel, which are one node together"
 )
 
 
@@ -50,21 +60,29 @@ def refuse_ranks(node: str) -> None:
     rank, size = _rank_and_size()
     if size > 1:
         raise ConfigError(
-            f"rank {rank} of {size} of node {node}: a node is one process, and groups of processes as one node are not "
-            "supported yet. Leave torchrun and DistributedDataParallel out and put a node for each process into the "
-            "cluster file, or give each rank a node of its own with name=... (without DistributedDataParallel). If "
-            "RANK and WORLD_SIZE are left over from elsewhere, unset them"
+            f"rank {rank} of {size} of node {node}: expected one process for a node, or several that share a model. To "
+            "make them one node, wrap the model in DistributedDataParallel before dpwa takes it, or write "
+            f"`island: {{size: {size}}}` into the cluster file; to make each a node, leave torchrun out and put a node "
+            "for each process into the cluster file, or pass name=... on each. If RANK and WORLD_SIZE are left over "
+            "from elsewhere, unset them"
         )
 
 
-def tell_rank_alone() -> None:
-    """Say, once per group, that its processes train without dpwa."""
+def tell_rank_alone(*, sharded: bool) -> None:
+    """Say, once per group, that its processes train without dpwa.
+
+    Args:
+        sharded: each holds a shard of the model; otherwise each holds a copy, or a model of its own.
+    """
     rank, size = _rank_and_size()
     if size > 1 and rank == 0:
         _logger.warning(
-            "the %d processes of this group run alone, without dpwa: there is no cluster; to make each a node, pass "
-            "name=... and config=...",
+            "the %d processes of this group run alone, without dpwa: %s",
             size,
+            _WHOLE_MODEL
+            if sharded
+            else "they are one node, and no cluster names others; to make each host a node, give its "
+            "DistributedDataParallel a group of its own (process_group=...), or start each by a node of `dpwa launch`",
         )
 
 
@@ -78,30 +96,66 @@ def _rank_and_size() -> tuple[int, int]:
         return 0, 1
 
 
-def refuse_groups(module: nn.Module) -> None:
-    """Check that no other process holds copies or shards of a model, which may be wrapped.
+def replicas_of(module: nn.Module) -> Any:
+    """The process group of the DistributedDataParallel that keeps copies of a model in other processes; None for none.
+
+    Args:
+        module: the model, within or without its wrapper; or one that has it as a part.
 
     Raises:
-        ConfigError: a DistributedDataParallel of several processes or an FSDP module holds its parameters.
+        ConfigError: some tensors that are trained have copies, and others have none, or have them elsewhere.
+    """
+    found: Any = None
+    held: dict[int, tuple[int, ...]] = {}
+    for wrapper in _data_parallel_around(module):
+        if wrapper.process_group.size() > 1:
+            found = wrapper.process_group
+            held |= dict.fromkeys(map(id, wrapper.parameters()), ranks_of(found))
+    own = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    where = {name: held.get(id(parameter)) for name, parameter in own.items()}
+    if not any(where.values()):
+        return None
+    for name, ranks in where.items():
+        if ranks != ranks_of(found):
+            raise ConfigError(
+                f"tensor {name}: {'has no copies' if ranks is None else f'has copies on the ranks {list(ranks)}'}, and "
+                f"other tensors of the model have them on the ranks {list(ranks_of(found))}; put the whole model into "
+                "one DistributedDataParallel, or all its parts over the same processes"
+            )
+    return found
+
+
+def ranks_of(group: Any) -> tuple[int, ...]:
+    """Ranks, in the world of torch.distributed, of a group's processes; in the order of their ranks within it."""
+    return tuple(distributed.get_process_group_ranks(group))
+
+
+def refuse_groups(module: nn.Module, island: tuple[int, ...] = ()) -> None:
+    """Check that no other process holds copies or shards of a model, which may be wrapped.
+
+    Args:
+        module: the model.
+        island: ranks of the processes that are this node together, and hold copies.
+
+    Raises:
+        ConfigError: an FSDP module, or a DistributedDataParallel over other processes, holds its parameters.
     """
     sharded = _fully_sharded_type()
     for name, part in module.named_modules():
         if sharded is not None and isinstance(part, sharded):
             first = next((inner for inner, _ in part.named_parameters()), "")
-            raise ConfigError(f"tensor {'.'.join(filter(None, (name, first)))}: is sharded by FSDP; {_ONE_PROCESS}")
-        if isinstance(part, DistributedDataParallel):
-            _refuse_replicas(part, dict(part.named_parameters(prefix=name)))
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        # A model does not know the DistributedDataParallel around it, and the given one may be the model inside.
-        own = dict(module.named_parameters())
-        for wrapper in _all_data_parallel():
-            _refuse_replicas(wrapper, own)
+            raise ConfigError(f"tensor {'.'.join(filter(None, (name, first)))}: is sharded by FSDP; {_WHOLE_MODEL}")
+    own = dict(module.named_parameters())
+    for wrapper in _data_parallel_around(module):
+        _refuse_replicas(wrapper, own, island)
 
 
-def is_one_of_group(module: nn.Module) -> bool:
-    """Whether other processes hold copies or shards of a model, which may be wrapped."""
+def is_sharded(module: nn.Module) -> bool:
+    """Whether other processes hold shards of a model, which may be wrapped."""
+    sharded = _fully_sharded_type()
+    if sharded is not None and any(isinstance(part, sharded) for part in module.modules()):
+        return True
     try:
-        refuse_groups(module)
         for name, parameter in module.named_parameters():
             refuse_shard(name, parameter)
     except ConfigError:
@@ -117,27 +171,38 @@ def refuse_shard(name: str, tensor: Tensor) -> None:
     """
     sharded = _dtensor_type()
     if (sharded is not None and isinstance(tensor, sharded)) or getattr(tensor, "_is_flat_param", False):
-        raise ConfigError(f"tensor {name}: is a {type(tensor).__name__}, sharded over processes; {_ONE_PROCESS}")
+        raise ConfigError(f"tensor {name}: is a {type(tensor).__name__}, sharded over processes; {_WHOLE_MODEL}")
 
 
-def _refuse_replicas(wrapper: DistributedDataParallel, parameters: dict[str, nn.Parameter]) -> None:
+def _refuse_replicas(
+    wrapper: DistributedDataParallel, parameters: dict[str, nn.Parameter], island: tuple[int, ...]
+) -> None:
     processes = wrapper.process_group.size()
-    if processes == 1:
+    if processes == 1 or ranks_of(wrapper.process_group) == island:
         return
     held = {id(parameter) for parameter in wrapper.parameters()}
     name = next((name for name, parameter in parameters.items() if id(parameter) in held), None)
     if name is not None:
         raise ConfigError(
-            f"tensor {name}: is held by a DistributedDataParallel over {processes} processes, whose copies would drift "
-            f"apart; {_ONE_PROCESS}"
+            f"tensor {name}: is held by a DistributedDataParallel over {processes} processes, which dpwa did not see "
+            "when it took the model, so that their copies would drift apart; make the adapter after "
+            "DistributedDataParallel"
         )
 
 
-def _all_data_parallel() -> Iterator[DistributedDataParallel]:
-    """Every DistributedDataParallel of this process: torch keeps no list, the garbage collector does."""
-    for found in gc.get_objects():
+def _data_parallel_around(module: nn.Module) -> Iterator[DistributedDataParallel]:
+    """Every DistributedDataParallel that may hold parameters of a model.
+
+    A model does not know the one around it, and the given one may be the model inside. Torch keeps no list, the garbage
+    collector does.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        yield from (part for part in module.modules() if isinstance(part, DistributedDataParallel))
+        return
+    candidates: Iterable[object] = gc.get_objects() if distributed.get_world_size() > 1 else module.modules()
+    for found in candidates:
         if issubclass(type(found), DistributedDataParallel):  # isinstance would run the code of lazy proxies
-            yield found
+            yield cast("DistributedDataParallel", found)
 
 
 # These types exist only once their modules are imported, which takes long and is the user's choice.

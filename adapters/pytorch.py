@@ -19,6 +19,8 @@ import atexit
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, cast
@@ -29,14 +31,18 @@ from torch import Tensor, nn
 
 from dpwa import MODEL_FILE, ConfigError, Node, NodeStatistics, node_folder
 
-from .checkpoints import Checkpoints, Kept
-from .identity import ConfigLike, Identity, identity_of, take_place
+from .checkpoints import Checkpoints
+from .identity import ConfigLike, Identity, identity_of, island_size, take_place
+from .island_nodes import Follower, Leader, telling_failure
+from .island_start import agreed
+from .islands import Island, members_of
 from .optimizer_state import unwrapped_optimizer
-from .process_groups import is_one_of_group, refuse_ranks, tell_rank_alone
+from .process_groups import is_sharded, refuse_ranks, tell_rank_alone
+from .restoring import Kept, Training
 from .saving import save_model
 from .streams import LateLosses
 from .tensors import TorchModel
-from .termination import closing, raise_if_terminated, watch
+from .termination import closing, end_with_agent, raise_if_terminated, watch
 
 __all__ = ["DpwaPyTorchAdapter", "attach"]
 
@@ -62,11 +68,10 @@ class DpwaPyTorchAdapter:
     other change (new or unfrozen parameters, another shape or dtype, LoRA, pruning) is refused by the first step, later
     within 64 steps. To unfreeze layers later, train with `frozen_parameters: blend`.
 
-    A node is one process that holds the whole model. FSDP modules and a DistributedDataParallel over several processes
-    are refused; a DistributedDataParallel over one process, DataParallel and `torch.compile` are looked through. Of
-    several processes, as under torchrun, each is a node if it says which: `name=f"w{rank + 1}"`, with a `config`, and a
-    model without DistributedDataParallel. Without `name` they are refused where `dpwa launch` has named the node, and
-    run alone where there is no cluster.
+    A node is one process, or an island: the processes that a DistributedDataParallel of the model spans, or as many as
+    the config's `island: {size: 4}` says. All of them make the adapter, and call `step` and `finish` alike. The first
+    one exchanges models; the others have its model after every step that changed it, and its answers. FSDP modules are
+    refused; DataParallel and `torch.compile` are looked through.
 
     Args:
         model: the model as it will be trained: on its device, in its dtype, with its frozen parameters frozen.
@@ -102,33 +107,90 @@ class DpwaPyTorchAdapter:
         identity = config if isinstance(config, Identity) else _identity_of(model, name, config)
         self.config, self.name, self.run_dir = identity.config, identity.name, identity.run_dir
         inner = None if optimizer is None else unwrapped_optimizer(optimizer, "optimizer")
-        self._tensors = TorchModel(model, self.config, optimizer=inner)
+        self._island = None if identity.members is None else Island(identity.members)
         self._hook: _OptimizerHook | None = None
         self._late_losses = LateLosses()
-        self._checkpoints = self._load_checkpoint(inner, checkpoint or {})
+        self._checkpoints: Checkpoints | None = None
+        self._resumed_step = 0
+        self._node: Node | Leader | Follower
         with ExitStack() as undo:
-            if self._checkpoints is not None:
-                undo.callback(self._checkpoints.close)
-            self._node = Node(
-                self.config,
-                self.name,
-                self._tensors,
-                run_dir=self.run_dir,
-                peers_restart=identity.peers_restart,
-                launch_id=identity.launch_id,
-            )
-            self._is_closed = False
-            undo.callback(self.close)  # what fails holds no port, and is nobody's former adapter
-            take_place(self, identity)
-            if self._checkpoints is not None:
-                self._checkpoints.prepare(self._node)
-            self._node.start()
-            if self._checkpoints is not None:
-                self._checkpoints.begin(self._node)
+            if self._island is not None:
+                undo.callback(self._island.close)
+                end_with_agent()
+            take = partial(TorchModel, model, self.config, optimizer=inner)
+            if self._island is None:
+                self._tensors = take()
+            else:
+                take = partial(take, island=self._island.ranks)
+                self._tensors, self.run_dir = agreed(self._island, identity, take)
+            if self._island is None or self._island.is_first:
+                with telling_failure(self._island):
+                    self._begin(identity, inner, checkpoint or {}, undo)
+            else:
+                self._begin_to_follow(self._island, identity, inner, checkpoint or {}, undo)
             undo.pop_all()
         # A script that ends without closing must not leave threads that the interpreter would stop in mid-air.
         atexit.register(self.close)
         watch(self)
+
+    def _begin(
+        self,
+        identity: Identity,
+        optimizer: torch.optim.Optimizer | None,
+        parts: Mapping[str, Kept],
+        undo: ExitStack,
+    ) -> None:
+        """Make the node, and start it; where that fails, `undo` ends what there is of it."""
+        self._checkpoints = self._load_checkpoint(optimizer, parts)
+        if self._checkpoints is not None:
+            undo.callback(self._checkpoints.close)
+        node = Node(
+            self.config,
+            self.name,
+            self._tensors,
+            run_dir=self.run_dir,
+            peers_restart=identity.peers_restart,
+            launch_id=identity.launch_id,
+        )
+        self._node = node if self._island is None else Leader(self._island, self._tensors, node)
+        self._is_closed = False
+        undo.callback(self.close)  # what fails holds no port, and is nobody's former adapter
+        take_place(self, identity)
+        if self._checkpoints is not None:
+            self._checkpoints.prepare(self._node)
+        self._node.start()
+        found = None
+        if self._checkpoints is not None:
+            found, self._resumed_step = self._checkpoints.found, self._checkpoints.resumed_step
+            self._checkpoints.begin(self._node, island_size=self.island_size)
+        if isinstance(self._node, Leader):
+            self._node.begin(found)
+            if self._checkpoints is not None:
+                self._node.is_checkpoint_due = self._checkpoints.is_due
+                self._checkpoints.random_of_island = self._node.random_of_island
+
+    def _begin_to_follow(
+        self,
+        island: Island,
+        identity: Identity,
+        optimizer: torch.optim.Optimizer | None,
+        parts: Mapping[str, Kept],
+        undo: ExitStack,
+    ) -> None:
+        """Wait for the node, which another process of the island makes, and go on from what it went on from."""
+        self._node = node = Follower(island, self._tensors, self.name)
+        self._is_closed = False
+        undo.callback(self.close)
+        take_place(self, identity)
+        found = node.begin()
+        if found is not None:
+            training = Training(self.name, found.path.parent, self._tensors.module, optimizer, parts)
+            state = training.restore(found)
+            self._resumed_step = int(state["step"])
+            self._tensors.check_all()
+            node.follow_start(state.get("random_of_island", ()))
+        else:
+            node.follow_start()
 
     def _load_checkpoint(
         self, optimizer: torch.optim.Optimizer | None, parts: Mapping[str, Kept]
@@ -159,7 +221,7 @@ class DpwaPyTorchAdapter:
 
         `for step in range(node.resumed_step, steps)` makes those that are left.
         """
-        return 0 if self._checkpoints is None else self._checkpoints.resumed_step
+        return self._resumed_step
 
     @property
     def rank(self) -> int:
@@ -173,6 +235,16 @@ class DpwaPyTorchAdapter:
     def world_size(self) -> int:
         """How many nodes the cluster file has: 1 for a script that runs alone. With `join` there may be others."""
         return len(self.config.nodes)
+
+    @property
+    def island_rank(self) -> int:
+        """Position of this process among those that are this node together, from 0; the first is the node itself."""
+        return 0 if self._island is None else self._island.rank
+
+    @property
+    def island_size(self) -> int:
+        """How many processes are this node together: 1 without an island."""
+        return 1 if self._island is None else self._island.size
 
     @property
     def folder(self) -> Path | None:
@@ -329,7 +401,7 @@ class DpwaPyTorchAdapter:
             try:
                 self._tensors.close()
             finally:
-                if self.run_dir is not None and self._node.statistics().clock > 0:
+                if self.run_dir is not None and not self.island_rank and self._node.statistics().clock > 0:
                     save_model(self._tensors.module, node_folder(self.run_dir, self.name) / MODEL_FILE)
 
     def _follow_model(self, *, everywhere: bool = False) -> None:
@@ -393,10 +465,16 @@ def _identity_of(model: object, name: str | None, config: ConfigLike) -> Identit
     """The node that is to train a model."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    is_group = name is None and is_one_of_group(model)
-    identity = identity_of(name, config, is_one_of_group=is_group)
+    members = members_of(model, island_size(config))
+    sharded = name is None and members is None and is_sharded(model)
+    identity = identity_of(name, config, members=members, is_sharded=sharded)
     if name is None and not identity.is_by_rank:
-        tell_rank_alone() if identity.config.is_alone else refuse_ranks(identity.name)
+        if identity.config.is_alone:
+            tell_rank_alone(sharded=sharded)
+        elif members is None:
+            refuse_ranks(identity.name)
+    if identity.config.is_alone and identity.run_dir is None:
+        return replace(identity, members=None)  # nothing changes the model, and nothing is written
     return identity
 
 

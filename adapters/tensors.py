@@ -93,6 +93,7 @@ class TorchModel:
         config: says whether to exchange buffers and frozen parameters.
         find_copies: returns what moves the tensors of a device; None: they are read and written directly.
         optimizer: the one that trains the module, whose state travels if the config says `optimizer_state: blend`.
+        island: ranks of the processes that hold copies of the model and are this node together; none: this one alone.
 
     Raises:
         ConfigError: a tensor cannot be exchanged, or other processes hold a part of the model.
@@ -105,9 +106,11 @@ class TorchModel:
         find_copies: Callable[[torch.device, PinnedArrays], Copies | None] = copies_for,
         *,
         optimizer: torch.optim.Optimizer | None = None,
+        island: tuple[int, ...] = (),
     ) -> None:
+        self._island = island
         if not config.is_alone:  # a script that runs alone may do as it likes
-            refuse_groups(module)
+            refuse_groups(module, island)
         self.module = unwrapped(module)
         self._select = partial(
             select, self.module, buffers=config.buffers == "blend", frozen=config.frozen_parameters == "blend"
@@ -126,6 +129,8 @@ class TorchModel:
             )
         self._specs = tuple(self._taken.specs())
         self.layout = Layout([*self._specs, *(() if self._state is None else self._state.specs)])
+        self.blends = 0
+        """How often the model was changed, by `blend`."""
         self._has_been_checked = False
         self._has_complained = False
         # The same few buffers come again and again; making views of each once keeps a step cheap for small models.
@@ -190,7 +195,7 @@ class TorchModel:
             ConfigError: as `check`; or other processes hold a part of the model.
         """
         with self._noting_a_complaint():
-            refuse_groups(self.module)
+            refuse_groups(self.module, self._island)
             has_new_state = self._state is not None and self._state.has_changed()
             if self._watch.replaced() or self._watch.has_changed_anywhere() or has_new_state:
                 self._take_anew()
@@ -237,6 +242,12 @@ class TorchModel:
         self._taken = now
         self._bind()
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The exchanged tensors as they are now, in an order that all processes with this model have in common."""
+        own = [chosen.tensor for chosen in self._taken.exchanged.values()]
+        return own if self._state is None else [*own, *self._state.tensors.values()]
+
     # --- What a node wants ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -263,6 +274,7 @@ class TorchModel:
     @torch.no_grad()
     def blend(self, values: Sequence[Values], factor: float) -> None:
         """See `dpwa.Model`."""
+        self.blends += 1
         with self._naming_the_tensor():
             for run in self._direct:
                 section_values = values[run.index]

@@ -18,8 +18,10 @@ Must not know: models, torch. Runs in: the main thread; in others it has no effe
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -28,12 +30,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-__all__ = ["closing", "raise_if_terminated", "watch"]
+__all__ = ["closing", "end_with_agent", "raise_if_terminated", "watch"]
 
 EXIT_CODE = 128 + signal.SIGTERM
 
 # Another SIGTERM within this time is the same one, by another route.
 _SAME_S = 1.0
+
+# Of the header linux/prctl.h: the signal that a process gets when its parent ends.
+_SET_DEATH_SIGNAL = 1
 
 _living: weakref.WeakSet[object] = weakref.WeakSet()
 
@@ -56,6 +61,15 @@ class _State:
 
 
 _state = _State()
+
+
+def end_with_agent() -> None:
+    """Within a node of `dpwa launch`, let this process be killed with the agent of torchrun that has started it.
+
+    The agent gives each of its processes a session of its own: they are not in the group that the launcher ends.
+    """
+    if os.environ.get("DPWA_NODE") and os.environ.get("TORCHELASTIC_RUN_ID") and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
 
 
 def watch(node: object) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         ConfigError,
         DpwaError,
         InternalError,
+        IslandError,
         ModelMismatch,
         NodeClosed,
         PeerTimeout,
@@ -89,6 +90,7 @@ __all__ = [
     "InternalError",
     "Interpolation",
     "Inventory",
+    "IslandError",
     "Layout",
     "Method",
     "Model",
@@ -127,8 +129,8 @@ _NAMES_BY_MODULE = {
     "dpwa.adapters.pytorch": "DpwaPyTorchAdapter attach",
     "dpwa.adapters.torchvision": "mend_torchvision",
     "dpwa.config.cluster": "ClusterConfig",
-    "dpwa.errors": "ConfigError DpwaError InternalError ModelMismatch NodeClosed PeerTimeout PeerUnreachable "
-    "RemoteProtocolError TransportError",
+    "dpwa.errors": "ConfigError DpwaError InternalError IslandError ModelMismatch NodeClosed PeerTimeout "
+    "PeerUnreachable RemoteProtocolError TransportError",
     "dpwa.interpolation.registry": "register",
     "dpwa.interpolation.rules": "DistanceInterpolation Interpolation",
     "dpwa.methods.adpsgd": "ADPSGD",

@@ -3,6 +3,7 @@
     DpwaError                      catch this to catch everything from dpwa
     ├── ConfigError (ValueError)   the file, an argument or the model is not usable; raised before anything is opened
     ├── NodeClosed                 this node was closed by its own program
+    ├── IslandError                the processes of an island, which are one node together, have parted
     ├── TransportError (.peer)     something between this node and one peer; counted, never raised to the trainer
     │   ├── PeerTimeout            the peer was reached but did not answer in time
     │   ├── PeerUnreachable        no connection to the peer
@@ -27,6 +28,7 @@ __all__ = [
     "ConfigError",
     "DpwaError",
     "InternalError",
+    "IslandError",
     "ModelMismatch",
     "NodeClosed",
     "PeerTimeout",
@@ -57,6 +59,10 @@ class ConfigError(DpwaError, ValueError):
 
 class NodeClosed(DpwaError):
     """The node was used after its own program had closed it."""
+
+
+class IslandError(DpwaError):
+    """The processes of an island, which are one node together, have parted: one is gone, or did other things."""
 
 
 class TransportError(DpwaError):

@@ -37,12 +37,20 @@ def main(rank: int, folder: Path, ports: list[int]) -> None:
     alone = [distributed.new_group([one]) for one in range(2)][rank]
     os.environ["DPWA_RUN_DIR"] = str(folder / f"run{rank}")
     config = ClusterConfig.for_localhost(2, ports=ports[2 * rank : 2 * rank + 2])
+    common = ClusterConfig.for_localhost(2, ports=ports[:2])
     results = {}
     results["a model of its own"] = taken(nn.Linear(2, 2), config)
     replicated = DistributedDataParallel(nn.Linear(2, 2))
-    results["replicas"] = taken(replicated, config)
-    results["inside of replicas"] = taken(replicated.module, config)
-    results["a part that is replicated"] = taken(nn.Sequential(nn.Linear(2, 2), replicated), config)
+    results["replicas"] = taken(replicated, common)
+    results["inside of replicas"] = taken(replicated.module, common)
+    parts = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), replicated, DistributedDataParallel(nn.Linear(2, 2)))
+    results["all trained parts replicated"] = taken(parts, common)
+    pairs, fours = (ClusterConfig.for_localhost(2, ports=ports[:2], island={"size": size}) for size in (2, 4))
+    results["replicas by the file"] = taken(nn.Linear(2, 2), pairs)
+    results["a part that is replicated"] = taken(nn.Sequential(nn.Linear(2, 2), replicated), common)
+    results["replicas with other settings"] = taken(replicated, common.model_copy(update={"seed": rank}))
+    results["replicas of other models"] = taken(nn.Linear(2, 2 + rank), pairs)
+    results["other replicas than the file says"] = taken(replicated, fours)
     results["beside replicas"] = taken(nn.Linear(2, 2), config)
     results["a group of one"] = taken(DistributedDataParallel(nn.Linear(2, 2), process_group=alone), config)
     results["compiled in a group of one"] = taken(

@@ -82,9 +82,15 @@ def _sentences(config: ClusterConfig) -> str:
         f"Memory beside the model: {config.snapshot_slots} snapshots and the differences of "
         f"{'three pulls' if config.guard == 'median' else 'one exchange'}; "
         f"at most {config.max_connections} open connections to peers.",
+        *_islands(config),
         *_checkpoints(config),
     ]
     return "\n".join(lines)
+
+
+def _islands(config: ClusterConfig) -> list[str]:
+    size = config.island.size
+    return [] if size is None else [f"Each {size} processes, in the order of their ranks, are one node."]
 
 
 def _checkpoints(config: ClusterConfig) -> list[str]:

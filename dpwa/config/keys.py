@@ -17,6 +17,7 @@ from dpwa.config.sections import (
     CheckpointOptions,
     DataRate,
     FlowControlOptions,
+    IslandOptions,
     Name,
     NodeConfig,
     OuterOptions,
@@ -184,6 +185,9 @@ class _PlainKeys(Options):
     faults: FaultOptions = Field(FaultOptions(), description="Faults to inject, for experiments; none by default.")
     checkpoint: CheckpointOptions = Field(
         CheckpointOptions(), description="What each node saves, to go on from after a kill; off by default."
+    )
+    island: IslandOptions = Field(
+        IslandOptions(), description="How many processes are one node together, as under DistributedDataParallel."
     )
     metrics_interval_ms: int = Field(
         1000, ge=10, le=3_600_000, description="Milliseconds between two lines of a node's metrics file."

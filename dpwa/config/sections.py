@@ -26,6 +26,7 @@ __all__ = [
     "DataRate",
     "FlowControlOptions",
     "Host",
+    "IslandOptions",
     "Name",
     "NodeConfig",
     "OuterOptions",
@@ -181,6 +182,18 @@ class CheckpointOptions(Options):
         None, ge=0.1, le=604_800, description="Seconds between two checkpoints; null: none are made."
     )
     keep: int = Field(2, ge=1, le=1000, description="How many checkpoints stay; older ones are removed.")
+
+
+class IslandOptions(Options):
+    """How many processes are one node together."""
+
+    size: int | None = Field(
+        None,
+        ge=2,
+        le=4096,
+        description="Processes of torch.distributed that are one node; null: as many as share its "
+        "DistributedDataParallel.",
+    )
 
 
 class FlowControlOptions(Options):

@@ -1,7 +1,8 @@
 """Makes a cluster of the processes that an engine has started: each tells where it is, and all know the same nodes.
 
-The nodes are w1, w2 ... by rank. On one host they use loopback. Where the config names no keys, each makes a pair for
-this start, and tells its public key with its address: who takes part then is who was told of at the start.
+The nodes are w1, w2 ... by rank; processes that share a model are one of them. On one host they use loopback. Where the
+config names no keys, each makes a pair for this start, and tells its public key with its address: who takes part then
+is who was told of at the start.
 
 Must not know: which engine it is, models, torch. Runs in: the trainer's thread, before training.
 """
@@ -28,7 +29,7 @@ from dpwa.config.cluster import FIRST_PORT
 from dpwa.engines.boards import MAX_CARD_BYTES, Board
 from dpwa.engines.environment import Start
 from dpwa.errors import ConfigError
-from dpwa.transport.run_keys import own_keys, remove_own_keys
+from dpwa.transport.run_keys import own_keys, own_keys_folder, remove_own_keys
 
 __all__ = ["GATHER_TIMEOUT_S", "Gathered", "gather", "node_name", "own_host", "values_in"]
 
@@ -51,6 +52,7 @@ class Card(NamedTuple):
         options: a hash of the config's settings.
         run_dir: where the first process would have the run folder.
         number: random.
+        first: rank of the first of the processes that are one node together; its own, where it is one by itself.
     """
 
     version: str
@@ -61,6 +63,7 @@ class Card(NamedTuple):
     options: str
     run_dir: str
     number: str
+    first: int
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def gather(
     board: Board,
     values: Mapping[str, Any],
     *,
+    first: int | None = None,
     run_dir: Path,
     host: str,
     timeout_s: float = GATHER_TIMEOUT_S,
@@ -100,6 +104,7 @@ def gather(
         start: of this process.
         board: where all tell.
         values: the keys of a cluster file without `nodes`.
+        first: rank of the first of the processes that are one node with this one; None: this one is a node by itself.
         run_dir: the run folder, as the first process would have it.
         host: name or address by which other hosts reach this one.
         timeout_s: how long the others are waited for.
@@ -109,22 +114,28 @@ def gather(
     """
     public, secret = zmq.curve_keypair()
     options = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    first = start.rank if first is None else first
     with _held_port() as port:
         said_dir = str(run_dir) if start.rank == 0 else ""
-        own = Card(__version__, _place(), host, port, public.decode(), options, said_dir, os.urandom(8).hex())
+        own = Card(__version__, _place(), host, port, public.decode(), options, said_dir, os.urandom(8).hex(), first)
         cards = [_read(rank, card) for rank, card in enumerate(board.exchange(_written(own), timeout_s))]
     _check(start, cards)
     is_one_host = len({card.place for card in cards}) == 1
+    named = {
+        rank: node_name(number)
+        for number, rank in enumerate(rank for rank, card in enumerate(cards) if card.first == rank)
+    }
     nodes = [
-        {"name": node_name(rank), "host": "127.0.0.1" if is_one_host else card.host, "port": card.port}
-        for rank, card in enumerate(cards)
+        {"name": name, "host": "127.0.0.1" if is_one_host else cards[rank].host, "port": cards[rank].port}
+        for rank, name in named.items()
     ]
-    name, folder = node_name(start.rank), Path(cards[0].run_dir)
+    name, folder = named[first], Path(cards[0].run_dir)
     settings: dict[str, Any] = {"nodes": nodes}
     if not (values.get("keys") or values.get("insecure")):
-        allowed = {node_name(rank): card.public.encode() for rank, card in enumerate(cards)}
-        keys = own_keys(folder, name, secret, allowed)
-        atexit.register(remove_own_keys, keys, name, os.getpid())
+        keys = own_keys_folder(folder)
+        if first == start.rank:  # whose process is the node
+            keys = own_keys(folder, name, secret, {named[rank]: cards[rank].public.encode() for rank in named})
+            atexit.register(remove_own_keys, keys, name, os.getpid())
         if not is_one_host:
             settings["keys"] = str(keys)
     launch_id = hashlib.sha256("".join(card.number for card in cards).encode()).hexdigest()[:16]
@@ -218,9 +229,9 @@ def _read(rank: int, written: bytes) -> Card:
         card = Card(*found)
     except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"process {rank}: what it tells of itself cannot be read ({error})") from error
-    texts = [value for place, value in enumerate(card) if place != Card._fields.index("port")]
-    is_right = all(isinstance(text, str) for text in texts) and type(card.port) is int and 1 <= card.port <= 65535
-    if not (is_right and len(card.public) == 40 and card.public.isascii()):
+    numbers = {Card._fields.index("port"), Card._fields.index("first")}
+    is_right = all(type(value) is (int if place in numbers else str) for place, value in enumerate(card))
+    if not (is_right and 1 <= card.port <= 65535 and len(card.public) == 40 and card.public.isascii()):
         raise ConfigError(f"process {rank}: what it tells of itself makes no sense; do all run this version of dpwa?")
     return card
 
@@ -228,6 +239,11 @@ def _read(rank: int, written: bytes) -> Card:
 def _check(start: Start, cards: Sequence[Card]) -> None:
     first = cards[0]
     for rank, card in enumerate(cards):
+        if not (0 <= card.first < len(cards) and cards[card.first].first == card.first):
+            raise ConfigError(
+                f"process {rank} says that it is one node with process {card.first}, which says otherwise; all that "
+                "share a model must have the same DistributedDataParallel, and the same `island` in their settings"
+            )
         if card.version != first.version:
             raise ConfigError(
                 f"process {rank} on {card.host} has dpwa {card.version}, and process 0 on {first.host} has "

@@ -21,7 +21,7 @@ from dpwa.transport.allowed_list import ALLOWED_FILE, AllowedList, write_list
 from dpwa.transport.key_folder import make_keys, secret_path
 from dpwa.transport.secret_files import write_secret
 
-__all__ = ["own_keys", "remove_own_keys", "run_keys", "run_keys_folder"]
+__all__ = ["own_keys", "own_keys_folder", "remove_own_keys", "run_keys", "run_keys_folder"]
 
 _RUN_KEYS = "keys"
 
@@ -56,6 +56,11 @@ def run_keys(run_dir: Path, nodes: Sequence[str], is_used: Callable[[], bool] = 
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def own_keys_folder(run_dir: Path) -> Path:
+    """Where `own_keys` keeps the keys of a run."""
+    return run_dir / _RUN_KEYS
+
+
 def own_keys(run_dir: Path, node: str, secret: bytes, allowed: Mapping[str, bytes]) -> Path:
     """Keys for a run of which each node has made its own: one node's part of the run folder's keys.
 
@@ -73,7 +78,7 @@ def own_keys(run_dir: Path, node: str, secret: bytes, allowed: Mapping[str, byte
     Raises:
         ConfigError: they cannot be written.
     """
-    folder = run_dir / _RUN_KEYS
+    folder = own_keys_folder(run_dir)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret_path(folder, node).unlink(missing_ok=True)

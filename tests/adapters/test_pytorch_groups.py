@@ -19,8 +19,7 @@ from support import TESTS
 
 TRAINER = TESTS / "groups_trainer.py"
 
-REPLICATED = r"is held by a DistributedDataParallel over 2 processes, .* one node of dpwa is one process"
-SHARDED = r"one node of dpwa is one process that holds the whole model"
+SHARDED = r"dpwa exchanges whole models, and no shards yet; expected a model that each process holds whole"
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +55,17 @@ def test_a_model_that_no_other_process_has_a_part_in_is_exchanged_although_proce
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("model", ["replicas", "inside of replicas", "replicas by the file"])
+def test_replicas_are_one_node_together(found, model):
+    assert found[model] == "weight bias"
+
+
+@pytest.mark.heavy
+def test_replicas_of_all_parts_that_are_trained_are_one_node_together(found):
+    assert found["all trained parts replicated"] == "1.module.weight 1.module.bias 2.module.weight 2.module.bias"
+
+
+@pytest.mark.heavy
 @pytest.mark.parametrize("model", ["a group of one", "compiled in a group of one"])
 def test_data_parallel_over_one_process_is_the_model_inside(found, model):
     assert found[model] == "weight bias"
@@ -65,10 +75,23 @@ def test_data_parallel_over_one_process_is_the_model_inside(found, model):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("replicas", "tensor module.weight: " + REPLICATED),
-        ("inside of replicas", "tensor weight: " + REPLICATED),
-        ("a part that is replicated", "tensor 1.module.weight: " + REPLICATED),
-        ("replicated later", "tensor weight: " + REPLICATED),
+        (
+            "a part that is replicated",
+            r"tensor 0.weight: has no copies, and other tensors .* on the ranks \[0, 1\]; put",
+        ),
+        (
+            "replicated later",
+            "tensor weight: is held by a DistributedDataParallel over 2 processes, which dpwa did not see",
+        ),
+        (
+            "replicas with other settings",
+            r"the processes \[0, 1\] are one .*, and rank 1 differs from rank 0 in its settings",
+        ),
+        ("replicas of other models", r"the processes \[0, 1\] are one .*, and rank 1 differs from rank 0 in its model"),
+        (
+            "other replicas than the file says",
+            r"island: \{size: 4\}: the model's DistributedDataParallel spans 2 processes",
+        ),
         ("sharded", "tensor weight: is a DTensor, sharded over processes; " + SHARDED),
         ("sharded later", "tensor 0.weight: is a DTensor, sharded over processes; " + SHARDED),
         ("flat shards", r"tensor 0\._fsdp_wrapped_module\._flat_param: is sharded by FSDP; " + SHARDED),
@@ -99,8 +122,9 @@ def test_one_of_several_processes_that_take_themselves_for_one_node_is_refused_w
     with pytest.raises(ConfigError) as refused:
         DpwaPyTorchAdapter(nn.Linear(2, 1))
     said = str(refused.value)
-    assert said.startswith("rank 1 of 2 of node w2: a node is one process")
-    assert "put a node for each process into the cluster file, or give each rank a node of its own with name=" in said
+    assert said.startswith("rank 1 of 2 of node w2: expected one process for a node, or several that share a model")
+    assert "`island: {size: 2}`" in said
+    assert "put a node for each process into the cluster file, or pass name=... on each" in said
     assert "\n" not in said
     # One that says which node it is, is that node.
     with DpwaPyTorchAdapter(nn.Linear(2, 1), "w2") as adapter:
@@ -110,7 +134,7 @@ def test_one_of_several_processes_that_take_themselves_for_one_node_is_refused_w
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
 def test_a_group_of_processes_without_a_cluster_runs_alone_and_one_of_them_says_so(second_of_two, caplog, rank, lines):
     second_of_two.setenv("RANK", rank)
-    second_of_two.setattr("dpwa.adapters.pytorch.is_one_of_group", lambda _: True)  # its model is a replica
+    second_of_two.setattr("dpwa.adapters.pytorch.is_sharded", lambda _: True)
     with DpwaPyTorchAdapter(nn.Linear(2, 1)) as adapter:
         adapter.step(1.0)
         assert adapter.world_size == 1
@@ -131,11 +155,11 @@ distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 torch.manual_seed(0)
 model = nn.Linear(4, 1)
-trained = model if mode == "names" else DistributedDataParallel(model)
+trained = DistributedDataParallel(model) if mode == "replicas" else model
 optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
 if mode == "names":
     node = attach(model, optimizer, name=f"w{rank + 1}", config="two.yaml")
-elif mode == "every rank" or rank == 0:
+else:
     node = attach(trained, optimizer)
 
 
@@ -177,11 +201,10 @@ def torchrun(folder: Path, mode: str, *before: str) -> tuple[int, str]:
 @pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("mode", ["every rank", "rank 0"])
-def test_torchrun_within_a_node_is_refused_in_words_and_at_once(tmp_path, mode):
-    code, said = torchrun(tmp_path, mode, sys.executable, "-m", "dpwa", "launch", "two.yaml", "--")
+def test_processes_of_torchrun_within_a_node_that_share_no_model_are_refused_in_words_and_at_once(tmp_path):
+    code, said = torchrun(tmp_path, "no replicas", sys.executable, "-m", "dpwa", "launch", "two.yaml", "--")
     assert code == 1
-    assert re.search(r"rank 0 of 2 of node w[12]: a node is one process", said), said
+    assert re.search(r"rank 0 of 2 of node w[12]: expected one process for a node, or several that share", said), said
     assert "Address already in use" not in said
     assert "has ended" not in said
 
@@ -199,7 +222,7 @@ def test_each_process_of_torchrun_may_be_a_node_by_name(tmp_path):
 @pytest.mark.timeout(300)
 @pytest.mark.slow
 def test_torchrun_without_a_cluster_is_plain_distributed_training_and_says_so_once(tmp_path):
-    code, said = torchrun(tmp_path, "every rank")
+    code, said = torchrun(tmp_path, "replicas")
     assert code == 0, said
     assert said.count("has ended") == 2
     assert said.count("the 2 processes of this group run alone, without dpwa") == 1

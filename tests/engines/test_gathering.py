@@ -30,11 +30,18 @@ def start(rank: int) -> Start:
     return Start("SLURM", rank, SIZE, "slurm-7-0")
 
 
-def gathered(folder: Path, values: Any = lambda _: {}, host: Any = lambda rank: f"10.0.0.{rank + 1}") -> list[Gathered]:
+def gathered(
+    folder: Path,
+    values: Any = lambda _: {},
+    host: Any = lambda rank: f"10.0.0.{rank + 1}",
+    first: Any = lambda _: None,
+) -> list[Gathered]:
     def one(rank: int) -> Gathered:
         board = FolderBoard(folder / "board", start(rank), print)
         run_dir = folder / f"run of {rank}"
-        return gather(start(rank), board, values(rank), run_dir=run_dir, host=host(rank), timeout_s=20.0)
+        return gather(
+            start(rank), board, values(rank), first=first(rank), run_dir=run_dir, host=host(rank), timeout_s=20.0
+        )
 
     with ThreadPoolExecutor(SIZE) as pool:
         return list(pool.map(one, range(SIZE)))
@@ -66,6 +73,24 @@ def test_processes_of_several_hosts_name_the_keys_in_their_config(tmp_path, monk
     config = ClusterConfig.from_mapping(found[1].settings)
     assert [node.host for node in config.nodes] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
     assert config.keys == str(tmp_path / "run of 0" / "keys")
+
+
+def test_processes_that_share_a_model_are_one_node_with_the_keys_of_the_first(tmp_path, monkeypatch):
+    on_hosts_of_their_own(monkeypatch)
+    found = gathered(tmp_path, first=[0, 1, 1].__getitem__)
+    assert [one.name for one in found] == ["w1", "w2", "w2"]
+    assert len({str(one.settings) for one in found}) == 1, "the keys' folder, too, although the third has none there"
+    config = ClusterConfig.from_mapping(found[2].settings)
+    assert [(node.name, node.host) for node in config.nodes] == [("w1", "10.0.0.1"), ("w2", "10.0.0.2")]
+    assert sorted(path.name for path in (tmp_path / "run of 0" / "keys").glob("*.key")) == ["w1.key", "w2.key"]
+
+
+@pytest.mark.parametrize(("first", "rank"), [([0, 0, 1], 2), ([2, 1, 1], 0), ([0, 1, 7], 2), ([0, -1, 2], 1)])
+def test_processes_that_do_not_agree_who_is_one_node_are_refused(tmp_path, first, rank):
+    with pytest.raises(
+        ConfigError, match=rf"process {rank} says that it is one node with process {first[rank]}, which"
+    ):
+        gathered(tmp_path, first=first.__getitem__)
 
 
 @pytest.mark.parametrize("values", [{"keys": "folder"}, {"insecure": True}])
@@ -109,8 +134,10 @@ def test_a_host_that_knows_itself_only_as_loopback_is_named(tmp_path, monkeypatc
         b"[1]",
         b"{}",
         b"[" * 400,
-        b'["0.1.0","p","h","21000","k","o","",""]',
-        b'["0.1.0","p","h",0,"k","o","r","n"]',
+        b'["0.1.0","p","h","21000","k","o","","",0]',
+        b'["0.1.0","p","h",0,"k","o","r","n",0]',
+        b'["0.1.0","p","h",21000,"0123456789012345678901234567890123456789","o","r","n","0"]',
+        b'["0.1.0","p","h",21000,"0123456789012345678901234567890123456789","o","r","n",true]',
     ],
 )
 def test_what_nobody_could_have_told_is_refused_in_one_line(card):

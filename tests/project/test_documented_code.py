@@ -33,6 +33,7 @@ RUN_ELSEWHERE: Mapping[str, str] = {
     "lab.md": "lab/test_lab_page.py",
     "frameworks.md": "project/test_frameworks_page.py",
     "resume.md": "project/test_resume_example.py",
+    "launching.md": "engines/test_real_islands.py",
 }
 
 PYTHON_PAGES = sorted({block.page for block in of_language("python")})

@@ -36,7 +36,7 @@ PUBLIC_NAMES = {
     "adapters": {"Node", "Model", "Inventory", "Layout", "TensorSpec", "Role", "Section", "ITEM_BYTES", "Buffer"}
     | {"Values", "MODEL_FILE", "node_folder", "older_generations"},
     "errors": {"ConfigError", "DpwaError", "InternalError", "ModelMismatch", "NodeClosed", "PeerTimeout"}
-    | {"PeerUnreachable", "RemoteProtocolError", "TransportError"},
+    | {"IslandError", "PeerUnreachable", "RemoteProtocolError", "TransportError"},
 }
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")]
