@@ -1,0 +1,483 @@
+"""Who trains which block of an epoch: what one node knows of it, and what it may take and give away.
+
+Each block has a home, which is a node of the cluster file. The warden of a home gives its blocks out: its owner, or the
+next node of the file that is there while the owner is not. The warden takes blocks from the front for itself, and gives
+those at the back to others that ask. So two nodes get one block only if they disagree on who the warden is.
+
+Which blocks are trained is a set that only grows, so what nodes tell each other of it may come in any order. What a
+node has taken counts by its own latest word, until it is silent for so long that others take its place: then what it
+held is free again. A warden that is new in its office first hears what the others hold.
+
+Must not know: sockets, threads, the clock (the time is passed in). Runs in: any thread, one at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dpwa.exchange.lease_words import MAX_ENTRIES, MAX_GRANT, Block, Entry, Word
+
+__all__ = ["GRACE_S", "IDLE_S", "MAX_EPOCHS", "SILENT_S", "LeaseTable", "Peer"]
+
+MAX_EPOCHS: Final = 16
+"""Epochs of which some blocks are not trained yet, at one time."""
+
+SILENT_S: Final = 5.0
+"""Who cannot be reached for so long has lost its place."""
+
+IDLE_S: Final = 60.0
+"""The same for who is there and has no sampler: it may be loading its data."""
+
+GRACE_S: Final = 1.0
+"""So long a new warden waits to hear what the others hold."""
+
+# Entries about the newest epochs come first in a word.
+_NEWEST = 2
+
+_Row = tuple[int, int]  # an epoch and a home
+_Rows = dict[_Row, int]  # the bits of each
+
+
+@dataclass
+class Peer:
+    """What is known of one peer."""
+
+    incarnation: bytes | None = None
+    """Of its present life, by its own answer."""
+    word: int = -1
+    """Number of the latest word that was heard."""
+    request: int = -1
+    """Number of its latest request."""
+    told: _Rows = field(default_factory=dict)
+    """What it holds by that word."""
+    granted: _Rows = field(default_factory=dict)
+    """What it was given since, and has not told yet."""
+    heard_at: int = 0
+    """When it was last heard, or tried in vain, as a count of events."""
+    failing_s: float | None = None
+    """Since when it has failed; None: it answered last time, or was never asked."""
+    patience_s: float = SILENT_S
+    """For so long it keeps its place."""
+    empty_before: int = 0
+    """It has said that it has nothing left to give of epochs before this one."""
+    owed: int = 0
+    """The latest of this node's changes that it must hear of."""
+    heard_of: int = 0
+    """The latest that it has heard of."""
+    is_new: bool = False
+    """A request came in its name from a life that has not answered yet."""
+
+    def is_there(self, now_s: float) -> bool:
+        """Whether it keeps its place."""
+        return self.failing_s is None or now_s - self.failing_s < self.patience_s
+
+
+@dataclass
+class _Epoch:
+    """One epoch: the bits of each home."""
+
+    done: list[int]
+    mine: list[int]
+    """Taken by this node and not trained yet."""
+
+
+class LeaseTable:
+    """The table of one node.
+
+    Args:
+        nodes: names of all nodes, in the order of the cluster file.
+        own: this node's.
+        blocks: blocks of an epoch; at least as many as nodes.
+        now_s: the time.
+    """
+
+    def __init__(self, nodes: Sequence[str], own: str, blocks: int, now_s: float) -> None:
+        self._nodes = tuple(nodes)
+        self._own = self._nodes.index(own)
+        count = len(self._nodes)
+        self._starts = [home * blocks // count for home in range(count + 1)]
+        self._full = [(1 << (stop - start)) - 1 for start, stop in zip(self._starts, self._starts[1:], strict=False)]
+        self.blocks = blocks
+        self.peers: Mapping[str, Peer] = {node: Peer() for node in self._nodes if node != own}
+        self.floor = 0
+        """All epochs before this one are complete, or given up."""
+        self.left_out = 0
+        """Blocks of epochs that were given up."""
+        self._epochs: dict[int, _Epoch] = {}
+        self._queue: deque[Block] = deque()  # given by others, and not begun
+        self._since: dict[int, tuple[int, float]] = {}  # homes whose warden this node is
+        self._events = 1
+        self._looked_s = now_s
+        self._words = 0
+        self._changes = 0
+        self._turn = 0
+        self._look(now_s)
+
+    # --- Who gives out what -------------------------------------------------------------------------------------------
+
+    def warden(self, home: int, now_s: float) -> int:
+        """Who gives out the blocks of a home, as a position in the file."""
+        count = len(self._nodes)
+        for step in range(count):
+            position = (home + step) % count
+            if position == self._own or self.peers[self._nodes[position]].is_there(now_s):
+                return position
+        return self._own
+
+    def _look(self, now_s: float) -> None:
+        """Note whose warden this node is by now."""
+        if now_s - self._looked_s > SILENT_S:
+            self._since.clear()  # this process stood still: others may have taken its place meanwhile
+        self._looked_s = now_s
+        if all(peer.failing_s is None for peer in self.peers.values()):
+            wards = [self._own]
+        else:
+            wards = [home for home in range(len(self._nodes)) if self.warden(home, now_s) == self._own]
+        self._since = {home: self._since.get(home, (self._events, now_s)) for home in wards}
+
+    def _is_usable(self, home: int, now_s: float) -> bool:
+        """Whether this node may give out a home's blocks: it has heard what the others hold."""
+        began_at, began_s = self._since[home]
+        if now_s - began_s >= GRACE_S:
+            return True
+        return all(peer.heard_at > began_at for peer in self.peers.values() if peer.is_there(now_s))
+
+    def unheard(self, now_s: float) -> list[str]:
+        """Peers whose word this node needs before it gives out what it is the warden of."""
+        began_at = max((at for at, began_s in self._since.values() if now_s - began_s < GRACE_S), default=-1)
+        return [
+            name
+            for name, peer in self.peers.items()
+            if peer.is_new or (peer.heard_at <= began_at and peer.is_there(now_s))
+        ]
+
+    def _taken(self, row: _Row, now_s: float) -> int:
+        """What others hold of a home."""
+        bits = 0
+        for peer in self.peers.values():
+            if peer.is_there(now_s):
+                bits |= peer.told.get(row, 0) | peer.granted.get(row, 0)
+        return bits
+
+    def _free(self, row: _Row, now_s: float) -> int:
+        number, home = row
+        epoch = self._epochs[number]
+        return self._full[home] & ~(epoch.done[home] | epoch.mine[home] | self._taken(row, now_s))
+
+    def _free_rows(self, before: int, homes: Iterable[int], now_s: float) -> Iterator[tuple[_Row, int]]:
+        """What is free in some homes, of epochs before this one, the oldest first."""
+        homes = list(homes)
+        for number in sorted(self._epochs):
+            if number < before:
+                for home in homes:
+                    bits = self._free((number, home), now_s)
+                    if bits:
+                        yield (number, home), bits
+
+    @property
+    def _wards(self) -> list[int]:
+        """The homes whose warden this node is, its own first."""
+        return sorted(self._since, key=lambda home: (home - self._own) % len(self._nodes))
+
+    # --- What this node trains ----------------------------------------------------------------------------------------
+
+    def enter(self, epoch: int) -> None:
+        """This node begins an epoch."""
+        if not self._epochs and epoch > self.floor:
+            self.floor = epoch
+        while epoch >= self.floor + MAX_EPOCHS:
+            oldest = self._epochs.pop(self.floor, None)
+            if oldest is not None:
+                self.left_out += self.blocks - sum(bits.bit_count() for bits in oldest.done)
+            self.floor += 1
+        self._epoch(epoch)
+        self._settle()
+
+    def _epoch(self, number: int) -> _Epoch | None:
+        """An epoch, made if it is not too far from the others; None: it is."""
+        if not self.floor <= number < self.floor + MAX_EPOCHS:
+            return None
+        if number not in self._epochs:
+            self._epochs[number] = _Epoch([0] * len(self._full), [0] * len(self._full))
+        return self._epochs[number]
+
+    def take(self, epoch: int, now_s: float) -> Block | None:
+        """A block to train next, of this epoch or one before; None: there is none at hand."""
+        self._look(now_s)
+        while self._queue:
+            block = self._queue.popleft()
+            number, home, bit = self._place(block)
+            if number in self._epochs and self._epochs[number].mine[home] & bit:
+                return block
+        usable = [home for home in self._wards if self._is_usable(home, now_s)]
+        for (number, home), bits in self._free_rows(epoch + 1, usable, now_s):
+            bit = bits & -bits
+            self._epochs[number].mine[home] |= bit
+            return self._block(number, home, bit)
+        return None
+
+    def stock(self, epoch: int, now_s: float) -> int:
+        """How many blocks `take` has at hand, of this epoch and those before."""
+        self._look(now_s)
+        return len(self._queue) + self._own_left(epoch, now_s)
+
+    def _own_left(self, epoch: int, now_s: float) -> int:
+        return sum(bits.bit_count() for _, bits in self._free_rows(epoch + 1, self._wards, now_s))
+
+    def trained(self, blocks: Iterable[Block], now_s: float) -> None:
+        """Blocks that this node took are trained."""
+        for block in blocks:
+            number, home, bit = self._place(block)
+            epoch = self._epochs.get(number)
+            if epoch is None:
+                continue
+            epoch.mine[home] &= ~bit
+            epoch.done[home] |= bit
+            self._changes += 1
+            warden = self.warden(home, now_s)
+            owed = self._next_there(now_s) if warden == self._own else self._nodes[warden]
+            if owed is not None:
+                self.peers[owed].owed = self._changes
+        self._settle()
+
+    def release(self, blocks: Iterable[Block]) -> None:
+        """Blocks that this node took are not going to be trained by it."""
+        for block in blocks:
+            number, home, bit = self._place(block)
+            if number in self._epochs:
+                self._epochs[number].mine[home] &= ~bit
+
+    def release_queue(self) -> None:
+        """Let go of what was given by others and not begun."""
+        self.release(self._queue)
+        self._queue.clear()
+
+    def _next_there(self, now_s: float) -> str | None:
+        """Who takes this node's place if it dies."""
+        count = len(self._nodes)
+        names = (self._nodes[(self._own + step) % count] for step in range(1, count))
+        return next((name for name in names if self.peers[name].is_there(now_s)), None)
+
+    def _settle(self) -> None:
+        """Forget epochs that are complete."""
+        while self.floor in self._epochs and self._epochs[self.floor].done == self._full:
+            del self._epochs[self.floor]
+            self.floor += 1
+
+    # --- What is given away and got -----------------------------------------------------------------------------------
+
+    def grant(self, name: str, epoch: int, want: int, now_s: float) -> tuple[tuple[Block, ...], int]:
+        """Blocks for a peer, of this epoch and those before, and how many more there are.
+
+        The last ones go one by one, so that nobody holds many of them.
+        """
+        self._look(now_s)
+        self._epoch(epoch)
+        granted: list[Block] = []
+        left = self._own_left(epoch, now_s)
+        most = min(want, MAX_GRANT, max(1, left // (2 * len(self._nodes))))
+        usable = [home for home in self._wards if self._is_usable(home, now_s)]
+        rows = self.peers[name].granted
+        for row, bits in self._free_rows(epoch + 1, usable, now_s):
+            while bits and len(granted) < most:
+                bit = 1 << (bits.bit_length() - 1)
+                bits ^= bit
+                rows[row] = rows.get(row, 0) | bit
+                granted.append(self._block(*row, bit))
+        return tuple(granted), left - len(granted)
+
+    def received(self, name: str, granted: Iterable[Block], left: int, epoch: int) -> int:
+        """A peer has given blocks, and has so many more of this epoch and those before; how many are of use."""
+        count = 0
+        for block in granted:
+            if block.epoch > epoch or block.number >= self.blocks:
+                continue
+            number, home, bit = self._place(block)
+            found = self._epochs.get(number)
+            if found is not None and not (found.done[home] | found.mine[home]) & bit:
+                found.mine[home] |= bit
+                self._queue.append(block)
+                count += 1
+        if left == 0:
+            self.peers[name].empty_before = max(self.peers[name].empty_before, epoch + 1)
+        return count
+
+    def left_of(self, name: str, epoch: int, now_s: float) -> int:
+        """How many blocks a peer may have to give at most, of this epoch and those before."""
+        if self.peers[name].empty_before > epoch:
+            return 0
+        position = self._nodes.index(name)
+        homes = [home for home in range(len(self._nodes)) if self.warden(home, now_s) == position]
+        return sum(bits.bit_count() for _, bits in self._free_rows(epoch + 1, homes, now_s))
+
+    @property
+    def rows_held(self) -> int:
+        """In how many homes this node holds something."""
+        return sum(bits > 0 for epoch in self._epochs.values() for bits in epoch.mine)
+
+    # --- What nodes tell each other -----------------------------------------------------------------------------------
+
+    def word_for(self, name: str, now_s: float) -> Word:
+        """What a peer is told. It is noted as heard by `was_told`."""
+        self._words += 1
+        position = self._nodes.index(name)
+        numbers = sorted(self._epochs, reverse=True)
+        held = [(number, home) for number in numbers for home, bits in enumerate(self._epochs[number].mine) if bits]
+        near = [home for home in range(len(self._nodes)) if self.warden(home, now_s) in (position, self._own)]
+        first = [(number, home) for number in numbers[:_NEWEST] for home in near]
+        others = [(number, home) for number in numbers for home in range(len(self._nodes))]
+        self._turn += MAX_ENTRIES // 2
+        start = self._turn % max(1, len(others))
+        rows = list(dict.fromkeys([*held, *first[: MAX_ENTRIES // 2], *others[start:], *others[:start]]))
+        return Word(self._words, self.floor, tuple(map(self._entry, rows[:MAX_ENTRIES])))
+
+    def _entry(self, row: _Row) -> Entry:
+        number, home = row
+        length = -(-self._full[home].bit_length() // 8)
+        epoch = self._epochs[number]
+        return Entry(
+            number, home, epoch.done[home].to_bytes(length, "little"), epoch.mine[home].to_bytes(length, "little")
+        )
+
+    def hear(self, name: str, incarnation: bytes, word: Word, now_s: float) -> None:
+        """A peer has said this of itself."""
+        peer = self.peers[name]
+        self._events += 1
+        if peer.incarnation != incarnation:
+            self._begin_life(peer, incarnation)
+        peer.failing_s, peer.patience_s, peer.heard_at, peer.is_new = None, SILENT_S, self._events, False
+        is_newer = word.number > peer.word
+        if is_newer:
+            peer.word, peer.told = word.number, {}
+        if word.floor > self.floor:
+            self._raise_floor(word.floor)
+        for entry in word.entries:
+            epoch = self._epoch(entry.epoch)
+            if epoch is None or entry.home >= len(self._full):
+                continue
+            full = self._full[entry.home]
+            epoch.done[entry.home] |= int.from_bytes(entry.done, "little") & full
+            held = int.from_bytes(entry.held, "little") & full
+            if is_newer and held:
+                peer.told[entry.epoch, entry.home] = held
+        self._drop_done_from_queue()
+        self._settle()
+        self._look(now_s)
+
+    def is_known(self, name: str, incarnation: bytes) -> bool:
+        """Whether a peer has answered in this life. A request from another is noted as a hint to ask it."""
+        peer = self.peers[name]
+        if peer.incarnation != incarnation:
+            peer.is_new = True
+        return peer.incarnation == incarnation
+
+    def is_fresh(self, name: str, number: int) -> bool:
+        """Whether a request is the peer's latest. If it is, what former ones were given is in its word, or was lost."""
+        peer = self.peers[name]
+        if number <= peer.request:
+            return False
+        peer.request = number
+        peer.granted = {}
+        return True
+
+    def asked_in_vain(self, name: str, now_s: float, patience_s: float = SILENT_S) -> None:
+        """A peer did not answer, or has no sampler. It keeps its place for so long."""
+        peer = self.peers[name]
+        self._events += 1
+        peer.failing_s = now_s if peer.failing_s is None else peer.failing_s
+        peer.patience_s, peer.heard_at, peer.is_new = patience_s, self._events, False
+        self._look(now_s)
+
+    @property
+    def changes(self) -> int:
+        """How many changes this node has to tell; the number of the latest."""
+        return self._changes
+
+    def was_told(self, name: str, changes: int) -> None:
+        """A peer has heard of all changes up to this one."""
+        self.peers[name].heard_of = max(self.peers[name].heard_of, changes)
+
+    def ask_again(self) -> None:
+        """What peers have said of having nothing left may be out of date."""
+        for peer in self.peers.values():
+            peer.empty_before = 0
+
+    def _begin_life(self, peer: Peer, incarnation: bytes) -> None:
+        peer.incarnation, peer.word, peer.request = incarnation, -1, -1
+        peer.told, peer.granted = {}, {}
+        peer.empty_before = peer.heard_of = 0
+
+    def _raise_floor(self, floor: int) -> None:
+        self.floor = floor
+        for number in [number for number in self._epochs if number < floor]:
+            del self._epochs[number]
+
+    def _drop_done_from_queue(self) -> None:
+        for block in list(self._queue):
+            number, home, bit = self._place(block)
+            epoch = self._epochs.get(number)
+            if epoch is None or epoch.done[home] & bit:
+                self._queue.remove(block)
+                self.release([block])
+
+    # --- For a checkpoint ---------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What is trained, as far as this node knows."""
+        done = {str(number): [f"{bits:x}" for bits in epoch.done] for number, epoch in self._epochs.items()}
+        return {"floor": self.floor, "done": done}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave, before the first epoch.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is damaged, or of another cluster.
+        """
+        floor = int(state["floor"])
+        rows = {int(number): [int(bits, 16) for bits in done] for number, done in state["done"].items()}
+        for number, done in rows.items():
+            fits = len(done) == len(self._full) and all(
+                0 <= bits <= full for bits, full in zip(done, self._full, strict=True)
+            )
+            if not (fits and floor <= number < floor + MAX_EPOCHS):
+                raise ValueError(f"epoch {number} is of another cluster")
+        self.floor = max(self.floor, floor)
+        for number, done in rows.items():
+            epoch = self._epoch(number)
+            if epoch is not None:
+                epoch.done = [bits | more for bits, more in zip(epoch.done, done, strict=True)]
+        self._settle()
+
+    # --- Places -------------------------------------------------------------------------------------------------------
+
+    def _place(self, block: Block) -> tuple[int, int, int]:
+        """Epoch, home and bit of a block."""
+        number = block.number
+        home = min(len(self._full) - 1, number * len(self._full) // self.blocks)
+        while number < self._starts[home]:
+            home -= 1
+        while number >= self._starts[home + 1]:
+            home += 1
+        return block.epoch, home, 1 << (number - self._starts[home])
+
+    def _block(self, number: int, home: int, bit: int) -> Block:
+        return Block(number, self._starts[home] + bit.bit_length() - 1)
+
+    def is_complete(self, epoch: int) -> bool:
+        """Whether all blocks of an epoch are trained."""
+        return epoch < self.floor
+
+    def is_exhausted(self, epoch: int, now_s: float) -> bool:
+        """Whether there is nothing to be had of this epoch and those before, from anybody who can be asked."""
+        if self.stock(epoch, now_s):
+            return False
+        return all(peer.failing_s is not None or not self.left_of(name, epoch, now_s) for name, peer in self.peers.items())
+
+
+def silent_until(peer: Peer) -> float:
+    """When a peer that fails loses its place; infinite for one that does not fail."""
+    return math.inf if peer.failing_s is None else peer.failing_s + peer.patience_s
