@@ -13,7 +13,6 @@ Must not know: sockets, threads, the clock (the time is passed in). Runs in: any
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -401,6 +400,15 @@ class LeaseTable:
         """A peer has heard of all changes up to this one."""
         self.peers[name].heard_of = max(self.peers[name].heard_of, changes)
 
+    def owe_all(self) -> None:
+        """All peers must hear of what this node has trained."""
+        for peer in self.peers.values():
+            peer.owed = self._changes
+
+    def owed(self) -> list[str]:
+        """Peers that answer, and have not heard of what they must hear of."""
+        return [name for name, peer in self.peers.items() if peer.owed > peer.heard_of and peer.failing_s is None]
+
     def ask_again(self) -> None:
         """What peers have said of having nothing left may be out of date."""
         for peer in self.peers.values():
@@ -477,7 +485,3 @@ class LeaseTable:
             return False
         return all(peer.failing_s is not None or not self.left_of(name, epoch, now_s) for name, peer in self.peers.items())
 
-
-def silent_until(peer: Peer) -> float:
-    """When a peer that fails loses its place; infinite for one that does not fail."""
-    return math.inf if peer.failing_s is None else peer.failing_s + peer.patience_s
