@@ -1,4 +1,4 @@
-"""Nodes that share out the blocks of epochs, in virtual time: tables and questions are the real ones, the rest is a heap."""
+"""Nodes that share out the blocks of epochs, in virtual time: tables and questions are the real ones."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Cluster:
 
     def _enter(self, life: Life, epoch: int) -> None:
         life.epoch = epoch
-        life.table.enter(epoch)
+        life.table.epochs.enter(epoch)
         self._go_on(life)
 
     def _go_on(self, life: Life) -> None:
@@ -122,7 +122,7 @@ class Cluster:
             self.after(0.002, lambda: self._go_on(life))
         elif epoch + 1 < self.epochs:
             self._enter(life, epoch + 1)
-        elif life.table.is_complete(epoch):
+        elif epoch < life.table.epochs.floor:
             life.epoch, life.has_ended, life.ended_s = None, True, self.now_s
         else:
             life.asking.is_at_the_end = True

@@ -16,14 +16,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-from dpwa.exchange.lease_words import MAX_ENTRIES, MAX_GRANT, Block, Entry, Word
+from dpwa.exchange.lease_epochs import Epochs, Row
+from dpwa.exchange.lease_words import MAX_ENTRIES, MAX_GRANT, Block, Word
 
-__all__ = ["GRACE_S", "IDLE_S", "MAX_EPOCHS", "SILENT_S", "LeaseTable", "Peer"]
-
-MAX_EPOCHS: Final = 16
-"""Epochs of which some blocks are not trained yet, at one time."""
+__all__ = ["GRACE_S", "IDLE_S", "SILENT_S", "LeaseTable", "Peer"]
 
 SILENT_S: Final = 5.0
 """Who cannot be reached for so long has lost its place."""
@@ -37,9 +35,6 @@ GRACE_S: Final = 1.0
 # Entries about the newest epochs come first in a word.
 _NEWEST = 2
 
-_Row = tuple[int, int]  # an epoch and a home
-_Rows = dict[_Row, int]  # the bits of each
-
 
 @dataclass
 class Peer:
@@ -51,9 +46,9 @@ class Peer:
     """Number of the latest word that was heard."""
     request: int = -1
     """Number of its latest request."""
-    told: _Rows = field(default_factory=dict)
-    """What it holds by that word."""
-    granted: _Rows = field(default_factory=dict)
+    told: dict[Row, int] = field(default_factory=dict)
+    """What it holds by that word, as bits."""
+    granted: dict[Row, int] = field(default_factory=dict)
     """What it was given since, and has not told yet."""
     heard_at: int = 0
     """When it was last heard, or tried in vain, as a count of events."""
@@ -74,14 +69,11 @@ class Peer:
         """Whether it keeps its place."""
         return self.failing_s is None or now_s - self.failing_s < self.patience_s
 
-
-@dataclass
-class _Epoch:
-    """One epoch: the bits of each home."""
-
-    done: list[int]
-    mine: list[int]
-    """Taken by this node and not trained yet."""
+    def begin_life(self, incarnation: bytes) -> None:
+        """It has been started anew."""
+        self.incarnation, self.word, self.request = incarnation, -1, -1
+        self.told, self.granted = {}, {}
+        self.empty_before = self.heard_of = 0
 
 
 class LeaseTable:
@@ -90,29 +82,22 @@ class LeaseTable:
     Args:
         nodes: names of all nodes, in the order of the cluster file.
         own: this node's.
-        blocks: blocks of an epoch; at least as many as nodes.
+        blocks: of an epoch.
         now_s: the time.
     """
 
     def __init__(self, nodes: Sequence[str], own: str, blocks: int, now_s: float) -> None:
         self._nodes = tuple(nodes)
         self._own = self._nodes.index(own)
-        count = len(self._nodes)
-        self._starts = [home * blocks // count for home in range(count + 1)]
-        self._full = [(1 << (stop - start)) - 1 for start, stop in zip(self._starts, self._starts[1:], strict=False)]
-        self.blocks = blocks
+        self.epochs = Epochs(blocks, len(self._nodes))
         self.peers: Mapping[str, Peer] = {node: Peer() for node in self._nodes if node != own}
-        self.floor = 0
-        """All epochs before this one are complete, or given up."""
-        self.left_out = 0
-        """Blocks of epochs that were given up."""
-        self._epochs: dict[int, _Epoch] = {}
         self._queue: deque[Block] = deque()  # given by others, and not begun
         self._since: dict[int, tuple[int, float]] = {}  # homes whose warden this node is
         self._events = 1
         self._looked_s = now_s
         self._words = 0
-        self._changes = 0
+        self.changes = 0
+        """How many blocks this node has trained."""
         self._turn = 0
         self._look(now_s)
 
@@ -154,28 +139,27 @@ class LeaseTable:
             if peer.is_new or (peer.heard_at <= began_at and peer.is_there(now_s))
         ]
 
-    def _taken(self, row: _Row, now_s: float) -> int:
-        """What others hold of a home."""
-        bits = 0
+    def _free(self, row: Row, now_s: float) -> int:
+        """The blocks of a home that are not trained, and that nobody has taken who is there, as bits."""
+        number, home = row
+        epoch = self.epochs[number]
+        bits = epoch.done[home] | epoch.mine[home]
         for peer in self.peers.values():
             if peer.is_there(now_s):
                 bits |= peer.told.get(row, 0) | peer.granted.get(row, 0)
-        return bits
+        return self.epochs.full[home] & ~bits
 
-    def _free(self, row: _Row, now_s: float) -> int:
-        number, home = row
-        epoch = self._epochs[number]
-        return self._full[home] & ~(epoch.done[home] | epoch.mine[home] | self._taken(row, now_s))
-
-    def _free_rows(self, before: int, homes: Iterable[int], now_s: float) -> Iterator[tuple[_Row, int]]:
+    def _free_rows(self, before: int, homes: Sequence[int], now_s: float) -> Iterator[tuple[Row, int]]:
         """What is free in some homes, of epochs before this one, the oldest first."""
-        homes = list(homes)
-        for number in sorted(self._epochs):
+        for number in self.epochs:
             if number < before:
                 for home in homes:
                     bits = self._free((number, home), now_s)
                     if bits:
                         yield (number, home), bits
+
+    def _free_count(self, epoch: int, homes: Sequence[int], now_s: float) -> int:
+        return sum(bits.bit_count() for _, bits in self._free_rows(epoch + 1, homes, now_s))
 
     @property
     def _wards(self) -> list[int]:
@@ -184,71 +168,48 @@ class LeaseTable:
 
     # --- What this node trains ----------------------------------------------------------------------------------------
 
-    def enter(self, epoch: int) -> None:
-        """This node begins an epoch."""
-        if not self._epochs and epoch > self.floor:
-            self.floor = epoch
-        while epoch >= self.floor + MAX_EPOCHS:
-            oldest = self._epochs.pop(self.floor, None)
-            if oldest is not None:
-                self.left_out += self.blocks - sum(bits.bit_count() for bits in oldest.done)
-            self.floor += 1
-        self._epoch(epoch)
-        self._settle()
-
-    def _epoch(self, number: int) -> _Epoch | None:
-        """An epoch, made if it is not too far from the others; None: it is."""
-        if not self.floor <= number < self.floor + MAX_EPOCHS:
-            return None
-        if number not in self._epochs:
-            self._epochs[number] = _Epoch([0] * len(self._full), [0] * len(self._full))
-        return self._epochs[number]
-
     def take(self, epoch: int, now_s: float) -> Block | None:
         """A block to train next, of this epoch or one before; None: there is none at hand."""
         self._look(now_s)
         while self._queue:
             block = self._queue.popleft()
-            number, home, bit = self._place(block)
-            if number in self._epochs and self._epochs[number].mine[home] & bit:
+            found, home, bit = self.epochs.place(block)
+            if found is not None and found.mine[home] & bit:
                 return block
         usable = [home for home in self._wards if self._is_usable(home, now_s)]
-        for (number, home), bits in self._free_rows(epoch + 1, usable, now_s):
+        for row, bits in self._free_rows(epoch + 1, usable, now_s):
+            number, home = row
             bit = bits & -bits
-            self._epochs[number].mine[home] |= bit
-            return self._block(number, home, bit)
+            self.epochs[number].mine[home] |= bit
+            return self.epochs.block(row, bit)
         return None
 
     def stock(self, epoch: int, now_s: float) -> int:
-        """How many blocks `take` has at hand, of this epoch and those before."""
+        """How many blocks this node can give out or take, of this epoch and those before."""
         self._look(now_s)
-        return len(self._queue) + self._own_left(epoch, now_s)
-
-    def _own_left(self, epoch: int, now_s: float) -> int:
-        return sum(bits.bit_count() for _, bits in self._free_rows(epoch + 1, self._wards, now_s))
+        return len(self._queue) + self._free_count(epoch, self._wards, now_s)
 
     def trained(self, blocks: Iterable[Block], now_s: float) -> None:
         """Blocks that this node took are trained."""
         for block in blocks:
-            number, home, bit = self._place(block)
-            epoch = self._epochs.get(number)
-            if epoch is None:
+            found, home, bit = self.epochs.place(block)
+            if found is None:
                 continue
-            epoch.mine[home] &= ~bit
-            epoch.done[home] |= bit
-            self._changes += 1
+            found.mine[home] &= ~bit
+            found.done[home] |= bit
+            self.changes += 1
             warden = self.warden(home, now_s)
             owed = self._next_there(now_s) if warden == self._own else self._nodes[warden]
             if owed is not None:
-                self.peers[owed].owed = self._changes
-        self._settle()
+                self.peers[owed].owed = self.changes
+        self.epochs.settle()
 
     def release(self, blocks: Iterable[Block]) -> None:
         """Blocks that this node took are not going to be trained by it."""
         for block in blocks:
-            number, home, bit = self._place(block)
-            if number in self._epochs:
-                self._epochs[number].mine[home] &= ~bit
+            found, home, bit = self.epochs.place(block)
+            if found is not None:
+                found.mine[home] &= ~bit
 
     def release_queue(self) -> None:
         """Let go of what was given by others and not begun."""
@@ -261,11 +222,12 @@ class LeaseTable:
         names = (self._nodes[(self._own + step) % count] for step in range(1, count))
         return next((name for name in names if self.peers[name].is_there(now_s)), None)
 
-    def _settle(self) -> None:
-        """Forget epochs that are complete."""
-        while self.floor in self._epochs and self._epochs[self.floor].done == self._full:
-            del self._epochs[self.floor]
-            self.floor += 1
+    def is_exhausted(self, epoch: int, now_s: float) -> bool:
+        """Whether there is nothing to be had of this epoch and those before, from anybody who can be asked."""
+        if self.stock(epoch, now_s):
+            return False
+        answering = [name for name, peer in self.peers.items() if peer.failing_s is None]
+        return not any(self.left_of(name, epoch, now_s) for name in answering)
 
     # --- What is given away and got -----------------------------------------------------------------------------------
 
@@ -275,28 +237,28 @@ class LeaseTable:
         The last ones go one by one, so that nobody holds many of them.
         """
         self._look(now_s)
-        self._epoch(epoch)
+        self.epochs.get(epoch)
         granted: list[Block] = []
-        left = self._own_left(epoch, now_s)
+        left = self._free_count(epoch, self._wards, now_s)
         most = min(want, MAX_GRANT, max(1, left // (2 * len(self._nodes))))
         usable = [home for home in self._wards if self._is_usable(home, now_s)]
         rows = self.peers[name].granted
         for row, bits in self._free_rows(epoch + 1, usable, now_s):
-            while bits and len(granted) < most:
-                bit = 1 << (bits.bit_length() - 1)
-                bits ^= bit
+            rest = bits
+            while rest and len(granted) < most:
+                bit = 1 << (rest.bit_length() - 1)
+                rest ^= bit
                 rows[row] = rows.get(row, 0) | bit
-                granted.append(self._block(*row, bit))
+                granted.append(self.epochs.block(row, bit))
         return tuple(granted), left - len(granted)
 
     def received(self, name: str, granted: Iterable[Block], left: int, epoch: int) -> int:
         """A peer has given blocks, and has so many more of this epoch and those before; how many are of use."""
         count = 0
         for block in granted:
-            if block.epoch > epoch or block.number >= self.blocks:
+            if block.epoch > epoch or block.number >= self.epochs.blocks:
                 continue
-            number, home, bit = self._place(block)
-            found = self._epochs.get(number)
+            found, home, bit = self.epochs.place(block)
             if found is not None and not (found.done[home] | found.mine[home]) & bit:
                 found.mine[home] |= bit
                 self._queue.append(block)
@@ -311,61 +273,55 @@ class LeaseTable:
             return 0
         position = self._nodes.index(name)
         homes = [home for home in range(len(self._nodes)) if self.warden(home, now_s) == position]
-        return sum(bits.bit_count() for _, bits in self._free_rows(epoch + 1, homes, now_s))
+        return self._free_count(epoch, homes, now_s)
 
     @property
     def rows_held(self) -> int:
         """In how many homes this node holds something."""
-        return sum(bits > 0 for epoch in self._epochs.values() for bits in epoch.mine)
+        return sum(bits > 0 for number in self.epochs for bits in self.epochs[number].mine)
 
     # --- What nodes tell each other -----------------------------------------------------------------------------------
 
     def word_for(self, name: str, now_s: float) -> Word:
-        """What a peer is told. It is noted as heard by `was_told`."""
+        """What a peer is told."""
         self._words += 1
-        position = self._nodes.index(name)
-        numbers = sorted(self._epochs, reverse=True)
-        held = [(number, home) for number in numbers for home, bits in enumerate(self._epochs[number].mine) if bits]
-        near = [home for home in range(len(self._nodes)) if self.warden(home, now_s) in (position, self._own)]
+        homes = range(len(self._nodes))
+        numbers = list(self.epochs)[::-1]
+        ends = (self._nodes.index(name), self._own)
+        near = [home for home in homes if self.warden(home, now_s) in ends]
+        held = [(number, home) for number in numbers for home in homes if self.epochs[number].mine[home]]
         first = [(number, home) for number in numbers[:_NEWEST] for home in near]
-        others = [(number, home) for number in numbers for home in range(len(self._nodes))]
+        others = [(number, home) for number in numbers for home in homes]
         self._turn += MAX_ENTRIES // 2
         start = self._turn % max(1, len(others))
-        rows = list(dict.fromkeys([*held, *first[: MAX_ENTRIES // 2], *others[start:], *others[:start]]))
-        return Word(self._words, self.floor, tuple(map(self._entry, rows[:MAX_ENTRIES])))
-
-    def _entry(self, row: _Row) -> Entry:
-        number, home = row
-        length = -(-self._full[home].bit_length() // 8)
-        epoch = self._epochs[number]
-        return Entry(
-            number, home, epoch.done[home].to_bytes(length, "little"), epoch.mine[home].to_bytes(length, "little")
-        )
+        rows = dict.fromkeys([*held, *first[: MAX_ENTRIES // 2], *others[start:], *others[:start]])
+        return Word(self._words, self.epochs.floor, tuple(map(self.epochs.entry, list(rows)[:MAX_ENTRIES])))
 
     def hear(self, name: str, incarnation: bytes, word: Word, now_s: float) -> None:
         """A peer has said this of itself."""
         peer = self.peers[name]
         self._events += 1
         if peer.incarnation != incarnation:
-            self._begin_life(peer, incarnation)
+            peer.begin_life(incarnation)
         peer.failing_s, peer.patience_s, peer.heard_at, peer.is_new = None, SILENT_S, self._events, False
         is_newer = word.number > peer.word
         if is_newer:
             peer.word, peer.told = word.number, {}
-        if word.floor > self.floor:
-            self._raise_floor(word.floor)
+        self.epochs.raise_floor(word.floor)
         for entry in word.entries:
-            epoch = self._epoch(entry.epoch)
-            if epoch is None or entry.home >= len(self._full):
-                continue
-            full = self._full[entry.home]
-            epoch.done[entry.home] |= int.from_bytes(entry.done, "little") & full
-            held = int.from_bytes(entry.held, "little") & full
+            held = self.epochs.note_done(entry)
             if is_newer and held:
                 peer.told[entry.epoch, entry.home] = held
         self._drop_done_from_queue()
-        self._settle()
+        self.epochs.settle()
         self._look(now_s)
+
+    def _drop_done_from_queue(self) -> None:
+        for block in list(self._queue):
+            found, home, bit = self.epochs.place(block)
+            if found is None or found.done[home] & bit:
+                self._queue.remove(block)
+                self.release([block])
 
     def is_known(self, name: str, incarnation: bytes) -> bool:
         """Whether a peer has answered in this life. A request from another is noted as a hint to ask it."""
@@ -391,11 +347,6 @@ class LeaseTable:
         peer.patience_s, peer.heard_at, peer.is_new = patience_s, self._events, False
         self._look(now_s)
 
-    @property
-    def changes(self) -> int:
-        """How many changes this node has to tell; the number of the latest."""
-        return self._changes
-
     def was_told(self, name: str, changes: int) -> None:
         """A peer has heard of all changes up to this one."""
         self.peers[name].heard_of = max(self.peers[name].heard_of, changes)
@@ -403,7 +354,7 @@ class LeaseTable:
     def owe_all(self) -> None:
         """All peers must hear of what this node has trained."""
         for peer in self.peers.values():
-            peer.owed = self._changes
+            peer.owed = self.changes
 
     def owed(self) -> list[str]:
         """Peers that answer, and have not heard of what they must hear of."""
@@ -413,75 +364,3 @@ class LeaseTable:
         """What peers have said of having nothing left may be out of date."""
         for peer in self.peers.values():
             peer.empty_before = 0
-
-    def _begin_life(self, peer: Peer, incarnation: bytes) -> None:
-        peer.incarnation, peer.word, peer.request = incarnation, -1, -1
-        peer.told, peer.granted = {}, {}
-        peer.empty_before = peer.heard_of = 0
-
-    def _raise_floor(self, floor: int) -> None:
-        self.floor = floor
-        for number in [number for number in self._epochs if number < floor]:
-            del self._epochs[number]
-
-    def _drop_done_from_queue(self) -> None:
-        for block in list(self._queue):
-            number, home, bit = self._place(block)
-            epoch = self._epochs.get(number)
-            if epoch is None or epoch.done[home] & bit:
-                self._queue.remove(block)
-                self.release([block])
-
-    # --- For a checkpoint ---------------------------------------------------------------------------------------------
-
-    def state(self) -> dict[str, Any]:
-        """What is trained, as far as this node knows."""
-        done = {str(number): [f"{bits:x}" for bits in epoch.done] for number, epoch in self._epochs.items()}
-        return {"floor": self.floor, "done": done}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave, before the first epoch.
-
-        Raises:
-            ValueError, KeyError, TypeError: it is damaged, or of another cluster.
-        """
-        floor = int(state["floor"])
-        rows = {int(number): [int(bits, 16) for bits in done] for number, done in state["done"].items()}
-        for number, done in rows.items():
-            fits = len(done) == len(self._full) and all(
-                0 <= bits <= full for bits, full in zip(done, self._full, strict=True)
-            )
-            if not (fits and floor <= number < floor + MAX_EPOCHS):
-                raise ValueError(f"epoch {number} is of another cluster")
-        self.floor = max(self.floor, floor)
-        for number, done in rows.items():
-            epoch = self._epoch(number)
-            if epoch is not None:
-                epoch.done = [bits | more for bits, more in zip(epoch.done, done, strict=True)]
-        self._settle()
-
-    # --- Places -------------------------------------------------------------------------------------------------------
-
-    def _place(self, block: Block) -> tuple[int, int, int]:
-        """Epoch, home and bit of a block."""
-        number = block.number
-        home = min(len(self._full) - 1, number * len(self._full) // self.blocks)
-        while number < self._starts[home]:
-            home -= 1
-        while number >= self._starts[home + 1]:
-            home += 1
-        return block.epoch, home, 1 << (number - self._starts[home])
-
-    def _block(self, number: int, home: int, bit: int) -> Block:
-        return Block(number, self._starts[home] + bit.bit_length() - 1)
-
-    def is_complete(self, epoch: int) -> bool:
-        """Whether all blocks of an epoch are trained."""
-        return epoch < self.floor
-
-    def is_exhausted(self, epoch: int, now_s: float) -> bool:
-        """Whether there is nothing to be had of this epoch and those before, from anybody who can be asked."""
-        if self.stock(epoch, now_s):
-            return False
-        return all(peer.failing_s is not None or not self.left_of(name, epoch, now_s) for name, peer in self.peers.items())
-

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from dpwa.errors import InternalError, ModelMismatch, PeerUnreachable
 from dpwa.exchange.client import Pulled
-from dpwa.exchange.messages import Meet, Message, Mismatch, Offer, Propose, PullRequest, Settle
+from dpwa.exchange.messages import Lease, Meet, Message, Mismatch, Offer, Propose, PullRequest, Settle
 from dpwa.exchange.service import Request, Service
 from dpwa.exchange.slices import Slice
 from dpwa.methods.base import ExchangeKind
@@ -66,7 +66,7 @@ class InMemoryNetwork:
     def forget(self, peer: str) -> None:
         """See `Client.forget`."""
 
-    def request(self, peer: str, message: Propose | Settle | Meet) -> Message:
+    def request(self, peer: str, message: Propose | Settle | Meet | Lease) -> Message:
         """See `Client.request`."""
         answer = self._find(peer).answer(message)
         if isinstance(answer, Mismatch):
@@ -138,7 +138,7 @@ class InMemoryTransport:
         """See `Transport.close`."""
         self._network.leave(self._name)
 
-    def answer(self, request: Propose | Settle | Meet) -> Message:
+    def answer(self, request: Propose | Settle | Meet | Lease) -> Message:
         """Answer a peer's proposal or question; what was accepted is fetched at once."""
         answer, _ = self._answered(request)
         self._exchanger.work(self._network)
