@@ -1,8 +1,8 @@
 """A sampler that shares out a data set among the nodes while they train, so that fast nodes take more of it.
 
 The order of an epoch is a permutation that follows from the seed and the epoch's number, and is cut into blocks. Which
-node trains which block is decided as they go: `Node.lease_blocks`. A block counts as trained when the optimizer has made
-the steps of its samples. Loaders with workers ask for samples long before that; how long before, is measured.
+node trains which block is decided as they go: `Node.lease_blocks`. A block counts as trained when the optimizer has
+made the steps of its samples. Loaders with workers ask for samples long before that; how long, is measured.
 
 Runs in: the trainer's thread.
 """
@@ -62,7 +62,8 @@ class SharingSampler(Sampler[int]):
 
     def __len__(self) -> int:
         """An equal share of the data set. How many samples this node gets, the epoch decides."""
-        return -(-self._leases.samples // len(self._node.config.nodes))
+        nodes = len(self._node.config.nodes)
+        return (self._leases.samples + nodes - 1) // nodes
 
     @property
     def cut(self) -> str:
@@ -82,8 +83,8 @@ class SharingSampler(Sampler[int]):
         """
         if epoch <= self._last_epoch:
             raise ConfigError(
-                f"sampler.set_epoch({epoch}): this node has trained epoch {self._last_epoch}, and an epoch is shared out "
-                f"once; count on from {self._last_epoch + 1}"
+                f"sampler.set_epoch({epoch}): this node has trained epoch {self._last_epoch}, and an epoch is shared "
+                f"out once; count on from {self._last_epoch + 1}"
             )
         self._next_epoch = epoch
 

@@ -437,8 +437,8 @@ class Node:
         self._check_running()
         if self.config.is_open:
             raise ConfigError(
-                f"node {self.name}: data are shared out among the nodes of a cluster file; with `join` nobody knows them "
-                "all: give each node data of its own"
+                f"node {self.name}: data are shared out among the nodes of a cluster file; with `join` nobody knows "
+                "them all: give each node data of its own"
             )
         leasing, was_begun = self._parts.leasing, self._parts.leasing.has_any
         leases = leasing.share_out(samples, block_samples, seed)
