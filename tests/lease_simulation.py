@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dpwa.exchange.lease_asking import LeaseAsking
+from dpwa.exchange.lease_asking import LeaseAsking, Turn
 from dpwa.exchange.lease_table import LeaseTable
-from dpwa.exchange.lease_words import Block
+from dpwa.exchange.lease_words import Block, Word
 
 TIMEOUT_S = 1.0
 REFUSED_S = 0.001
@@ -37,6 +37,19 @@ class Life:
 
 
 @dataclass
+class Question:
+    """A question on its way."""
+
+    life: Life
+    turn: Turn
+    word: Word
+    changes: int
+
+    def __post_init__(self) -> None:
+        self.epoch = self.life.epoch or 0
+
+
+@dataclass
 class Cluster:
     """A cluster; `run` trains to the end.
 
@@ -56,7 +69,6 @@ class Cluster:
     loss: float = 0.0
     starts_s: list[float] | None = None
     trained: Counter[Block] = field(default_factory=Counter)
-    untold: int = 0
     questions: int = 0
 
     def __post_init__(self) -> None:
@@ -92,7 +104,6 @@ class Cluster:
         life = self.lives.get(name)
         if life is not None and life.is_alive:
             life.is_alive = False
-            self.untold += 1
 
     def run(self) -> None:
         while self._heap and not (self.lives and all(life.has_ended or not life.is_alive for life in self._present())):
@@ -145,54 +156,54 @@ class Cluster:
     def _think(self, life: Life) -> None:
         if not life.is_alive:
             return
-        turn = life.asking.next(life.epoch, self.now_s) if not life.is_stopped else None
-        if turn is None or not turn.peer or turn.due_s > self.now_s:
+        turn = life.asking.next(life.epoch, self.now_s)
+        if life.is_stopped or turn.due_s > self.now_s:
             self.after(0.002, lambda: self._think(life))
-            return
+        else:
+            self._ask(life, turn)
+
+    def _ask(self, life: Life, turn: Turn) -> None:
         self.questions += 1
         life.asking.asks(turn, self.now_s)
-        word, changes = life.table.word_for(turn.peer, self.now_s), life.table.changes
-        epoch = life.epoch or 0
-        is_lost, is_answer_lost = self.rng.random() < self.loss, self.rng.random() < self.loss
-
-        def fail() -> None:
-            life.asking.failed(turn, self.now_s)
-            self._think(life)
-
-        def arrive() -> None:
-            peer = self.lives[turn.peer]
-            if peer.is_stopped:
-                self.after(TIMEOUT_S, fail)
-                return
-            granted, left = (), 1
-            table = peer.table
-            if table.is_known(life.name, life.incarnation):
-                is_fresh = table.is_fresh(life.name, word.number)
-                table.hear(life.name, life.incarnation, word, self.now_s)
-                if is_fresh:
-                    granted, left = table.grant(life.name, epoch, turn.want, self.now_s)
-            said = table.word_for(life.name, self.now_s)
-            if is_answer_lost:
-                self.after(TIMEOUT_S, fail)
-            else:
-                self.after(self.latency_s, lambda: answer(peer.incarnation, said, granted, left))
-
-        def answer(incarnation, said, granted, left) -> None:
-            if not life.is_alive:
-                return
-            life.table.hear(turn.peer, incarnation, said, self.now_s)
-            got = life.table.received(turn.peer, granted, left, epoch) if turn.want else 0
-            life.table.was_told(turn.peer, changes)
-            life.asking.answered(turn, epoch, got=got, left=left, now_s=self.now_s)
-            self._think(life)
-
+        question = Question(life, turn, life.table.word_for(turn.peer, self.now_s), life.table.changes)
         peer = self.lives.get(turn.peer)
         if peer is None or not peer.is_alive:
-            self.after(REFUSED_S, fail)
-        elif is_lost or frozenset((life.name, turn.peer)) in self.cut:
-            self.after(TIMEOUT_S, fail)
+            self.after(REFUSED_S, lambda: self._fail(question))
+        elif self.rng.random() < self.loss or frozenset((life.name, turn.peer)) in self.cut:
+            self.after(TIMEOUT_S, lambda: self._fail(question))
         else:
-            self.after(self.latency_s, arrive)
+            self.after(self.latency_s, lambda: self._arrive(question))
+
+    def _fail(self, question: Question) -> None:
+        question.life.asking.failed(question.turn, self.now_s)
+        self._think(question.life)
+
+    def _arrive(self, question: Question) -> None:
+        asker, turn = question.life, question.turn
+        peer = self.lives[turn.peer]
+        granted, left, table = (), 1, peer.table
+        if not peer.is_stopped and table.is_known(asker.name, asker.incarnation):
+            is_fresh = table.is_fresh(asker.name, question.word.number)
+            table.hear(asker.name, asker.incarnation, question.word, self.now_s)
+            if is_fresh:
+                granted, left = table.grant(asker.name, question.epoch, turn.want, self.now_s)
+        if peer.is_stopped or self.rng.random() < self.loss:
+            self.after(TIMEOUT_S, lambda: self._fail(question))
+            return
+        said = table.word_for(asker.name, self.now_s)
+        self.after(self.latency_s, lambda: self._answer(question, peer.incarnation, said, granted, left))
+
+    def _answer(
+        self, question: Question, incarnation: bytes, said: Word, granted: tuple[Block, ...], left: int
+    ) -> None:
+        life, turn = question.life, question.turn
+        if not life.is_alive:
+            return
+        life.table.hear(turn.peer, incarnation, said, self.now_s)
+        got = life.table.received(turn.peer, granted, left, question.epoch) if turn.want else 0
+        life.table.was_told(turn.peer, question.changes)
+        life.asking.answered(turn, question.epoch, got=got, left=left, now_s=self.now_s)
+        self._think(life)
 
     # --- What came of it ----------------------------------------------------------------------------------------------
 

@@ -342,6 +342,8 @@ def test_numbers_of_messages_are_never_reused():
         ("PRESENT", 18),
         ("VOUCH", 19),
         ("VOUCHED", 20),
+        ("LEASE", 21),
+        ("LEASED", 22),
     ]
     assert [(codec.name, codec.value) for codec in Codec] == [
         ("RAW", 0),
