@@ -376,9 +376,8 @@ def troubles(draw):
         cluster.at(dies_s, lambda name=name: cluster.kill(name))
         if draw(st.booleans()):
             block_s = cluster.block_s[cluster.names.index(name)]
-            cluster.at(
-                dies_s + draw(st.floats(0.1, 8.0)), lambda name=name, block_s=block_s: back(cluster, name, block_s)
-            )
+            back_s = dies_s + draw(st.floats(0.1, 8.0))
+            cluster.at(back_s, lambda name=name, block_s=block_s: back(cluster, name, block_s))
     return cluster
 
 
