@@ -15,6 +15,7 @@ from dpwa import ClusterConfig, ConfigError, DpwaPyTorchAdapter, NodeClosed
 from dpwa.adapters.sampler import _Loop
 from dpwa.exchange.lease_words import Block
 from dpwa.launch.ports import free_ports
+from dpwa.observe.bounded_file import read_records
 from support import wait_until
 
 SAMPLES = 600
@@ -184,6 +185,41 @@ def test_the_state_of_another_sampler_or_a_damaged_one_is_refused(alone):
     for state in ({}, {"epoch": 0, "leases": {}}, {"epoch": 0, "leases": 3}, {"epoch": "x", "leases": {}}):
         with pytest.raises(ConfigError, match="damaged"):
             sampler.load_state_dict(state)
+
+
+def test_a_checkpoint_keeps_the_samplers_by_itself(monkeypatch, tmp_path):
+    monkeypatch.setenv("DPWA_RUN_DIR", str(tmp_path / "run"))
+    config = ClusterConfig.for_localhost(1, checkpoint={"every_s": 60.0})
+    first = Trainer("w1", config)
+    loader = DataLoader(data(), batch_size=20, sampler=first.node.sampler(data(), block_samples=20))
+    other = first.node.sampler(data(100))
+    list(loader)
+    for number, batch in enumerate(loader):
+        first.node._checkpoints._due_s = 0.0 if number == 9 else float("inf")
+        first.step(batch)
+        if number == 11:  # two steps that the checkpoint does not know
+            break
+    first.node.close()
+    again = Trainer("w1", config)
+    assert again.node.resumed_step == 10
+    sampler = again.node.sampler(data(), block_samples=20)
+    assert (sampler.epoch, again.node.sampler(data(100)).epoch, other.epoch) == (1, 0, 0)
+    assert sorted([*sampler, *first.trained[:200]]) == list(range(SAMPLES))
+    again.node.close()
+
+
+def test_an_epoch_of_a_node_has_a_line_in_the_journal(monkeypatch, tmp_path):
+    monkeypatch.setenv("DPWA_RUN_DIR", str(tmp_path / "run"))
+    trainer = Trainer("w1", ClusterConfig.for_localhost(1))
+    sampler = trainer.node.sampler(data(), block_samples=20)
+    for _ in sampler.epochs(2):
+        list(sampler)
+    trainer.node.close()
+    lines = [line for line in read_records(tmp_path / "run/nodes/w1/events.jsonl") if line["event"] == "epoch"]
+    assert [(line["epoch"], line["samples"], line["blocks"], line["from_others"]) for line in lines] == [
+        (0, SAMPLES, 30, 0),
+        (1, SAMPLES, 30, 0),
+    ]
 
 
 # --- What counts as trained ---------------------------------------------------------------------------------------
