@@ -149,7 +149,12 @@ class SharingSampler(Sampler[int]):
 
     def stepped(self) -> None:
         """The optimizer has made a step. The adapter calls it."""
-        blocks = self._loop.stepped()
+        loop = self._loop
+        blocks = loop.stepped()
+        if loop.steps == 1:
+            self._leases.expect(loop.given)
+        elif loop.steps == 2:
+            self._leases.expect(loop.per_step)
         if blocks:
             self._leases.trained(blocks)
 
@@ -199,11 +204,13 @@ class _Loop:
         """Blocks."""
         self.is_complete = False
         """There was no block any more."""
+        self.steps = 0
+        """Of the optimizer."""
+        self.per_step = 0
+        """The fewest samples that the loader has asked for between two of them."""
         self._end = 0
-        self._steps = 0
         self._before = 0
         self._first = 0
-        self._per_step = 0
         self._seen = 0
 
     def take(self, block: Block, samples: int) -> None:
@@ -214,16 +221,16 @@ class _Loop:
 
     def stepped(self) -> list[Block]:
         """A step was made; the blocks that are trained now and were not before."""
-        self._steps += 1
+        self.steps += 1
         grown, self._before = self.given - self._before, self.given
-        if self._steps == 1:
+        if self.steps == 1:
             self._first = self.given
             return []
         if self.is_complete:  # the last batch may be a small one
-            self._seen = min(self.given, self._seen + self._per_step)
+            self._seen = min(self.given, self._seen + self.per_step)
         elif grown:
-            self._per_step = min(self._per_step or grown, grown)
-            self._seen = max(self._seen, self.given - max(0, self._first - self._per_step))
+            self.per_step = min(self.per_step or grown, grown)
+            self._seen = max(self._seen, self.given - max(0, self._first - self.per_step))
         trained = []
         while self.blocks and self.blocks[0][1] <= self._seen:
             trained.append(self.blocks.popleft()[0])

@@ -19,7 +19,7 @@ from dpwa.exchange.lease_words import MAX_ENTRIES, MAX_GRANT
 __all__ = ["AHEAD", "LeaseAsking", "Turn"]
 
 AHEAD: Final = 2
-"""Blocks at hand below which others are asked for more."""
+"""Blocks at hand below which others are asked for more, at least."""
 
 # Between two questions to one peer, where the first has brought nothing.
 _RETRY_S = 0.05
@@ -71,12 +71,14 @@ class LeaseAsking:
         self._in_vain: defaultdict[str, int] = defaultdict(int)
         self._last_s = -math.inf
         self._last_failing_s = -math.inf
+        self.ahead = AHEAD
+        """Blocks at hand below which others are asked for more."""
         self.is_at_the_end = False
         """The node waits for the last blocks of the last epoch."""
 
     def is_hungry(self, epoch: int | None, now_s: float) -> bool:
         """Whether the node should ask for blocks of this epoch; None: it trains none now."""
-        return epoch is not None and self._table.stock(epoch, now_s) < AHEAD and self._table.rows_held < _MOST_ROWS
+        return epoch is not None and self._table.stock(epoch, now_s) < self.ahead and self._table.rows_held < _MOST_ROWS
 
     def next(self, epoch: int | None, now_s: float) -> Turn:
         """The next question, of which others may become due before."""

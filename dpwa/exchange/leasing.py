@@ -20,7 +20,7 @@ from typing import Any, Final
 from dpwa.errors import ConfigError, ModelMismatch, NodeClosed, PeerTimeout, PeerUnreachable, RemoteProtocolError
 from dpwa.exchange.client import Client
 from dpwa.exchange.fetch import Identity
-from dpwa.exchange.lease_asking import LeaseAsking, Turn
+from dpwa.exchange.lease_asking import AHEAD, LeaseAsking, Turn
 from dpwa.exchange.lease_table import SILENT_S, LeaseTable
 from dpwa.exchange.lease_words import CUT_BYTES, MAX_HOME_BLOCKS, Block, Word
 from dpwa.exchange.messages import MAX_TEXT_CHARS, Busy, Lease, Leased, Message, NotReady, Refused
@@ -129,6 +129,10 @@ class Leases:
             leasing.wait(_LOOK_S)
             self.waited_s += leasing.monotonic_s() - now_s
         return None
+
+    def expect(self, samples: int) -> None:
+        """The trainer takes so many samples at a time: so many, and a block more, are to be at hand."""
+        self.asking.ahead = max(AHEAD, -(-samples // self.block_samples) + 1)
 
     def end(self) -> None:
         """This node has left its epoch; what it was given and did not begin is free again."""

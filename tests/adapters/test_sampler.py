@@ -268,6 +268,7 @@ def test_workers_ask_ahead_and_nothing_counts_before_it_is_trained(alone, worker
         alone.step(batch)
         assert 10 * len(told) <= len(alone.trained)
     assert 10 * len(told) >= len(alone.trained) - 20 * 5
+    assert sampler._leases.asking.ahead == 3  # a batch, and a block more
     sampler.settle()
     assert len(told) == 60
 
