@@ -88,11 +88,12 @@ class LeaseTable:
 
     def __init__(self, nodes: Sequence[str], own: str, blocks: int, now_s: float) -> None:
         self._nodes = tuple(nodes)
-        self._own = self._nodes.index(own)
+        self._positions = {node: position for position, node in enumerate(self._nodes)}
+        self._own = self._positions[own]
         self.epochs = Epochs(blocks, len(self._nodes))
         self.peers: Mapping[str, Peer] = {node: Peer() for node in self._nodes if node != own}
         self._queue: deque[Block] = deque()  # given by others, and not begun
-        self._since: dict[int, tuple[int, float]] = {}  # homes whose warden this node is
+        self._since: dict[int, tuple[int, float]] = {}  # homes whose warden this node is, its own first
         self._events = 1
         self._looked_s = now_s
         self._words = 0
@@ -105,22 +106,26 @@ class LeaseTable:
 
     def warden(self, home: int, now_s: float) -> int:
         """Who gives out the blocks of a home, as a position in the file."""
-        count = len(self._nodes)
-        for step in range(count):
-            position = (home + step) % count
-            if position == self._own or self.peers[self._nodes[position]].is_there(now_s):
-                return position
-        return self._own
+        while not self._is_there(home, now_s):
+            home = (home + 1) % len(self._nodes)
+        return home
+
+    def _is_there(self, position: int, now_s: float) -> bool:
+        return position == self._own or self.peers[self._nodes[position]].is_there(now_s)
+
+    def _wards_of(self, position: int, now_s: float) -> list[int]:
+        """The homes whose warden a node is that is there: its own, and those before it whose nodes are not."""
+        homes = [position]
+        while not self._is_there(before := (homes[-1] - 1) % len(self._nodes), now_s):
+            homes.append(before)
+        return homes
 
     def _look(self, now_s: float) -> None:
         """Note whose warden this node is by now."""
         if now_s - self._looked_s > SILENT_S:
             self._since.clear()  # this process stood still: others may have taken its place meanwhile
         self._looked_s = now_s
-        if all(peer.failing_s is None for peer in self.peers.values()):
-            wards = [self._own]
-        else:
-            wards = [home for home in range(len(self._nodes)) if self.warden(home, now_s) == self._own]
+        wards = self._wards_of(self._own, now_s)
         self._since = {home: self._since.get(home, (self._events, now_s)) for home in wards}
 
     def _is_usable(self, home: int, now_s: float) -> bool:
@@ -161,11 +166,6 @@ class LeaseTable:
     def _free_count(self, epoch: int, homes: Sequence[int], now_s: float) -> int:
         return sum(bits.bit_count() for _, bits in self._free_rows(epoch + 1, homes, now_s))
 
-    @property
-    def _wards(self) -> list[int]:
-        """The homes whose warden this node is, its own first."""
-        return sorted(self._since, key=lambda home: (home - self._own) % len(self._nodes))
-
     # --- What this node trains ----------------------------------------------------------------------------------------
 
     def take(self, epoch: int, now_s: float) -> Block | None:
@@ -176,7 +176,7 @@ class LeaseTable:
             found, home, bit = self.epochs.place(block)
             if found is not None and found.mine[home] & bit:
                 return block
-        usable = [home for home in self._wards if self._is_usable(home, now_s)]
+        usable = [home for home in self._since if self._is_usable(home, now_s)]
         for row, bits in self._free_rows(epoch + 1, usable, now_s):
             number, home = row
             bit = bits & -bits
@@ -187,7 +187,7 @@ class LeaseTable:
     def stock(self, epoch: int, now_s: float) -> int:
         """How many blocks this node can give out or take, of this epoch and those before."""
         self._look(now_s)
-        return len(self._queue) + self._free_count(epoch, self._wards, now_s)
+        return len(self._queue) + self._free_count(epoch, list(self._since), now_s)
 
     def trained(self, blocks: Iterable[Block], now_s: float) -> None:
         """Blocks that this node took are trained."""
@@ -239,9 +239,9 @@ class LeaseTable:
         self._look(now_s)
         self.epochs.get(epoch)
         granted: list[Block] = []
-        left = self._free_count(epoch, self._wards, now_s)
+        left = self._free_count(epoch, list(self._since), now_s)
         most = min(want, MAX_GRANT, max(1, left // (2 * len(self._nodes))))
-        usable = [home for home in self._wards if self._is_usable(home, now_s)]
+        usable = [home for home in self._since if self._is_usable(home, now_s)]
         rows = self.peers[name].granted
         for row, bits in self._free_rows(epoch + 1, usable, now_s):
             rest = bits
@@ -271,9 +271,10 @@ class LeaseTable:
         """How many blocks a peer may have to give at most, of this epoch and those before."""
         if self.peers[name].empty_before > epoch:
             return 0
-        position = self._nodes.index(name)
-        homes = [home for home in range(len(self._nodes)) if self.warden(home, now_s) == position]
-        return self._free_count(epoch, homes, now_s)
+        position = self._positions[name]
+        if not self._is_there(position, now_s):
+            return 0
+        return self._free_count(epoch, self._wards_of(position, now_s), now_s)
 
     @property
     def rows_held(self) -> int:
@@ -287,8 +288,7 @@ class LeaseTable:
         self._words += 1
         homes = range(len(self._nodes))
         numbers = list(self.epochs)[::-1]
-        ends = (self._nodes.index(name), self._own)
-        near = [home for home in homes if self.warden(home, now_s) in ends]
+        near = [home for end in (self._positions[name], self._own) for home in self._wards_of(end, now_s)]
         held = [(number, home) for number in numbers for home in homes if self.epochs[number].mine[home]]
         first = [(number, home) for number in numbers[:_NEWEST] for home in near]
         others = [(number, home) for number in numbers for home in homes]
