@@ -87,6 +87,8 @@ class Checkpoints:
         self._monotonic_s = monotonic_s
         self._state_of_node: Callable[[], object] = dict
         self._note: Callable[..., None] = _nowhere
+        self._samplers: dict[str, Kept] = {}
+        self._kept_samplers: dict[str, Any] = {}
         self._pending: _Pending | None = None
         self._skipped = 0
         self._has_failed = False
@@ -136,6 +138,7 @@ class Checkpoints:
                 _logger.warning("node %s: no checkpoint can be read; it begins anew", self._node)
             return
         state = self._training.restore(found)
+        self._kept_samplers = dict(state.get("samplers", {}))
         self.resumed_step = self.step = int(state["step"])
         self._restored = found, state
 
@@ -178,6 +181,21 @@ class Checkpoints:
         )
         if island_size in (1, len(state.get("random_of_island", ()))):
             set_random_state(state["random"])
+
+    def keep_sampler(self, name: str, sampler: Kept) -> None:
+        """Keep a sampler, too, from now on; it goes on from the checkpoint if that has one of this name.
+
+        Args:
+            name: says what it samples, and how.
+            sampler: which.
+
+        Raises:
+            ConfigError: the checkpoint is damaged.
+        """
+        self._samplers[name] = sampler
+        state = self._kept_samplers.pop(name, None)
+        if state is not None:
+            sampler.load_state_dict(state)
 
     # --- Taking ---------------------------------------------------------------------------------------------------
 
@@ -257,6 +275,8 @@ class Checkpoints:
         optimizer = {} if self._optimizer is None else self._optimizer.state_dict()
         optimizer = {key: value for key, value in optimizer.items() if key != "param_groups"}
         parts = {name: part.state_dict() for name, part in self._parts.items() if not isinstance(part, _LATE)}
+        # Those of the checkpoint that the script has not made yet are kept as they were.
+        samplers = {**self._kept_samplers, **{name: one.state_dict() for name, one in self._samplers.items()}}
         return {
             "step": self.step,
             "unix_s": time.time(),
@@ -264,6 +284,7 @@ class Checkpoints:
             "optimizer_kind": type(self._optimizer).__name__,
             "optimizer": as_plain(optimizer, "optimizer", tensors),
             "parts": as_plain(parts, "parts", tensors),
+            "samplers": as_plain(samplers, "samplers", tensors),
         }
 
     def _late_state(self, tensors: Tensors) -> dict[str, Plain]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import atexit
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -39,6 +39,7 @@ from .islands import Island, members_of
 from .optimizer_state import unwrapped_optimizer
 from .process_groups import is_sharded, refuse_ranks, tell_rank_alone
 from .restoring import Kept, Training
+from .sampler import SharingSampler
 from .saving import save_model
 from .streams import LateLosses
 from .tensors import TorchModel
@@ -110,6 +111,7 @@ class DpwaPyTorchAdapter:
         self._island = None if identity.members is None else Island(identity.members)
         self._hook: _OptimizerHook | None = None
         self._late_losses = LateLosses()
+        self._samplers: list[SharingSampler] = []
         self._checkpoints: Checkpoints | None = None
         self._resumed_step = 0
         self._node: Node | Leader | Follower
@@ -291,6 +293,12 @@ class DpwaPyTorchAdapter:
             raise SystemExit(0)  # as on SIGTERM the script is left by its `with` blocks, and the model is saved
         self._follow_model()
         self._node.step(self._known(loss))
+        self._stepped()
+
+    def _stepped(self) -> None:
+        """A step boundary has ended."""
+        for sampler in self._samplers:
+            sampler.stepped()
         if self._checkpoints is not None:
             self._checkpoints.stepped()
 
@@ -304,8 +312,38 @@ class DpwaPyTorchAdapter:
         raise_if_terminated()
         self._follow_model()
         self._node.update_wait(self._known(loss))
+        self._stepped()
+
+    def sampler(
+        self, dataset: Sized, *, shuffle: bool = True, block_samples: int | None = None, seed: int = 0
+    ) -> SharingSampler:
+        """A sampler for a DataLoader that shares out a data set among the nodes while they train.
+
+        Fast nodes take more of each epoch, so that all end together, and every sample is trained once by one of them.
+        All nodes call it with the same data set and numbers. A node alone gets all samples.
+
+        Args:
+            dataset: what is sampled, for its length.
+            shuffle: False: in the order of the data set.
+            block_samples: samples that are shared out together; a multiple of the batch size makes all batches full.
+                None: so many that each node has about 100 blocks in an epoch.
+            seed: of the order.
+
+        Raises:
+            NodeClosed: after `close`.
+            ConfigError: the data set is empty, a number is out of range, there is such a sampler already, or nodes may
+                join this cluster.
+        """
+        if not isinstance(self._node, Node):
+            raise ConfigError(
+                "node.sampler: data are shared out among nodes of one process each, and this one has several; use a "
+                "DistributedSampler over node.world_size * node.island_size processes instead"
+            )
+        sampler = SharingSampler(self._node, dataset, shuffle=shuffle, block_samples=block_samples, seed=seed)
         if self._checkpoints is not None:
-            self._checkpoints.stepped()
+            self._checkpoints.keep_sampler(sampler.cut, sampler)
+        self._samplers.append(sampler)
+        return sampler
 
     def log(self, **values: object) -> None:
         """Add values such as `epoch=1.5, test_accuracy=0.9` to this node's metrics from here on."""
@@ -333,6 +371,8 @@ class DpwaPyTorchAdapter:
             InternalError: a background thread failed.
         """
         self._follow_model(everywhere=True)
+        for sampler in self._samplers:
+            sampler.settle()
         if self._checkpoints is not None:
             self._checkpoints.finish()
         return self._node.finish(timeout_s, merge=merge)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from dpwa.exchange.messages import Meet, Message, Propose, PullRequest, Settle
+from dpwa.exchange.messages import Lease, Meet, Message, Propose, PullRequest, Settle
 from dpwa.exchange.slices import Slice
 from dpwa.snapshot.staging import Staging
 
@@ -84,7 +84,7 @@ class Client(Protocol):
         """A peer that is not in the cluster file will not be asked any more: let go of all that belongs to it."""
         ...
 
-    def request(self, peer: str, message: Propose | Settle | Meet) -> Message:
+    def request(self, peer: str, message: Propose | Settle | Meet | Lease) -> Message:
         """Send a message that is answered by one without a body, and return the answer.
 
         Raises:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Final, Union
 
+from dpwa.exchange.lease_words import Block, Entry
 from dpwa.exchange.member_table import Member, MemberState
 from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.snapshot.state import MERGE_ID_BYTES, MergeStage
@@ -41,6 +42,8 @@ __all__ = [
     "Busy",
     "Chunk",
     "Done",
+    "Lease",
+    "Leased",
     "Meet",
     "Message",
     "MessageKind",
@@ -137,6 +140,8 @@ class MessageKind(IntEnum):
     PRESENT = 18
     VOUCH = 19
     VOUCHED = 20
+    LEASE = 21
+    LEASED = 22
 
 
 class Verdict(IntEnum):
@@ -436,6 +441,52 @@ class Vouched:
     """Empty: the server knows none."""
 
 
+@dataclass(frozen=True)
+class Lease:
+    """Asks for blocks of an epoch to train, and tells what the asker has trained. Tx to Rx."""
+
+    KIND: ClassVar = MessageKind.LEASE
+    nonce: int
+    run: str
+    node: str
+    incarnation: bytes
+    cut: bytes
+    """A hash of how the asker cuts an epoch into blocks: all nodes must agree on that."""
+    epoch: int
+    """Blocks of this epoch are wanted, or of one before."""
+    want: int
+    """How many at most; 0: the asker only tells and hears."""
+    word: int
+    """Number of what the asker says, in this life."""
+    floor: int
+    """All epochs before this one are complete."""
+    entries: tuple[Entry, ...]
+    """What is trained, and what the asker has taken: all homes in which it has taken something, and others."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entries", tuple(Entry(*entry) for entry in self.entries))
+
+
+@dataclass(frozen=True)
+class Leased:
+    """The answer to `Lease`. Rx to Tx."""
+
+    KIND: ClassVar = MessageKind.LEASED
+    nonce: int
+    incarnation: bytes
+    granted: tuple[Block, ...]
+    left: int
+    """How many more blocks the sender could give."""
+    word: int
+    floor: int
+    entries: tuple[Entry, ...]
+    """As in `Lease`, of the sender."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "granted", tuple(Block(*block) for block in self.granted))
+        object.__setattr__(self, "entries", tuple(Entry(*entry) for entry in self.entries))
+
+
 def _as_members(entries: tuple[Member, ...]) -> tuple[Member, ...]:
     return tuple(Member(name, host, port, number, MemberState(state)) for name, host, port, number, state in entries)
 
@@ -461,6 +512,8 @@ Message = Union[  # noqa: UP007 (used at run time on 3.10)
     Present,
     Vouch,
     Vouched,
+    Lease,
+    Leased,
 ]
 
 HAS_BODY: Final = (Chunk, Mismatch)

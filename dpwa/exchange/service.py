@@ -13,6 +13,7 @@ import random
 import threading
 from typing import Any, Final, NamedTuple
 
+from dpwa.exchange.leasing import Leasing
 from dpwa.exchange.members import Members
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.messages import (
@@ -22,6 +23,7 @@ from dpwa.exchange.messages import (
     UNKNOWN_ORIGIN,
     Accepted,
     Busy,
+    Lease,
     Meet,
     Message,
     Met,
@@ -53,7 +55,7 @@ _SHARE_OF_WAIT: Final = 0.3
 
 _OTHER_RUN: Final = "the request is of another run; all nodes need the same cluster file"
 
-Request = PullRequest | Propose | Settle | Meet
+Request = PullRequest | Propose | Settle | Meet | Lease
 
 Answered = tuple[Message, Snapshot | None]
 
@@ -109,6 +111,7 @@ class Service:
         proposals: those of this node and of its peers.
         kind: the kind of exchange of this node's method.
         standing: what this node's model is.
+        leasing: shares out the blocks of data.
         members: of a cluster that nodes may join; None: of no other than the file's.
     """
 
@@ -122,8 +125,10 @@ class Service:
         proposals: Proposals,
         kind: ExchangeKind,
         standing: Standing,
+        leasing: Leasing,
         members: Members | None = None,
     ) -> None:
+        self._leasing = leasing
         self.members = members
         self.layout = layout
         self.proposals = proposals
@@ -181,8 +186,8 @@ class Service:
         # First, so that one who does not know the run learns nothing: neither its name, nor the nodes, nor the layout.
         if not hmac.compare_digest(request.run.encode(), self._run):
             return Refused(nonce, _OTHER_RUN), None
-        if isinstance(request, Meet):
-            return self._meet(request), None
+        if isinstance(request, Meet | Lease):
+            return self._answer_beside(request), None
         finished = not isinstance(request, Propose) and request.finished
         is_peer = self._membership.hint(request.node, finished=finished)
         if not is_peer and (not self._membership.is_open or isinstance(request, Propose)):
@@ -206,6 +211,12 @@ class Service:
         if self._membership.is_open:
             return Busy(nonce)
         return Refused(nonce, "the asking node is not in this node's cluster file")
+
+    def _answer_beside(self, request: Meet | Lease) -> Message:
+        """The answer to what is no part of an exchange."""
+        if isinstance(request, Lease):
+            return self._leasing.answer(request, is_peer=request.node in self._membership.peers)
+        return self._meet(request)
 
     def _meet(self, meet: Meet) -> Message:
         """What is told to a member, or to somebody who would be one."""

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.config.sections import NodeConfig
+from dpwa.exchange.client import Client
 from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.exchanger import Exchanger
 from dpwa.exchange.fetch import Fetcher, Identity
 from dpwa.exchange.flow_control import FlowControl
 from dpwa.exchange.guard import Guard
+from dpwa.exchange.leasing import Leasing
 from dpwa.exchange.link_codecs import LinkCodecs
 from dpwa.exchange.meetings import Meetings
 from dpwa.exchange.member_table import Member, MemberState
@@ -52,11 +54,13 @@ class Assembly:
     Attributes:
         wiring: the two ends for the transport.
         context: what its exchanges work with.
+        leasing: shares out the blocks of data.
         faults: to inject; None: none.
     """
 
     wiring: Ends
     context: ExchangeContext
+    leasing: Leasing
     faults: Faults | None = None
 
     def close(self) -> None:
@@ -64,6 +68,7 @@ class Assembly:
         for staging in self.context.stagings:
             staging.close()
         self.wiring.exchanger.close()
+        self.leasing.close()
         self.context.proposals.close_all()
 
 
@@ -153,12 +158,18 @@ def assemble(
         most_mass=_SPARE * method.total_mass if guard.compares else MAX_MASS,
         monotonic_s=monotonic_s,
     )
+
+    def way() -> Callable[[Client], Client] | None:
+        """One for each thread that asks."""
+        return None if faults is None else FaultyWay(faults, layout=layout, monotonic_s=monotonic_s).through
+
+    leasing = Leasing(identity, [node.name for node in config.nodes], monotonic_s, through=way())
     exchanger = Exchanger(
         context,
         method,
         interpolator,
         rng("order"),
-        through=None if faults is None else FaultyWay(faults, layout=layout, monotonic_s=monotonic_s).through,
+        through=way(),
         meetings=None if members is None else Meetings(context, members, rng("meetings")),
     )
     service = Service(
@@ -169,10 +180,11 @@ def assemble(
         proposals=proposals,
         kind=kind,
         standing=standing,
+        leasing=leasing,
         members=members,
     )
     fetcher.newest = lambda: service.serving.snapshot
-    return Assembly(Ends(service, exchanger), context, faults)
+    return Assembly(Ends(service, exchanger), context, leasing, faults)
 
 
 def _members(config: ClusterConfig, name: str, rng: random.Random) -> Members:

@@ -20,6 +20,7 @@ from typing import Any
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, DpwaError, InternalError, NodeClosed
+from dpwa.exchange.leasing import Leases
 from dpwa.exchange.messages import INCARNATION_BYTES
 from dpwa.methods.base import ExchangeKind
 from dpwa.node.assembly import assemble, outer_momentum
@@ -419,6 +420,39 @@ class Node:
     def is_asked_to_leave(self) -> bool:
         """Whether `dpwa leave` has asked this node to end its training, which is up to its script or adapter."""
         return self._belonging is not None and self._belonging.is_asked_to_leave()
+
+    def lease_blocks(self, samples: int, *, block_samples: int | None = None, seed: object = 0) -> Leases:
+        """Share out a data set of so many samples among the nodes, block by block, so that fast nodes take more.
+
+        All nodes call it with the same numbers. `adapters/sampler.py` shows how the blocks are used.
+
+        Args:
+            samples: how many the data set has.
+            block_samples: in one block; None: so many that each node has about 100 blocks in an epoch.
+            seed: of the order of the samples: anything that is written in the same way on all nodes.
+
+        Raises:
+            NodeClosed: the node is not running.
+            ConfigError: a number is out of range, these samples are shared out already, nodes may join, or one cannot be asked.
+        """
+        self._check_running()
+        if self.config.is_open:
+            raise ConfigError(
+                f"node {self.name}: data are shared out among the nodes of a cluster file; with `join` nobody knows "
+                "them all: give each node data of its own"
+            )
+        if silent := [node.name for node in self.config.nodes if not node.serve]:
+            raise ConfigError(
+                f"node {self.name}: data are shared out by asking each other, and {', '.join(silent)} cannot be asked "
+                "(serve: false): give each node data of its own"
+            )
+        leasing, was_begun = self._parts.leasing, self._parts.leasing.has_any
+        leases = leasing.share_out(samples, block_samples, seed)
+        if not was_begun:
+            leasing.check = self._check_running
+            if self._has_peers:
+                self._transport.ask_for_leases(leasing)
+        return leases
 
     def log(self, **values: object) -> None:
         """Add values of the training script (epoch, test accuracy …) to every further line of metrics."""

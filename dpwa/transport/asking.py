@@ -8,7 +8,17 @@ from __future__ import annotations
 import time
 
 from dpwa.errors import PeerTimeout
-from dpwa.exchange.messages import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Meet, More, Propose, PullRequest, Settle, Vouch
+from dpwa.exchange.messages import (
+    MAX_FRAME_BYTES,
+    MAX_HEADER_BYTES,
+    Lease,
+    Meet,
+    More,
+    Propose,
+    PullRequest,
+    Settle,
+    Vouch,
+)
 from dpwa.transport.connection import Connection
 
 __all__ = ["Asking"]
@@ -29,13 +39,13 @@ class Asking:
     def __init__(
         self,
         connection: Connection,
-        message: PullRequest | Propose | Settle | Meet | Vouch,
+        message: PullRequest | Propose | Settle | Meet | Vouch | Lease,
         asked_s: float,
         first_word_end_s: float,
         rest_s: float,
         end_s: float,
     ) -> None:
-        self.is_short = isinstance(message, Meet | Vouch)
+        self.is_short = isinstance(message, Meet | Vouch | Lease)
         self._connection = connection
         self._asked_s = asked_s
         self._rest_s = rest_s

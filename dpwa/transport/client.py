@@ -23,6 +23,7 @@ from dpwa.errors import ConfigError, ModelMismatch, NodeClosed, PeerTimeout, Pee
 from dpwa.exchange.client import Pulled
 from dpwa.exchange.messages import (
     NEWEST_ROUND,
+    Lease,
     Meet,
     Message,
     Propose,
@@ -165,7 +166,7 @@ class ZmqClient:
             self._patience.received(peer, received.received_bytes, received.transfer_s)
         return received
 
-    def request(self, peer: str, message: Propose | Settle | Meet | Vouch) -> Message:
+    def request(self, peer: str, message: Propose | Settle | Meet | Vouch | Lease) -> Message:
         """See `Client.request`."""
         return self._ask(peer, message, Conversation.answer)
 
@@ -179,7 +180,7 @@ class ZmqClient:
     def _ask(
         self,
         peer: str,
-        message: PullRequest | Propose | Settle | Meet | Vouch,
+        message: PullRequest | Propose | Settle | Meet | Vouch | Lease,
         receive: Callable[[Conversation], _Received],
         within_s: float | None = None,
         wanted_bytes: float = 0.0,
@@ -192,7 +193,7 @@ class ZmqClient:
         try:
             connection = self._connected(peer, start_s, first_word_end_s)
             asked_s = time.monotonic()
-            is_small = isinstance(message, Meet | Vouch)
+            is_small = isinstance(message, Meet | Vouch | Lease)
             end_s = min(start_s + longest_s, asked_s + _MEETING_S if is_small else math.inf)
             first_word_end_s = min(first_word_end_s, end_s, asked_s + self._first_word_s(peer, message))
             asking = Asking(connection, message, asked_s, first_word_end_s, rest_s, end_s)
@@ -221,7 +222,7 @@ class ZmqClient:
         connection.end()
         return received
 
-    def _first_word_s(self, peer: str, message: PullRequest | Propose | Settle | Meet | Vouch) -> float:
+    def _first_word_s(self, peer: str, message: PullRequest | Propose | Settle | Meet | Vouch | Lease) -> float:
         # A question what became of a proposal is never cut short: not to hear the answer costs what is conserved. Nor
         # one for the snapshot of a round, which a neighbour may only be about to make.
         is_cut_short = isinstance(message, Propose) or (

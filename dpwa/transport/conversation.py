@@ -14,6 +14,8 @@ from dpwa.exchange.messages import (
     HAS_BODY,
     Accepted,
     Busy,
+    Lease,
+    Leased,
     Meet,
     Message,
     Met,
@@ -33,7 +35,7 @@ from dpwa.transport.wire import decode, encode
 
 __all__ = ["Conversation"]
 
-_STANDS_ALONE = (Accepted, Settled, Busy, NotReady, Past, Refused, Met, Vouched)
+_STANDS_ALONE = (Accepted, Settled, Busy, NotReady, Past, Refused, Met, Vouched, Leased)
 
 
 class Conversation:
@@ -54,7 +56,7 @@ class Conversation:
         peer: str,
         socket: zmq.Socket[bytes],
         wait: Callable[[], bool],
-        request: PullRequest | Propose | Settle | Meet | Vouch,
+        request: PullRequest | Propose | Settle | Meet | Vouch | Lease,
         look: Callable[[], None],
         *,
         on_answer: Callable[[], None] = lambda: None,

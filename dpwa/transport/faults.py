@@ -14,6 +14,7 @@ import math
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,6 +142,7 @@ class Faults:
         self.step = 0
         """The node's own step; set by the trainer, read by others."""
         self._record = record
+        self._counting = threading.Lock()
         self._counts = dict.fromkeys(options.kinds, 0)
         if options.drop > 0:
             self._counts["drop_done"] = 0
@@ -154,8 +156,9 @@ class Faults:
         self._noise = np.random.default_rng(seed)
 
     def happened(self, kind: str, **fields: object) -> None:
-        """Count a fault, and put it on record. In the one thread of this kind."""
-        self._counts[kind] += 1
+        """Count a fault, and put it on record. Any thread."""
+        with self._counting:
+            self._counts[kind] += 1
         self._record(kind=kind, **fields)
 
     def counts(self) -> Mapping[str, int]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from dpwa.errors import PeerTimeout, PeerUnreachable, TransportError
 from dpwa.exchange.client import Client, Pulled
-from dpwa.exchange.messages import Meet, Message, Offer, Propose, PullRequest, Settle
+from dpwa.exchange.messages import Lease, Meet, Message, Offer, Propose, PullRequest, Settle
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.slices import Slice
 from dpwa.snapshot.layout import Layout
@@ -127,7 +127,7 @@ class _FaultyClient:
         """See `Client.forget`."""
         self._inner.forget(peer)
 
-    def request(self, peer: str, message: Propose | Settle | Meet) -> Message:
+    def request(self, peer: str, message: Propose | Settle | Meet | Lease) -> Message:
         """See `Client.request`."""
         is_proposal = isinstance(message, Propose)
         hit = "proposal" if is_proposal else "question"
@@ -146,7 +146,7 @@ class _FaultyClient:
             self._lose(attempt, Lost.ANSWER)
         return answer
 
-    def _deliver(self, peer: str, message: Propose | Settle | Meet) -> None:
+    def _deliver(self, peer: str, message: Propose | Settle | Meet | Lease) -> None:
         """Let a peer have a message, whatever it answers."""
         with contextlib.suppress(TransportError):
             self._inner.request(peer, message)

@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 from dpwa.errors import InternalError, ModelMismatch, PeerUnreachable
 from dpwa.exchange.client import Pulled
-from dpwa.exchange.messages import Meet, Message, Mismatch, Offer, Propose, PullRequest, Settle
+from dpwa.exchange.leasing import Leasing
+from dpwa.exchange.messages import Lease, Meet, Message, Mismatch, Offer, Propose, PullRequest, Settle
 from dpwa.exchange.service import Request, Service
 from dpwa.exchange.slices import Slice
 from dpwa.methods.base import ExchangeKind
@@ -66,7 +67,7 @@ class InMemoryNetwork:
     def forget(self, peer: str) -> None:
         """See `Client.forget`."""
 
-    def request(self, peer: str, message: Propose | Settle | Meet) -> Message:
+    def request(self, peer: str, message: Propose | Settle | Meet | Lease) -> Message:
         """See `Client.request`."""
         answer = self._find(peer).answer(message)
         if isinstance(answer, Mismatch):
@@ -100,6 +101,7 @@ class InMemoryTransport:
         self._service: Service = wiring.service
         self._exchanger = wiring.exchanger
         self._pending: ExchangeRequest | None = None
+        self._leasing: Leasing | None = None
 
     def start(self) -> None:
         """See `Transport.start`."""
@@ -128,7 +130,18 @@ class InMemoryTransport:
         if request is not None:
             self._exchanger.perform(request, self._network)
         self._exchanger.work(self._network)
+        if self._leasing is not None:
+            self._leasing.work(self._network)
         return self._exchanger.context.results.take(0.0)
+
+    def ask_for_leases(self, leasing: Leasing) -> None:
+        """See `Transport.ask_for_leases`. They are asked for at steps, and while the trainer waits for a block."""
+        self._leasing = leasing
+        leasing.pump = self._pump
+
+    def _pump(self) -> None:
+        if self._leasing is not None:
+            self._leasing.work(self._network)
 
     def error(self) -> BaseException | None:
         """See `Transport.error`: there is no background thread."""
@@ -136,9 +149,10 @@ class InMemoryTransport:
 
     def close(self, timeout_s: float) -> None:  # noqa: ARG002
         """See `Transport.close`."""
+        self._leasing = None
         self._network.leave(self._name)
 
-    def answer(self, request: Propose | Settle | Meet) -> Message:
+    def answer(self, request: Propose | Settle | Meet | Lease) -> Message:
         """Answer a peer's proposal or question; what was accepted is fetched at once."""
         answer, _ = self._answered(request)
         self._exchanger.work(self._network)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dpwa.exchange.exchanger import Exchanger
+from dpwa.exchange.leasing import Leasing
 from dpwa.exchange.service import Service
 from dpwa.methods.exchange import ExchangeRequest, ExchangeResult
 from dpwa.transport.rx import RxCounters
@@ -66,6 +67,13 @@ class Transport(Protocol):
 
         Args:
             wait_s: the longest wait for one.
+        """
+
+    def ask_for_leases(self, leasing: Leasing) -> None:
+        """From now on, ask peers for blocks of data, and tell them of those that are trained.
+
+        Args:
+            leasing: says what to ask, and when.
         """
 
     def error(self) -> BaseException | None:

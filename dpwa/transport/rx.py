@@ -21,6 +21,7 @@ from dpwa.errors import InternalError, RemoteProtocolError
 from dpwa.exchange.messages import (
     Busy,
     Done,
+    Lease,
     Meet,
     Message,
     Mismatch,
@@ -274,7 +275,7 @@ class RxThread(WorkerThread):
             self._more(identity, message, now_s)
         elif isinstance(message, Done):
             self._done(identity, message, now_s)
-        elif isinstance(message, PullRequest | Propose | Settle | Meet | Vouch):
+        elif isinstance(message, PullRequest | Propose | Settle | Meet | Vouch | Lease):
             if self._guests is not None and speaker != message.node:
                 raise RemoteProtocolError("?", "a request in the name of a node that has another key")
             if isinstance(message, Vouch):

@@ -16,6 +16,7 @@ from typing import Final, TypeVar, get_args
 import msgpack
 
 from dpwa.errors import RemoteProtocolError
+from dpwa.exchange.lease_words import CUT_BYTES, MAX_BLOCKS, MAX_GRANT, are_blocks, are_entries
 from dpwa.exchange.member_table import MAX_CLAIMS, are_legal
 from dpwa.exchange.messages import (
     EXCHANGE_ID_BYTES,
@@ -114,6 +115,14 @@ _RULES: Final[dict[str, _Rule]] = {
     "members": are_legal,
     "name": _text(MAX_NAME_CHARS),
     "certificate": lambda value: type(value) is bytes and len(value) <= MAX_CERTIFICATE_BYTES,
+    "cut": _bytes(CUT_BYTES),
+    "epoch": _integer(0, MAX_COUNTER),
+    "want": _integer(0, MAX_GRANT),
+    "word": _integer(0, MAX_COUNTER),
+    "floor": _integer(0, MAX_COUNTER),
+    "entries": are_entries,
+    "granted": are_blocks,
+    "left": _integer(0, MAX_BLOCKS),
 }
 """One rule per field name, whichever message it stands in: one word, one meaning."""
 

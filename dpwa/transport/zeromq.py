@@ -1,6 +1,6 @@
-"""A node's transport over ZeroMQ: its context, its Rx thread and its Tx thread.
+"""A node's transport over ZeroMQ: its context, its Rx thread and its Tx thread, and one that asks for leases of data.
 
-Runs in: the trainer's thread; the work is done in the two threads.
+Runs in: the trainer's thread; the work is done in these threads.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import zmq
 from dpwa.config import hosts
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import InternalError
+from dpwa.exchange.leasing import Leasing
 from dpwa.methods.exchange import ExchangeRequest, ExchangeResult
 from dpwa.transport.client import ZmqClient
 from dpwa.transport.copy_waiter import CopyWaiter
 from dpwa.transport.doorbell import Doorbell
 from dpwa.transport.interface import Ends
 from dpwa.transport.key_folder import KeyFolder
+from dpwa.transport.lease_thread import LeaseThread
 from dpwa.transport.run_keys import run_keys_folder
 from dpwa.transport.rx import RxThread
 from dpwa.transport.segments import Segments
@@ -120,6 +122,8 @@ class ZmqTransport:
                 bell=bell,
             )
 
+        self._make_client = make_client
+        self._leases: LeaseThread | None = None
         self._tx = TxThread(name=name, exchanger=wiring.exchanger, make_client=make_client)
         self._results = wiring.exchanger.context.results
         self._proposals = wiring.service.proposals
@@ -161,9 +165,16 @@ class ZmqTransport:
         """See `Transport.take`."""
         return self._results.take(wait_s)
 
+    def ask_for_leases(self, leasing: Leasing) -> None:
+        """See `Transport.ask_for_leases`."""
+        self._leases = LeaseThread(name=self._name, leasing=leasing, make_client=self._make_client)
+        leasing.wake = self._leases.wake
+        self._leases.start()
+
     def error(self) -> BaseException | None:
         """See `Transport.error`."""
-        return self._rx.error or self._tx.error or self._copy_waiter.error
+        leases = None if self._leases is None else self._leases.error
+        return self._rx.error or self._tx.error or leases or self._copy_waiter.error
 
     def close(self, timeout_s: float) -> None:
         """See `Transport.close`."""
@@ -179,18 +190,18 @@ class ZmqTransport:
             return max(0.0, deadline_s - time.monotonic())
 
         # All are stopped before one is waited for, so that each has the whole time.
-        parts: dict[str, WorkerThread] = {
-            "Tx thread": self._tx,
-            "Rx thread": self._rx,
-            "copy waiter": self._copy_waiter,
-        }
+        parts: dict[str, WorkerThread] = {"Tx thread": self._tx, "Rx thread": self._rx}
+        if self._leases is not None:
+            parts["lease thread"] = self._leases
+        sockets = tuple(parts.values())
+        parts["copy waiter"] = self._copy_waiter
         for part in parts.values():
             part.stop(0.0)
         # The copy waiter comes last: it may wait for a GPU, and what it would hand out finds nobody any more.
         stuck = [thread for thread, part in parts.items() if not part.stop(left_s())]
         if stuck and stuck != ["copy waiter"]:
             # A daemon, so that it does not hold up the interpreter's end.
-            args = (self._context, self._tx, self._rx)
+            args = (self._context, sockets)
             threading.Thread(target=_end_later, args=args, name=f"dpwa-end-{self._name}", daemon=True).start()
         else:
             _end(self._context)
@@ -208,9 +219,9 @@ def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     context.destroy(linger=0)
 
 
-def _end_later(context: zmq.Context[zmq.Socket[bytes]], tx: WorkerThread, rx: WorkerThread) -> None:
+def _end_later(context: zmq.Context[zmq.Socket[bytes]], threads: tuple[WorkerThread, ...]) -> None:
     """End a context when the last of its threads has come back from where it was stuck."""
-    for thread in (tx, rx):
+    for thread in threads:
         while not thread.stop(_LONG_S):
             pass
     _end(context)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dpwa.exchange.fetch import Identity
+from dpwa.exchange.leasing import Leasing
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.service import Service
@@ -23,6 +25,7 @@ def service() -> Service:
         proposals=Proposals("w1", bytes(8)),
         kind=ExchangeKind.PULL,
         standing=Standing(bytes(8)),
+        leasing=Leasing(Identity("run", "w1", bytes(8)), ["w1"], lambda: 0.0),
     )
 
 

@@ -18,6 +18,7 @@ from pages import python_blocks
 PAGE = "your-script.md"
 (START,) = python_blocks(PAGE, "The model: the same start")
 SEED, SHARD = python_blocks(PAGE, "The data: different shards")
+(SHARED,) = python_blocks(PAGE, "Unequal machines")
 (FILES,) = python_blocks(PAGE, "Files: one folder per node")
 (DOWNLOAD,) = python_blocks(PAGE, "Downloads")
 (CHECKPOINT,) = python_blocks(PAGE, "Checkpoints and resuming")
@@ -72,6 +73,17 @@ def test_the_shards_are_disjoint_complete_and_in_another_order_each_epoch(script
     for epoch in range(2):
         assert sorted(orders["w1"][epoch] + orders["w2"][epoch]) == list(range(64))
     assert orders["w1"][0] != orders["w1"][1]
+
+
+def test_the_nodes_share_out_the_data_and_a_node_alone_trains_all_of_it():
+    assert SHARED.count("        ...\n") == 1
+    code = SHARED.replace(
+        "        ...\n", "        seen.extend(int(row) for row in batch[0])\n        node.step(1.0)\n"
+    )
+    data, seen = TensorDataset(torch.arange(64.0).unsqueeze(1)), []
+    with DpwaPyTorchAdapter(nn.Linear(1, 1)) as node:
+        exec(code, {"node": node, "data": data, "DataLoader": DataLoader, "seen": seen})  # noqa: S102 - as above
+    assert sorted(seen) == sorted(10 * list(range(64)))
 
 
 def test_each_node_has_a_folder_of_its_own_for_its_files(script):

@@ -11,6 +11,8 @@ import zmq
 from fake_peers import node_with_absent_peer, pull_of
 from strangers import Stranger
 
+from dpwa.exchange.fetch import Identity
+from dpwa.exchange.leasing import Leasing
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.service import Service
@@ -77,6 +79,7 @@ def node_service(source: VectorModel) -> Service:
         membership=Membership(()),
         proposals=Proposals("w1", bytes(8)),
         standing=Standing(bytes(8)),
+        leasing=Leasing(Identity("run", "w1", bytes(8)), ["w1"], lambda: 0.0),
         kind=ExchangeKind.PULL,
     )
 

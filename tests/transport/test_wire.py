@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dpwa.errors import RemoteProtocolError
 from dpwa.exchange import messages
+from dpwa.exchange.lease_words import MAX_ENTRIES, MAX_GRANT, MAX_HOME_BLOCKS, Block, Entry
 from dpwa.exchange.member_table import MAX_CLAIMS, MAX_TOLD, Member, MemberState, fitting
 from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, Codec, MergeStage
 from dpwa.transport import wire
@@ -28,6 +29,9 @@ _MEMBERS = st.builds(
     st.integers(1, 65535),
     _COUNTERS,
     st.sampled_from(MemberState),
+)
+_ENTRIES = st.integers(0, MAX_HOME_BLOCKS // 8).flatmap(
+    lambda size: st.builds(Entry, _COUNTERS, st.integers(0, 4095), *[st.binary(min_size=size, max_size=size)] * 2)
 )
 _FIELDS = {
     "nonce": _COUNTERS,
@@ -72,6 +76,14 @@ _FIELDS = {
     "members": st.lists(_MEMBERS, max_size=MAX_TOLD, unique_by=lambda member: member.name).map(
         lambda members: fitting((), members, random.Random(0))
     ),
+    "cut": st.binary(min_size=16, max_size=16),
+    "epoch": _COUNTERS,
+    "want": st.integers(0, MAX_GRANT),
+    "word": _COUNTERS,
+    "floor": _COUNTERS,
+    "entries": st.lists(_ENTRIES, max_size=MAX_ENTRIES, unique_by=lambda entry: entry[:2]).map(tuple),
+    "granted": st.lists(st.builds(Block, _COUNTERS, st.integers(0, 2**22 - 1)), max_size=MAX_GRANT).map(tuple),
+    "left": st.integers(0, 2**22),
 }
 _MESSAGES = st.one_of(
     st.builds(cls, **{field.name: _FIELDS[field.name] for field in dataclasses.fields(cls)})
@@ -330,6 +342,8 @@ def test_numbers_of_messages_are_never_reused():
         ("PRESENT", 18),
         ("VOUCH", 19),
         ("VOUCHED", 20),
+        ("LEASE", 21),
+        ("LEASED", 22),
     ]
     assert [(codec.name, codec.value) for codec in Codec] == [
         ("RAW", 0),
