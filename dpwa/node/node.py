@@ -433,7 +433,8 @@ class Node:
 
         Raises:
             NodeClosed: the node is not running.
-            ConfigError: a number is out of range, these samples are shared out already, nodes may join, or one cannot be asked.
+            ConfigError: a number is out of range, these samples are shared out already, nodes may join, or one cannot
+                be asked.
         """
         self._check_running()
         if self.config.is_open:
