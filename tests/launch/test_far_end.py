@@ -109,6 +109,7 @@ def started(ends: list[FarEnd], folder: Path, errand: Errand) -> FarEnd:
     return ends[-1]
 
 
+@pytest.mark.slow
 def test_a_launcher_that_says_nothing_any_more_is_gone(tmp_path, errand, ends):
     """As when a cable is pulled: the connection stands, what is printed stays in it, and no word comes."""
     end = started(ends, tmp_path, replace(errand, lost_s=2.0))
@@ -133,6 +134,7 @@ def test_the_end_of_its_input_ends_the_node(tmp_path, errand, ends):
     assert (tmp_path / "ended").read_text() == str(int(signal.SIGTERM))
 
 
+@pytest.mark.slow
 def test_after_a_signal_the_loss_of_the_launcher_takes_no_time_away(tmp_path, errand, ends):
     """A second word to end would kill the node: it may be saving its model, and the launcher may have been killed."""
     end = started(ends, tmp_path, errand)
@@ -145,6 +147,7 @@ def test_after_a_signal_the_loss_of_the_launcher_takes_no_time_away(tmp_path, er
     assert (tmp_path / "ended").read_text() == str(int(signal.SIGTERM))
 
 
+@pytest.mark.slow
 def test_two_launchers_do_not_run_one_node_in_one_folder(tmp_path, errand, ends):
     first = started(ends, tmp_path, errand)
     first.hear(OUTPUT, b"here")
@@ -157,6 +160,7 @@ def test_two_launchers_do_not_run_one_node_in_one_folder(tmp_path, errand, ends)
     assert json.loads(first.hear(END)) == {"exit_code": 0}
 
 
+@pytest.mark.slow
 def test_a_run_folder_with_another_config_is_refused(tmp_path, errand, ends):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("run: other\n")

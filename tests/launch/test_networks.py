@@ -130,6 +130,7 @@ def three_nodes(network: PoorNetwork, **of_third: object) -> list[dict[str, obje
     ]
 
 
+@pytest.mark.slow
 def test_a_node_behind_a_router_pulls_from_others_and_nobody_knocks_at_the_router(network, launches, tmp_path):
     network.one_way = {network.hosts[2]}
     write(tmp_path, three_nodes(network, serve=False))
@@ -154,6 +155,7 @@ def test_a_node_behind_a_router_pulls_from_others_and_nobody_knocks_at_the_route
     assert not any("none has asked it" in said_by(tmp_path, name) for name in ("w1", "w2", "w3"))
 
 
+@pytest.mark.slow
 def test_a_node_behind_a_router_that_says_it_can_be_reached_is_named_on_both_sides(network, launches, tmp_path):
     network.one_way = {network.hosts[2]}
     write(tmp_path, three_nodes(network, port=21003))

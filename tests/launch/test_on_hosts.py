@@ -266,6 +266,7 @@ def said_in_many(folder: Path) -> dict[str, object]:
     return said[0]
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_both_see_is_used_by_both(hosts, tmp_path):
     hosts.write_hosts(1, 1)
     lines = (hosts.folder / "hosts.txt").read_text()
@@ -283,6 +284,7 @@ def test_a_run_folder_that_both_see_is_used_by_both(hosts, tmp_path):
     assert not (hosts.folder / "run" / "keys").exists()
 
 
+@pytest.mark.slow
 def test_a_key_goes_to_its_own_host_alone_and_no_process_shows_it(hosts):
     text = (hosts.folder / "cluster.yaml").read_text()
     (hosts.folder / "cluster.yaml").write_text(f"keys: secrets\n{text}")
@@ -299,6 +301,7 @@ def test_a_key_goes_to_its_own_host_alone_and_no_process_shows_it(hosts):
     assert not any(secret in path.read_bytes() for path in left for secret in secrets)
 
 
+@pytest.mark.slow
 def test_exit_codes_and_signals_are_those_of_the_nodes(hosts):
     hosts.write_hosts(2, 1)
     script = "case $DPWA_NODE in w1) exit 7;; w2) kill -9 $$;; *) echo fine;; esac"
@@ -315,6 +318,7 @@ def test_exit_codes_and_signals_are_those_of_the_nodes(hosts):
     assert launch.text.count("exit code 7") == 2, "nothing is said twice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_launcher_reaches_each_node_once_and_all_end(hosts, number):
     launch, record, family = stays(hosts)
@@ -325,6 +329,7 @@ def test_a_signal_to_the_launcher_reaches_each_node_once_and_all_end(hosts, numb
         assert [line[0] for line in lives(record, node)] == ["begin", f"signal-{int(number)}", "end"]
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_killed_leaves_nothing_running_anywhere(hosts):
     launch, record, family = stays(hosts)
     launch.process.kill()
@@ -333,6 +338,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_running_anywhere(hosts):
         assert [line[0] for line in lives(record, node)] == ["begin", "signal-15", "end"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["ssh", "end", "far end"])
 def test_a_connection_that_dies_ends_its_node_and_the_node_starts_again_after_that(hosts, which):
     launch, record, family = stays(hosts, "--on-failure", "restart")
@@ -375,6 +381,7 @@ def test_a_host_that_cannot_be_reached_is_named_and_the_others_do_as_on_failure_
         assert "w2 | [dpwa] exit code 255; ending all nodes" in launch.lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("python", "told"),
     [
@@ -400,6 +407,7 @@ def test_a_host_without_this_dpwa_is_named(hosts, tmp_path, python, told):
     assert f"nothing is started on {hosts.server.line(ADDRESSES[1]).strip()}" in launch.text
 
 
+@pytest.mark.slow
 def test_words_of_the_login_are_shown_and_an_alias_of_ssh_is_a_host(hosts, tmp_path):
     script = tmp_path / "python"
     script.write_text(f'#!/bin/sh\necho Welcome, $USER\necho to the machine\nexec {sys.executable} "$@"\n')
@@ -413,6 +421,7 @@ def test_words_of_the_login_are_shown_and_an_alias_of_ssh_is_a_host(hosts, tmp_p
     assert "w1 |   host: 127.0.0.2" in shown
 
 
+@pytest.mark.slow
 def test_a_run_on_hosts_is_resumed_with_the_hosts_and_the_command_of_then(hosts):
     script = 'echo "$DPWA_NODE in $DPWA_RUN_DIR" >> lives'
     first = hosts.launch("--hosts", "hosts.txt", "cluster.yaml", "--run-dir", "run", "--", "sh", "-c", script)
@@ -423,6 +432,7 @@ def test_a_run_on_hosts_is_resumed_with_the_hosts_and_the_command_of_then(hosts)
         assert (folder / "lives").read_text() == f"{node} in {folder}/run\n" * 2
 
 
+@pytest.mark.slow
 def test_what_a_host_refuses_is_said_with_the_nodes_name(hosts):
     config = ClusterConfig.load(hosts.folder / "cluster.yaml")
     node = config.node("w1")
