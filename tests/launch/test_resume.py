@@ -225,7 +225,7 @@ def test_a_folder_without_a_record_is_no_run(tmp_path, capsys):
     [
         (["launch"], "Missing argument 'CLUSTER.yaml'"),
         (["launch", "cluster.yaml"], "Missing argument '-- COMMAND...'"),
-        (["launch", "--resume", "run", "--run-dir", "other"], "leave --run-dir out"),
+        (["launch", "--resume", "run", "--run-dir", "other"], "leave --run-dir and --hosts out"),
     ],
 )
 def test_what_a_launch_needs_is_said(capsys, arguments, message):
