@@ -318,6 +318,7 @@ def test_four_nodes_with_set_epoch_train_each_sample_once_in_each_epoch():
     assert len(trained) == SAMPLES
 
 
+@pytest.mark.slow
 @pytest.mark.seconds
 def test_nodes_that_share_out_different_data_say_so_and_train_all_of_it(caplog):
     def train(trainer: Trainer, index: int) -> None:

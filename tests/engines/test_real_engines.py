@@ -18,6 +18,7 @@ from dpwa.launch.ports import free_ports
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_torchrun_needs_no_list_of_nodes_and_no_file(tmp_path):
     run(tmp_path, *TORCHRUN, "--standalone", "--nproc-per-node=3", TRAINER, str(tmp_path), "100")

@@ -150,6 +150,7 @@ def test_an_error_with_a_cause_is_reported_in_its_own_words(monkeypatch) -> None
     assert "failed: ValueError: expected files in there" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_trials")
 def test_without_its_data_nothing_is_started_and_the_reason_is_given_once(monkeypatch) -> None:
     without = running.data_command

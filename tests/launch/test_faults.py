@@ -132,6 +132,7 @@ def test_a_node_that_is_started_late_joins_in(launch):
     assert_held(first.run_dir, "I1", "I2", "I3", "I5")
 
 
+@pytest.mark.slow
 def test_a_stopped_node_is_avoided_and_found_again_when_it_continues(launch):
     running = launch(steps=140)
     wait_until(lambda: _blends(running.run_dir, "w1", "w3"), "it takes part", 30)

@@ -231,6 +231,7 @@ def stays(hosts: Hosts, *options: str, count: int = 2) -> tuple[Launch, Path, li
     return launch, record, family
 
 
+@pytest.mark.slow
 def test_a_file_without_nodes_trains_on_all_slots_with_keys_and_the_journals_come_home(hosts, tmp_path):
     hosts.write_hosts(2, 1)
     (hosts.folder / "cluster.yaml").write_text("run: digits\n")

@@ -152,6 +152,7 @@ def test_four_nodes_with_exchanges_go_on_as_one_cluster_and_nobody_throws_a_mode
         assert closing["clock"] > 250
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.timeout(120)
 def test_a_run_that_is_still_running_is_not_resumed_and_a_restarted_node_goes_on_from_its_checkpoint(tmp_path):

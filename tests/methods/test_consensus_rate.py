@@ -159,6 +159,7 @@ def test_pulling_nodes_agree_at_the_stationary_weights_of_a_row_stochastic_topol
     assert np.abs(weights.mean(axis=0) - 1 / count).max() > 6 * error.max()
 
 
+@pytest.mark.slow
 def test_pulling_nodes_of_a_complete_cluster_agree_at_the_mean_in_expectation():
     count, runs = 4, 100
     weights = np.stack([pulled_weights(seed, count, 0.5, 30, "complete")[0] for seed in range(runs)])

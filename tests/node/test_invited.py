@@ -231,6 +231,7 @@ def test_an_invited_node_that_has_a_new_key_comes_back_with_it(train, owner, fou
         assert certificates(training).name_of(old) is None
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_killed_nodes_come_back_as_invited_ones_and_learn_of_invited_ones_again(owner, tmp_path):
     """A restarted member has no certificate in memory; a restarted newcomer shows its own again."""

@@ -58,6 +58,7 @@ def nodes(tmp_path) -> Iterator[Nodes]:
     made.close()
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_each_block_is_trained_once_and_the_slow_process_trains_fewest(nodes):
     for name in ("w1", "w2", "w3"):

@@ -455,6 +455,7 @@ def test_a_node_that_is_to_be_killed_needs_a_run_folder():
     other.close()
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_a_killed_node_dies_once_and_comes_back_by_the_launcher(tmp_path):
     config = ClusterConfig.for_localhost(
