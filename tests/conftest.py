@@ -7,6 +7,7 @@ import threading
 
 import hypothesis
 import pytest
+import switch
 
 from support import Cluster
 
@@ -54,3 +55,16 @@ def zeromq():
     made = Cluster("zeromq")
     yield made
     made.close()
+
+
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces, 10.77.0.1 and 10.77.0.2, and the switch between them."""
+    if missing := switch.needs():
+        pytest.skip(missing)
+    made = switch.Switch()
+    try:
+        made.build()
+        yield made
+    finally:
+        made.remove()

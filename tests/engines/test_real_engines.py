@@ -6,8 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,31 +96,6 @@ def test_processes_of_slurm_meet_in_a_folder(tmp_path):
 # --- Two hosts --------------------------------------------------------------------------------------------------------
 
 
-def _ip(*words: str) -> None:
-    subprocess.run([str(shutil.which("ip")), *words], check=True, capture_output=True)
-
-
-@pytest.fixture
-def two_hosts() -> Iterator[tuple[str, str]]:
-    """Two network namespaces with a cable between them: 10.77.0.1 and 10.77.0.2."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces need root and the program `ip`")
-    names = (f"dpwa-{os.getpid()}-a", f"dpwa-{os.getpid()}-b")
-    try:
-        for name in names:
-            _ip("netns", "add", name)
-        _ip("link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0", "netns", names[1])
-        for number, name in enumerate(names, start=1):
-            _ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
-            for device in ("lo", "eth0"):
-                _ip("-n", name, "link", "set", device, "up")
-        yield names
-    finally:
-        for name in names:
-            with suppress(subprocess.CalledProcessError):  # it was not made
-                _ip("netns", "delete", name)
-
-
 @pytest.mark.heavy
 @pytest.mark.slow
 def test_torchrun_on_two_hosts_makes_one_cluster_with_keys(tmp_path, two_hosts):
@@ -137,7 +110,7 @@ def test_torchrun_on_two_hosts_makes_one_cluster_with_keys(tmp_path, two_hosts):
             cwd=tmp_path,
             env=environment(OMP_NUM_THREADS="1"),
         )
-        for number, host in enumerate(two_hosts)
+        for number, host in enumerate(two_hosts.sides)
     ]
     assert [process.wait(110.0) for process in started] == [0, 0]
     said = said_in(tmp_path, 4)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from dpwa._version import __version__
 from dpwa.launch.far_words import END, EVENT, HELLO, OUTPUT, Errand, Frames
 from dpwa.launch.on_hosts import _MAIN
 from dpwa.launch.ports import free_ports
+from support import wait_until
 
 pytestmark = pytest.mark.heavy
 
@@ -189,42 +189,15 @@ while True:
 """
 
 
-def _ip(*words: str) -> None:
-    subprocess.run([str(shutil.which("ip")), *words], check=True, capture_output=True)
-
-
-@pytest.fixture
-def cabled_hosts() -> Iterator[tuple[str, str]]:
-    """Two network namespaces with a cable between them: 10.78.0.1 and 10.78.0.2."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces need root and the program `ip`")
-    names = (f"dpwa-{os.getpid()}-c", f"dpwa-{os.getpid()}-d")
-    try:
-        for name in names:
-            _ip("netns", "add", name)
-        _ip("link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0", "netns", names[1])
-        for number, name in enumerate(names, start=1):
-            _ip("-n", name, "addr", "add", f"10.78.0.{number}/24", "dev", "eth0")
-            for device in ("lo", "eth0"):
-                _ip("-n", name, "link", "set", device, "up")
-        yield names
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"network namespaces cannot be made here: {error.stderr.decode().strip()}")
-    finally:
-        for name in names:
-            with suppress(subprocess.CalledProcessError):  # it was not made
-                _ip("netns", "delete", name)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_pulled_cable_ends_the_node_on_its_side_and_the_node_comes_back_with_the_cable(tmp_path, cabled_hosts):
-    here, there = cabled_hosts
-    server = SshServer(tmp_path / "sshd", ["10.78.0.2"], ["ip", "netns", "exec", there])
+def test_a_pulled_cable_ends_the_node_on_its_side_and_the_node_comes_back_with_the_cable(tmp_path, two_hosts):
+    here, there = two_hosts.sides
+    server = SshServer(tmp_path / "sshd", ["10.77.0.2"], ["ip", "netns", "exec", there])
     client = server.client(tmp_path / "client")
     lives = tmp_path / "lives"
     (tmp_path / "cluster.yaml").write_text("{}\n")
-    (tmp_path / "hosts.txt").write_text(server.line("10.78.0.2", python=sys.executable))
+    (tmp_path / "hosts.txt").write_text(server.line("10.77.0.2", python=sys.executable))
     words = ["--hosts", "hosts.txt", "cluster.yaml", "--on-failure", "restart", "--max-restarts", "50"]
     launch = subprocess.Popen(
         [
@@ -261,14 +234,11 @@ def test_a_pulled_cable_ends_the_node_on_its_side_and_the_node_comes_back_with_t
 
         wait_for(b"| here")
         assert lives.read_text().split() == ["begin"]
-        _ip("-n", there, "link", "set", "eth0", "down")
+        two_hosts.pull(2)
         wait_for(b"is lost; the node ends there as soon as that is noticed on its side")
         wait_for(b"cannot be reached by ssh")
-        deadline_s = time.monotonic() + DEADLINE_S
-        while lives.read_text().split() != ["begin", "end"]:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.1)
-        _ip("-n", there, "link", "set", "eth0", "up")
+        wait_until(lambda: lives.read_text().split() == ["begin", "end"], "the node ends on its side", DEADLINE_S)
+        two_hosts.plug(2)
         wait_for(b"| here")
         assert lives.read_text().split() == ["begin", "end", "begin"]
         launch.terminate()

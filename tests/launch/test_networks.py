@@ -9,7 +9,6 @@ from pathlib import Path
 
 import poor_network
 import pytest
-import switch
 import yaml
 from poor_network import PoorNetwork
 from steady_cluster import METRICS_MS, SteadyCluster
@@ -63,18 +62,10 @@ class Hosts:
 
 
 @pytest.fixture
-def hosts() -> Iterator[Hosts]:
-    """Two hosts, 10.77.0.1 and 10.77.0.2."""
-    if missing := switch.needs():
-        pytest.skip(missing)
-    cable = Switch()
-    made = Hosts(cable)
-    try:
-        cable.build()
-        yield made
-    finally:
-        cable.remove()
-        made.close()
+def hosts(two_hosts: Switch) -> Iterator[Hosts]:
+    made = Hosts(two_hosts)
+    yield made
+    made.close()
 
 
 @pytest.fixture

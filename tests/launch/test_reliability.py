@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 import pytest
-import switch as network
 from steady_cluster import METRICS_MS, SteadyCluster, assert_all_held, sleep_until
 from steady_trainer import LOCK_HELD_S
+from switch import Switch
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.observe.run_folder import read_run
@@ -110,19 +110,7 @@ def test_a_node_that_was_stopped_itself_blames_nobody(steady, tell):
 PARTED_S = 30.0
 
 
-@pytest.fixture
-def switch():
-    if missing := network.needs():
-        pytest.skip(missing)
-    made = network.Switch()
-    try:
-        made.build()
-        yield made
-    finally:
-        made.remove()
-
-
-def test_halves_of_a_cluster_train_apart_and_find_each_other_again(switch, tmp_path, tell):
+def test_halves_of_a_cluster_train_apart_and_find_each_other_again(two_hosts, tmp_path, tell):
     names = [f"w{number}" for number in range(1, 9)]
     halves = [names[:4], names[4:]]
     nodes = [
@@ -136,19 +124,19 @@ def test_halves_of_a_cluster_train_apart_and_find_each_other_again(switch, tmp_p
     (tmp_path / "cluster.yaml").write_text(config.to_yaml())
     clusters = [
         SteadyCluster(tmp_path, half, "ip", "netns", "exec", network, options=tuple(f"--node={name}" for name in half))
-        for half, network in zip(halves, switch.sides, strict=True)
+        for half, network in zip(halves, two_hosts.sides, strict=True)
     ]
     try:
         for cluster in clusters:
             cluster.wait_for_training(6.0)
-        _measure_the_parted(clusters[0], names, halves, switch, tell)
+        _measure_the_parted(clusters[0], names, halves, two_hosts, tell)
     finally:
         for cluster in clusters:
             cluster.end()
 
 
 def _measure_the_parted(
-    cluster: SteadyCluster, names: list[str], halves: list[list[str]], switch: network.Switch, tell: Any
+    cluster: SteadyCluster, names: list[str], halves: list[list[str]], two_hosts: Switch, tell: Any
 ) -> None:
     def spread(first_s: float, last_s: float) -> float:
         """How far apart the nodes' parameters are, in the mean over a time."""
@@ -158,15 +146,15 @@ def _measure_the_parted(
     together_s = time.time()
     sleep_until(together_s + 4)
     parted_s = time.time()
-    switch.pull(1)
-    sent_before, _ = switch.packets()
+    two_hosts.pull(1)
+    sent_before, _ = two_hosts.packets()
     number = cluster.began("partition", groups=halves)
     sleep_until(parted_s + 1)
-    _, crossed_before = switch.packets()
+    _, crossed_before = two_hosts.packets()
     sleep_until(parted_s + PARTED_S)
-    sent, crossed = switch.packets()
+    sent, crossed = two_hosts.packets()
     packets, crossed = sent - sent_before, crossed - crossed_before
-    switch.plug(1)
+    two_hosts.plug(1)
     cluster.record.write("undone", fault=number)
     cluster.record.write("evidence", fault=number, evidence=f"{packets} packets were dropped, {crossed} crossed")
     healed_s = time.time()

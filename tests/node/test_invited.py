@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import zmq
 from open_clusters import Process, Processes, Training, all_know, open_config
 from zmq.utils import z85
 
-from dpwa.config.cluster import ClusterConfig
 from dpwa.exchange import members as rules
 from dpwa.launch.ports import free_ports
 from dpwa.transport import key_folder, signing
@@ -69,21 +67,6 @@ class Owner:
 def owner(tmp_path, monkeypatch) -> Owner:
     monkeypatch.setattr(key_folder, "_BETWEEN_LOOKS_S", 0.05)
     return Owner(tmp_path)
-
-
-@pytest.fixture
-def train() -> Iterator[Callable[..., Training]]:
-    made: list[Training] = []
-
-    def begin(config: ClusterConfig, name: str, value: float = 1.0, run_dir: Path | None = None) -> Training:
-        training = Training(config, name, value, run_dir)
-        made.append(training)
-        training.start()
-        return training
-
-    yield begin
-    for training in made:
-        training.end()
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import zmq
 from fake_peers import Peers, pull_of
 from open_clusters import Training, all_know, open_config, until
 
-from dpwa.config.cluster import ClusterConfig
 from dpwa.exchange import members as rules
 from dpwa.exchange.member_table import Member, MemberState
 from dpwa.exchange.messages import Busy, Meet, Met, Mismatch, NotReady, Offer, Propose, PullRequest, Refused
@@ -27,22 +26,6 @@ from support import VectorModel, wait_until
 pytestmark = pytest.mark.seconds
 
 ALIVE, SUSPECT, LEFT, DEAD = MemberState
-
-
-@pytest.fixture
-def train() -> Iterator[Callable[..., Training]]:
-    """Starts nodes that train in threads; ends those that are left."""
-    made: list[Training] = []
-
-    def begin(config: ClusterConfig, name: str, value: float = 1.0, run_dir: Path | None = None) -> Training:
-        training = Training(config, name, value, run_dir)
-        made.append(training)
-        training.start()
-        return training
-
-    yield begin
-    for training in made:
-        training.end()
 
 
 @pytest.fixture
