@@ -97,7 +97,7 @@ def _rank_and_size() -> tuple[int, int]:
 
 
 def replicas_of(module: nn.Module) -> Any:
-    """The process group of the DistributedDataParallel that keeps copies of a model in other processes; None for none.
+    """The process group over which DistributedDataParallel keeps copies of a model; None if it has no copies.
 
     Args:
         module: the model, within or without its wrapper; or one that has it as a part.

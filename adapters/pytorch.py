@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from .identity import ConfigLike, Identity, identity_of, island_size, take_place
 from .island_nodes import Follower, Leader, telling_failure
 from .island_start import agreed
 from .islands import Island, members_of
+from .losses import LossLike, as_float
+from .optimizer_hook import OptimizerHook
 from .optimizer_state import unwrapped_optimizer
 from .process_groups import is_sharded, refuse_ranks, tell_rank_alone
 from .restoring import Kept, Training
@@ -48,8 +50,6 @@ from .termination import closing, end_with_agent, raise_if_terminated, watch
 __all__ = ["DpwaPyTorchAdapter", "attach"]
 
 _logger = logging.getLogger("dpwa")
-
-LossLike: TypeAlias = "Tensor | float | None"
 
 
 class DpwaPyTorchAdapter:
@@ -109,7 +109,7 @@ class DpwaPyTorchAdapter:
         self.config, self.name, self.run_dir = identity.config, identity.name, identity.run_dir
         inner = None if optimizer is None else unwrapped_optimizer(optimizer, "optimizer")
         self._island = None if identity.members is None else Island(identity.members)
-        self._hook: _OptimizerHook | None = None
+        self._hook: OptimizerHook | None = None
         self._late_losses = LateLosses()
         self._samplers: list[SharingSampler] = []
         self._checkpoints: Checkpoints | None = None
@@ -457,7 +457,7 @@ class DpwaPyTorchAdapter:
         """The loss, as far as it is known without waiting for a GPU."""
         if isinstance(loss, Tensor) and loss.is_cuda and loss.numel() == 1 and not loss.is_complex():
             return self._late_losses.exchange(loss)
-        return _as_float(loss)
+        return as_float(loss)
 
 
 def attach(
@@ -496,7 +496,7 @@ def attach(
     adapter = DpwaPyTorchAdapter(model, name, cast("Any", identity), optimizer=optimizer, checkpoint=checkpoint)
     with ExitStack() as undo:
         undo.callback(adapter.close)  # what nobody gets nobody could close
-        adapter._hook = _OptimizerHook(adapter, optimizer, loss)  # noqa: SLF001
+        adapter._hook = OptimizerHook(adapter.step, optimizer, loss)  # noqa: SLF001
         undo.pop_all()
     return adapter
 
@@ -528,41 +528,6 @@ def _only(value: Any, older: Any, name: str, older_name: str) -> Any:
     return older
 
 
-class _OptimizerHook:
-    """Makes a step of the optimizer one of the node, until it is removed."""
-
-    def __init__(
-        self, adapter: DpwaPyTorchAdapter, optimizer: torch.optim.Optimizer, loss: Callable[[], LossLike] | None
-    ) -> None:
-        self._adapter: DpwaPyTorchAdapter | None = adapter
-        self._loss = loss
-        self._is_running = False
-        self._handle = optimizer.register_step_post_hook(self._after_step)
-
-    def remove(self) -> None:
-        """Release the adapter and the loss function, which the optimizer would otherwise keep alive."""
-        self._adapter = self._loss = None
-        if not self._is_running:  # the optimizer is going through its hooks: an empty one stays
-            self._handle.remove()
-
-    def _after_step(self, stepped: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        adapter = self._adapter
-        if adapter is None or _was_skipped(stepped):
-            return
-        self._is_running = True
-        try:
-            adapter.step(self._loss() if self._loss is not None else None)
-        finally:
-            self._is_running = False
-
-
-def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a GradScaler made this step do nothing."""
-    # A GradScaler leaves out the call of most optimizers, but tells a fused one to skip by itself.
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and not found_inf.is_cuda and bool(found_inf > 0)
-
-
 def _as_tensors(value: object) -> object:
     """The same with tensors instead of arrays: `torch.load` reads those without trusting the file."""
     if isinstance(value, Mapping):
@@ -574,19 +539,3 @@ def _as_arrays(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _as_arrays(item) for key, item in value.items()}
     return value.numpy() if isinstance(value, Tensor) else value
-
-
-def _as_float(loss: LossLike) -> float | None:
-    if loss is None:
-        return None
-    if isinstance(loss, (str, bytes)):  # float() would read the digits in it
-        raise _no_loss(loss)
-    try:
-        return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise _no_loss(loss) from error
-
-
-def _no_loss(given: object) -> ConfigError:
-    what = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
-    return ConfigError(f"loss: expected a number or a tensor of one element, got {what}")
