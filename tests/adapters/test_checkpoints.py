@@ -382,7 +382,7 @@ def test_a_fork_in_the_middle_of_a_checkpoint_leaves_it_to_the_parent(run_dir, m
 
 
 def test_the_journal_tells_bytes_and_seconds_of_each(run_dir):
-    finished(small())
+    finished(small(config=ClusterConfig.for_localhost(1, checkpoint={"every_s": 60})))  # one alone, at the end
     (event,) = events(run_dir, "checkpoint")
     (path,) = folder_of(run_dir).glob("*.safetensors")
     assert event["bytes"] == path.stat().st_size
