@@ -82,8 +82,8 @@ def test_a_model_many_times_too_large_for_the_timeout_is_blended_again_and_again
     assert len(shares) >= 3
     assert max(shares) < 1.0
     assert {event["codec"] for event in slow if event["outcome"] == "blended"} == {"int8"}
-    # What was under way when the link became slow makes the first estimate too high: int8 alone may seem enough.
-    pattern = r"node w1: the link to peer w2 is slow: .*; further ones use codec int8"
+    # What was under way when the link became slow makes the first estimate too high: a codec alone may seem enough.
+    pattern = r"node w1: the link to peer w2 is slow: .*; further ones use codec (fp16|int8)"
     assert any(re.match(pattern, told) for told in _told(caplog))
 
 
