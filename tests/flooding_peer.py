@@ -27,7 +27,10 @@ def main(port: int) -> None:
                     connection.sendall(b"\x04" + bytes([len(_READY)]) + _READY)
                     received = b""
                     while b"READY" not in received:
-                        received += connection.recv(4096)
+                        more = connection.recv(4096)
+                        if not more:
+                            raise ConnectionResetError
+                        received += more
                     while True:
                         connection.sendall(_MORE_TO_COME)
                         sent_bytes += len(_MORE_TO_COME)

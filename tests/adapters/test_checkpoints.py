@@ -26,6 +26,7 @@ from dpwa.observe.bounded_file import read_records
 from support import wait_until
 
 CONFIG = ClusterConfig.for_localhost(1, checkpoint={"every_s": 0.1})
+SELDOM = ClusterConfig.for_localhost(1, checkpoint={"every_s": 60})  # so that there is one alone, at the end
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +201,7 @@ def test_what_cannot_be_kept_is_refused_at_the_start_and_later_costs_only_the_ch
     with pytest.raises(ConfigError, match="mine: expected an object with state_dict and load_state_dict"):
         small(checkpoint={"mine": 5})
     sampler = Sampler()
-    node = small(checkpoint={"sampler": sampler})
+    node = small(config=SELDOM, checkpoint={"sampler": sampler})
     sampler.place = threading.Lock()
     with node:
         node.step(1.0)
@@ -382,7 +383,7 @@ def test_a_fork_in_the_middle_of_a_checkpoint_leaves_it_to_the_parent(run_dir, m
 
 
 def test_the_journal_tells_bytes_and_seconds_of_each(run_dir):
-    finished(small(config=ClusterConfig.for_localhost(1, checkpoint={"every_s": 60})))  # one alone, at the end
+    finished(small(config=SELDOM))
     (event,) = events(run_dir, "checkpoint")
     (path,) = folder_of(run_dir).glob("*.safetensors")
     assert event["bytes"] == path.stat().st_size

@@ -210,7 +210,9 @@ def test_a_peer_whose_answer_never_ends_is_cut_off_before_it_fills_the_memory(ze
         finally:
             peer.kill()
         sent_bytes = [int(line) for line in peer.stdout]
-    assert min(sent_bytes) > 2 << 20, "each was a flood"
+    floods = [size for size in sent_bytes if size]  # not a connection that was given up before
+    assert len(floods) >= 4  # killed, it may not have told the last one
+    assert min(floods) > 2 << 20, "each was a flood"
     assert most_bytes - before < 128 << 20
     assert any("where at most" in record.message and "were asked for" in record.message for record in caplog.records)
     start = node.statistics().step
