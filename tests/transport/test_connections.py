@@ -56,7 +56,7 @@ def test_a_refused_connection_costs_the_connect_timeout_once_and_then_millisecon
     zeromq.close()
     refused = _exchanges(tmp_path, "w1", "unreachable")
     assert refused[0]["duration_s"] > 0.2, "the first time the peer may be starting just now"
-    assert statistics.median(event["duration_s"] for event in refused[1:]) < 0.02
+    assert statistics.median(event["duration_s"] for event in refused[1:]) < 0.1  # of 0.3; 2 ms on a quiet machine
     port = zeromq.config.nodes[1].port
     assert {event["reason"] for event in refused} == {f"peer w2: no connection to localhost:{port}: connection refused"}
 
