@@ -140,7 +140,7 @@ lint: $(STAMP)
 	@cp -r adapters examples build/installed/dpwa/
 	@cd build/installed && ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache --no-logo
 
-BENCHMARKS := exchange overhead straggler scale method_overhead
+BENCHMARKS := exchange overhead straggler scale many_nodes method_overhead
 
 # HIVEMIND=~/hivemind/bin/python make bench     also hivemind, by an interpreter that can import it
 bench: $(STAMP)
@@ -148,6 +148,7 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
 	@$(BIN)/python benchmarks/straggler.py --json benchmarks/results/straggler.json
 	@$(BIN)/python benchmarks/scale.py --json benchmarks/results/scale.json
+	@$(BIN)/python benchmarks/many_nodes.py --json benchmarks/results/many_nodes.json
 	@$(BIN)/python benchmarks/method_overhead.py --json benchmarks/results/method_overhead.json
 	@$(BIN)/python benchmarks/report.py $(BENCHMARKS:%=benchmarks/results/%.json)
 

@@ -2,7 +2,8 @@
 
     python benchmarks/report.py benchmarks/results/*.json
 
-They go to docs/benchmarks.md, those of `methods.py` to docs/results.md. A page keeps everything outside of its markers,
+They go to docs/benchmarks.md, those of `methods.py` to docs/results.md, those of `many_nodes.py` to docs/scaling.md. A
+page keeps everything outside of its markers,
 `<!-- NAME:begin -->` and `<!-- NAME:end -->`. A run of a part of the cases is not put in the place of one of all:
 
     python benchmarks/report.py exchange.json --page mine.md
@@ -68,7 +69,7 @@ def main() -> None:
 
 def page_of(name: str) -> Path:
     """The page on which the results of a benchmark stand."""
-    return ROOT / "docs" / ("results.md" if name == "methods" else "benchmarks.md")
+    return ROOT / "docs" / {"methods": "results.md", "many_nodes": "scaling.md"}.get(name, "benchmarks.md")
 
 
 def begin_of(name: str) -> str:
@@ -234,6 +235,26 @@ def _draw_scale(found: Found) -> None:
     plt.tight_layout()
 
 
+def _draw_many_nodes(found: Found) -> None:
+    _, (left, right) = plt.subplots(1, 2, figsize=(10, 3.5))
+    counts = [row["nodes"] for row in found["rows"]]
+    for quantity, unit in {"start_ms": "ms", "step_us": "us", "node_kb": "kB"}.items():
+        left.plot(counts, [row[quantity] for row in found["rows"]], "o-", label=f"{quantity.split('_')[0]}, {unit}")
+    left.set_title("bookkeeping of a node", fontsize=10)
+    for graph in ("ring", "torus", "exponential", "pull"):
+        label = "random peer (pull)" if graph == "pull" else graph
+        right.plot(counts, [row[f"{graph}_rounds"] for row in found["rows"]], "o-", label=label)
+    right.set_title("rounds until the distance is a thousandth", fontsize=10)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_xlabel("nodes")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    plt.tight_layout()
+
+
 def _draw_method_overhead(found: Found) -> None:
     _, axes = plt.subplots(figsize=(7, 3))
     names = [row["method"] for row in found["rows"]]
@@ -264,6 +285,7 @@ PICTURES: dict[str, Callable[[Found], None]] = {
     "overhead": _draw_overhead,
     "straggler": _draw_straggler,
     "scale": _draw_scale,
+    "many_nodes": _draw_many_nodes,
     "method_overhead": _draw_method_overhead,
     "methods": _draw_methods,
 }

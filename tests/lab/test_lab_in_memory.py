@@ -275,6 +275,8 @@ def test_the_steps_of_all_nodes_are_in_the_trials_folder(tmp_path, squares):
         ({"cluster": {"faults": {"delay_ms": 5}}}, "faults.delay_ms happens in real time"),
         ({"cluster": {"faults": {"slow": {"w1": 5}}}}, "faults.slow happens in real time"),
         ({"engine": "processes", "virtual": {"step_ms": 5}}, "virtual is for engine: in_memory"),
+        ({"engine": "processes", "nodes": 65}, "expected at most 64 with engine: processes, got 65"),
+        ({"nodes": 1001}, "from 1 to 1000, got 1001"),
     ],
 )
 def test_what_one_process_cannot_do_is_refused(settings, words):

@@ -137,6 +137,22 @@ def test_straggler_compares_dpwa_and_lock_step_with_free_running_nodes(tmp_path)
     assert lock_step["step_ms_of_w1"]["median"] > 79
 
 
+def test_many_nodes_are_counted_in_one_process(tmp_path):
+    found = _run(tmp_path, "many_nodes")
+    assert [row["nodes"] for row in found["rows"]] == [4, 8]
+    assert all(row["start_ms"] > 0 and row["step_us"] > 0 and row["node_kb"] > 1 for row in found["rows"])
+    assert found["rows"][1]["ring_rounds"] == 32  # a thousandth by 1/3 + 2/3 cos(2 pi / 8) a round
+    assert found["ratios"]["growth"].keys() == found["rows"][0].keys() - {"nodes"}
+
+
+def test_all_members_know_each_other_in_time_and_their_messages_stay_small(module):
+    joining = module("many_nodes").joining
+    few, many = joining(10), joining(40)
+    assert 9 <= few["join_steps"] < 20
+    assert 39 <= many["join_steps"] < 80
+    assert few["told_bytes"] < many["told_bytes"] <= 4096
+
+
 def test_scale_looks_at_real_node_processes(tmp_path):
     found = _run(tmp_path, "scale", "--counts", "2", "--looks", "1", "--settle", "0.5")
     (row,) = found["rows"]

@@ -20,6 +20,8 @@ from dpwa.options import Options, Problem
 __all__ = [
     "DATA_SETS",
     "IMAGE_MODELS",
+    "MOST_IN_MEMORY",
+    "MOST_PROCESSES",
     "TEXT_MODELS",
     "CommonSettings",
     "KillOptions",
@@ -29,6 +31,10 @@ __all__ = [
     "SlowOptions",
     "VirtualOptions",
 ]
+
+MOST_PROCESSES = 64
+MOST_IN_MEMORY = 1000
+"""Nodes of a trial, by its engine."""
 
 DATA_SETS = ("digits", "mnist", "fashion_mnist", "cifar10", "text")
 """All of images, except `text`."""
@@ -123,7 +129,9 @@ class CommonSettings(Options):
     data: Annotated[str, known_or_own(DATA_SETS)] = Field("fashion_mnist", description="The data set.")
     model: Annotated[str, known_or_own((*IMAGE_MODELS, *TEXT_MODELS))] = Field("light_cnn", description="The network.")
     partition: PartitionOptions = Field(PartitionOptions(), description="Which samples each node holds.")
-    nodes: int = Field(4, ge=1, le=64, description="Number of processes that train.")
+    nodes: int = Field(
+        4, ge=1, le=MOST_IN_MEMORY, description=f"Number of nodes that train; {MOST_PROCESSES} at most as processes."
+    )
     n_epochs: int = Field(5, ge=1, le=10_000, description="Passes over the data by all nodes together.")
     batch_size: int = Field(128, ge=1, le=100_000, description="Samples per update of a model.")
     optimizer: OptimizerOptions = Field(OptimizerOptions(), description="How gradients change the weights.")

@@ -28,7 +28,15 @@ from dpwa.lab.study.kinds import STRATEGIES, Start, StrategyKind, is_strategy, k
 from dpwa.lab.study.layers import Layers
 from dpwa.lab.study.optimizer import KEYS_OF_OPTIONS, optimizer_kind, settle_optimizer
 from dpwa.lab.study.own_code import own_code_problems
-from dpwa.lab.study.settings import DATA_SETS, IMAGE_MODELS, TEXT_MODELS, CommonSettings, Settings
+from dpwa.lab.study.settings import (
+    DATA_SETS,
+    IMAGE_MODELS,
+    MOST_IN_MEMORY,
+    MOST_PROCESSES,
+    TEXT_MODELS,
+    CommonSettings,
+    Settings,
+)
 from dpwa.methods.registry import METHODS
 from dpwa.options import Place, Problem
 
@@ -329,6 +337,8 @@ def _engine_problems(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[
     if values.get("engine", "processes") != "in_memory":
         if "virtual" in values:
             yield Problem(("virtual",), "virtual is for engine: in_memory; remove it", at_key=True)
+        if (nodes := _nodes(values)) > MOST_PROCESSES:
+            yield Problem(("nodes",), f"expected at most {MOST_PROCESSES} with engine: processes, got {nodes}")
         return
     if not (kind.is_method or kind.name == "single"):
         text = f"{kind.name} needs processes of its own; engine: in_memory is for single and dpwa's methods"
@@ -398,7 +408,7 @@ def _nodes(values: Mapping[str, Any]) -> int:
     """The number of nodes; the default where it is wrong."""
     usual: int = CommonSettings.model_fields["nodes"].default
     given = values.get("nodes", usual)
-    return given if type(given) is int and 1 <= given <= 64 else usual
+    return given if type(given) is int and 1 <= given <= MOST_IN_MEMORY else usual
 
 
 def shown_setting(value: object) -> str:
