@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import poor_network
@@ -19,11 +19,11 @@ from steady_cluster import METRICS_MS, SteadyCluster, assert_all_held, sleep_unt
 
 from dpwa.observe.run_folder import read_run
 from dpwa.transport.key_folder import make_keys
-from support import ROOT, wait_until
+from support import TESTS, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-EXAMPLE = ROOT / "examples" / "fashion_mnist" / "train.py"
+STEPS = 300
 DELAY_S = 0.025
 BYTES_PER_S = 12.5e6
 CABLE = Link.of_rate(BYTES_PER_S, DELAY_S)
@@ -82,7 +82,7 @@ class Hosts:
 
     def wait(self) -> list[int]:
         """The exit codes."""
-        return [one.process.wait(400) for one in self._launches]
+        return [one.process.wait(600) for one in self._launches]
 
     def end(self) -> None:
         for one in self._launches:
@@ -130,6 +130,18 @@ def start(network, tmp_path) -> Iterator:
         one.end()
 
 
+def soon(condition: Callable[[], bool], what: str, deadline_s: float) -> None:
+    """Waits, and leaves the processor to the thread that carries the packets: journals take a while to read."""
+
+    def looked_at() -> bool:
+        found = condition()
+        if not found:
+            time.sleep(0.5)
+        return found
+
+    wait_until(looked_at, what, deadline_s)
+
+
 def assert_the_cables_were_what_they_should_be(network: PoorNetwork, exchanges: list[dict]) -> None:
     """And that nothing came without keys."""
     assert network.queued > 0
@@ -140,17 +152,17 @@ def assert_the_cables_were_what_they_should_be(network: PoorNetwork, exchanges: 
     assert network.words[WITHOUT] == 0
 
 
-@pytest.mark.parametrize(("count", "epochs"), [(4, 3), (8, 4)])
-def test_hosts_learn_fashion_mnist_while_a_cable_is_pulled_and_put_back(network, start, tmp_path, tell, count, epochs):
+@pytest.mark.parametrize("count", [4, 8])
+def test_hosts_learn_fashion_mnist_while_a_cable_is_pulled_and_put_back(network, start, tmp_path, tell, count):
     data_dir, is_real = fashion_folder(tmp_path / "data")
-    hosts = start(script=(str(EXAMPLE), "--epochs", str(epochs), "--data-dir", str(data_dir)))
+    hosts = start(script=(str(TESTS / "fashion_trainer.py"), str(data_dir), str(STEPS)))
     cluster, host, others = hosts.all, network.hosts[2], [name for name in hosts.names if name != "w3"]
 
     def meets_w3(since_s: float) -> bool:
         found = hosts.ends(since_s)
         return any(event["node"] == "w3" for event in found) and any(event["peer"] == "w3" for event in found)
 
-    wait_until(lambda: meets_w3(0.0) and min(hosts.steps().values()) > 10, "all train, also with w3", 180)
+    soon(lambda: min(hosts.steps().values()) >= 10 and meets_w3(0.0), "all train, also with w3", 300)
     pulled_s, before, lost = time.time(), hosts.steps(), network.lost
     network.own_links[host] = CUT_OFF
     number = cluster.began("partition", groups=[["w3"], others])
@@ -160,14 +172,14 @@ def test_hosts_learn_fashion_mnist_while_a_cable_is_pulled_and_put_back(network,
     back_s = time.time()
     cluster.record.write("undone", fault=number)
     cluster.record.write("evidence", fault=number, evidence=f"{lost} packets were lost")
-    assert max(hosts.steps().values()) < 60_000 // 128 // count * epochs, "they have not finished meanwhile"
-    wait_until(lambda: meets_w3(back_s), "w3 exchanges again, both ways", BACK_WITHIN_S)
+    assert max(after.values()) < STEPS, "they are still at work"
+    soon(lambda: meets_w3(back_s), "w3 exchanges again, both ways", BACK_WITHIN_S)
     met_s = time.time() - back_s
     codes = hosts.wait()
     exchanges = hosts.ends()
     right = [float(re.findall(r"test accuracy of \S+: ([\d.]+)%", hosts.said_by(name))[-1]) for name in hosts.names]
     tell(
-        f"{count} hosts, {'Fashion-MNIST' if is_real else 'made-up images'}, {epochs} epochs: {min(right)} to "
+        f"{count} hosts, {'Fashion-MNIST' if is_real else 'made-up images'}, {STEPS} steps: {min(right)} to "
         f"{max(right)} % right; {len(exchanges)} exchanges, {len(hosts.failures())} failed; with the cable of w3 "
         f"pulled for {PULLED_S:.0f} s {lost} packets were lost, and nodes made "
         f"{', '.join(str(after[name] - before[name]) for name in hosts.names)} steps; w3 exchanged again both ways "
@@ -187,12 +199,12 @@ def test_hosts_learn_fashion_mnist_while_a_cable_is_pulled_and_put_back(network,
 def test_a_model_of_45_mb_is_exchanged_at_100_mbit_s_and_stops_nobody(network, start, tell):
     hosts = start(floats=FLOATS_OF_45_MB)
     network.own_links = dict.fromkeys(network.hosts, CUT_OFF)
-    wait_until(lambda: min(hosts.steps().values()) >= 20, "all train", 120)
+    soon(lambda: min(hosts.steps().values()) >= 20, "all train", 120)
     alone_s = time.time()
     sleep_until(alone_s + MEASURED_S / 2)
     alone = {name: hosts.all.rate(name, alone_s, alone_s + MEASURED_S / 2) for name in hosts.names}
     network.own_links = {}
-    wait_until(lambda: len({event["node"] for event in hosts.ends()}) == len(hosts.names), "all have blended", 90)
+    soon(lambda: len({event["node"] for event in hosts.ends()}) == len(hosts.names), "all have blended", 90)
     began_s = time.time()
     sleep_until(began_s + MEASURED_S)
     kept = {name: hosts.all.rate(name, began_s, began_s + MEASURED_S) / alone[name] for name in hosts.names}
