@@ -1,8 +1,9 @@
 """A training of Fashion-MNIST as in the examples, with small batches and a pace, so that many hosts fit on two cores.
 
-    python fashion_trainer.py DATA_DIR STEPS
+    python fashion_trainer.py DATA_DIR STEPS FILE
 
-Each node learns from its own part of the images, and says at the end which share of 2000 test images it gets right.
+Each node learns from its own part of the images, so many steps at least, and until the file is there. At the end it
+says which share of 2000 test images it gets right.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ PACE_S = 0.1
 
 
 def main() -> None:
-    data_dir, steps = Path(sys.argv[1]), int(sys.argv[2])
+    data_dir, least_steps, is_enough = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    made = 0
     torch.manual_seed(1)
     model = fashion_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -32,7 +34,7 @@ def main() -> None:
         train = load_samples(data_dir, train=True)
         mine = torch.arange(node.rank, len(train), node.world_size)
         torch.manual_seed(2 + node.rank)
-        for _ in range(steps):
+        while made < least_steps or not is_enough.exists():
             due_s = time.monotonic() + PACE_S
             batch = mine[torch.randint(len(mine), (BATCH,))]
             loss = cross_entropy(model(prepare(train.images[batch])), train.labels[batch])
@@ -40,6 +42,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             node.step(loss)
+            made += 1
             time.sleep(max(0.0, due_s - time.monotonic()))
         node.finish()
         right = accuracy_of(model, load_samples(data_dir, train=False).first(2000), prepare)
