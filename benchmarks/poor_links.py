@@ -60,6 +60,7 @@ def main() -> int:
     parser.add_argument(
         "--run-dir", type=Path, default=ROOT / "build" / "poor_links", help="(default: build/poor_links)"
     )
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 (default: those of the study)")
     parser.add_argument("--data-dir", type=Path, help="folder with the data (default: DPWA_DATA_DIR or data)")
     given = parser.parse_args()
     if missing := needs():
