@@ -23,7 +23,7 @@ from support import TESTS, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-LEAST_STEPS = 120
+LEAST_STEPS = 80
 DELAY_S = 0.025
 BYTES_PER_S = 12.5e6
 CABLE = Link.of_rate(BYTES_PER_S, DELAY_S)
