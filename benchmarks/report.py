@@ -287,7 +287,7 @@ def _draw_poor_links(found: Found) -> None:
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
     grid[0][0].set_yticks(range(len(names)), names, fontsize=9)
-    grid[0][0].invert_yaxis()
+    grid[0][0].set_ylim(len(names) - 0.5, -0.5)
     figure.supxlabel(
         f"seconds until {found['settings']['target_percent']:g} % of the test images are right", fontsize=9
     )

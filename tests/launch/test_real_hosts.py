@@ -28,6 +28,8 @@ LEAST_STEPS = 80
 DELAY_S = 0.025
 BYTES_PER_S = 12.5e6
 CABLE = Link.of_rate(BYTES_PER_S, DELAY_S)
+MTU_BYTES = 30_000
+"""Four cables at their full rate are then 1,700 packets a second, which leaves the processor to the nodes."""
 PULLED_S = 8.0
 BACK_WITHIN_S = 30.0
 FLOATS_OF_45_MB = 5_600_000
@@ -46,7 +48,7 @@ def count() -> int:
 def network(count) -> Iterator[PoorNetwork]:
     if missing := poor_network.needs():
         pytest.skip(missing)
-    made = PoorNetwork(count, mtu_bytes=9000)
+    made = PoorNetwork(count, mtu_bytes=MTU_BYTES)
     made.link = CABLE
     made.words = {WITH_KEYS: 0, WITHOUT: 0}
     try:
