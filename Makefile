@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage test-heavy test-slow reliability soak slurm flake fuzz test-tensorflow test-frameworks rivals test-rivals lint bench bench-methods bench-gpu bench-quick studies results clean
+.PHONY: help demo test test-all coverage test-heavy test-slow reliability soak slurm hosts poor-links flake fuzz test-tensorflow test-frameworks rivals test-rivals lint bench bench-methods bench-gpu bench-quick studies results clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about a minute)"
@@ -22,6 +22,8 @@ help:
 	@echo "make reliability  the figures of docs/reliability.md (half an hour; leave the machine alone meanwhile)"
 	@echo "make soak         ten minutes of training, in which memory, descriptors and threads must not grow (MINUTES=10)"
 	@echo "make slurm        a SLURM of two hosts on this machine: srun, a killed task, a requeued job (five minutes, root, Debian's slurm)"
+	@echo "make hosts        four and eight hosts learn over slow links with keys, while a cable is pulled (ten minutes, root; leave the machine alone)"
+	@echo "make poor-links   time to 88 % by method and codec at 1 Gbit/s, 100 and 20 Mbit/s (hours, root; can be stopped and goes on later)"
 	@echo "make flake        the tests of faults, of strangers and of life and death, 20 times in a row (TIMES=20; about an hour)"
 	@echo "make fuzz         a minute of coverage-guided fuzzing of the wire format and of cluster files (SECONDS=60; needs atheris)"
 	@echo "make test-tensorflow  compares TensorFlow's trainings with torch's (needs tensorflow-cpu)"
@@ -71,6 +73,15 @@ soak: $(STAMP)
 # apt-get install slurmctld slurmd slurm-client munge; skipped, with the reason, where they are not there.
 slurm: $(STAMP)
 	@$(BIN)/python -m pytest -m slow tests/engines/test_slurm.py
+
+# Each host is a network namespace. They learn Fashion-MNIST where DPWA_DATA_DIR has it, else images that are made up.
+# Needs root, the program ip and /dev/net/tun; skipped, with the reason, where they are not there.
+hosts: $(STAMP)
+	@$(BIN)/python -m pytest -q -m slow tests/launch/test_real_hosts.py
+
+# On such hosts, too. The data: DPWA_DATA_DIR, else ./data, into which they are downloaded.
+poor-links: $(STAMP)
+	@$(BIN)/python benchmarks/poor_links.py --json build/poor_links.json
 
 # Tests that start processes, inject faults or attack: trusted only after twenty passes in a row.
 # make flake TIMES=5 TESTS=tests/launch/test_faults.py

@@ -2,9 +2,9 @@
 
     python benchmarks/report.py benchmarks/results/*.json
 
-They go to docs/benchmarks.md, those of `methods.py` to docs/results.md, those of `many_nodes.py` to docs/scaling.md. A
-page keeps everything outside of its markers,
-`<!-- NAME:begin -->` and `<!-- NAME:end -->`. A run of a part of the cases is not put in the place of one of all:
+Each goes to the page of its benchmark (`_PAGES`), docs/benchmarks.md if it has none of its own. A page keeps everything
+outside of its markers, `<!-- NAME:begin -->` and `<!-- NAME:end -->`. A run of a part of the cases is not put in the
+place of one of all:
 
     python benchmarks/report.py exchange.json --page mine.md
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +31,13 @@ from matplotlib.axes import Axes
 
 Found = dict[str, Any]
 
+_PAGES = {"methods": "results.md", "poor_links": "results.md", "many_nodes": "scaling.md"}
+
 RATIO_COLUMNS = ["ratio", "case", "value (10th to 90th percentile)", "pairs", "of", "to", "aim"]
 
 _BLUE, _GREY, _RED = "#2a6fbb", "#b0b0b0", "#c0504d"
+OTHERS_OVER_LINKS = ("ddp", "local SGD", "fedavg")
+"""Rows of `poor_links.py` that are not dpwa's, by what stands before a comma."""
 _RIVALS_OF_OTHERS = ("lerp", "raw_tcp", "gloo_send", "gloo_all_reduce", "hivemind")
 
 
@@ -69,7 +74,7 @@ def main() -> None:
 
 def page_of(name: str) -> Path:
     """The page on which the results of a benchmark stand."""
-    return ROOT / "docs" / {"methods": "results.md", "many_nodes": "scaling.md"}.get(name, "benchmarks.md")
+    return ROOT / "docs" / _PAGES.get(name, "benchmarks.md")
 
 
 def begin_of(name: str) -> str:
@@ -280,6 +285,37 @@ def _draw_methods(found: Found) -> None:
     plt.tight_layout()
 
 
+def _draw_poor_links(found: Found) -> None:
+    names = list(dict.fromkeys(row["row"] for row in found["rows"]))
+    rates = list(dict.fromkeys(row["mbit"] for row in found["rows"]))
+    figure, grid = plt.subplots(
+        1, len(rates), figsize=(2.4 + 2.6 * len(rates), 0.9 + 0.27 * len(names)), sharey=True, squeeze=False
+    )
+    longest_s = max([row["to_target_s"] for row in found["rows"] if row.get("to_target_s")], default=1.0)
+    for axes, rate in zip(grid[0], rates, strict=True):
+        for place, name in enumerate(names):
+            rows = [row for row in found["rows"] if (row["row"], row["mbit"]) == (name, rate)]
+            times_s = [row["to_target_s"] for row in rows if row.get("to_target_s")]
+            colour = _GREY if name.partition(",")[0] in OTHERS_OVER_LINKS else _BLUE
+            if times_s:
+                middle_s = statistics.median(times_s)
+                axes.barh(place, middle_s, color=colour)
+                axes.text(middle_s, place, f" {middle_s:.0f}", va="center", fontsize=8)
+            elif rows:
+                best = max((row.get("best_percent") or 0.0 for row in rows), default=0.0)
+                axes.text(0, place, f" not reached ({best:.1f} %)", va="center", fontsize=8, color=_RED)
+        axes.set_xlim(0, 1.2 * longest_s)
+        axes.set_title(f"{rate / 1000:g} Gbit/s" if rate >= 1000 else f"{rate:g} Mbit/s", fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+    grid[0][0].set_yticks(range(len(names)), names, fontsize=9)
+    grid[0][0].set_ylim(len(names) - 0.5, -0.5)
+    figure.supxlabel(
+        f"seconds until {found['settings']['target_percent']:g} % of the test images are right", fontsize=9
+    )
+    plt.tight_layout()
+
+
 PICTURES: dict[str, Callable[[Found], None]] = {
     "exchange": _draw_exchange,
     "overhead": _draw_overhead,
@@ -288,6 +324,7 @@ PICTURES: dict[str, Callable[[Found], None]] = {
     "many_nodes": _draw_many_nodes,
     "method_overhead": _draw_method_overhead,
     "methods": _draw_methods,
+    "poor_links": _draw_poor_links,
 }
 
 

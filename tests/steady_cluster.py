@@ -34,17 +34,24 @@ class SteadyCluster:
         prefix: before the command.
         options: of `dpwa launch`.
         floats: makes the model larger by so many float64.
+        script: trains in place of steady_trainer.py; with its arguments.
     """
 
     def __init__(
-        self, folder: Path, names: list[str], *prefix: str, options: tuple[str, ...] = (), floats: int = 0
+        self,
+        folder: Path,
+        names: list[str],
+        *prefix: str,
+        options: tuple[str, ...] = (),
+        floats: int = 0,
+        script: tuple[str, ...] = (),
     ) -> None:
         self.names = names
         self.run_dir = folder / "run"
         words = ["launch", str(folder / "cluster.yaml"), "--run-dir", str(self.run_dir), *options]
-        numbers = ["100000", str(PACE_MS), str(floats)]
+        script = script or (str(TRAINER), "100000", str(PACE_MS), str(floats))
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "dpwa", *words, "--", sys.executable, str(TRAINER), *numbers],
+            [*prefix, sys.executable, "-m", "dpwa", *words, "--", sys.executable, *script],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": str(TESTS)},

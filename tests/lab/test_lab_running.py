@@ -142,6 +142,18 @@ def test_a_trial_that_fails_is_reported_with_its_log_and_the_others_run() -> Non
 
 
 @pytest.mark.usefixtures("small_trials")
+def test_whoever_runs_a_study_may_say_what_starts_its_processes() -> None:
+    study = Study.load(written("strategies: [single]\n"), for_running=True)
+
+    def command(trial: Trial, folder: TrialFolder) -> list[str]:
+        return [sys.executable, "-c", f"print('on another host:', {trial.row!r}, {folder.path.name!r})"]
+
+    assert Runner(study, study.trials(), Path("run"), command=command).run(Console(file=io.StringIO())) == 0
+    log = Path("run/trials/single-s0/output.log").read_text()
+    assert "on another host: single single-s0" in log
+
+
+@pytest.mark.usefixtures("small_trials")
 def test_an_error_with_a_cause_is_reported_in_its_own_words(monkeypatch) -> None:
     train = "try: 1 / 0\nexcept ZeroDivisionError as error: raise ValueError('expected files in there') from error"
     monkeypatch.setattr(running, "command_of", lambda _trial, _folder: [sys.executable, "-c", train])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import poor_network
 import pytest
-from poor_network import Link, PoorNetwork
+from poor_network import CUT_OFF, Link, PoorNetwork
 from steady_cluster import METRICS_MS, PACE_MS, SteadyCluster, assert_all_held, sleep_until
 
 from dpwa.config.cluster import ClusterConfig
@@ -23,7 +23,6 @@ NODES = 4
 FLOATS = 12_500  # 100 kB: 20 of them per second are more than 10 Mbit/s
 FLOATS_OF_A_SECOND = 125_000  # 1 MB
 MEASURED_S = 12.0
-CUT_OFF = Link(loss=1.0)
 
 LINKS = {
     "50 ms each way": Link(delay_s=0.05),

@@ -20,11 +20,11 @@ BENCHMARKS = ROOT / "benchmarks"
 SPREAD = {"median", "p10", "p90", "repetitions"}
 
 
-def _run(folder: Path, script: str, *arguments: str) -> dict:
+def _run(folder: Path, script: str, *arguments: str, timeout_s: float = 100) -> dict:
     """Run a benchmark in its quick mode; what it wrote."""
     written = folder / f"{script}.json"
     command = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", "--json", str(written), *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Ratios within this run" in done.stdout
     found = json.loads(written.read_text(encoding="utf-8"))
@@ -182,6 +182,69 @@ def test_a_ratio_is_that_of_the_medians_with_the_spread_of_the_pairs(module):
     assert made.value == 2.0
     assert (made.low, made.high, made.repetitions) == (pytest.approx(1.2), pytest.approx(2.8), 3)
     assert made.reached is False
+
+
+def test_a_trial_over_slow_links_is_told_up_to_the_round_that_reached_the_target(module):
+    results = module("dpwa.lab.report.results")
+    found = results.TrialResult.model_validate(
+        {
+            "trial": {"study": "poor-links", "row": "pull, raw", "seed": 0},
+            "status": "done",
+            "training_s": 30.0,
+            "asked_per_step": 1.0,
+            "exchanges_per_step": 0.25,
+            "workers": [{"name": f"w{number}", "steps": 300} for number in range(1, 5)],
+            "rounds": [
+                {"round": number, "epoch": number, "time_s": 10.0 * number, "accuracy": accuracy}
+                for number, accuracy in enumerate([0.1, 0.8, 0.9, 0.89])
+            ],
+        }
+    )
+    link = {"points": [[0.0, 0], [15.0, 30_000_000], [25.0, 70_000_000], [30.0, 96_000_000]], "lost": 7}
+    told = {
+        "to_target_s": 20.0,
+        "best_percent": pytest.approx(90.0),
+        "step_ms": pytest.approx(100.0),
+        "mb_per_node": pytest.approx(12.5),
+        "kb_per_step": pytest.approx(80.0),
+        "asked": 1.0,
+        "real": 0.25,
+        "lost_packets": 7,
+        "status": "done",
+    }
+    row_of = module("poor_links").row_of
+    assert row_of(found, link, 0.88) == told
+    assert row_of(found, link, 0.95) == {**told, "to_target_s": None, "mb_per_node": pytest.approx(24.0)}
+
+
+def test_rows_over_slow_links_are_drawn_whether_they_reached_the_target_or_not(tmp_path, module):
+    rows = [
+        {"mbit": mbit, "row": row, "seed": 0, "to_target_s": reached_s, "best_percent": 87.0, "status": "done"}
+        for mbit in (1000.0, 20.0)
+        for row, reached_s in (("ddp", 40.0 if mbit > 20 else None), ("pull, raw", 30.0))
+    ]
+    rows.append({"mbit": 20.0, "row": "fedavg", "seed": 0, "status": "not done within 10 min"})
+    picture = tmp_path / "poor_links.png"
+    module("report").draw({"name": "poor_links", "rows": rows, "settings": {"target_percent": 88.0}}, picture)
+    assert picture.stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_poor_links_goes_on_where_it_was_stopped_and_has_its_links(tmp_path, module):
+    if missing := module("poor_links_trial").needs():
+        pytest.skip(missing)
+    own = ["--run-dir", str(tmp_path / "runs"), "--only", "row=pull, int8"]
+    first = _run(tmp_path, "poor_links", *own, timeout_s=280)
+    again = _run(tmp_path, "poor_links", *own, timeout_s=280)
+    assert first["rows"] == again["rows"]
+    (row,) = first["rows"]
+    assert (row["mbit"], row["row"], row["status"]) == (100.0, "pull, int8", "done")
+    assert row["step_ms"] > 50.0
+    assert 0.0 < row["real"] <= row["asked"] == 1.0
+    links = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("runs/*/trials/*/link.json")]
+    assert [link["queued"] > 0 for link in links] == [True]
+    assert (tmp_path / "poor_links.png").stat().st_size > 1000
 
 
 def test_a_worker_that_fails_ends_the_benchmark_with_its_own_words(tmp_path):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -109,13 +109,23 @@ class Runner:
         trials: the trials to run.
         folder: the run folder.
         data_dir: folder of the data sets; None keeps DPWA_DATA_DIR as it is.
+        command: what starts the processes of a trial, such as on several hosts; None: `command_of`, on this one.
     """
 
-    def __init__(self, study: Study, trials: Sequence[Trial], folder: Path, data_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        trials: Sequence[Trial],
+        folder: Path,
+        data_dir: Path | None = None,
+        *,
+        command: Callable[[Trial, TrialFolder], list[str]] | None = None,
+    ) -> None:
         self.folder = RunFolder(folder.absolute())
         self._study = study
         self._trials = tuple(trials)
         self._data_dir = data_dir
+        self._command = command
         self._cores = machine_cores()
         self._programs = Programs()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -294,7 +304,7 @@ class Runner:
 
         with held_to(trial.settings.cores):
             ended = await self._programs.run(
-                command_of(trial, folder),
+                (self._command or command_of)(trial, folder),
                 self._environment(threads_of(trial, self._cores)),
                 log=folder.output_log,
                 deadline_s=deadline_s,
