@@ -9,6 +9,9 @@ momenta that one of a pair has spent and the other not yet.
 Here nobody waits: a node that is ready trains on until it finds a partner whose number of outer steps differs from its
 own by no more than a window. What both trained between the snapshots and the step stays.
 
+With `by_speed` a slow node makes fewer local steps, so that all are ready at about the same time. Its D is shorter by
+as much, and not scaled up: each local step of each node moves the mean of the anchors by the same amount.
+
 Must not know: sockets, threads, time. Runs in: the trainer's thread.
 """
 
@@ -44,6 +47,10 @@ class NoLoCoOptions(Options):
     gamma: float = Field(0.7, ge=0, lt=2, description="How much the anchors of a pair pull at each other.")
     momentum: float = Field(0.5, ge=0, lt=1, description="Share of the last outer step in the next.")
     window: int = Field(2, ge=0, le=1_000_000, description="Outer steps that a partner may be ahead or behind.")
+    by_speed: bool = Field(
+        False,  # noqa: FBT003 - the default of a field
+        description="Whether a slow node makes fewer local steps, so that all make their outer steps together.",
+    )
 
 
 class NoLoCo(Method):
@@ -56,6 +63,7 @@ class NoLoCo(Method):
         gamma: how much the anchors pull at each other.
         momentum: share of the last outer step in the next.
         window: outer steps that a partner may be ahead or behind.
+        by_speed: whether H is that of the fastest node, and slower ones make fewer steps.
     """
 
     name = "noloco"
@@ -81,10 +89,13 @@ class NoLoCo(Method):
         gamma: float = 0.7,
         momentum: float = 0.5,
         window: int = 2,
+        by_speed: bool = False,
     ) -> None:
         super().__init__(links, count, probability)
         self._every = every
         self._window = window
+        if by_speed:
+            self.follows_speed_over = every
         self._outer_options = {"beta": beta, "gamma": gamma, "momentum": momentum}
         self._since = 0
         self._anchor: PairedAnchor | None = None
@@ -94,7 +105,12 @@ class NoLoCo(Method):
     @property
     def exchanges_per_step(self) -> float:
         """See `Method.exchanges_per_step`: a pair is an outer step of both, so that a node begins every other one."""
-        return 0.5 / self._every
+        return 0.5 / self.local_steps
+
+    @property
+    def local_steps(self) -> int:
+        """Steps of this node between two outer steps: H, or its share by speed."""
+        return max(1, round(self._every * self.speed))
 
     def advance(self) -> None:
         """See `Method.advance`: rounds are outer steps."""
@@ -103,18 +119,18 @@ class NoLoCo(Method):
     @property
     def wants_snapshot(self) -> bool:
         """See `Method.wants_snapshot`."""
-        return self._since >= self._every - max(1, int(_READY_SHARE * self._every))
+        return self._since >= self.local_steps - max(1, int(_READY_SHARE * self.local_steps))
 
     @property
     def pair_rounds(self) -> tuple[int, int] | None:
         """See `Method.pair_rounds`. A node that has found no partner for H steps takes any: it is behind for good."""
-        if self._since >= 2 * self._every:
+        if self._since >= 2 * self.local_steps:
             return (0, MAX_COUNTER)
         return (max(0, self.round - self._window), self.round + self._window) if self.wants_snapshot else None
 
     def plan(self, rng: random.Random) -> Plan | None:  # noqa: ARG002
         """See `Method.plan`."""
-        return Plan(ExchangeKind.PAIR, peers=self.links.meets(self.round)) if self._since >= self._every else None
+        return Plan(ExchangeKind.PAIR, peers=self.links.meets(self.round)) if self._since >= self.local_steps else None
 
     def extend(self, layout: Layout) -> Layout:
         """See `Method.extend`: an anchor for each section of parameters."""
@@ -154,6 +170,7 @@ class NoLoCo(Method):
         return {
             "outer_steps": float(self._ended_after if anchor is None else anchor.steps),
             "outer_refused": float(self._refused),
+            "local_steps": float(self.local_steps),
         }
 
     def close(self) -> None:
