@@ -4,10 +4,12 @@
     python benchmarks/unequal.py --json unequal.json
 
 Four processes run `unequal_script.py` under `dpwa launch`: digits, shared out with `node.sampler`. Each step takes
-200 ms, by sleeping, so that two cores are enough; in the rows with a slow node those of the last one take four times as
+300 ms, by sleeping, so that two cores are enough; in the rows with a slow node those of the last one take four times as
 long. `pull` exchanges in each step; `noloco` makes an outer step every 12 steps, with and without `by_speed`.
 
-Each run is kept in --folder when it is done, and not made again: a study that was stopped goes on where it was.
+Each run is kept in --folder when it is done, and not made again: a study that was stopped goes on where it was. A run
+in which other programs of the machine have made a node's steps late by more than half a second in all is made again, up
+to twice: `late_s` says by how much they were.
 
 Must not know: what the script does. Runs in: the main thread.
 """
@@ -19,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +37,16 @@ from dpwa.observe.bounded_file import read_records
 
 NODES = 4
 SLOWED = 4  # times
-STEP_MS = 200
-EPOCHS = 5
+STEP_MS = 300
+EPOCHS = 4
 EVERY = 12
 BATCH = 16  # of the script
 SCRIPT = Path(__file__).with_name("unequal_script.py")
 
 _AIM = 1.10
 _DEADLINE_S = 600.0
+_LATE_S = 0.5
+_TRIES = 3
 
 Found = dict[str, Any]
 
@@ -104,10 +108,27 @@ def kept(folder: Path, row: Row, seed: int, *, epochs: int, step_ms: int) -> Fou
         before: Found = json.loads(path.read_text(encoding="utf-8"))
         if before["asked"] == asked:
             return before
-    found = {"asked": asked, "commit": commit(), "nodes": trained(row, seed, epochs, step_ms)}
+    tries = (trained(row, seed, epochs, step_ms) for _ in range(_TRIES))
+    nodes = min(until_punctual(tries), key=late_s)
+    found = {"asked": asked, "commit": commit(), "nodes": nodes}
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{row.name}, seed {seed}: {seconds(found):.1f} s, {accuracy(found):.2f} %", flush=True)
     return found
+
+
+def until_punctual(tries: Iterable[list[Found]]) -> list[list[Found]]:
+    """The runs up to the first that nothing else on the machine has held up."""
+    made = []
+    for nodes in tries:
+        made.append(nodes)
+        if late_s(nodes) <= _LATE_S:
+            break
+    return made
+
+
+def late_s(nodes: Sequence[Found]) -> float:
+    """By how much the steps of a node were longer than they should be."""
+    return max(float(node["late_s"]) for node in nodes)
 
 
 def trained(row: Row, seed: int, epochs: int, step_ms: int) -> list[Found]:
@@ -184,7 +205,7 @@ def report(result: Result, rows: Sequence[Row], found: dict[str, list[Found]], *
                 "minus_equal_nodes": "" if compared is None else with_interval(compared, sign="+"),
                 "ended_apart_s": round(max(map(apart, runs)), 2),
                 "waited_s": round(max(node["waited_s"] for run in runs for node in run["nodes"]), 2),
-                "late_s": round(max(node["late_s"] for run in runs for node in run["nodes"]), 2),
+                "late_s": round(max(late_s(run["nodes"]) for run in runs), 2),
                 "steps_of_w1_and_w4": f"{mean(runs, 0, 'steps'):.0f}, {mean(runs, -1, 'steps'):.0f}",
                 **({} if row.method == "pull" else outer_steps(runs)),
                 "seeds": len(runs),

@@ -25,11 +25,11 @@ LEAST_SPEED: Final = 1 / 16
 # at least this factor.
 _SLOWER = 1 / 1.2
 _EQUAL = 0.9
-_FACTOR = 1.2
+_FACTOR = 1.1
 
 # What a ratio is made of: both counts are off by a step at each end.
 _LEAST_OWN_STEPS = 4
-_LEAST_STEPS = 32
+_LEAST_STEPS = 24
 
 # Questions between two outer steps of the fastest node, if no other answers come.
 _QUESTIONS = 16

@@ -6,8 +6,9 @@ same outer step: momentum over the mean of their progress, and a pull between th
 all anchors moves as if it were one model's: exactly when all nodes step in the same round, and otherwise but for
 momenta that one of a pair has spent and the other not yet.
 
-Here nobody waits: a node that is ready trains on until it finds a partner whose number of outer steps differs from its
-own by no more than a window. What both trained between the snapshots and the step stays.
+Here nobody waits: a node that has made its steps asks others, who take part if they have made half of theirs and their
+number of outer steps differs from its own by no more than a window. It trains on until it finds one. What both trained
+between the snapshots and the step stays.
 
 With `by_speed` a slow node makes fewer local steps, so that all are ready at about the same time. Its D is shorter by
 as much, and not scaled up: each local step of each node moves the mean of the anchors by the same amount.
@@ -35,8 +36,12 @@ if TYPE_CHECKING:  # numpy; see `PairedAnchor`
 
 __all__ = ["NoLoCo", "NoLoCoOptions"]
 
-# A node is ready for a peer's proposal a little before its own H steps are over.
-_READY_SHARE = 0.1
+# A node is ready for a peer's proposal when half of its own H steps are over. Were it only a little before their end,
+# two that have met would be ready at the same moment for ever, and meet nobody else.
+_READY_SHARE = 0.5
+
+# From then on it takes so many snapshots until its H steps are over: a proposal is made with the newest one.
+_SNAPSHOTS = 5
 
 
 class NoLoCoOptions(Options):
@@ -51,6 +56,11 @@ class NoLoCoOptions(Options):
         False,  # noqa: FBT003 - the default of a field
         description="Whether a slow node makes fewer local steps, so that all make their outer steps together.",
     )
+
+    @property
+    def often(self) -> str:
+        """How many local steps there are, in words."""
+        return f"{self.every} local steps{' (slower nodes fewer)' if self.by_speed else ''}"
 
 
 class NoLoCo(Method):
@@ -69,7 +79,7 @@ class NoLoCo(Method):
     name = "noloco"
     summary = "outer steps in random pairs"
     description = (
-        "after {options.every} local steps two nodes within {options.window} outer steps of each other make one "
+        "after {options.often} two nodes within {options.window} outer steps of each other make one "
         "together. Doubly stochastic: the anchors move as their mean would"
     )
     options = NoLoCoOptions
@@ -117,16 +127,22 @@ class NoLoCo(Method):
         self._since += 1
 
     @property
+    def _ready(self) -> int:
+        return self.local_steps - max(1, int(_READY_SHARE * self.local_steps))
+
+    @property
     def wants_snapshot(self) -> bool:
         """See `Method.wants_snapshot`."""
-        return self._since >= self.local_steps - max(1, int(_READY_SHARE * self.local_steps))
+        steps, ready = self.local_steps, self._ready
+        pause = max(1, (steps - ready) // _SNAPSHOTS)
+        return self._since >= ready and (self._since - ready) % pause == 0
 
     @property
     def pair_rounds(self) -> tuple[int, int] | None:
         """See `Method.pair_rounds`. A node that has found no partner for H steps takes any: it is behind for good."""
         if self._since >= 2 * self.local_steps:
             return (0, MAX_COUNTER)
-        return (max(0, self.round - self._window), self.round + self._window) if self.wants_snapshot else None
+        return (max(0, self.round - self._window), self.round + self._window) if self._since >= self._ready else None
 
     def plan(self, rng: random.Random) -> Plan | None:  # noqa: ARG002
         """See `Method.plan`."""
