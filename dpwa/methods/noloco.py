@@ -107,6 +107,7 @@ class NoLoCo(Method):
         if by_speed:
             self.follows_speed_over = every
         self._outer_options = {"beta": beta, "gamma": gamma, "momentum": momentum}
+        self._steps = 0
         self._since = 0
         self._anchor: PairedAnchor | None = None
         self._refused = 0
@@ -124,6 +125,7 @@ class NoLoCo(Method):
 
     def advance(self) -> None:
         """See `Method.advance`: rounds are outer steps."""
+        self._steps += 1
         self._since += 1
 
     @property
@@ -177,7 +179,7 @@ class NoLoCo(Method):
             return 0.0
         # Whoever was behind is back in the window.
         self.round = min(max(self.round, result.peer_state.round) + 1, MAX_COUNTER)
-        self._since = 0
+        self._since = max(0, self._steps - result.reference.step)  # these are in no outer step yet
         return 1.0
 
     def statistics(self) -> Mapping[str, float]:
