@@ -219,6 +219,17 @@ def _draw_straggler(found: Found) -> None:
     plt.tight_layout()
 
 
+def _draw_unequal(found: Found) -> None:
+    _, axes = plt.subplots(figsize=(7, 2.5))
+    rows = found["rows"]
+    names = [row["training"] for row in rows]
+    _bars(axes, names, [row["seconds"] for row in rows], [_BLUE] * len(names))
+    for place, row in enumerate(rows):
+        axes.plot([row["least_s"]] * 2, [place - 0.4, place + 0.4], color=_RED)
+    axes.set_xlabel("seconds; red: what the speeds allow")
+    plt.tight_layout()
+
+
 def _draw_scale(found: Found) -> None:
     quantities = {
         "uss_mb": "memory of a node alone, MB",
@@ -320,6 +331,7 @@ PICTURES: dict[str, Callable[[Found], None]] = {
     "exchange": _draw_exchange,
     "overhead": _draw_overhead,
     "straggler": _draw_straggler,
+    "unequal": _draw_unequal,
     "scale": _draw_scale,
     "many_nodes": _draw_many_nodes,
     "method_overhead": _draw_method_overhead,

@@ -114,7 +114,8 @@ def _method(config: ClusterConfig) -> str:
     text = method.description.format(options=config.method_options, often=often, wait=wait)
     text = f"Method {config.method}{': ' if config.method_class else ', '}{text}"
     if config.outer.every is not None:
-        text += f". Every {config.outer.every} steps an outer step with momentum {config.outer.momentum:g}"
+        slower = " (slower nodes fewer)" if config.outer.by_speed else ""
+        text += f". Every {config.outer.every} steps{slower} an outer step with momentum {config.outer.momentum:g}"
     return text
 
 

@@ -173,6 +173,10 @@ class OuterOptions(Options):
         True,  # noqa: FBT003 - the default of a field
         description="Whether the outer step looks ahead by one momentum.",
     )
+    by_speed: bool = Field(
+        False,  # noqa: FBT003 - the default of a field
+        description="Whether a slow node makes fewer steps between two outer steps, so that all make them together.",
+    )
 
 
 class CheckpointOptions(Options):

@@ -20,6 +20,7 @@ from dpwa.exchange.meetings import Meetings
 from dpwa.exchange.pair import Pairer
 from dpwa.exchange.pull import Puller
 from dpwa.exchange.push import Pusher
+from dpwa.exchange.step_questions import StepQuestions
 from dpwa.interpolation.interpolator import Interpolator
 from dpwa.methods.base import Method
 from dpwa.methods.exchange import ExchangeKind, ExchangeRequest, ExchangeResult, Outcome
@@ -87,6 +88,7 @@ class Exchanger:
         self._pairer = Pairer(context, repays=method.repays)
         self._accepter = Accepter(context)
         self._gatherer = Gatherer(context, rng)
+        self.questions = StepQuestions(context)
         self._warned: set[tuple[str, Outcome]] = set()
         self._one_way: set[str] = set()
         self._has_finished = False
@@ -144,6 +146,8 @@ class Exchanger:
                 self._score(result.peer, result)
                 self.context.results.put(result)
         self._accepter.work(client)
+        if not self._has_finished:
+            self.questions.work(client)
         if self.meetings is not None:
             self.meetings.work(client)
 

@@ -3,8 +3,9 @@
 Anybody who can connect can send a request in the name of a peer. What counts is what a peer answers at its own address,
 to a request that this node made; a request that comes in is a hint that it may be worth asking.
 
-Must not know: scores, time. Runs in: written by the Tx thread, hints by the Rx thread, read by all. Each
-peer's record is frozen and swapped whole, and sets change by one element, so that a reader needs no lock.
+Must not know: scores, time. Runs in: written by the Tx thread, hints by the Rx thread, read by all; news are taken by
+the trainer's. Each peer's record is frozen and swapped whole, and sets change by one element, so that a reader needs no
+lock.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Membership:
         self._hints: set[str] = set()
         self._asked_by: set[str] = set()
         self._finished_by_hint: set[str] = set()
+        self._news: set[str] = set()
 
     def __getitem__(self, peer: str) -> PeerRecord:
         # One that had joined may be forgotten by now.
@@ -79,6 +81,7 @@ class Membership:
         self._hints.discard(peer)
         self._asked_by.discard(peer)
         self._finished_by_hint.discard(peer)
+        self._news.discard(peer)
 
     def _asked(self) -> tuple[str, ...]:
         return tuple(peer for peer in self._records if peer not in self._unasked)
@@ -121,7 +124,13 @@ class Membership:
             known.origin if origin is None else origin,
             known.mark if mark is None else mark,
         )
+        self._news.add(peer)
         return True
+
+    def take_news(self) -> Iterator[str]:
+        """The peers that have said something of themselves since the last time. Trainer."""
+        while self._news:
+            yield self._news.pop()
 
     # --- Hints ----------------------------------------------------------------------------------------------------
 

@@ -85,6 +85,11 @@ class Method(ABC):
     """Share of the parameters in an exchange; for the kinds PULL and PAIR."""
     clock = 0.0
     """Of this node's model, in updates; the node sets it at each step boundary, before it asks for a plan."""
+    speed = 1.0
+    """How fast this node trains, as a share of the fastest one's speed: 1 for the fastest, never below 1/16. The node
+    sets it where the method asks for that."""
+    follows_speed_over: int | None = None
+    """A method that uses `speed` says here over how many steps of the fastest node; None: it does not use it."""
 
     @classmethod
     def variant(cls, options: Options | None) -> type[Method]:  # noqa: ARG003

@@ -31,14 +31,21 @@ class OuterMomentum:
     Args:
         model: the model.
         every: H.
+        by_speed: whether that is the H of the fastest node, and slower ones make fewer steps.
         learning_rate: lr.
         momentum: mu.
         nesterov: whether the step looks ahead by one momentum.
     """
 
-    def __init__(self, model: Model, *, every: int, learning_rate: float, momentum: float, nesterov: bool) -> None:
+    def __init__(
+        self, model: Model, *, every: int, by_speed: bool, learning_rate: float, momentum: float, nesterov: bool
+    ) -> None:
         self._model = model
         self._every = every
+        self.speed = 1.0
+        """See `Method.speed`."""
+        self.follows_speed_over = every if by_speed else None
+        """See `Method.follows_speed_over`."""
         self._options: dict[str, Any] = {
             "learning_rate": learning_rate,
             "momentum": momentum,
@@ -50,11 +57,12 @@ class OuterMomentum:
             for section in model.layout.sections
         )
         self._steps = 0
+        self._last = 0  # the step after which the last outer step was due
         self._outer: OuterOptimizer | None = None
 
     def restart(self) -> None:
         """Begin anew from the model as it is: at the start, and when the model was taken over from a peer."""
-        self._steps = 0
+        self._steps = self._last = 0
         theta = self._theta()
         if self._outer is None:
             self._outer = OuterOptimizer(theta, **self._options)
@@ -62,14 +70,15 @@ class OuterMomentum:
             self._outer.restart(theta)
 
     def advance(self) -> bool:
-        """Count a training step; after H of them make the outer step.
+        """Count a training step; after H of them, or this node's share by speed, make the outer step.
 
         Returns:
             Whether the model was moved. Not, if it holds a value that is not finite.
         """
         self._steps += 1
-        if self._outer is None or self._steps % self._every:
+        if self._outer is None or self._steps - self._last < max(1, round(self._every * self.speed)):
             return False
+        self._last = self._steps
         out = [values.array for values in self._values if values.section.role is Role.PARAMETER]
         if not self._outer.step(self._theta(), out=out):
             return False
@@ -78,7 +87,8 @@ class OuterMomentum:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep."""
-        return {"steps": self._steps, "outer": {} if self._outer is None else self._outer.state_dict()}
+        outer = {} if self._outer is None else self._outer.state_dict()
+        return {"steps": self._steps, "last": self._last, "outer": outer}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave. The model has been loaded before.
@@ -88,6 +98,7 @@ class OuterMomentum:
         """
         self.restart()
         self._steps = int(state["steps"])
+        self._last = int(state.get("last", self._steps - self._steps % self._every))
         if self._outer is not None and state["outer"]:
             self._outer.load_state_dict(state["outer"])
 

@@ -6,8 +6,12 @@ same outer step: momentum over the mean of their progress, and a pull between th
 all anchors moves as if it were one model's: exactly when all nodes step in the same round, and otherwise but for
 momenta that one of a pair has spent and the other not yet.
 
-Here nobody waits: a node that is ready trains on until it finds a partner whose number of outer steps differs from its
-own by no more than a window. What both trained between the snapshots and the step stays.
+Here nobody waits: a node that has made its steps asks others, who take part if they have made half of theirs and their
+number of outer steps differs from its own by no more than a window. It trains on until it finds one. What both trained
+between the snapshots and the step stays.
+
+With `by_speed` a slow node makes fewer local steps, so that all are ready at about the same time. Its D is shorter by
+as much, and not scaled up: each local step of each node moves the mean of the anchors by the same amount.
 
 Must not know: sockets, threads, time. Runs in: the trainer's thread.
 """
@@ -32,8 +36,12 @@ if TYPE_CHECKING:  # numpy; see `PairedAnchor`
 
 __all__ = ["NoLoCo", "NoLoCoOptions"]
 
-# A node is ready for a peer's proposal a little before its own H steps are over.
-_READY_SHARE = 0.1
+# A node is ready for a peer's proposal when half of its own H steps are over. Were it only a little before their end,
+# two that have met would be ready at the same moment for ever, and meet nobody else.
+_READY_SHARE = 0.5
+
+# From then on it takes so many snapshots until its H steps are over: a proposal is made with the newest one.
+_SNAPSHOTS = 5
 
 
 class NoLoCoOptions(Options):
@@ -44,6 +52,15 @@ class NoLoCoOptions(Options):
     gamma: float = Field(0.7, ge=0, lt=2, description="How much the anchors of a pair pull at each other.")
     momentum: float = Field(0.5, ge=0, lt=1, description="Share of the last outer step in the next.")
     window: int = Field(2, ge=0, le=1_000_000, description="Outer steps that a partner may be ahead or behind.")
+    by_speed: bool = Field(
+        False,  # noqa: FBT003 - the default of a field
+        description="Whether a slow node makes fewer local steps, so that all make their outer steps together.",
+    )
+
+    @property
+    def often(self) -> str:
+        """How many local steps there are, in words."""
+        return f"{self.every} local steps{' (slower nodes fewer)' if self.by_speed else ''}"
 
 
 class NoLoCo(Method):
@@ -56,12 +73,13 @@ class NoLoCo(Method):
         gamma: how much the anchors pull at each other.
         momentum: share of the last outer step in the next.
         window: outer steps that a partner may be ahead or behind.
+        by_speed: whether H is that of the fastest node, and slower ones make fewer steps.
     """
 
     name = "noloco"
     summary = "outer steps in random pairs"
     description = (
-        "after {options.every} local steps two nodes within {options.window} outer steps of each other make one "
+        "after {options.often} two nodes within {options.window} outer steps of each other make one "
         "together. Doubly stochastic: the anchors move as their mean would"
     )
     options = NoLoCoOptions
@@ -81,11 +99,15 @@ class NoLoCo(Method):
         gamma: float = 0.7,
         momentum: float = 0.5,
         window: int = 2,
+        by_speed: bool = False,
     ) -> None:
         super().__init__(links, count, probability)
         self._every = every
         self._window = window
+        if by_speed:
+            self.follows_speed_over = every
         self._outer_options = {"beta": beta, "gamma": gamma, "momentum": momentum}
+        self._steps = 0
         self._since = 0
         self._anchor: PairedAnchor | None = None
         self._refused = 0
@@ -94,27 +116,39 @@ class NoLoCo(Method):
     @property
     def exchanges_per_step(self) -> float:
         """See `Method.exchanges_per_step`: a pair is an outer step of both, so that a node begins every other one."""
-        return 0.5 / self._every
+        return 0.5 / self.local_steps
+
+    @property
+    def local_steps(self) -> int:
+        """Steps of this node between two outer steps: H, or its share by speed."""
+        return max(1, round(self._every * self.speed))
 
     def advance(self) -> None:
         """See `Method.advance`: rounds are outer steps."""
+        self._steps += 1
         self._since += 1
+
+    @property
+    def _ready(self) -> int:
+        return self.local_steps - max(1, int(_READY_SHARE * self.local_steps))
 
     @property
     def wants_snapshot(self) -> bool:
         """See `Method.wants_snapshot`."""
-        return self._since >= self._every - max(1, int(_READY_SHARE * self._every))
+        steps, ready = self.local_steps, self._ready
+        pause = max(1, (steps - ready) // _SNAPSHOTS)
+        return self._since >= ready and (self._since - ready) % pause == 0
 
     @property
     def pair_rounds(self) -> tuple[int, int] | None:
         """See `Method.pair_rounds`. A node that has found no partner for H steps takes any: it is behind for good."""
-        if self._since >= 2 * self._every:
+        if self._since >= 2 * self.local_steps:
             return (0, MAX_COUNTER)
-        return (max(0, self.round - self._window), self.round + self._window) if self.wants_snapshot else None
+        return (max(0, self.round - self._window), self.round + self._window) if self._since >= self._ready else None
 
     def plan(self, rng: random.Random) -> Plan | None:  # noqa: ARG002
         """See `Method.plan`."""
-        return Plan(ExchangeKind.PAIR, peers=self.links.meets(self.round)) if self._since >= self._every else None
+        return Plan(ExchangeKind.PAIR, peers=self.links.meets(self.round)) if self._since >= self.local_steps else None
 
     def extend(self, layout: Layout) -> Layout:
         """See `Method.extend`: an anchor for each section of parameters."""
@@ -145,7 +179,7 @@ class NoLoCo(Method):
             return 0.0
         # Whoever was behind is back in the window.
         self.round = min(max(self.round, result.peer_state.round) + 1, MAX_COUNTER)
-        self._since = 0
+        self._since = max(0, self._steps - result.reference.step)  # these are in no outer step yet
         return 1.0
 
     def statistics(self) -> Mapping[str, float]:
@@ -154,6 +188,7 @@ class NoLoCo(Method):
         return {
             "outer_steps": float(self._ended_after if anchor is None else anchor.steps),
             "outer_refused": float(self._refused),
+            "local_steps": float(self.local_steps),
         }
 
     def close(self) -> None:

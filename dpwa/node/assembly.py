@@ -31,6 +31,7 @@ from dpwa.exchange.service import Service
 from dpwa.exchange.slices import Rotation
 from dpwa.methods.base import ExchangeKind, Method
 from dpwa.methods.diloco import OuterMomentum
+from dpwa.node.pacing import Pacing
 from dpwa.snapshot.checksum import Checksum
 from dpwa.snapshot.layout import Layout
 from dpwa.snapshot.lineage import Standing
@@ -41,7 +42,7 @@ from dpwa.transport.faults import Faults
 from dpwa.transport.faulty import FaultyWay, LossyProposals
 from dpwa.transport.interface import Ends
 
-__all__ = ["Assembly", "assemble", "outer_momentum"]
+__all__ = ["Assembly", "assemble", "outer_momentum", "pacing_of"]
 
 # A node that is started again brings the mass of a new one, while what its former life gave away is still there.
 _SPARE = 2.0
@@ -208,9 +209,25 @@ def outer_momentum(config: ClusterConfig, model: Model) -> OuterMomentum | None:
     momentum = OuterMomentum(
         model,
         every=outer.every,
+        by_speed=outer.by_speed,
         learning_rate=outer.learning_rate,
         momentum=outer.momentum,
         nesterov=outer.nesterov,
     )
     momentum.restart()
     return momentum
+
+
+def pacing_of(
+    parts: Assembly, method: Method, outer: OuterMomentum | None, event: Callable[..., None]
+) -> Pacing | None:
+    """What tells method and outer momentum how fast the node is; None: neither goes by that.
+
+    Args:
+        parts: of the node.
+        method: of the node.
+        outer: on top of it.
+        event: writes a line of the journal.
+    """
+    paced = [part for part in (method, outer) if part is not None and part.follows_speed_over is not None]
+    return Pacing(paced, parts.context.membership, parts.wiring.exchanger.questions.ask, event) if paced else None

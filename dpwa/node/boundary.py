@@ -24,6 +24,7 @@ from dpwa.node.extended_model import ExtendedModel
 from dpwa.node.farewell import Farewell
 from dpwa.node.joining import Joining
 from dpwa.node.merging import Merging
+from dpwa.node.pacing import Pacing
 from dpwa.node.planning import Planner
 from dpwa.node.pressure import Pressure
 from dpwa.node.publishing import SnapshotPublisher, Taken
@@ -56,6 +57,7 @@ class Boundary:
         model: the model, with what the method sends beside it.
         method: the averaging method.
         outer: outer momentum on top of it; None: disabled.
+        pacing: tells both how fast the node is; None: neither goes by that.
         faults: what is injected into the training; None: nothing.
         service: answers the peers.
         context: of the node's exchanges.
@@ -73,6 +75,7 @@ class Boundary:
         model: ExtendedModel,
         method: Method,
         outer: OuterMomentum | None,
+        pacing: Pacing | None,
         faults: NodeFaults | None,
         service: Service,
         context: ExchangeContext,
@@ -86,6 +89,7 @@ class Boundary:
         self._model = model
         self._method = method
         self.outer = outer
+        self._pacing = pacing
         self._faults = faults
         self._service = service
         self._proposals = context.proposals
@@ -179,6 +183,8 @@ class Boundary:
         self._model.close()
         self._method.close()
         self.outer = None
+        if self._pacing is not None:
+            self._pacing.close()
         self._pressure.close()
         self.farewell.close()
         self.merging.close()
@@ -199,6 +205,8 @@ class Boundary:
             self._train_on()
         if self._faults is not None:
             self._faults.begin_step(self.step)
+        if self._pacing is not None:
+            self._pacing.advance(self.step)
         self._method.advance()
         if self._peers:
             self._record.asked += self._method.exchanges_per_step

@@ -23,7 +23,7 @@ from dpwa.errors import ConfigError, DpwaError, InternalError, NodeClosed
 from dpwa.exchange.leasing import Leases
 from dpwa.exchange.messages import INCARNATION_BYTES
 from dpwa.methods.base import ExchangeKind
-from dpwa.node.assembly import assemble, outer_momentum
+from dpwa.node.assembly import assemble, outer_momentum, pacing_of
 from dpwa.node.belonging import Belonging
 from dpwa.node.boundary import Boundary
 from dpwa.node.checkpoint import restore, to_keep
@@ -130,12 +130,14 @@ class Node:
         )
         self._record = Record(monotonic_s())
         self._journal = self._make_journal()
+        outer = outer_momentum(config, model)
         self._boundary = Boundary(
             config,
             name,
             model=self._model,
             method=self.method,
-            outer=outer_momentum(config, model),
+            outer=outer,
+            pacing=pacing_of(self._parts, self.method, outer, self._event),
             faults=self._faults,
             service=self._service,
             context=self._parts.context,

@@ -153,6 +153,45 @@ def test_all_members_know_each_other_in_time_and_their_messages_stay_small(modul
     assert few["told_bytes"] < many["told_bytes"] <= 4096
 
 
+@pytest.mark.slow
+def test_unequal_trains_a_users_script_and_keeps_each_run(tmp_path):
+    folder = ("--folder", str(tmp_path / "runs"))
+    found = _run(tmp_path, "unequal", *folder)
+    assert [row["training"] for row in found["rows"]] == ["pull, equal", "pull, one slow"]
+    assert found["ratios"].keys() == {"time_over_least", "time_over_equal_nodes"}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+    assert len(kept) == 2
+    assert _run(tmp_path, "unequal", *folder)["rows"] == found["rows"]
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}  # nothing was trained again
+
+
+def test_a_run_that_the_machine_has_held_up_is_made_again_and_the_most_punctual_is_taken(module):
+    unequal = module("unequal")
+    made = iter([[{"late_s": 2.0}], [{"late_s": 0.7}], [{"late_s": 0.9}], [{"late_s": 0.0}]])
+    assert [unequal.late_s(nodes) for nodes in unequal.until_punctual(made)] == [2.0, 0.7, 0.9, 0.0]
+    made = iter([[{"late_s": 2.0}, {"late_s": 0.0}], [{"late_s": 0.4}], [{"late_s": 0.0}]])
+    assert [unequal.late_s(nodes) for nodes in unequal.until_punctual(made)] == [2.0, 0.4]
+
+
+def test_the_study_of_unequal_machines_compares_with_what_speeds_allow_and_seed_by_seed(module):
+    unequal, rows = module("unequal"), module("unequal").ROWS[:2]
+
+    def run(seconds: float, accuracy: float) -> dict:
+        nodes = [
+            {"began_s": 1.0, "ended_s": 1.0 + seconds, "late_s": 0.0, "waited_s": 0.1, "steps": 9} for _ in range(4)
+        ]
+        nodes[0]["accuracy"] = accuracy
+        return {"nodes": nodes}
+
+    found = {rows[0].name: [run(10.0, 0.9), run(10.0, 0.8)], rows[1].name: [run(13.0, 0.91), run(13.0, 0.82)]}
+    result = module("measure").Result("unequal")
+    unequal.report(result, rows, found, least_s=39.0)
+    assert result.ratios["time_over_least"]["pull, equal"].value == pytest.approx(10 / (39 / 4))
+    assert result.ratios["time_over_least"]["pull, one slow"].value == pytest.approx(13 / (39 / 3.25))
+    assert result.ratios["time_over_equal_nodes"]["pull, one slow"].value == pytest.approx(13 * 3.25 / 4 / 10)
+    assert [row["minus_equal_nodes"] for row in result.rows] == ["", "+1.50"]
+
+
 def test_scale_looks_at_real_node_processes(tmp_path):
     found = _run(tmp_path, "scale", "--counts", "2", "--looks", "1", "--settle", "0.5")
     (row,) = found["rows"]
