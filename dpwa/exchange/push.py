@@ -16,7 +16,7 @@ from dpwa.exchange.messages import Accepted, Settled, Verdict
 from dpwa.exchange.rest import rest_of_push
 from dpwa.methods.exchange import ExchangeRequest, ExchangeResult, Outcome
 from dpwa.snapshot.lineage import Relation, reason_apart
-from dpwa.snapshot.state import State
+from dpwa.snapshot.state import Codec, State
 
 __all__ = ["Pusher"]
 
@@ -137,10 +137,9 @@ class Pusher:
         staging = next((staging for staging in self._context.stagings if staging.is_free), None)
         if staging is None:
             return None
-        request = pushed.request
-        has_rest = rest_of_push(self._context, request.exchange_id, request.reference, staging)
-        staging.is_free = not has_rest
-        return replace(self._end(pushed, Outcome.PUSHED), staging=staging if has_rest else None)
+        codec = rest_of_push(self._context, pushed.request.exchange_id, pushed.request.reference, staging)
+        staging.is_free = codec is Codec.RAW
+        return replace(self._end(pushed, Outcome.PUSHED), codec=codec, staging=None if staging.is_free else staging)
 
     def _compare(self, pushed: _Pushed, answer: Accepted) -> None:
         """Note whether the peer can take what is pushed. It comes to the same result, and takes nothing if not."""

@@ -35,8 +35,8 @@ def keep_rest(context: ExchangeContext, result: ExchangeResult, given: Snapshot 
         )
 
 
-def rest_of_push(context: ExchangeContext, exchange_id: bytes, given: Snapshot, staging: Staging) -> bool:
-    """Put what rounding has taken from a pushed snapshot into a staging; False if nothing was rounded.
+def rest_of_push(context: ExchangeContext, exchange_id: bytes, given: Snapshot, staging: Staging) -> Codec:
+    """Put what rounding has taken from a pushed snapshot into a staging; the codec, `RAW` if there is nothing.
 
     Args:
         context: of the node's exchanges.
@@ -46,8 +46,8 @@ def rest_of_push(context: ExchangeContext, exchange_id: bytes, given: Snapshot, 
     """
     sent_as = context.proposals.sent_as(exchange_id)
     if sent_as is None or sent_as.codec is Codec.RAW:
-        return False
+        return Codec.RAW
     staging.clear()
     chunks = range(-(-staging.layout.total_bytes // sent_as.chunk_bytes))
     add_rest(staging.layout, staging.values, given.memory, sent_as, chunks)
-    return True
+    return sent_as.codec
