@@ -31,7 +31,7 @@ def linked(zeromq, tmp_path):
     """Two nodes that have met; what w1 asks of w2 comes back over a link, and w1 waits 0.8 s for it."""
     made: list[SlowLink] = []
 
-    def start(**settings: object) -> tuple[Cluster, SlowLink]:
+    def start(*, size: int = SIZE, bytes_per_s: float = SLOW, **settings: object) -> tuple[Cluster, SlowLink]:
         ports = free_ports(2)
         link = SlowLink(ports[1], FAST)
         made.append(link)
@@ -40,14 +40,14 @@ def linked(zeromq, tmp_path):
         zeromq.config = ClusterConfig.for_localhost(2, ports=ports, **settings)
         for name, value in (("w1", 0.0), ("w2", 1.0)):
             links = Links(peers={"w2": link.address}) if name == "w1" else Links()
-            model = VectorModel(np.full(SIZE, value))
+            model = VectorModel(np.full(size, value))
             make = lambda wiring, name=name, links=links: ZmqTransport(zeromq.config, name, wiring, links=links)  # noqa: E731
             node = Node(zeromq.config, name, model, make_transport=make, run_dir=tmp_path)
             node.start()
             zeromq.nodes.append(node)
             zeromq.models.append(model)
         wait_until(lambda: zeromq.step_all() or zeromq.nodes[0].statistics().blended >= 2, "blends over the fast link")
-        link.bytes_per_s = SLOW
+        link.bytes_per_s = bytes_per_s
         return zeromq, link
 
     yield start
@@ -108,8 +108,9 @@ def test_whole_models_are_exchanged_again_when_the_link_has_become_fast(linked):
     wait_until(is_whole, "a whole model, rounded at most")
 
 
-CUT, ROUNDED = SLOW, 4.0e6
-"""Bytes per second at which a model does not fit into the timeout even as int8, and at which it does."""
+SMALL = 100_000  # float64: 0.8 MB, as int8 0.1 MB
+CUT, ROUNDED = 60e3, 300e3
+"""Bytes per second at which such a model does not fit into 0.8 s even as int8, and at which it does."""
 
 
 @pytest.mark.parametrize(
@@ -119,21 +120,17 @@ CUT, ROUNDED = SLOW, 4.0e6
         ("sgp", ROUNDED),
         ("adpsgd", CUT),
         ("elastic", CUT),
-        ("sparta in pairs", CUT),
+        ("sparta in pairs", CUT / 4),
         ("dpsgd", ROUNDED),
-        ("noloco", 2 * ROUNDED),
+        ("noloco", 3 * ROUNDED),
     ],
 )
 def test_what_does_not_fit_travels_smaller_by_every_method_and_as_it_is_again_when_the_link_is_fast(
     linked, tmp_path, caplog, name, bytes_per_s
 ):
-    """Only what w1 fetches is slow: w2 learns of it by w1's word alone. The sum is that of the beginning all the time.
-
-    A model of 8 MB fits into 0.8 s by as many bytes as int8 has, and then as a part where the method can have parts.
-    """
-    settings = {**METHODS[name], **({"dpsgd": {"deadline_ms": 800}} if name == "dpsgd" else {})}
-    cluster, link = linked(**settings)
-    link.bytes_per_s = bytes_per_s
+    """Only what w1 fetches is slow: w2 learns of it by w1's word alone. What is conserved is so all the time."""
+    deadline = {"dpsgd": {"deadline_ms": 800}} if name == "dpsgd" else {}
+    cluster, link = linked(**{**METHODS[name], **deadline}, size=SMALL, bytes_per_s=bytes_per_s)
     wait_until(lambda: cluster.step_all() or _told(caplog), "one does not fit any more", LONG_S)
     first = len(_of_others(tmp_path))
 
@@ -143,18 +140,19 @@ def test_what_does_not_fit_travels_smaller_by_every_method_and_as_it_is_again_wh
 
     wait_until(lambda: travelled({"fp16", "int8"}, 3), "three smaller ones", LONG_S)
     smaller = [event for event in _of_others(tmp_path)[first:] if event["codec"] in ("fp16", "int8")]
-    if bytes_per_s == CUT:
+    if bytes_per_s <= CUT:
         assert min(event["share"] for event in smaller) < METHODS[name].get("sparta", {}).get("fraction", 1.0)
     else:
         assert {event["share"] for event in smaller} == {1.0}
     link.bytes_per_s, first = FAST, len(_of_others(tmp_path))
     wait_until(lambda: travelled({"raw"}, 1), "one as it is", LONG_S)
+    assert sum("further ones use codec" in told for told in _told(caplog)) == 1
     settle(cluster)
     if name == "noloco":
         return  # what it conserves is told by its anchors (tests/methods)
     counts = masses(cluster) if conservation(cluster) is Conservation.COLUMN else np.full(2, 0.5)
-    assert counts @ cluster.vectors() / counts.sum() == pytest.approx(np.full(SIZE, 0.5), abs=1e-9)
-    assert sum("further ones use codec" in told for told in _told(caplog)) == 1
+    if name != "dpsgd":  # rounds that were missed have moved it
+        assert counts @ cluster.vectors() / counts.sum() == pytest.approx(np.full(SMALL, 0.5), abs=1e-9)
 
 
 def _of_others(tmp_path) -> list[dict]:
