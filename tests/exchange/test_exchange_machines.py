@@ -25,6 +25,7 @@ class Exchanges(RuleBasedStateMachine):
     """Three nodes that average and do not train, so that whatever changes comes from exchanges."""
 
     method = ""
+    codec = "auto"
     most_crashes = 0
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class Exchanges(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 1000))
     def begin(self, seed: int) -> None:
-        self.cluster = ScheduledCluster(START, method=self.method, seed=seed)
+        self.cluster = ScheduledCluster(START, method=self.method, codec=self.codec, seed=seed)
 
     # --- What can happen ------------------------------------------------------------------------------------------
 
@@ -164,6 +165,14 @@ class PairsWithCrashes(Pairs):
     most_crashes = 2
 
 
+class LedgerRounded(Ledger):
+    codec = "int8"
+
+
+class PairsRounded(Pairs):
+    codec = "int8"
+
+
 def collected(machine: type[Exchanges]) -> type:
     """The machine as what pytest collects."""
     machine.TestCase.settings = settings(
@@ -174,3 +183,4 @@ def collected(machine: type[Exchanges]) -> type:
 
 TestLedger, TestLedgerWithCrashes = collected(Ledger), collected(LedgerWithCrashes)
 TestPairs, TestPairsWithCrashes = collected(Pairs), collected(PairsWithCrashes)
+TestLedgerRounded, TestPairsRounded = collected(LedgerRounded), collected(PairsRounded)
