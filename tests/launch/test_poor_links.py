@@ -30,7 +30,7 @@ HOME = Link(delay_s=0.02, bytes_per_s=2.5e6)
 """20 Mbit/s into each node, and 20 ms each way."""
 
 EACH_SECOND = {
-    "dpsgd": {"topology": "ring", "dpsgd": {"every": 20, "deadline_ms": 1000}},
+    "dpsgd": {"topology": "ring", "dpsgd": {"every": 20, "deadline_ms": 2000}},
     "noloco": {"noloco": {"every": 20}},
 }
 """Methods that exchange now and then: after 20 steps of 50 ms."""
@@ -175,11 +175,13 @@ def test_every_method_trains_over_20_mbit_per_second_and_20_ms(network, clusters
     blends = {name: len(_blends(record, name, slow_s)) for name in names}
     codecs = Counter(event["codec"] for event in ended if event["outcome"] == "blended")
     failed = Counter(event["outcome"] for event in ended if event["outcome"] in ("timed_out", "unreachable", "lost"))
-    missed = sum(event.get("missed", 0) for event in ended)
+    rounds = [event.get("merged", 0) for event in ended if event.get("kind") == "gather"]
+    whole = sum(merged == 2 for merged in rounds)
+    told = f"; {whole} of {len(rounds)} rounds with both neighbours" if rounds else ""
     tell(
         f"{method}: steps {100 * sum(kept.values()) / len(kept):.1f} % of clean, the slowest "
         f"{100 * min(kept.values()):.1f} %; {sum(blends.values()) / len(names) / MEASURED_S:.2f} blends/s per node; "
-        f"codecs {dict(codecs)}; failed {dict(failed)}; {missed} missed in rounds"
+        f"codecs {dict(codecs)}; failed {dict(failed)}" + told
     )
     for one in clusters:
         one.end()
@@ -187,8 +189,9 @@ def test_every_method_trains_over_20_mbit_per_second_and_20_ms(network, clusters
     assert min(blends.values()) >= 3, blends
     assert codecs["fp16"] + codecs["int8"] + 4 * (method == "sparta") >= 3, codecs  # a slice of 5 kB fits as it is
     assert sum(failed.values()) <= 2, failed
-    # Rounds are the one kind of exchange that a step waits for: here up to 1 s for 20 steps of 50 ms.
-    assert min(kept.values()) >= (0.5 if method == "dpsgd" else 0.95), kept
+    assert whole >= len(rounds) / 2
+    # Rounds are the one kind of exchange that a step waits for: here up to 2 s for 20 steps of 50 ms.
+    assert min(kept.values()) >= (0.33 if method == "dpsgd" else 0.95), kept
 
 
 def _blends(cluster: SteadyCluster, name: str, since_s: float) -> list[dict]:
