@@ -211,11 +211,12 @@ def _intake(
     """What a node takes in: parts where the method bears them, else whole models, of a round all at a time."""
     is_whole = method.kind is not ExchangeKind.PULL and not method.exchanges_slices
     models = max(1, len(method.links.row(method.round))) if method.kind is ExchangeKind.GATHER else 1
+    most_fraction = config.pull_fraction if method.kind is ExchangeKind.PULL else method.fraction
     budget = Budget(
         config.bandwidth_limit_bytes_per_s,
         model_bytes=models * layout.total_bytes,
         least_fraction=1.0 if is_whole else _LEAST_FRACTION,
-        most_fraction=1.0 if is_whole else method.fraction,
+        most_fraction=1.0 if is_whole else most_fraction,
     )
     return Intake(
         budget,
