@@ -173,14 +173,14 @@ class PairsRounded(Pairs):
     codec = "int8"
 
 
-def collected(machine: type[Exchanges]) -> type:
+def collected(machine: type[Exchanges], examples: int = 40) -> type:
     """The machine as what pytest collects."""
     machine.TestCase.settings = settings(
-        max_examples=40, stateful_step_count=10, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=examples, stateful_step_count=10, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     return machine.TestCase
 
 
 TestLedger, TestLedgerWithCrashes = collected(Ledger), collected(LedgerWithCrashes)
 TestPairs, TestPairsWithCrashes = collected(Pairs), collected(PairsWithCrashes)
-TestLedgerRounded, TestPairsRounded = collected(LedgerRounded), collected(PairsRounded)
+TestLedgerRounded, TestPairsRounded = collected(LedgerRounded, 20), collected(PairsRounded, 20)
