@@ -22,8 +22,7 @@ from dpwa.exchange.slices import Slice
 from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeRequest, ExchangeResult, Outcome
 from dpwa.node.node import Node
 from dpwa.snapshot.layout import Snapshot
-from dpwa.snapshot.staging import Staging
-from dpwa.snapshot.state import Codec
+from dpwa.snapshot.staging import Staging, encode_chunk
 from dpwa.transport.interface import Ends
 from dpwa.transport.rx import RxCounters
 from support import VectorModel
@@ -210,7 +209,9 @@ class ScheduledTransport:
         for index in part.chunks():
             first_byte = index * request.chunk_bytes
             stop_byte = min(first_byte + request.chunk_bytes, len(snapshot.memory))
-            staging.accept(first_byte, stop_byte, snapshot.memory[first_byte:stop_byte], Codec.RAW)
+            wanted = self._network.find(peer).service.codec_for(request, snapshot)
+            codec, body = encode_chunk(staging.layout, snapshot.memory, first_byte, stop_byte, wanted)
+            staging.accept(first_byte, stop_byte, memoryview(body), codec)
         # The peer hears that all of it has come, or not; the values are here in any case.
         if self._stop() is not Fate.IS_LOST and peer in self._network.transports and request.exchange_id != NO_EXCHANGE:
             self._network.transports[peer].service.proposals.fetched(request.exchange_id)

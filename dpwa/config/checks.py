@@ -107,9 +107,6 @@ def _method_problems(config: ClusterConfig) -> Iterator[Problem]:
         others = " or ".join(name for name, other in METHODS.items() if other.exchanges_slices)
         text = f"method {word} exchanges whole models; leave this key out, or use {others}"
         yield Problem(("pull_fraction",), text)
-    if config.bandwidth_limit is not None:
-        text = f"a limit is kept by pulling less, which method {word} does not; leave this key out, or use pull"
-        yield Problem(("bandwidth_limit",), text)
 
 
 def _guard_problems(config: ClusterConfig) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from dpwa.config.keys import FACTOR_KEYS
 from dpwa.config.sections import NodeConfig
 from dpwa.config.topology import TopologyOptions
 from dpwa.interpolation.registry import RULES
-from dpwa.methods.base import Conservation, Method
+from dpwa.methods.base import ExchangeKind, Method
 from dpwa.methods.registry import METHODS
 from dpwa.schedule import highest, in_words
 
@@ -248,8 +248,14 @@ def _limit_warnings(config: ClusterConfig, *, is_networked: bool) -> Iterator[st
     """What about a limit of the bandwidth deserves a second look."""
     if config.shared_memory == "auto" and not is_networked:
         yield "bandwidth_limit concerns the network; all nodes are on one host, where shared memory does not count"
-    if config.optimizer_state == "blend":
+    method = config.method_class or Method
+    if config.optimizer_state == "blend" and method.exchanges_slices:
         yield "bandwidth_limit makes exchanges bring parts of the model, which come without the optimizer's state"
+    if getattr(method, "kind", None) is ExchangeKind.GATHER:
+        yield (
+            f"bandwidth_limit lets method {config.method} make only every second, fourth, … round where all do not "
+            "fit; nodes of unequal pace may then miss each other's rounds, which moves the mean of the models"
+        )
 
 
 def _without_effect(config: ClusterConfig) -> Iterator[str]:
@@ -283,5 +289,3 @@ def _method_warnings(config: ClusterConfig) -> Iterator[str]:
             f"method {config.method} loses part of the training at pull_probability {probability:g}; {remedy} "
             f"{method.best_probability:g} or less (docs/methods.md says why)"
         )
-    if method.conservation is not Conservation.ROW and config.codec in ("fp16", "bf16", "int8"):
-        yield f"codec {config.codec} rounds what travels, so that method {config.method} conserves only so many digits"

@@ -13,6 +13,7 @@ from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.fetch import kept_apart
 from dpwa.exchange.messages import Verdict
 from dpwa.exchange.proposals import Notice
+from dpwa.exchange.rest import keep_rest
 from dpwa.exchange.results import merged
 from dpwa.methods.exchange import ExchangeKind, ExchangeResult, Outcome
 from dpwa.snapshot.staging import Staging
@@ -83,7 +84,7 @@ class Accepter:
             return None
         part = context.rotation.window(propose.piece, propose.pieces)
         try:
-            result = context.fetcher.fetch(peer, begun, client, staging, part)
+            result = context.fetcher.fetch(peer, begun, client, staging, part, shrinks=propose.is_pair)
         except TransportError:
             self._proposals.decide(propose, has_all=False)
             return None
@@ -147,6 +148,8 @@ class Accepter:
             return
         self._prepared = None
         if verdict is Verdict.TAKEN:
+            part = self._context.rotation.window(propose.piece, propose.pieces)
+            keep_rest(self._context, prepared.result, prepared.notice.reference, part)
             self._context.results.put(prepared.result)
         else:
             self._proposals.disengage(propose.exchange_id)

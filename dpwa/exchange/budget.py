@@ -88,6 +88,17 @@ class Budget:
         self._in_window = 0
         self._planned = self._most
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit."""
+        return self._limit is not None
+
+    @property
+    def least_s(self) -> float:
+        """Seconds of the limit that the smallest part worth an exchange costs."""
+        price = max(self._prices, default=self._first_price)
+        return 0.0 if self._limit is None else self._least * price / self._limit
+
     def next_fraction(self, now_s: float, step_interval_s: float) -> float | None:
         """The share of the model to pull now, or None if nothing is to be pulled in this step.
 
@@ -110,7 +121,7 @@ class Budget:
         self._planned = max(self._least, min(affordable, self._most))
         return self._planned
 
-    def spent(self, received_bytes: int, now_s: float, *, complete: bool = True) -> None:
+    def spent(self, received_bytes: int, now_s: float, *, complete: bool = True, share: float | None = None) -> None:
         """An exchange over the network has ended.
 
         Args:
@@ -118,11 +129,13 @@ class Budget:
             now_s: monotonic time.
             complete: the whole of the part came that `next_fraction` named last. Otherwise the bytes tell nothing of
                 the price, and are only counted.
+            share: of the model that came, if it was not that part; 0: it was not complete.
         """
         if self._limit is None or received_bytes <= 0:
             return
-        if complete:
-            self._prices.append(received_bytes / self._planned)
+        part = share if share is not None else self._planned if complete else 0.0
+        if part > 0:
+            self._prices.append(received_bytes / part)
         self._tokens -= received_bytes
         self._in_window += received_bytes
         if self._history and now_s - self._history[-1].first_s < _MERGED_S:

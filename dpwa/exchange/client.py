@@ -11,6 +11,7 @@ from typing import Protocol
 from dpwa.exchange.messages import Lease, Meet, Message, Propose, PullRequest, Settle
 from dpwa.exchange.slices import Slice
 from dpwa.snapshot.staging import Staging
+from dpwa.snapshot.state import Codec
 
 __all__ = ["Client", "Pulled"]
 
@@ -26,6 +27,7 @@ class Pulled:
         transfer_s: from the offer to the last byte.
         peer_layout: the peer's layout as text after a `Mismatch`, else empty.
         note: why shared memory was not used although it was offered; empty otherwise.
+        codec: how they were encoded; None: not at all.
     """
 
     answer: Message
@@ -34,6 +36,7 @@ class Pulled:
     transfer_s: float = 0.0
     peer_layout: str = ""
     note: str = ""
+    codec: Codec | None = None
 
 
 class Client(Protocol):

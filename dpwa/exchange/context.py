@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dpwa.exchange.fetch import Fetcher
 from dpwa.exchange.flow_control import FlowControl
 from dpwa.exchange.guard import Guard
+from dpwa.exchange.intake import Intake
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.propose import Proposer
@@ -34,6 +35,7 @@ class ExchangeContext:
         membership: what peers have said of themselves.
         standing: what this node's model is.
         guard: what of a peer's model and words is believed.
+        intake: how much this node takes in.
         most_mass: the most that a push can carry, by what there is in the cluster.
         monotonic_s: the clock; a simulation passes its own.
     """
@@ -48,6 +50,7 @@ class ExchangeContext:
     membership: Membership
     standing: Standing
     guard: Guard
+    intake: Intake
     most_mass: float
     monotonic_s: Callable[[], float]
 

@@ -6,6 +6,7 @@ It does not choose the peer, nor what becomes of the values. Runs in: the thread
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -108,6 +109,9 @@ class Fetcher:
         self._flow_control = flow_control
         self._standing = standing
         self.guard = guard
+        self.spent: Callable[[int, float], None] = _spend_nothing
+        """Told of each transfer over the network: bytes, and the share of the parameters that it brought; 0: no whole
+        one."""
         self.newest: Callable[[], Snapshot | None] = _none
         """This node's newest snapshot, which values without a reference are compared with."""
         self.history = History()
@@ -130,6 +134,10 @@ class Fetcher:
         """How much to pull where so much is wanted: less if the link to the peer is too slow for it."""
         return min(fraction, self._link_codecs.fitting_share(peer)) if self._bears_parts else fraction
 
+    def expected_s(self, peer: str, planned_s: float) -> float:
+        """How long a whole model from a peer will take in the codec that suits the link; 0 while nothing is known."""
+        return self._link_codecs.expected_s(peer, planned_s)
+
     def fetch(
         self,
         peer: str,
@@ -141,6 +149,7 @@ class Fetcher:
         have: tuple[bytes, int] = NOTHING_YET,
         round_: int = NEWEST_ROUND,
         within_s: float | None = None,
+        planned_s: float = math.inf,
         shrinks: bool = False,
         as_it_is: bool = False,
     ) -> ExchangeResult:
@@ -156,6 +165,7 @@ class Fetcher:
             have: incarnation and version that need not be sent again.
             round_: of which the snapshot is wanted; default: the newest.
             within_s: deadline, if shorter than the config's.
+            planned_s: how long it should take at most, if that is less than the config says.
             shrinks: the part is no larger than `fitting_fraction` says, now and the next time.
             as_it_is: the values themselves are wanted, to the last bit, whatever codec and blend are usual.
 
@@ -172,9 +182,10 @@ class Fetcher:
         reference = begun.reference if begun.request is None else begun.request.reference
         if as_it_is:
             reference = None
-        # A part that both sides of a pair must agree on, or weights that must sum up, bear no rounding.
-        is_plain = begun.exchange_id != NO_EXCHANGE or round_ != NEWEST_ROUND
-        codec = Codec.RAW if as_it_is else self._link_codecs.choose(peer, part.share, exact=is_plain)
+        # The peer counts on what it gives in a proposal or a round: it must know how it travels, so not by two ways.
+        is_counted_on = begun.exchange_id != NO_EXCHANGE or round_ != NEWEST_ROUND
+        is_raw = as_it_is or (is_counted_on and client.can_share(peer))
+        codec = Codec.RAW if is_raw else self._link_codecs.choose(peer, part.share, planned_s)
         first, count = next(iter(part.requests()))
         request = PullRequest(
             nonce=self.next_nonce(),
@@ -198,15 +209,18 @@ class Fetcher:
         try:
             pulled = client.pull(peer, request, staging, part, within_s)
         except PeerTimeout as error:
+            self.spent(error.received_bytes, 0.0)
             if error.received_bytes > 0 and error.transfer_s > 0:
+                shrinks = shrinks and self._bears_parts
                 raise self._broken_off(
-                    error, codec, part, exact=is_plain or as_it_is, shrinks=shrinks and self._bears_parts
+                    error, codec, part, exact=is_raw, shrinks=shrinks, planned_s=planned_s
                 ) from error
             raise
         finally:
             is_finite = staging.finish() or self.guard.is_off
         if not pulled.is_shared:
             self._link_codecs.measured(peer, pulled.received_bytes, pulled.transfer_s)
+            self.spent(pulled.received_bytes, part.share if isinstance(pulled.answer, Offer) else 0.0)
         offer = pulled.answer
         self.note(peer, offer)
         if isinstance(offer, Mismatch):
@@ -233,7 +247,7 @@ class Fetcher:
             mark=_mark_of(offer),
             received_bytes=pulled.received_bytes,
             is_shared=pulled.is_shared,
-            codec=Codec.RAW if pulled.is_shared else codec,
+            codec=pulled.codec or Codec.RAW,
             reason=reason,
             note=pulled.note,
         )
@@ -257,7 +271,9 @@ class Fetcher:
             return replace(result, outcome=Outcome.REJECTED, staging=None, reason=verdict.reason)
         return replace(result, peer_state=believed, believed_share=verdict.share)
 
-    def _broken_off(self, error: PeerTimeout, codec: Codec, part: Slice, *, exact: bool, shrinks: bool) -> PeerTimeout:
+    def _broken_off(
+        self, error: PeerTimeout, codec: Codec, part: Slice, *, exact: bool, shrinks: bool, planned_s: float
+    ) -> PeerTimeout:
         """Learn from a transfer that the timeout has ended; the same error with numbers in it.
 
         The warning is given here and not with the exchange's end: the ends of pushes and rounds are no failures.
@@ -267,7 +283,7 @@ class Fetcher:
         wanted_bytes = max(self._link_codecs.wanted_bytes(codec, part.share), came_bytes)
         speed = came_bytes / transfer_s
         text = f"{in_words(came_bytes)} of {in_words(wanted_bytes)} came in {transfer_s:.1f} s ({in_words(speed)}/s)"
-        advice, is_final = self._link_codecs.advice(peer, part.share, exact=exact, shrinks=shrinks)
+        advice, is_final = self._link_codecs.advice(peer, part.share, exact=exact, shrinks=shrinks, planned_s=planned_s)
         if (peer, is_final) not in self._warned:
             self._warned.add((peer, is_final))
             _logger.warning("node %s: the link to peer %s is slow: %s; %s", self.identity.node, peer, text, advice)
@@ -325,6 +341,10 @@ class Fetcher:
 
 def _none() -> None:
     """Nothing to compare with."""
+
+
+def _spend_nothing(received_bytes: int, share: float) -> None:
+    """Nobody counts."""
 
 
 def _mark_of(answer: Offer | Settled) -> Mark:

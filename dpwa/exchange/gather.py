@@ -16,6 +16,7 @@ from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.results import merged
 from dpwa.methods.exchange import ExchangeRequest, ExchangeResult, Outcome
 from dpwa.snapshot.lineage import Relation
+from dpwa.snapshot.rounding import SentAs, add_rest
 
 __all__ = ["Gatherer"]
 
@@ -26,8 +27,9 @@ _PAUSE_S = 0.005
 # With a transport that answers at once, nothing changes while one waits; a message that was lost may come through.
 _TRIES_AT_ONCE = 10
 
-# A message that was lost must not cost the whole round.
+# A message that was lost must not cost the whole round, unless the link needs that time.
 _TRIES_IN_TIME = 4
+_TIMES_AS_LONG = 2.0
 
 # Rounds one after the other in which a neighbour has trained past the one wanted, before this node takes itself for the
 # one that is behind. Nodes that begin together are a round or two apart at first.
@@ -41,6 +43,8 @@ class _Round:
     request: ExchangeRequest
     client: Client
     weights: Mapping[str, float]
+    planned_s: float
+    """Of the time that the round waits, the part of each neighbour."""
     total: ExchangeResult | None = None
     """All that came, merged into one."""
     elder: str | None = None
@@ -90,7 +94,8 @@ class Gatherer:
         """
         monotonic_s, flow_control = self._context.monotonic_s, self._context.flow_control
         start_s = monotonic_s()
-        round_ = _Round(request, client, request.plan.peers or {})
+        weights = request.plan.peers or {}
+        round_ = _Round(request, client, weights, request.plan.wait_s / max(1, len(weights)))
         missing = [peer for peer in round_.weights if self._may_have_more(peer) and flow_control.may_ask(peer, start_s)]
         self._rng.shuffle(missing)
         tries = 0
@@ -104,7 +109,15 @@ class Gatherer:
                 client.pause(_PAUSE_S)
         for peer in missing:
             flow_control.failed(peer, monotonic_s())
+        self._keep_rest(round_)
         return replace(round_.ended(), duration_s=monotonic_s() - start_s)
+
+    def _keep_rest(self, round_: _Round) -> None:
+        """This node's own share in the round is what it gives the others: as rounded for them."""
+        total, own, whole = round_.total, round_.request.reference, self._context.rotation.whole()
+        if total is not None and total.staging is not None:
+            sent_as = SentAs(own.codec, whole.chunk_bytes)
+            add_rest(total.staging.layout, total.staging.values, own.memory, sent_as, whole.chunks())
 
     def _may_have_more(self, peer: str) -> bool:
         """Whether the neighbour trains, or has ended in a round that this node may still come to."""
@@ -115,6 +128,7 @@ class Gatherer:
     def _is_worth_asking_again(self, peer: str, round_: _Round, left_s: float) -> bool:
         """Ask one neighbour; False once it has answered, or will not."""
         context, request = self._context, round_.request
+        needed_s = _TIMES_AS_LONG * context.fetcher.expected_s(peer, round_.planned_s)
         try:
             result = context.fetcher.fetch(
                 peer,
@@ -123,7 +137,8 @@ class Gatherer:
                 context.stagings[0 if round_.total is None else 1],
                 context.rotation.whole(),
                 round_=request.reference.state.round,
-                within_s=max(0.001, min(left_s, request.plan.wait_s / _TRIES_IN_TIME)),
+                within_s=max(0.001, min(left_s, max(needed_s, request.plan.wait_s / _TRIES_IN_TIME))),
+                planned_s=round_.planned_s,
             )
         except PeerTimeout:
             return True

@@ -60,21 +60,27 @@ class LinkCodecs:
         """The peer is gone for good."""
         self._bytes_per_s.pop(peer, None)
 
-    def choose(self, peer: str, share: float, *, exact: bool = False) -> Codec:
-        """The codec for a pull.
+    def choose(self, peer: str, share: float, planned_s: float = math.inf) -> Codec:
+        """The codec for what is fetched.
 
         Args:
             peer: the peer to be asked.
-            share: of the parameters that the pull brings.
-            exact: `auto` must not round: what is fetched has its counterpart at another node.
+            share: of the parameters that it brings.
+            planned_s: how long it should take at most, if that is less than the timeout.
         """
         if self._fixed is not None:
             return self._fixed
         speed = self._bytes_per_s.get(peer)
-        if exact or speed is None or self._sizes[Codec.RAW] * share / speed <= _FAST_S:
+        most_s = _PLANNED * min(planned_s, self._timeout_s)
+        if speed is None or self._sizes[Codec.RAW] * share / speed <= min(_FAST_S, most_s):
             return Codec.RAW
-        is_enough = self._sizes[Codec.FP16] * share / speed <= min(_SLOW_S, _PLANNED * self._timeout_s)
+        is_enough = self._sizes[Codec.FP16] * share / speed <= min(_SLOW_S, most_s)
         return Codec.FP16 if is_enough else Codec.INT8
+
+    def expected_s(self, peer: str, planned_s: float) -> float:
+        """How long all of the parameters will take, in the codec that is chosen for them; 0 while nothing is known."""
+        speed = self._bytes_per_s.get(peer)
+        return 0.0 if speed is None else self._sizes[self.choose(peer, 1.0, planned_s)] / speed
 
     def fitting_share(self, peer: str) -> float:
         """The share of the parameters that fits into one exchange, with the codec that will be chosen for it."""
@@ -106,22 +112,30 @@ class LinkCodecs:
         speed = received_bytes / transfer_s
         self._bytes_per_s[peer] = min(speed, self._bytes_per_s.get(peer, speed))
 
-    def advice(self, peer: str, share: float, *, exact: bool, shrinks: bool) -> tuple[str, bool]:
+    def advice(
+        self, peer: str, share: float, *, exact: bool, shrinks: bool, planned_s: float = math.inf
+    ) -> tuple[str, bool]:
         """What follows from a transfer that broke off, and whether a person has to do it.
 
         Args:
             peer: whose link it is.
             share: of the parameters that it was to bring.
-            exact: see `choose`.
+            exact: it is wanted as it is, in whatever codec others are.
             shrinks: whether the next one may bring less of them.
+            planned_s: of the time that a round waits, what there is for this transfer.
         """
         speed = self._bytes_per_s[peer]
         next_share = min(share, self.fitting_share(peer)) if shrinks else share
-        codec = self.choose(peer, next_share, exact=exact)
+        codec = Codec.RAW if exact else self.choose(peer, next_share, planned_s)
         needed_s = self._sizes[codec] * next_share / speed
-        if needed_s <= self._longest_s:
+        if needed_s <= min(planned_s, self._longest_s):
             part = f" and about {next_share:.0%} of the parameters at a time" if next_share < share else ""
             return f"further ones use codec {codec.name.lower()}{part}, as long as the link is that slow", False
+        if planned_s < self._longest_s:
+            return (
+                f"it does not fit into the {planned_s:.2g} s that a round has for it: let rounds wait "
+                f"{math.ceil(_RESERVE * needed_s / planned_s * 10) / 10:g} times as long"
+            ), True
         remedy = f"set timeout_ms to at least {_timeout_ms(needed_s)}"
         smaller_s = self._sizes[Codec.INT8] * next_share / speed
         if codec is not Codec.INT8 and smaller_s < needed_s:

@@ -333,6 +333,8 @@ class Accepted:
     """Of the model that the values are for: the proposer takes back what does not fit it."""
     lineage: bytes = bytes(LINEAGE_BYTES)
     """Of that model."""
+    pieces: int = 0
+    """Of the pieces of a pair that were proposed, so many from the first on; 0: all."""
 
 
 @dataclass(frozen=True)

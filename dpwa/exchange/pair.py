@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 
-from dpwa.errors import PeerUnreachable, TransportError
+from dpwa.errors import PeerUnreachable, RemoteProtocolError, TransportError
 from dpwa.exchange.client import Client
 from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.fetch import kept_apart
 from dpwa.exchange.messages import Accepted, Settled, Verdict
+from dpwa.exchange.rest import keep_rest
 from dpwa.methods.exchange import ExchangeRequest, ExchangeResult, Outcome
 
 __all__ = ["Pairer"]
@@ -69,18 +70,23 @@ class Pairer:
             TransportError: it came to nothing.
         """
         context = self._context
-        part, staging = context.rotation.next(request.plan.fraction), context.stagings[0]
+        fraction = context.fetcher.fitting_fraction(peer, request.plan.fraction)
+        part, staging = context.rotation.next(fraction), context.stagings[0]
         if not context.proposals.address(request.exchange_id, peer, is_pair=True):
             return request.ended(Outcome.BUSY, peer)
         answer = context.proposer.propose(peer, request, client, part)
         if not isinstance(answer, Accepted):
             return context.proposer.declined(answer, peer, request)
+        try:
+            part = context.rotation.narrowed(part, answer.pieces)
+        except ValueError as error:
+            raise RemoteProtocolError(peer, f"accepts more than was proposed: {error}") from error
         aborted = request.ended(Outcome.ABORTED, peer)
         if not context.proposals.bind():
             self._give_up(peer, request, client)
             return aborted
         try:
-            result = context.fetcher.fetch(peer, aborted, client, staging, part)
+            result = context.fetcher.fetch(peer, aborted, client, staging, part, shrinks=True)
         except TransportError:
             self._give_up(peer, request, client)
             raise
@@ -90,6 +96,7 @@ class Pairer:
                 return aborted
             return kept_apart(peer, result, request.reference.state) if result.staging is not None else result
         outcome = self._word_of(peer, answer.incarnation, request, client)
+        keep_rest(context, result, request.reference, part)
         if outcome is Outcome.BLENDED:
             return result
         if outcome is Outcome.LOST and self._owed is None and self._repays:

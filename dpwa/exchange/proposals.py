@@ -26,6 +26,7 @@ from dpwa.exchange.inbox import Inbox, Notice, Seen
 from dpwa.exchange.messages import EXCHANGE_ID_BYTES, INCARNATION_BYTES, Propose, Verdict
 from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.snapshot.layout import Snapshot
+from dpwa.snapshot.rounding import SentAs
 
 __all__ = ["Answer", "Notice", "Proposals"]
 
@@ -55,6 +56,7 @@ class _Own:
     exchange_id: bytes
     peer: str
     snapshot: Snapshot
+    sent_as: SentAs | None = None
     is_fetching: bool = False
     is_fetched: bool = False
 
@@ -113,6 +115,7 @@ class Proposals:
         self._proposing: bytes | None = None  # the id of that; empty until it has one
         self._pairing_with: str | None = None
         self._pair: Notice | None = None
+        self._pair_sent_as: SentAs | None = None
         self.wake: Callable[[], None] = lambda: None
         """Called after something that the thread that makes the exchanges should look at; set by the transport."""
         self.decided: Callable[[], None] = lambda: None
@@ -238,15 +241,31 @@ class Proposals:
 
     # --- Snapshots set aside ------------------------------------------------------------------------------------------
 
-    def snapshot_for(self, exchange_id: bytes, peer: str) -> Snapshot | None:
-        """The snapshot that a peer may fetch under an id; None if it may not, or no more. Rx thread."""
+    def snapshot_for(self, exchange_id: bytes, peer: str, sent_as: SentAs) -> Snapshot | None:
+        """The snapshot that a peer may fetch under an id; None if it may not, or no more. Rx thread.
+
+        Args:
+            exchange_id: the id.
+            peer: who asks.
+            sent_as: how it will travel.
+        """
         with self._lock:
             own, pair = self._own, self._pair
             if own is not None and own.exchange_id == exchange_id and own.peer == peer:
-                own.is_fetching = True
+                own.is_fetching, own.sent_as = True, sent_as
                 return own.snapshot
             if pair is not None and pair.propose.exchange_id == exchange_id and pair.propose.node == peer:
+                self._pair_sent_as = sent_as
                 return pair.reference
+            return None
+
+    def sent_as(self, exchange_id: bytes) -> SentAs | None:
+        """How the peer has fetched this node's snapshot that was set aside under an id; None: it has not. Tx thread."""
+        with self._lock:
+            if self._own is not None and self._own.exchange_id == exchange_id:
+                return self._own.sent_as
+            if self._pair is not None and self._pair.propose.exchange_id == exchange_id:
+                return self._pair_sent_as
             return None
 
     # --- Proposals of peers -------------------------------------------------------------------------------------------
@@ -286,8 +305,14 @@ class Proposals:
         if not self._inbox.put(notice, is_proven=is_proven):
             return Answer.BUSY
         if propose.is_pair:
-            self._pair = notice
+            self._pair, self._pair_sent_as = notice, None
         return Answer.ACCEPTED
+
+    def terms(self, propose: Propose) -> Propose:
+        """A proposal as it was accepted, which may be less than what a copy of it says. Rx thread."""
+        with self._lock:
+            pair = self._pair
+            return pair.propose if pair is not None and pair.propose.exchange_id == propose.exchange_id else propose
 
     def _find(self, peer: str, exchange_id: bytes) -> Seen | None:
         """What became of a peer's proposal so far. Under the lock."""

@@ -47,9 +47,7 @@ class Puller:
         # Another part of a snapshot that was blended in part is worth having; the whole of it a second time is not.
         have = (fetcher.history.have(peer) if part.is_whole else None) or NOTHING_YET
         staging = next(staging for staging in self._context.stagings if staging.is_free)
-        begun = ExchangeResult(
-            Outcome.NOT_READY, request.plan.kind, request, peer, is_shortened=fraction < request.plan.fraction
-        )
+        begun = ExchangeResult(Outcome.NOT_READY, request.plan.kind, request, peer)
         result = fetcher.fetch(peer, begun, client, staging, part, have=have, shrinks=not request.joining)
         if not result.outcome.has_snapshot:
             return result

@@ -13,9 +13,10 @@ from dpwa.errors import TransportError
 from dpwa.exchange.client import Client
 from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.messages import Accepted, Settled, Verdict
+from dpwa.exchange.rest import rest_of_push
 from dpwa.methods.exchange import ExchangeRequest, ExchangeResult, Outcome
 from dpwa.snapshot.lineage import Relation, reason_apart
-from dpwa.snapshot.state import State
+from dpwa.snapshot.state import Codec, State
 
 __all__ = ["Pusher"]
 
@@ -31,6 +32,7 @@ class _Pushed:
     began_s: float
     due_s: float
     tries: int = 0
+    is_taken: bool = False
     is_questioned: bool = False
     relation: Relation = Relation.SAME
     why_apart: str = ""
@@ -46,7 +48,8 @@ class Pusher:
     @property
     def deadline_s(self) -> float | None:
         """When the push under way becomes due for a question."""
-        return self._pushed.due_s if self._pushed is not None else None
+        pushed = self._pushed  # of one that was taken, the trainer rings when there is room for what is left of it
+        return None if pushed is None or pushed.is_taken else pushed.due_s
 
     def close(self) -> None:
         """Let go of a push under way, which holds a snapshot. The thread has ended."""
@@ -91,6 +94,8 @@ class Pusher:
         # A peer that is asked may do its own work first, and ask this node in turn: then its question ends nothing.
         if pushed is None or pushed.is_questioned:
             return None
+        if pushed.is_taken:
+            return self._taken(pushed)
         exchange_id = pushed.request.exchange_id
         # A peer that has fetched all of it decides this moment, and only its word counts: it may find values that are
         # not finite, and as long as it has not decided it must not get a newer proposal.
@@ -117,7 +122,8 @@ class Pusher:
             pushed.is_questioned = False
         if isinstance(answer, Settled):
             if answer.verdict == Verdict.TAKEN:
-                return self._end(pushed, Outcome.PUSHED)
+                pushed.is_taken = True
+                return self._taken(pushed)
             # Of a peer that was never heard before, whose answer was lost, only the life that answers now is known.
             if pushed.incarnation and answer.incarnation != pushed.incarnation:
                 return self._end(pushed, Outcome.LOST, f"peer {pushed.peer} was restarted while it fetched")
@@ -125,6 +131,15 @@ class Pusher:
                 reason = pushed.why_apart or f"peer {pushed.peer} could not fetch it"
                 return self._end(pushed, Outcome.RETURNED, reason)
         return None
+
+    def _taken(self, pushed: _Pushed) -> ExchangeResult | None:
+        """The end of a push that was taken, with what rounding has left of it; None while there is no room for that."""
+        staging = next((staging for staging in self._context.stagings if staging.is_free), None)
+        if staging is None:
+            return None
+        codec = rest_of_push(self._context, pushed.request.exchange_id, pushed.request.reference, staging)
+        staging.is_free = codec is Codec.RAW
+        return replace(self._end(pushed, Outcome.PUSHED), codec=codec, staging=None if staging.is_free else staging)
 
     def _compare(self, pushed: _Pushed, answer: Accepted) -> None:
         """Note whether the peer can take what is pushed. It comes to the same result, and takes nothing if not."""

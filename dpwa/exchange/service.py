@@ -11,6 +11,8 @@ from __future__ import annotations
 import hmac
 import random
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from dpwa.exchange.leasing import Leasing
@@ -40,11 +42,13 @@ from dpwa.exchange.messages import (
     Verdict,
 )
 from dpwa.exchange.proposals import Answer, Proposals
+from dpwa.exchange.round_codec import RoundCodec
 from dpwa.methods.base import ExchangeKind
 from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.snapshot.layout import Layout, Snapshot
 from dpwa.snapshot.lineage import Standing
-from dpwa.snapshot.state import UNMARKED, Mark, MergeStage, State
+from dpwa.snapshot.rounding import SentAs
+from dpwa.snapshot.state import UNMARKED, Codec, Mark, MergeStage, State
 
 __all__ = ["Request", "Service", "Serving"]
 
@@ -112,6 +116,7 @@ class Service:
         kind: the kind of exchange of this node's method.
         standing: what this node's model is.
         leasing: shares out the blocks of data.
+        round_codec: chooses how snapshots of rounds travel.
         members: of a cluster that nodes may join; None: of no other than the file's.
     """
 
@@ -126,9 +131,11 @@ class Service:
         kind: ExchangeKind,
         standing: Standing,
         leasing: Leasing,
+        round_codec: RoundCodec,
         members: Members | None = None,
     ) -> None:
         self._leasing = leasing
+        self.round_codec = round_codec
         self.members = members
         self.layout = layout
         self.proposals = proposals
@@ -143,6 +150,10 @@ class Service:
         self.serving = Serving()
         self._telling = threading.RLock()  # reentrant: a signal's handler may close the node in the middle of `tell`
         self._is_closed = False
+        self.takes: Callable[[str], float | None] = _takes_all
+        """See `Intake.takes`."""
+        self.fitting: Callable[[int, float], int] = _all_pieces
+        """See `Rotation.fitting`."""
         self.origin = UNKNOWN_ORIGIN
         """Of this node's model, as snapshots say it; set by the trainer in one assignment."""
         self.gives_from_version = 0
@@ -248,7 +259,8 @@ class Service:
 
     def _answer_for_exchange(self, pull: PullRequest) -> Answered:
         serving = self.serving
-        snapshot = self.proposals.snapshot_for(pull.exchange_id, pull.node)
+        sent_as = SentAs(Codec.known(pull.codec), pull.chunk_bytes)
+        snapshot = self.proposals.snapshot_for(pull.exchange_id, pull.node, sent_as)
         if snapshot is None:
             return Past(pull.nonce, self._incarnation, serving.finished), None
         return self._offer(pull, snapshot, serving)
@@ -256,6 +268,7 @@ class Service:
     def _answer_for_round(self, pull: PullRequest, *, may_wait: bool) -> Answered | None:
         serving = self.serving
         newest, first_round = serving.snapshot, serving.first_round
+        self.round_codec.wish(pull.node, pull.round, pull.codec)
         if newest is None or first_round is None or newest.version < self.gives_from_version:
             return NotReady(pull.nonce), None
         for snapshot in (newest, serving.last_round):
@@ -269,7 +282,7 @@ class Service:
 
     def _offer(self, pull: PullRequest, snapshot: Snapshot, serving: Serving) -> Answered:
         token, slot = serving.token, snapshot.slot
-        is_shared = pull.shared and token is not None and slot is not None
+        is_shared = pull.shared and token is not None and slot is not None and self._may_share(pull, snapshot)
         stage, models, merge_id = serving.mark_of(snapshot)
         offer = Offer(
             nonce=pull.nonce,
@@ -292,6 +305,19 @@ class Service:
         )
         return offer, snapshot
 
+    def codec_for(self, pull: PullRequest, snapshot: Snapshot) -> Codec:
+        """How the chunks of a snapshot travel to whoever has asked so: as wished, but to all alike if it is of a round.
+
+        Where the codec cannot hold a value of a chunk, that chunk travels as it is.
+        """
+        is_of_round = pull.round != NEWEST_ROUND and pull.exchange_id == NO_EXCHANGE
+        return snapshot.codec if is_of_round else Codec.known(pull.codec)
+
+    def _may_share(self, pull: PullRequest, snapshot: Snapshot) -> bool:
+        """Whether it may be read from memory, which does not round: not where this node counts on what it has given."""
+        is_counted_on = pull.exchange_id != NO_EXCHANGE or pull.round != NEWEST_ROUND
+        return not is_counted_on or self.codec_for(pull, snapshot) is Codec.RAW
+
     # --- Proposals ------------------------------------------------------------------------------------------------
 
     def _consider(self, propose: Propose) -> Message:
@@ -310,12 +336,19 @@ class Service:
         is_comparable = self._standing.relation(theirs).mixes
         if propose.is_pair and is_comparable and (rounds is None or not rounds[0] <= propose.round <= rounds[1]):
             return Busy(propose.nonce)
-        answer = self.proposals.consider(propose, snapshot)
+        share = self.takes(propose.node)
+        if share is None:
+            return Busy(propose.nonce)
+        pieces = self.fitting(propose.pieces, share) if propose.is_pair else 0
+        terms = replace(propose, pieces=pieces or propose.pieces)
+        answer = self.proposals.consider(terms, snapshot)
         if answer is Answer.BUSY:
             return Busy(propose.nonce)
         if answer is Answer.STALE:
             return Past(propose.nonce, self._incarnation, serving.finished)
-        return Accepted(propose.nonce, self._incarnation, own.clock, own.lineage)
+        pieces = self.proposals.terms(terms).pieces  # as they were said the first time
+        agreed = pieces if pieces != propose.pieces else 0
+        return Accepted(propose.nonce, self._incarnation, own.clock, own.lineage, agreed)
 
     def _settle(self, settle: Settle, *, may_wait: bool) -> Answered | None:
         verdict = Verdict.ABORTED
@@ -350,6 +383,14 @@ class Service:
     def mismatch_body(self) -> bytes:
         """The layout as text, cut to one chunk, for the frame after a `Mismatch`."""
         return self.layout.text.encode()[:MAX_CHUNK_BYTES]
+
+
+def _takes_all(peer: str) -> float:  # noqa: ARG001
+    return 1.0
+
+
+def _all_pieces(pieces: int, share: float) -> int:  # noqa: ARG001
+    return 0
 
 
 def _next_is_better(serving: Serving, snapshot: Snapshot, *, known: bool, now_s: float) -> bool:

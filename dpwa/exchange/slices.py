@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpwa.exchange.messages import MAX_CHUNK_BYTES, MAX_WINDOW
 from dpwa.snapshot.layout import Layout, Role
@@ -49,8 +49,8 @@ class Slice:
     ranges: tuple[tuple[int, int], ...]
     share: float
     window: tuple[int, int] = (0, 0)
-    """First piece and number of pieces, by which `Rotation.window` gives the same part at another node; (0, 0) for the
-    whole."""
+    """First piece and number of pieces, by which `Rotation.window` gives the same part at another node. The number is 0
+    for the whole, which the first piece then begins nevertheless if only some of it can be had."""
 
     @property
     def is_whole(self) -> bool:
@@ -110,10 +110,38 @@ class Rotation:
         """
         wanted = max(1, round(fraction * self._pieces))
         if wanted >= self._pieces:
-            return self.whole()
+            return replace(self.whole(), window=(self._first, 0))
         part = self.window(self._first, wanted)
         self._first = (self._first + wanted) % self._pieces
         return part
+
+    def fitting(self, pieces: int, share: float) -> int:
+        """So many of some pieces that they are no more than a share of the parameters, at least one; 0: all of them.
+
+        Args:
+            pieces: how many there are; 0 is all that the model has.
+            share: above 0 to 1.
+        """
+        most = max(1, round(share * self._pieces))
+        return most if most < (pieces or self._pieces) else 0
+
+    def narrowed(self, part: Slice, pieces: int) -> Slice:
+        """The first pieces of the part that `next` has given last; the others have their turn next.
+
+        Args:
+            part: that part.
+            pieces: how many; 0, or as many as it has, is the part as it is.
+
+        Raises:
+            ValueError: it has less.
+        """
+        first, count = part.window
+        if pieces > (count or self._pieces):
+            raise ValueError(f"{pieces} pieces of {count or self._pieces}")
+        if pieces in (0, count):
+            return part
+        self._first = (first + pieces) % self._pieces
+        return self.window(first, pieces)
 
     def window(self, first: int, wanted: int) -> Slice:
         """The part that begins with a piece and has so many, as another node of the same model names it.

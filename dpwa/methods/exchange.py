@@ -174,7 +174,6 @@ class ExchangeResult:
         factor: share of the peer by the interpolation (PULL), else 0.
         distance: of the two models, relative to this node's; None where it was not measured.
         share: share of the parameters that came.
-        is_shortened: it is less than was asked for, because the link is slow.
         weight: sum of the masses (PUSH) or weights (GATHER) that came.
         merged: how many snapshots came: more than one are several pushes, or the neighbours of a round.
         missed: neighbours whose snapshot of the round did not come in time.
@@ -206,7 +205,6 @@ class ExchangeResult:
     factor: float = 0.0
     distance: float | None = None
     share: float = 0.0
-    is_shortened: bool = False
     weight: float = 0.0
     merged: int = 0
     missed: int = 0

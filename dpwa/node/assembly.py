@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.config.sections import NodeConfig
+from dpwa.exchange.budget import Budget
 from dpwa.exchange.client import Client
 from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.exchanger import Exchanger
 from dpwa.exchange.fetch import Fetcher, Identity
 from dpwa.exchange.flow_control import FlowControl
 from dpwa.exchange.guard import Guard
+from dpwa.exchange.intake import Intake
 from dpwa.exchange.leasing import Leasing
 from dpwa.exchange.link_codecs import LinkCodecs
 from dpwa.exchange.meetings import Meetings
@@ -27,6 +29,7 @@ from dpwa.exchange.membership import Membership
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.propose import Proposer
 from dpwa.exchange.results import Results
+from dpwa.exchange.round_codec import RoundCodec
 from dpwa.exchange.service import Service
 from dpwa.exchange.slices import Rotation
 from dpwa.methods.base import ExchangeKind, Method
@@ -46,6 +49,9 @@ __all__ = ["Assembly", "assemble", "outer_momentum", "pacing_of"]
 
 # A node that is started again brings the mass of a new one, while what its former life gave away is still there.
 _SPARE = 2.0
+
+# Smaller parts than this are not asked for to stay within a bandwidth limit; there are fewer exchanges then.
+_LEAST_FRACTION = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -140,11 +146,15 @@ def assemble(
             timeout_s=config.timeout_s,
             longest_s=config.longest_s,
         ),
-        bears_parts=config.blend == "delta" and not guard.combines,
+        bears_parts=config.blend == "delta"
+        and not guard.combines
+        and (kind is ExchangeKind.PULL or method.exchanges_slices),
         flow_control=flow_control,
         standing=standing,
         guard=guard,
     )
+    intake = _intake(config, layout, method, fetcher, proposals, monotonic_s)
+    fetcher.spent = intake.spent
     context = ExchangeContext(
         fetcher=fetcher,
         proposer=Proposer(fetcher, proposals),
@@ -156,6 +166,7 @@ def assemble(
         membership=membership,
         standing=standing,
         guard=guard,
+        intake=intake,
         most_mass=_SPARE * method.total_mass if guard.compares else MAX_MASS,
         monotonic_s=monotonic_s,
     )
@@ -182,10 +193,40 @@ def assemble(
         kind=kind,
         standing=standing,
         leasing=leasing,
+        round_codec=RoundCodec(None if config.codec == "auto" else Codec[config.codec.upper()]),
         members=members,
     )
     fetcher.newest = lambda: service.serving.snapshot
+    service.takes, service.fitting = intake.takes, context.rotation.fitting
     return Assembly(Ends(service, exchanger), context, leasing, faults)
+
+
+def _intake(
+    config: ClusterConfig,
+    layout: Layout,
+    method: Method,
+    fetcher: Fetcher,
+    proposals: Proposals,
+    monotonic_s: Callable[[], float],
+) -> Intake:
+    """What a node takes in: parts where the method bears them, else whole models, of a round all at a time."""
+    is_whole = method.kind is not ExchangeKind.PULL and not method.exchanges_slices
+    models = max(1, len(method.links.row(method.round))) if method.kind is ExchangeKind.GATHER else 1
+    most_fraction = config.pull_fraction if method.kind is ExchangeKind.PULL else method.fraction
+    budget = Budget(
+        config.bandwidth_limit_bytes_per_s,
+        model_bytes=models * layout.total_bytes,
+        least_fraction=1.0 if is_whole else _LEAST_FRACTION,
+        most_fraction=1.0 if is_whole else most_fraction,
+    )
+    return Intake(
+        budget,
+        bears=lambda peer: fetcher.fitting_fraction(peer, 1.0),
+        models=models,
+        is_whole=is_whole,
+        is_waiting=lambda: proposals.is_waiting,
+        monotonic_s=monotonic_s,
+    )
 
 
 def _members(config: ClusterConfig, name: str, rng: random.Random) -> Members:

@@ -133,7 +133,7 @@ class Boundary:
         self._planner = Planner(
             config,
             name,
-            model_bytes=model.layout.total_bytes,
+            intake=context.intake,
             method=method,
             service=service,
             membership=context.membership,
@@ -270,15 +270,10 @@ class Boundary:
         self.doubts.met(result)
         factor = self._apply(result) if result.outcome is Outcome.BLENDED else 0.0
         if result.kind is ExchangeKind.PUSH and request is not None:
-            self._end_push(result.outcome, request.plan.mass)
+            self._end_push(result, request.plan.mass)
         self._end_engagement(result, factor)
         if result.staging is not None:
             result.staging.is_free = True
-        if result.received_bytes and not result.is_shared:
-            # A joining node takes the whole model, whatever part the budget had planned; a slow link bears less of it.
-            is_whole = result.share > 0.0 and not result.is_shortened
-            is_planned = request is not None and not request.joining and is_whole
-            self._planner.spent(result.received_bytes, complete=is_planned)
         self.farewell.note(result, self._monotonic_s())
         for notice in self._guard.take_notices():
             self._event("quarantine", **notice)
@@ -290,8 +285,8 @@ class Boundary:
         if self._joining.ended(result, factor, self._publisher.version):
             self.doubts.forget_origin()
             self._restart_outer()
-        if result.staging is not None and self._proposals.has_notice:
-            self._proposals.wake()  # there is room for it now
+        if result.staging is not None and (self._proposals.has_notice or self.in_flight):
+            self._proposals.wake()  # there is room for it now, or for what rounding has left of a push
 
     def _end_merging(self, result: ExchangeResult) -> None:
         """The end of a pull for the merge, which is no blend and no exchange of the method."""
@@ -319,11 +314,15 @@ class Boundary:
         else:
             self._proposals.disengage(result.exchange_id)
 
-    def _end_push(self, outcome: Outcome, mass: float) -> None:
+    def _end_push(self, result: ExchangeResult, mass: float) -> None:
+        outcome = result.outcome
         if outcome is Outcome.LOST:
             self._method.lost(mass)
         elif outcome is Outcome.PUSHED:
             self._method.delivered(mass)
+            # What rounding has taken from what was given counts by its mass, and is this node's.
+            if result.staging is not None and self._method.mass > 0.0:
+                self._model.blend(result.values, mass / self._method.mass)
         else:
             share = self._method.took_back(mass)
             # In half precision the model is left as it is: a snapshot of it is no more exact than what that costs.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from dpwa.config.cluster import ClusterConfig
-from dpwa.exchange.budget import Budget
+from dpwa.exchange.intake import Intake
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.service import Service
 from dpwa.methods.base import Method
@@ -28,7 +28,7 @@ class Planner:
     Args:
         config: the cluster.
         name: the node.
-        model_bytes: of a whole model on the wire, without a codec.
+        intake: how much the node takes in.
         method: the averaging method.
         service: says what the peers are told.
         membership: who they are.
@@ -43,7 +43,7 @@ class Planner:
         config: ClusterConfig,
         name: str,
         *,
-        model_bytes: int,
+        intake: Intake,
         method: Method,
         service: Service,
         membership: Membership,
@@ -60,17 +60,11 @@ class Planner:
         self._engage = engage
         self._membership = membership
         self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
-        self._budget = Budget(
-            config.bandwidth_limit_bytes_per_s, model_bytes=model_bytes, most_fraction=config.pull_fraction
-        )
+        self._intake = intake
 
     def close(self) -> None:
         """Let go of the node."""
         self._engage = _never
-
-    def spent(self, received_bytes: int, *, complete: bool) -> None:
-        """Note what an exchange has cost; `complete` if all came that had been planned for it."""
-        self._budget.spent(received_bytes, self._monotonic_s(), complete=complete)
 
     def next_plan(self, clock: float, *, in_flight: bool) -> Plan | None:
         """The exchange to begin at this step boundary; None for none.
@@ -91,9 +85,8 @@ class Planner:
         if self._service.serving.finished:
             return self._plan_of_the_end()
         plan = plan_of(self._method, self._rng, self._membership.peers)
-        if plan is None or (plan.kind is ExchangeKind.PAIR and not self._engage()):
-            return None
-        return self._within_budget(plan) if plan.kind is ExchangeKind.PULL else plan
+        plan = None if plan is None else self._within_budget(plan)
+        return None if plan is None or (plan.kind is ExchangeKind.PAIR and not self._engage()) else plan
 
     def _plan_of_the_end(self) -> Plan | None:
         """What a node that has finished begins: pulls; it only asks beyond its budget, and where it never pulls."""
@@ -105,7 +98,12 @@ class Planner:
         return pull or Plan(None, peers=peers)
 
     def _within_budget(self, plan: Plan) -> Plan | None:
-        fraction = self._budget.next_fraction(self._monotonic_s(), self._service.serving.step_interval_s)
+        step_interval_s = self._service.serving.step_interval_s
+        if plan.kind is ExchangeKind.PUSH:
+            return plan  # brings nothing; its peer takes it when it can
+        if plan.kind is ExchangeKind.GATHER:
+            return plan if self._intake.has_turn(self._method.round, step_interval_s) else None
+        fraction = self._intake.next_fraction(step_interval_s)
         return None if fraction is None else replace(plan, fraction=min(fraction, plan.fraction))
 
 

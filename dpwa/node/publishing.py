@@ -18,7 +18,7 @@ import numpy as np
 from dpwa.errors import InternalError
 from dpwa.exchange.service import Service
 from dpwa.snapshot.layout import Buffer, BufferPool, Layout, Lease, Snapshot
-from dpwa.snapshot.state import UNMARKED, Mark, State
+from dpwa.snapshot.state import UNMARKED, Codec, Mark, State
 from dpwa.transport.leftovers import remove_unowned
 from dpwa.transport.shared_memory import Segment, SegmentUnusable
 
@@ -207,7 +207,8 @@ class SnapshotPublisher:
         if self._segment is not None and slot is not None:
             self._segment.mark(slot, 0)
         ready = self._source.copy_into(lease.buffer)
-        snapshot = Snapshot(self.version, step, taken_s, state, slot, lease.memory, mark)
+        codec = self._service.round_codec.of_round(state.round) if self._service.keeps_rounds else Codec.RAW
+        snapshot = Snapshot(self.version, step, taken_s, state, slot, lease.memory, mark, codec)
         taken = Taken(snapshot, ready, lease.buffer, threading.Event())
         if ready is None:
             taken.is_complete.set()

@@ -252,7 +252,9 @@ def exchange_fields(result: ExchangeResult, step: int, factor: float) -> dict[st
         fields |= {"kind": result.kind.value, "own": result.request is not None}
     if result.exchange_id != NO_EXCHANGE:
         fields["exchange_id"] = result.exchange_id.hex()
-    if result.staging is not None:
+    if result.outcome is Outcome.PUSHED:
+        fields["codec"] = result.codec.name.lower()
+    elif result.staging is not None:
         fields |= _blend_fields(result, step, factor)
     if result.missed:
         fields["missed"] = result.missed

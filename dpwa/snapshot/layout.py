@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from dpwa.errors import ConfigError, InternalError
 from dpwa.snapshot.dtypes import ITEM_BYTES
-from dpwa.snapshot.state import UNMARKED, Mark, State
+from dpwa.snapshot.state import UNMARKED, Codec, Mark, State
 
 __all__ = ["Buffer", "BufferPool", "Layout", "Lease", "Role", "Section", "Snapshot", "TensorSpec"]
 
@@ -244,6 +244,7 @@ class Snapshot:
         slot: its place in the node's shared segment; None if it is in private memory.
         memory: the flat bytes, read-only. Whoever holds it, or a slice of it, keeps the buffer from being reused.
         mark: what it is to the merge at the end.
+        codec: in which all get it who ask for the snapshot of its round.
     """
 
     version: int
@@ -253,6 +254,7 @@ class Snapshot:
     slot: int | None
     memory: memoryview
     mark: Mark = UNMARKED
+    codec: Codec = Codec.RAW
 
 
 @dataclass(frozen=True)

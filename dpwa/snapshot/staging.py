@@ -29,11 +29,14 @@ from dpwa.snapshot.state import Codec
 __all__ = [
     "Staging",
     "Values",
+    "codec_of",
     "encode_chunk",
     "encoded_chunk_bytes",
     "first_not_finite",
     "parameter_arrays",
+    "pieces_of",
     "section_values",
+    "typed",
 ]
 
 FloatArray = npt.NDArray[Any]
@@ -92,6 +95,7 @@ class Staging:
             for values in self.values
         )
         self._plain_values = tuple(replace(values, is_difference=False) for values in self.values)
+        self._differences = tuple(replace(values, is_difference=True) for values in self.values)
         self.reference: memoryview | None = None
         """This node's snapshot that differences are made against, from before `begin` to `finish`; None where values
         are absolute."""
@@ -146,6 +150,12 @@ class Staging:
             for values in self.values:
                 values.array.fill(0)
 
+    def clear(self) -> None:
+        """Become differences of zero, for what is added to them one by one; until the next `begin`."""
+        self.values = self._differences
+        for values in self.values:
+            values.array.fill(0)
+
     def accept(self, first_byte: int, stop_byte: int, data: memoryview, codec: Codec = Codec.RAW) -> None:
         """Take a piece of the peer's snapshot.
 
@@ -167,7 +177,7 @@ class Staging:
                 is_wanted = self.values is not self._of_part or not section.role.is_of_optimizer
                 if codec is Codec.RAW:
                     start = section.start_byte + first * section.item_bytes - first_byte
-                    peer = _typed(data[start : start + count * section.item_bytes], section)
+                    peer = typed(data[start : start + count * section.item_bytes], section)
                     if not is_wanted:
                         continue
                     if not is_disturbed:
@@ -175,7 +185,7 @@ class Staging:
                         continue
                     np.copyto(out, widened(peer))
                 else:
-                    used = _codec_of(codec, section)
+                    used = codec_of(codec, section)
                     size = encoded_bytes(used, section.dtype, count)
                     taken += size
                     if not is_wanted:
@@ -232,7 +242,7 @@ class Staging:
 
     def close(self) -> None:
         """Let go of the buffers."""
-        self.values = self._of_whole = self._of_part = self._plain_values = ()
+        self.values = self._of_whole = self._of_part = self._plain_values = self._differences = ()
         self.finish()
 
     def finish(self) -> bool:
@@ -250,12 +260,12 @@ class Staging:
 
     def _pieces(self, first_byte: int, stop_byte: int) -> list[tuple[Values, int, int]]:
         return [
-            (self.values[index], first, count) for index, first, count in _pieces(self.layout, first_byte, stop_byte)
+            (self.values[index], first, count) for index, first, count in pieces_of(self.layout, first_byte, stop_byte)
         ]
 
     def _own_values(self, section: Section, first: int, count: int) -> FloatArray:
         start = section.start_byte + first * section.item_bytes
-        return widened(_typed(self._own.data[start : start + count * section.item_bytes], section))
+        return widened(typed(self._own.data[start : start + count * section.item_bytes], section))
 
     def _measure(self, section: Section, difference: FloatArray, own: FloatArray) -> None:
         if self._measures_distance:
@@ -311,7 +321,7 @@ def first_not_finite(layout: Layout, memory: memoryview) -> str | None:
     for section in layout.sections:
         for spec, first in section.offsets():
             start = section.start_byte + first * section.item_bytes
-            wire = _typed(memory[start : start + spec.size_bytes], section)
+            wire = typed(memory[start : start + spec.size_bytes], section)
             if not _all_finite(widened(wire)):
                 return spec.name
     return None
@@ -323,7 +333,8 @@ def encode_chunk(
     """A piece of a snapshot in a codec, and the codec used: `RAW` where the wanted one cannot hold a value.
 
     Buffers (running statistics) are few and delicate: they are never encoded. Nor are Adam's moments, many of which
-    are so small that they would become zero, which is what a step is divided by.
+    are so small that they would become zero, which is what a step is divided by. An anchor travels with two bytes at
+    least: what counts of it is how far the model has come from it.
 
     Args:
         layout: of the snapshot.
@@ -335,11 +346,11 @@ def encode_chunk(
     if codec is Codec.RAW:
         return codec, memory[first_byte:stop_byte]
     encoded = []
-    for index, first, count in _pieces(layout, first_byte, stop_byte):
+    for index, first, count in pieces_of(layout, first_byte, stop_byte):
         section = layout.sections[index]
         start = section.start_byte + first * section.item_bytes
-        values = _typed(memory[start : start + count * section.item_bytes], section)
-        part = encode(_codec_of(codec, section), section.dtype, values)
+        values = typed(memory[start : start + count * section.item_bytes], section)
+        part = encode(codec_of(codec, section), section.dtype, values)
         if part is None:
             return Codec.RAW, memory[first_byte:stop_byte]
         encoded.append(part)
@@ -352,12 +363,12 @@ def encoded_chunk_bytes(layout: Layout, first_byte: int, stop_byte: int, codec: 
         return stop_byte - first_byte
     sections = layout.sections
     return sum(
-        encoded_bytes(_codec_of(codec, sections[index]), sections[index].dtype, count)
-        for index, _, count in _pieces(layout, first_byte, stop_byte)
+        encoded_bytes(codec_of(codec, sections[index]), sections[index].dtype, count)
+        for index, _, count in pieces_of(layout, first_byte, stop_byte)
     )
 
 
-def _pieces(layout: Layout, first_byte: int, stop_byte: int) -> list[tuple[int, int, int]]:
+def pieces_of(layout: Layout, first_byte: int, stop_byte: int) -> list[tuple[int, int, int]]:
     """The parts of sections within a range of bytes: index of the section, first element, number of elements."""
     pieces = []
     for index, section in enumerate(layout.sections):
@@ -368,11 +379,15 @@ def _pieces(layout: Layout, first_byte: int, stop_byte: int) -> list[tuple[int, 
     return pieces
 
 
-def _codec_of(codec: Codec, section: Section) -> Codec:
+def codec_of(codec: Codec, section: Section) -> Codec:
+    """How a section travels within a chunk in a codec."""
+    if section.role is Role.ANCHOR:
+        return Codec.FP16 if codec is Codec.INT8 else codec
     return codec if section.role in (Role.PARAMETER, Role.MOMENTUM) else Codec.RAW
 
 
-def _typed(data: memoryview, section: Section) -> FloatArray:
+def typed(data: memoryview, section: Section) -> FloatArray:
+    """Bytes of a section as the values that they are."""
     return np.frombuffer(data, DTYPES[section.dtype])
 
 

@@ -94,3 +94,8 @@ class Codec(IntEnum):
     """Bfloat16: half the bytes, the range of float32, fewer digits."""
     INT8 = 3
     """8-bit integers with a scale per block: a quarter of the bytes."""
+
+    @classmethod
+    def known(cls, number: int) -> Codec:
+        """The codec of a number; the plain one where a newer peer asks for one that this node does not know."""
+        return cls(number) if number in cls.__members__.values() else cls.RAW

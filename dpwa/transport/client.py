@@ -153,7 +153,9 @@ class ZmqClient:
         self, peer: str, request: PullRequest, staging: Staging, part: Slice, within_s: float | None = None
     ) -> Pulled:
         """See `Client.pull`."""
-        whole_bytes = encoded_chunk_bytes(staging.layout, 0, staging.layout.total_bytes, Codec(request.codec))
+        # How the snapshot of a round travels the peer decides.
+        codec = Codec(request.codec) if request.round == NEWEST_ROUND else Codec.RAW
+        whole_bytes = encoded_chunk_bytes(staging.layout, 0, staging.layout.total_bytes, codec)
         share = sum(count for _, count in part.ranges) * part.chunk_bytes / max(1, staging.layout.total_bytes)
         received = self._ask(
             peer,

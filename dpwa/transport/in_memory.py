@@ -24,7 +24,6 @@ from dpwa.methods.base import ExchangeKind
 from dpwa.methods.exchange import NO_EXCHANGE, ExchangeRequest, ExchangeResult
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.staging import Staging, encode_chunk
-from dpwa.snapshot.state import Codec
 from dpwa.transport.interface import Ends
 from dpwa.transport.rx import RxCounters
 
@@ -171,14 +170,15 @@ class InMemoryTransport:
         for index in part.chunks():
             first_byte = index * pull.chunk_bytes
             stop_byte = min(first_byte + pull.chunk_bytes, len(snapshot.memory))
-            codec, body = encode_chunk(self._service.layout, snapshot.memory, first_byte, stop_byte, Codec(pull.codec))
+            wanted = self._service.codec_for(pull, snapshot)
+            codec, body = encode_chunk(self._service.layout, snapshot.memory, first_byte, stop_byte, wanted)
             staging.accept(first_byte, stop_byte, memoryview(body), codec)
             received += len(body)
         self.counters.served += 1
         self.counters.bytes_out += received
         if pull.exchange_id != NO_EXCHANGE:
             self._service.proposals.fetched(pull.exchange_id)
-        return Pulled(answer, received)
+        return Pulled(answer, received, codec=self._service.codec_for(pull, snapshot))
 
     def _answered(self, request: Request) -> tuple[Message, Snapshot | None]:
         answered = self._service.answer(request, now_s=0.0, may_wait=False)

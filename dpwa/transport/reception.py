@@ -11,6 +11,7 @@ from collections import deque
 from dpwa.errors import PeerTimeout
 from dpwa.exchange.client import Pulled
 from dpwa.exchange.messages import (
+    NEWEST_ROUND,
     Busy,
     Chunk,
     Done,
@@ -63,6 +64,10 @@ class Reception:
         self._pull = pull
         self._staging = staging
         self._part = part
+        self._codec: Codec | None = None
+        self._codecs = {Codec.RAW, pull.codec}
+        if pull.round != NEWEST_ROUND:  # the snapshot of a round has one codec for all who ask
+            self._codecs = set(Codec)
 
     def run(self) -> Pulled:
         """Take the whole answer off the socket.
@@ -104,7 +109,7 @@ class Reception:
                 return Pulled(offer, received, is_shared=True, transfer_s=time.monotonic() - start_s)
         received = self._receive_chunks(is_first_requested=offer.slot < 0)
         self._conversation.send(Done(self._pull.nonce))
-        return Pulled(offer, received, transfer_s=time.monotonic() - start_s, note=note)
+        return Pulled(offer, received, transfer_s=time.monotonic() - start_s, note=note, codec=self._codec)
 
     def _read_shared(self, offer: Offer) -> int:
         reader = self._segments.reader(self._peer, offer.incarnation, offer.token)
@@ -148,7 +153,7 @@ class Reception:
         chunk = self._conversation.next()
         if not isinstance(chunk, Chunk) or chunk.index != index:
             raise self._conversation.illegal(f"{chunk} where chunk {index} was expected")
-        if chunk.codec not in (Codec.RAW, self._pull.codec):
+        if chunk.codec not in self._codecs:
             raise self._conversation.illegal(
                 f"chunk {index} in codec {chunk.codec}, asked for codec {self._pull.codec}"
             )
@@ -162,4 +167,5 @@ class Reception:
                 f"chunk {index} of {size} bytes in codec {codec.name} has another size or a second body"
             )
         staging.accept(first_byte, stop_byte, body.buffer, codec)
+        self._codec = max(codec, self._codec or Codec.RAW)
         return size

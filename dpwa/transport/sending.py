@@ -87,7 +87,8 @@ class Sender:
             stop_byte = min(first_byte + pull.chunk_bytes, len(memory))
             if first_byte >= stop_byte:
                 return  # asked for more than there is: harmless in a first request
-            codec, body = encode_chunk(self._service.layout, memory, first_byte, stop_byte, _known(pull.codec))
+            wanted = self._service.codec_for(pull, transfer.snapshot)
+            codec, body = encode_chunk(self._service.layout, memory, first_byte, stop_byte, wanted)
             if transfer.connection is not None and codec is not Codec.RAW:
                 transfer.connection.has_copies = True
             if not self._send(identity, Chunk(pull.nonce, index, codec), body):
@@ -115,8 +116,3 @@ class Sender:
                 framed_bytes(len(frame), is_sealed=connection.is_sealed) for frame in frames[1:]
             )
         return True
-
-
-def _known(codec: int) -> Codec:
-    """The codec asked for, or the plain one where a newer peer asks for one that this node does not know."""
-    return Codec(codec) if codec in Codec.__members__.values() else Codec.RAW

@@ -10,6 +10,7 @@ from dpwa.adapters.tensors import TorchModel
 from dpwa.config.cluster import ClusterConfig
 from dpwa.config.describe import describe
 from dpwa.errors import ConfigError
+from dpwa.methods.registry import METHODS
 from dpwa.node.node import Node
 from support import VectorModel, step_until
 
@@ -43,7 +44,6 @@ def _problems(tmp_path, text: str) -> list[str]:
         ("method: gosgd\ngosgd: {p: 0.5}", "gosgd"),
         ("method: gosgd\npull_fraction: 0.5", "method gosgd exchanges whole models"),
         ("method: adpsgd\nblend: absolute", "absolute is a way of the method pull"),
-        ("method: sgp\nbandwidth_limit: 5 MB/s", "a limit is kept by pulling less, which method sgp does not"),
         ("method: sparta\nsparta: {base: adpsgd}\nblend: absolute", "with method sparta leave this key out"),
         ("method: noloco\npull_fraction: 0.5", "use pull or adpsgd or elastic or sparta"),
         (
@@ -84,14 +84,18 @@ def test_check_warns_of_a_probability_at_which_a_method_loses_training(method, p
     assert (f"method {method} loses part of the training at pull_probability {probability:g}" in text) is is_warned
 
 
-def test_check_warns_of_an_interpolation_without_effect_and_of_a_codec_that_rounds():
-    text = describe(ClusterConfig.for_localhost(3, method="adpsgd", interpolation="loss", codec="fp16"), ["w1"])
+def test_check_warns_of_an_interpolation_without_effect():
+    text = describe(ClusterConfig.for_localhost(3, method="adpsgd", interpolation="loss"), ["w1"])
     assert "interpolation has no effect" in text
-    assert "method adpsgd conserves only so many digits" in text
-    assert "conserves only so many digits" in describe(
-        ClusterConfig.for_localhost(3, method="noloco", codec="fp16"), []
-    )
-    assert "conserves only so many digits" not in describe(ClusterConfig.for_localhost(3, codec="fp16"), [])
+
+
+def test_check_says_what_a_limit_does_to_rounds_and_to_no_other_method():
+    said = {
+        method: describe(ClusterConfig.for_localhost(3, method=method, bandwidth_limit="5 MB/s"), ["w1"])
+        for method in METHODS
+    }
+    assert [method for method, text in said.items() if "only every second, fourth, … round" in text] == ["dpsgd"]
+    assert all("a node receives at most 5 MB/s over the network" in text for text in said.values())
 
 
 def test_nodes_with_other_methods_do_not_average_with_each_other(zeromq):

@@ -25,6 +25,7 @@ class Exchanges(RuleBasedStateMachine):
     """Three nodes that average and do not train, so that whatever changes comes from exchanges."""
 
     method = ""
+    codec = "auto"
     most_crashes = 0
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class Exchanges(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 1000))
     def begin(self, seed: int) -> None:
-        self.cluster = ScheduledCluster(START, method=self.method, seed=seed)
+        self.cluster = ScheduledCluster(START, method=self.method, codec=self.codec, seed=seed)
 
     # --- What can happen ------------------------------------------------------------------------------------------
 
@@ -164,13 +165,22 @@ class PairsWithCrashes(Pairs):
     most_crashes = 2
 
 
-def collected(machine: type[Exchanges]) -> type:
+class LedgerRounded(Ledger):
+    codec = "int8"
+
+
+class PairsRounded(Pairs):
+    codec = "int8"
+
+
+def collected(machine: type[Exchanges], examples: int = 40) -> type:
     """The machine as what pytest collects."""
     machine.TestCase.settings = settings(
-        max_examples=40, stateful_step_count=10, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=examples, stateful_step_count=10, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     return machine.TestCase
 
 
 TestLedger, TestLedgerWithCrashes = collected(Ledger), collected(LedgerWithCrashes)
 TestPairs, TestPairsWithCrashes = collected(Pairs), collected(PairsWithCrashes)
+TestLedgerRounded, TestPairsRounded = collected(LedgerRounded, 20), collected(PairsRounded, 20)

@@ -21,7 +21,6 @@ def test_the_slower_the_link_the_smaller_the_codec(megabytes_per_s, codec):
     assert made.choose("w2", 1.0) is Codec.RAW
     made.measured("w2", megabytes_per_s * 1_000_000, 1.0)
     assert made.choose("w2", 1.0) is codec
-    assert made.choose("w2", 1.0, exact=True) is Codec.RAW
     assert made.choose("w3", 1.0) is Codec.RAW
     assert links("bf16").choose("w2", 1.0) is Codec.BF16
 
@@ -97,3 +96,22 @@ def test_what_will_fit_is_told_with_what_is_done():
 
 def test_bytes_are_readable():
     assert [in_words(number) for number in (12, 4321, 44_700_000)] == ["12 B", "4.3 kB", "44.7 MB"]
+
+
+def test_of_a_round_each_neighbour_has_its_share_of_the_time():
+    made = links()
+    made.measured("w2", 80_000_000, 1.0)  # 0.5 s as it is, 0.25 s as fp16
+    assert made.choose("w2", 1.0) is Codec.FP16
+    assert made.choose("w2", 1.0, 0.5) is Codec.FP16
+    assert made.choose("w2", 1.0, 0.4) is Codec.INT8
+    assert made.expected_s("w2", 0.4) == pytest.approx(RAW / 4 / 80e6)
+    assert made.expected_s("w3", 0.4) == 0.0
+    made.measured("w4", 800_000_000, 1.0)  # 0.05 s as it is
+    assert made.choose("w4", 1.0, 0.08) is Codec.FP16
+
+
+def test_what_does_not_fit_into_a_round_is_told_with_how_long_rounds_should_wait():
+    made = links()
+    made.broke_off("w2", 10_000_000, 1.0)  # as int8 1 s
+    text = "it does not fit into the 0.25 s that a round has for it: let rounds wait 5 times as long"
+    assert made.advice("w2", 1.0, exact=False, shrinks=False, planned_s=0.25) == (text, True)

@@ -14,7 +14,8 @@ from dpwa.exchange.messages import Propose, Verdict
 from dpwa.exchange.proposals import Answer, Proposals
 from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.snapshot.layout import Snapshot
-from dpwa.snapshot.state import State
+from dpwa.snapshot.rounding import SentAs
+from dpwa.snapshot.state import Codec, State
 
 START = np.array([[1.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 100.0]])
 
@@ -261,6 +262,7 @@ def test_when_the_first_of_a_pair_vanishes_the_second_has_moved_if_it_had_given_
 
 
 SNAPSHOT = Snapshot(1, 1, 0.0, State(None, 1.0), None, memoryview(b""))
+AS_IT_IS = SentAs(Codec.RAW, 64)
 
 
 def propose(
@@ -324,14 +326,14 @@ def test_what_a_peer_has_begun_to_fetch_cannot_be_withdrawn_and_what_was_withdra
     book = Proposals("w1", bytes(8))
     first = book.open(SNAPSHOT)
     book.address(first, "w2", is_pair=False)
-    assert book.snapshot_for(first, "w3") is None
-    assert book.snapshot_for(first, "w2") is SNAPSHOT
+    assert book.snapshot_for(first, "w3", AS_IT_IS) is None
+    assert book.snapshot_for(first, "w2", AS_IT_IS) is SNAPSHOT
     assert not book.withdraw(first)
     book.close(first)
     second = book.open(SNAPSHOT)
     book.address(second, "w2", is_pair=False)
     assert book.withdraw(second)
-    assert book.snapshot_for(second, "w2") is None
+    assert book.snapshot_for(second, "w2", AS_IT_IS) is None
 
 
 def test_a_prepared_pair_is_taken_when_it_is_settled_and_aborted_when_its_proposer_gives_up():

@@ -8,6 +8,7 @@ from dpwa.exchange.fetch import Identity
 from dpwa.exchange.leasing import Leasing
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.proposals import Proposals
+from dpwa.exchange.round_codec import RoundCodec
 from dpwa.exchange.service import Service
 from dpwa.methods.base import ExchangeKind
 from dpwa.snapshot.layout import Layout, Snapshot, TensorSpec
@@ -26,6 +27,7 @@ def service() -> Service:
         kind=ExchangeKind.PULL,
         standing=Standing(bytes(8)),
         leasing=Leasing(Identity("run", "w1", bytes(8)), ["w1"], lambda: 0.0),
+        round_codec=RoundCodec(None),
     )
 
 

@@ -286,3 +286,19 @@ def test_reading_from_shared_memory_is_not_limited(zeromq):
     nodes = zeromq.start(models, bandwidth_limit="1 kB/s")
     wait_until(lambda: zeromq.step_all() or all(node.statistics().blended >= 20 for node in nodes), "many blends")
     assert all(node.statistics().bytes_in > 1_000_000 for node in nodes)
+
+
+def test_a_part_that_is_narrowed_leaves_the_rest_for_the_next():
+    layout = Layout([TensorSpec("a", (64 * 1024,), "float32")])
+    rotation = Rotation(layout, random.Random(1))
+    assert (rotation.fitting(0, 1.0), rotation.fitting(0, 0.5), rotation.fitting(16, 0.5)) == (0, 32, 0)
+    part = rotation.next(1.0)
+    assert part.is_whole
+    first = part.window[0]
+    half = rotation.narrowed(part, 32)
+    assert half.window == (first, 32)
+    assert half == Rotation(layout, random.Random(2)).window(first, 32)
+    assert rotation.next(0.5).window == ((first + 32) % 64, 32)
+    assert rotation.narrowed(half, 0) is half
+    with pytest.raises(ValueError, match="33 pieces of 32"):
+        rotation.narrowed(half, 33)

@@ -15,6 +15,7 @@ from dpwa.exchange.fetch import Identity
 from dpwa.exchange.leasing import Leasing
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.proposals import Proposals
+from dpwa.exchange.round_codec import RoundCodec
 from dpwa.exchange.service import Service
 from dpwa.methods.base import ExchangeKind
 from dpwa.node.publishing import SnapshotPublisher
@@ -80,6 +81,7 @@ def node_service(source: VectorModel) -> Service:
         proposals=Proposals("w1", bytes(8)),
         standing=Standing(bytes(8)),
         leasing=Leasing(Identity("run", "w1", bytes(8)), ["w1"], lambda: 0.0),
+        round_codec=RoundCodec(None),
         kind=ExchangeKind.PULL,
     )
 
