@@ -8,6 +8,7 @@ Must not know: what runs in a place, the config. Runs in: any thread; each call 
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,7 @@ START_TIMEOUT_S = 180.0
 """How long a process may take to start in a place that it has: Ray starts a Python for it."""
 
 _POLL_S = 0.5
+_REACH_TIMEOUT_S = 10.0
 _SAYS_AFTER_S = 3.0
 
 
@@ -64,14 +66,24 @@ def connect(address: str) -> None:
             f"--address {address}: this is Ray's client, by which addresses and output do not travel; run dpwa on a "
             "machine of the cluster, such as its head, or by `ray job submit`"
         )
+    host, _, port = address.rpartition(":")
+    if host:
+        try:  # Ray would try for a long time
+            socket.create_connection((host.strip("[]"), int(port)), _REACH_TIMEOUT_S).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise ConfigError(_no_cluster(address, str(error))) from error
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
     except (ConnectionError, OSError, ValueError, RuntimeError, AssertionError) as error:
         first = str(error).strip().partition("\n")[0][:300]
-        raise ConfigError(
-            f"no Ray cluster is reached at {address} ({first}); start one with `ray start --head`, and the other "
-            "machines with `ray start --address HEAD:6379`, or write --address HOST:PORT"
-        ) from error
+        raise ConfigError(_no_cluster(address, first)) from error
+
+
+def _no_cluster(address: str, why: str) -> str:
+    return (
+        f"no Ray cluster is reached at {address} ({why}); start one with `ray start --head`, and the others with "
+        "`ray start --address HEAD:6379`, or write --address HOST:PORT"
+    )
 
 
 class Places:

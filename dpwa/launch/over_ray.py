@@ -65,14 +65,16 @@ class _Ray:
             self._socket.connect(self._order["socket"])
             self._socket.sendall(json.dumps({"node": self._order["errand"]["node"]}).encode() + b"\n")
             answer = b""
-            while not answer.endswith(b"\n") and len(answer) < _MOST_ANSWER_BYTES:
+            while b"\n" not in answer and len(answer) < _MOST_ANSWER_BYTES:
                 part = self._socket.recv(_PART_BYTES)
                 if not part:
                     raise CarrierFailed(self.why(is_told=False))
                 answer += part
         except OSError as error:
             raise CarrierFailed(f"the launcher's connection to Ray has ended ({error.strerror or error})") from error
-        found = json.loads(answer)
+        line, _, rest = answer.partition(b"\n")
+        self._parts.extend(self._frames.feed(rest))
+        found = json.loads(line)
         if "problem" in found:
             raise CarrierFailed(found["problem"])
         self._addresses = {name: (str(host), int(port)) for name, (host, port) in found["addresses"].items()}

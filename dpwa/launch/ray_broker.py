@@ -20,8 +20,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from dpwa.engines.ray_places import START_TIMEOUT_S, PlaceLost, Places, connect
@@ -34,6 +34,9 @@ from dpwa.launch.guard import GRACE_S, SAVING_TIMEOUT_S
 __all__ = ["main"]
 
 _PART_BYTES = 1 << 16
+_CONNECT_TIMEOUT_S = 120.0
+"""Ray answers within seconds; a busy machine may need much longer to load it."""
+
 _NOTICE_S = 3.0
 """Ray hears of a process that has ended before it knows that its machine is lost."""
 
@@ -47,14 +50,16 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # the launcher's end is what ends this process
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # Ray may print what it likes
-    wanted = json.loads(sys.stdin.buffer.readline())
+    wanted = json.loads(_line_of(0))
 
     def say(**words: object) -> None:
         with suppress(BrokenPipeError):
             print(json.dumps(words), file=out, flush=True)
 
+    patience = _Patience(lambda text: say(problems=[text]))
     try:
-        connect(wanted["address"])
+        with patience.of(_CONNECT_TIMEOUT_S, f"no Ray cluster has answered at {wanted['address']}"):
+            connect(wanted["address"])
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # Ray has taken them
         need = Need(len(wanted["names"]), wanted["cpus"], wanted["gpus"])
@@ -68,12 +73,57 @@ def main() -> None:
     try:
         broker = _Broker(places, wanted)
         say(cards=broker.first_cards())
-        broker.serve(wanted["socket"])
+        with broker.serving(wanted["socket"]):
+            patience.wait_for_launcher()
         broker.end()
     except (PlaceLost, TimeoutError, OSError) as error:
         say(problems=[f"Ray has lost what was started there: {error}"])
     finally:
         places.close()
+
+
+class _Patience:
+    """Ends this process where Ray would wait on: when the launcher is gone before anything is served, or for too long.
+
+    Ray gives back what a process had that has ended.
+
+    Args:
+        tell: is told why it ends, when that is of interest to anybody.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._is_serving = False
+        self._has_gone = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while os.read(0, _PART_BYTES):
+            pass
+        self._has_gone.set()
+        if not self._is_serving:
+            os._exit(1)
+
+    def wait_for_launcher(self) -> None:
+        """Waits until the launcher is gone, which from now on is no reason to end on the spot."""
+        self._is_serving = True
+        self._has_gone.wait()
+
+    @contextmanager
+    def of(self, timeout_s: float, why: str) -> Iterator[None]:
+        """So long what is done here may take."""
+
+        def end() -> None:
+            self._tell(f"{why} within {timeout_s:g} s; does it run, and is this a machine of it?")
+            os._exit(1)
+
+        timer = threading.Timer(timeout_s, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 class _Broker:
@@ -98,14 +148,14 @@ class _Broker:
         self._cards = {name: self._places.ask(card, START_TIMEOUT_S) for name, card in asked.items()}
         return self._cards
 
-    def serve(self, path: str) -> None:
-        """Carry for the near ends that come, until the launcher is gone."""
+    @contextmanager
+    def serving(self, path: str) -> Iterator[None]:
+        """Carry for the near ends that come."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
             door.bind(path)
             door.listen(len(self._numbers))
             threading.Thread(target=self._welcome, args=(door,), daemon=True).start()
-            while sys.stdin.buffer.read(_PART_BYTES):
-                pass
+            yield
 
     def end(self) -> None:
         """Wait until all far ends have ended: a node may be saving its model."""
@@ -186,6 +236,17 @@ class _Broker:
         if self._places.has_machine(self._cards[name]["machine"], within_s=_NOTICE_S):
             return f"Ray's process for {name} on {host} has ended; the node ends there as soon as that is noticed"
         return f"Ray has lost the machine {host}, and {name} with it"
+
+
+def _line_of(descriptor: int) -> bytes:
+    """The first line; what follows stays where it is."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(descriptor, 1)
+        if not byte:
+            sys.exit(1)  # the launcher has ended
+        line += byte
+    return line
 
 
 def _hand_class() -> type:
