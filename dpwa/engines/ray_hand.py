@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -87,15 +88,20 @@ class Hand:
         """
         self.let_go_of_port()
         errors = self._errors[life] = tempfile.TemporaryFile()  # noqa: SIM115 - read when the far end has ended
-        self._lives[life] = subprocess.Popen(
-            [sys.executable, "-c", program],
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            bufsize=0,
-            start_new_session=True,
-        )
+        # Ray's threads let no signal through, and a process takes that over from the thread that starts it.
+        blocked = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        try:
+            self._lives[life] = subprocess.Popen(
+                [sys.executable, "-c", program],
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                bufsize=0,
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def read(self, life: int) -> bytes:
         """What that far end says next; empty at its end."""

@@ -130,7 +130,7 @@ def launch_on_ray(
             raise DpwaError(f"launching {', '.join(names)}: the operating system refused: {error}") from error
         finally:
             remove_orders(run_dir, names)
-    return report(ends, signal_number, run_dir, has_peers=not config.is_alone)
+        return report(ends, signal_number, run_dir, has_peers=not config.is_alone)
 
 
 def _nothing(_name: str) -> None:

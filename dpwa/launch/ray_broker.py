@@ -234,7 +234,7 @@ class _Broker:
     def _why_lost(self, name: str) -> str:
         host = self._cards[name]["host"]
         if self._places.has_machine(self._cards[name]["machine"], within_s=_NOTICE_S):
-            return f"Ray's process for {name} on {host} has ended; the node ends there as soon as that is noticed"
+            return f"Ray's process for {name} on {host} has ended, or that machine is lost"
         return f"Ray has lost the machine {host}, and {name} with it"
 
 
