@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -107,11 +107,10 @@ class Places:
         self._need = need
         self._wait_s = wait_s
         self._group = placement_group([need.bundle] * need.count, strategy="SPREAD")
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)
             self._wait(say)
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     def _wait(self, say: Callable[[str], None]) -> None:
         begin_s, has_said = time.monotonic(), False

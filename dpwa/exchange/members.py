@@ -371,6 +371,11 @@ class Members:
             known.failing_s = now_s
         known.failures += 1
 
+    def has_moved(self, name: str) -> bool:
+        """Whether a member has introduced itself from another address, and does not answer at its own."""
+        known = self._known.get(name)
+        return known is not None and known.is_elsewhere
+
     @property
     def is_cut_off(self) -> bool:
         """Whether nobody at all can be reached; False while nobody is known."""

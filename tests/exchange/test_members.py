@@ -338,6 +338,8 @@ def test_a_member_of_the_file_that_is_gone_and_comes_back_elsewhere_is_met_there
     told = of.answer("w3", [moved], random.Random(0))
     assert told[1] == entry("w3", 0, SUSPECT), "by this it learns what it has to refute"
     of.knock(0.0)
+    assert of.has_moved("w3"), "which is no case for a warning that it answers to nobody"
+    assert not of.has_moved("w2")
     assert [change.is_gone for change in of.judge(DEAD_S)] == [True]
     of.answer("w3", [moved._replace(number=1)], random.Random(0))
     of.knock(DEAD_S)
