@@ -97,7 +97,7 @@ def train(
     need = Need(nodes, cpus_per_node, gpus_per_node)
     places = Places(need, wait_s, print)
     try:
-        run = _Run(places, source, function, None if run_dir is None else str(run_dir))
+        run = _Run(places, source, function, None if run_dir is None else str(run_dir), on_failure)
         run.start([f"w{number + 1}" for number in range(nodes)])
         return run.results(max_restarts if on_failure == "restart" else 0)
     finally:
@@ -153,7 +153,9 @@ class _Run(Generic[_Result]):
         source: Path | Mapping[str, Any] | None,
         function: Callable[[], _Result],
         run_dir: str | None,
+        on_failure: str,
     ) -> None:
+        self._on_failure = on_failure
         self._places = places
         self._source = source
         self._function = function
@@ -195,7 +197,7 @@ class _Run(Generic[_Result]):
         environment = {
             "DPWA_RANK": str(names.index(name)),
             "DPWA_WORLD_SIZE": str(len(names)),
-            "DPWA_ON_FAILURE": "restart" if may_move(config) else "continue",
+            "DPWA_ON_FAILURE": self._on_failure,
             "DPWA_LAUNCH_ID": "" if is_again else self._launch_id,
         }
         public = {other: pair[0] for other, pair in self._secrets.items()}

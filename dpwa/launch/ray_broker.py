@@ -16,12 +16,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from dpwa.engines.ray_places import START_TIMEOUT_S, PlaceLost, Places, connect
@@ -36,6 +38,9 @@ __all__ = ["main"]
 _PART_BYTES = 1 << 16
 _CONNECT_TIMEOUT_S = 120.0
 """Ray answers within seconds; a busy machine may need much longer to load it."""
+
+_NEW_PLACE_S = 60.0
+"""How long Ray has at least to start something in a place that replaces a lost one."""
 
 _NOTICE_S = 3.0
 """Ray hears of a process that has ended before it knows that its machine is lost."""
@@ -56,7 +61,8 @@ def main() -> None:
         with suppress(BrokenPipeError):
             print(json.dumps(words), file=out, flush=True)
 
-    patience = _Patience(lambda text: say(problems=[text]))
+    folder = Path(wanted["socket"]).parent
+    patience = _Patience(lambda text: say(problems=[text]), folder)
     try:
         with patience.of(_CONNECT_TIMEOUT_S, f"no Ray cluster has answered at {wanted['address']}"):
             connect(wanted["address"])
@@ -80,6 +86,7 @@ def main() -> None:
         say(problems=[f"Ray has lost what was started there: {error}"])
     finally:
         places.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Patience:
@@ -89,10 +96,12 @@ class _Patience:
 
     Args:
         tell: is told why it ends, when that is of interest to anybody.
+        folder: goes with it, because a launcher that was killed has left it behind.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(self, tell: Callable[[str], None], folder: Path) -> None:
         self._tell = tell
+        self._folder = folder
         self._is_serving = False
         self._has_gone = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -102,6 +111,7 @@ class _Patience:
             pass
         self._has_gone.set()
         if not self._is_serving:
+            shutil.rmtree(self._folder, ignore_errors=True)
             os._exit(1)
 
     def wait_for_launcher(self) -> None:
@@ -219,7 +229,7 @@ class _Broker:
             return hand
         hand = self._new_hand(name)
         try:
-            card = self._places.ask(hand.card.remote(self._folder), self._wait_s)
+            card = self._places.ask(hand.card.remote(self._folder), max(self._wait_s, _NEW_PLACE_S))
         except (PlaceLost, TimeoutError):
             self._places.end(hand)
             raise
@@ -228,8 +238,11 @@ class _Broker:
         return hand
 
     def _why_no_place(self, name: str, error: Exception) -> str:
-        missing = self._places.missing(count=1)
-        return f"Ray has no place for {name} now: {missing or error}"
+        why = self._places.missing(count=1)
+        if not why:
+            late = isinstance(error, TimeoutError)
+            why = f"nothing has started there within {max(self._wait_s, _NEW_PLACE_S):g} s" if late else str(error)
+        return f"Ray has no place for {name} now: {why}"
 
     def _why_lost(self, name: str) -> str:
         host = self._cards[name]["host"]

@@ -226,7 +226,7 @@ def test_a_node_that_is_killed_and_one_whose_machine_is_lost_train_on(launches, 
     before = {name: launch.said(name, "address")[-1] for name in names}
     wait_until(lambda: all(any((tmp_path / "run/nodes" / name).glob("checkpoint*")) for name in names))
 
-    on_second = next(name for name in names if machine_of(launch, name) == machines.second.unique_id)
+    on_second = next(name for name in names if is_on(machines.second, launch, name))
     killed = next(name for name in names if name != on_second)
     os.kill(launch.said(killed, "pid")[-1], signal.SIGKILL)
     launch.wait_lines(rf"{killed} \| \[dpwa\] killed by SIGKILL; restart 1 of 5 in 1 s")
@@ -259,17 +259,10 @@ def test_a_node_that_is_killed_and_one_whose_machine_is_lost_train_on(launches, 
     assert all(launch.said(name, "blended")[-1] > 0 for name in names)
 
 
-def machine_of(launch: Launch, name: str) -> str:
-    """Of Ray, by the environment of the node's process."""
-    far_end = psutil.Process(launch.said(name, "pid")[-1]).parent()
-    assert far_end is not None
-    hand = far_end.parent()
-    assert hand is not None
-    raylet = hand.parent()
-    assert raylet is not None
-    words = " ".join(raylet.cmdline())
-    (machine,) = re.findall(r"--node_id[= ](\w+)", words)
-    return str(machine)
+def is_on(machine: Any, launch: Launch, name: str) -> bool:
+    """Whether a node's process descends from that machine's part of Ray."""
+    (raylet,) = machine.all_processes["raylet"]
+    return raylet.process.pid in [parent.pid for parent in psutil.Process(launch.said(name, "pid")[-1]).parents()]
 
 
 def member_events(run_dir: Path, node: str, peer: str) -> list[tuple[str, str]]:
