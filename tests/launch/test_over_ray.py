@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from engine_runs import environment
 
 from dpwa._version import __version__
 from dpwa.cli import main
@@ -239,3 +240,20 @@ def test_what_ray_was_asked_for_is_kept_for_a_resume(tmp_path):
     record = LaunchRecord(("true",), "/", "", ("w1",), "restart", 5, ray={"nodes": 1, "gpus": 0.5})
     keep_record(tmp_path, record)
     assert read_record(tmp_path) == record
+
+
+@pytest.mark.seconds
+def test_where_ray_is_not_installed_that_is_said_with_the_cure(tmp_path):
+    """In a Python of which Ray is no part: without site-packages of its own."""
+    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError(\"No module named 'ray'\", name='ray')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "dpwa", "launch", "--engine", "ray", "--nodes", "2", "--", "true"],
+        env=environment(PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "the package ray is not installed; install it with: " in done.stderr
+    assert "-m pip install 'dpwa[ray]'" in done.stderr
