@@ -26,12 +26,12 @@ from engine_runs import TRAINER, environment, said_in
 from dpwa.launch.ports import free_ports
 from support import TESTS
 
-# Ray reads them when it is imported: loopback alone, no word to anybody, and nodes as urgent as this process.
+# Ray reads them when it is imported: loopback alone, no word to anybody, nodes as urgent as this process, patience.
 OF_RAY = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
-    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_gcs_server_request_timeout_seconds": "120",
 }
 os.environ.update(OF_RAY)
 
@@ -45,7 +45,7 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 TRAINS = str(TESTS / "ray_trainer.py")
 DEADLINE_S = 300.0  # Ray's own start takes most of a minute on a busy machine
 CPUS = 5
-STARTS = 3
+OF_EACH: dict[str, Any] = {"object_store_memory": 100 * 2**20, "node_ip_address": "127.0.0.1"}
 
 STAYS = """
 import os, signal, sys, time
@@ -66,19 +66,13 @@ class Machines:
     """A cluster of Ray on loopback."""
 
     def __init__(self) -> None:
-        self.cluster = Cluster()
-        self.add(include_dashboard=False)
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": CPUS, "include_dashboard": False, **OF_EACH}
+        )
         self.second = self.add()
 
-    def add(self, tries: int = STARTS, **more: Any) -> Any:
-        try:
-            return self.cluster.add_node(
-                num_cpus=CPUS, object_store_memory=100 * 2**20, node_ip_address="127.0.0.1", **more
-            )
-        except Exception:  # on a busy machine Ray gives up on a node of its own; it has no class for that
-            if tries == 1:
-                raise
-        return self.add(tries - 1, **more)
+    def add(self) -> Any:
+        return self.cluster.add_node(num_cpus=CPUS, **OF_EACH)
 
     def lose_second(self) -> None:
         self.cluster.remove_node(self.second, allow_graceful=False)
