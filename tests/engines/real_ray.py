@@ -218,7 +218,7 @@ def test_a_node_that_is_killed_and_one_whose_machine_is_lost_train_on(launches, 
     names = ("w1", "w2", "w3")
     launch.wait_for(lambda: all(len((launch.said(name, "members") or [[]])[-1]) == 2 for name in names))
     before = {name: launch.said(name, "address")[-1] for name in names}
-    wait_until(lambda: all(any((tmp_path / "run/nodes" / name).glob("checkpoint*")) for name in names))
+    wait_until(lambda: all(any((tmp_path / "run/nodes" / name / "checkpoints").glob("checkpoint-*")) for name in names))
 
     on_second = next(name for name in names if is_on(machines.second, launch, name))
     killed = next(name for name in names if name != on_second)
