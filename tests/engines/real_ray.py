@@ -62,17 +62,26 @@ while True:
 """
 
 
+def patiently(start: Callable[[], Any], tries: int = 5) -> Any:
+    """On a busy machine Ray gives up on what it starts after seconds: try again."""
+    try:
+        return start()
+    except Exception:  # it has no class for that
+        if tries == 1:
+            raise
+    return patiently(start, tries - 1)
+
+
 class Machines:
     """A cluster of Ray on loopback."""
 
     def __init__(self) -> None:
-        self.cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": CPUS, "include_dashboard": False, **OF_EACH}
-        )
+        head = {"num_cpus": CPUS, "include_dashboard": False, **OF_EACH}
+        self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.second = self.add()
 
     def add(self) -> Any:
-        return self.cluster.add_node(num_cpus=CPUS, **OF_EACH)
+        return patiently(lambda: self.cluster.add_node(num_cpus=CPUS, **OF_EACH))
 
     def lose_second(self) -> None:
         self.cluster.remove_node(self.second, allow_graceful=False)
