@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpwa.launch.far_end import LAUNCHER_FILE
-from dpwa.launch.far_words import Errand
+from dpwa.launch.far_words import Errand, main_of
 from dpwa.launch.local import NodeCommand, OnFailure, copy_name
 from dpwa.launch.output import prefix_chars
 from dpwa.launch.terminal import size_variables
@@ -26,13 +26,12 @@ from dpwa.observe.journal import EVENTS_FILE, METRICS_FILE, OUTPUT_FILE, node_fo
 if TYPE_CHECKING:
     from dpwa.config.cluster import ClusterConfig
 
-__all__ = ["LOST_S", "Way", "far_commands", "main_of", "remove_orders"]
+__all__ = ["LOST_S", "Way", "far_commands", "remove_orders"]
 
 LOST_S = 60.0
 """Without a word for so long, either end of a node takes the other one for lost."""
 
 _ORDER_FILE = "far.json"
-_MAIN = "import sys; del sys.path[0]; from dpwa.launch.{} import main; main()"
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,6 @@ class Way:
     carrier: str
     order: Mapping[str, Any] = field(default_factory=dict)
     delay_s: float = 0.0
-
-
-def main_of(module: str) -> str:
-    """What Python runs, after `-c`, to be one end of a node; without the current folder, in which anything may lie."""
-    return _MAIN.format(module)
 
 
 def far_commands(

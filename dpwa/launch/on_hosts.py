@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from dpwa.config import hosts as host_names
 from dpwa.config import yaml_file
 from dpwa.errors import ConfigError, DpwaError
-from dpwa.launch.far_commands import LOST_S, Way, far_commands, main_of, remove_orders
+from dpwa.launch.far_commands import LOST_S, Way, far_commands, remove_orders
+from dpwa.launch.far_words import main_of
 from dpwa.launch.guard import GRACE_S, SAVING_TIMEOUT_S
 from dpwa.launch.hosts_file import Host, read_hosts
 from dpwa.launch.launch_record import LaunchRecord, keep_record

@@ -27,7 +27,8 @@ from dpwa.config import yaml_file
 from dpwa.engines.placed import Addresses, given_settings, may_move, placed_config
 from dpwa.engines.room import Need, card_problems
 from dpwa.errors import ConfigError, DpwaError
-from dpwa.launch.far_commands import LOST_S, Way, far_commands, main_of, remove_orders
+from dpwa.launch.far_commands import LOST_S, Way, far_commands, remove_orders
+from dpwa.launch.far_words import main_of
 from dpwa.launch.guard import GRACE_S, SAVING_TIMEOUT_S
 from dpwa.launch.launch_record import LaunchRecord, keep_record
 from dpwa.launch.local import CONFIG_NAME, OnFailure, make_run_dir, report, run_shown, tell

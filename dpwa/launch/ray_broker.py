@@ -29,8 +29,7 @@ from typing import Any
 from dpwa.engines.ray_places import START_TIMEOUT_S, PlaceLost, Places, connect
 from dpwa.engines.room import Need
 from dpwa.errors import ConfigError, DpwaError
-from dpwa.launch.far_commands import main_of
-from dpwa.launch.far_words import END, MAX_FRAME_BYTES, OUTPUT, frame
+from dpwa.launch.far_words import END, MAX_FRAME_BYTES, OUTPUT, frame, main_of
 from dpwa.launch.guard import GRACE_S, SAVING_TIMEOUT_S
 
 __all__ = ["main"]

@@ -19,8 +19,7 @@ from engine_runs import environment
 from ssh_server import SshServer
 
 from dpwa._version import __version__
-from dpwa.launch.far_commands import main_of
-from dpwa.launch.far_words import END, EVENT, HELLO, OUTPUT, Errand, Frames
+from dpwa.launch.far_words import END, EVENT, HELLO, OUTPUT, Errand, Frames, main_of
 from dpwa.launch.ports import free_ports
 from support import wait_until
 

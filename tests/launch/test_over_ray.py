@@ -17,8 +17,7 @@ from dpwa._version import __version__
 from dpwa.cli import main
 from dpwa.config.cluster import ClusterConfig
 from dpwa.engines.placed import placed_config
-from dpwa.launch.far_commands import main_of
-from dpwa.launch.far_words import END, HELLO, OUTPUT, Errand, frame
+from dpwa.launch.far_words import END, HELLO, OUTPUT, Errand, frame, main_of
 from dpwa.launch.launch_record import LaunchRecord, keep_record, read_record
 from dpwa.launch.on_ray import _run_dir
 
