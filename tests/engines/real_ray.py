@@ -289,7 +289,7 @@ def test_a_signal_reaches_each_node_once_and_nothing_is_left(launches, tmp_path,
         f"{name} | {what}" for name in ("w1", "w2") for what in (f"told {int(number)}", "over")
     )
     assert f"dpwa: ended by {number.name}" in launch.text
-    assert not remains(tmp_path)
+    wait_until(lambda: not remains(tmp_path))
 
 
 def test_a_launcher_that_is_killed_leaves_nothing_running(launches, tmp_path):
