@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage test-heavy test-slow reliability soak slurm hosts poor-links flake fuzz test-tensorflow test-frameworks rivals test-rivals lint bench bench-methods unequal bench-gpu bench-quick studies results clean
+.PHONY: help demo test test-all coverage test-heavy test-slow reliability soak slurm hosts poor-links flake fuzz test-tensorflow test-frameworks test-ray rivals test-rivals lint bench bench-methods unequal bench-gpu bench-quick studies results clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about a minute)"
@@ -28,6 +28,7 @@ help:
 	@echo "make fuzz         a minute of coverage-guided fuzzing of the wire format and of cluster files (SECONDS=60; needs atheris)"
 	@echo "make test-tensorflow  compares TensorFlow's trainings with torch's (needs tensorflow-cpu)"
 	@echo "make test-frameworks  runs docs/frameworks.md with Lightning, Transformers and Accelerate (downloads 200 MB once)"
+	@echo "make test-ray     dpwa on a Ray cluster of two nodes on this machine, one of which is lost (downloads 80 MB once)"
 	@echo "make rivals       an environment with hivemind and Decent-DP in build/rivals, for their rows in the lab (downloads 30 MB)"
 	@echo "make test-rivals  trains with these two"
 	@echo "make lint         ruff, mypy, and which folder may import which (import-linter)"
@@ -114,6 +115,7 @@ test-tensorflow: $(STAMP)
 # An environment of their own, which sees what .venv has, so that torch is not downloaded again. Lightning imports mpi4py
 # where it is installed, and mpi4py finds its library by itself only in the environment that both belong to.
 FRAMEWORKS := build/frameworks
+RAY := build/ray
 RIVALS := build/rivals
 PACKAGES_FOLDER := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 MPI4PY_LIBMPI ?= $(abspath $(wildcard .venv/lib/libmpi.so.12))
@@ -124,6 +126,14 @@ test-frameworks: $(STAMP)
 		> $$($(FRAMEWORKS)/bin/python $(PACKAGES_FOLDER))/packages_of_dpwa.pth
 	@$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check lightning transformers accelerate
 	@$(FRAMEWORKS)/bin/python -m pytest tests/project/other_frameworks.py
+
+# Like that of the frameworks: Ray is an extra, which only this needs.
+test-ray: $(STAMP)
+	@test -x $(RAY)/bin/python || $(BIN)/python -m venv $(RAY)
+	@echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES_FOLDER))')" \
+		> $$($(RAY)/bin/python $(PACKAGES_FOLDER))/packages_of_dpwa.pth
+	@$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check ray
+	@$(RAY)/bin/python -m pytest tests/engines/real_ray.py
 
 # Like that of the frameworks. The rows of the lab look for the Python that these two variables name.
 rivals: $(RIVALS)/installed

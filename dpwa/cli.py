@@ -23,6 +23,7 @@ from dpwa._version import __version__
 from dpwa.cli_chaos import chaos, verify
 from dpwa.cli_keys import keys
 from dpwa.cli_nodes import init, run_node
+from dpwa.cli_ray import ray_options, ray_options_of
 from dpwa.errors import ConfigError, DpwaError
 
 if TYPE_CHECKING:
@@ -95,11 +96,14 @@ def demo(json_path: Path | None, run_dir: Path | None) -> None:
     sys.exit(exit_code)
 
 
+_WITHOUT_FILE = ("--resume", "--engine")
+
+
 class _Launch(click.Command):
-    """Keeps apart what stands before and behind `--`: with --resume, the cluster file may be left out."""
+    """Keeps apart what stands before and behind `--`: with --resume or --engine, the cluster file may be left out."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--" not in args or not any(word.partition("=")[0] == "--resume" for word in args):
+        if "--" not in args or not any(word.partition("=")[0] in _WITHOUT_FILE for word in args):
             return super().parse_args(ctx, args)
         place = args.index("--")
         rest = super().parse_args(ctx, args[:place])
@@ -124,6 +128,7 @@ class _Launch(click.Command):
     help="Start the nodes over ssh, on the hosts of this file: one on a line, [user@]host[:port] slots=N dir=FOLDER.",
 )
 @click.option("--node", "names", metavar="NAME", multiple=True, help="Start this node here; may be repeated.")
+@ray_options
 @click.option(
     "--on-failure",
     type=click.Choice(["continue", "stop", "restart"]),
@@ -155,8 +160,11 @@ def launch(
     run_dir: Path | None,
     first_port: int | None,
     command: tuple[str, ...],
+    **engine: Any,
 ) -> None:
     """Start COMMAND once for each node of the file that belongs to this host, or with --hosts on all hosts.
+
+    With --engine ray, --nodes says how many, and Ray where they run; CLUSTER.yaml has settings, if there is one.
 
     Write -- before the command, so that its options are not taken for dpwa's.
     Each process finds its place in DPWA_CONFIG, DPWA_NODE, DPWA_RANK, DPWA_WORLD_SIZE and DPWA_RUN_DIR.
@@ -164,6 +172,7 @@ def launch(
     from dpwa.launch import local, resuming  # noqa: PLC0415 - see the module docstring
 
     policy = None if on_failure is None else local.OnFailure(on_failure)
+    on_ray = ray_options_of(engine, hosts_file=hosts_file, names=names, first_port=first_port, resumed_dir=resumed_dir)
     if resumed_dir is not None:
         if run_dir is not None or hosts_file is not None:
             raise click.UsageError(
@@ -179,17 +188,22 @@ def launch(
             first_port=first_port,
         )
         sys.exit(exit_code)
-    if cluster_file is None:
+    if cluster_file is None and on_ray is None:
         raise click.UsageError("Missing argument 'CLUSTER.yaml'.")
     if not command:
         raise click.UsageError("Missing argument '-- COMMAND...'.")
     options: dict[str, Any] = {
-        "names": names,
         "on_failure": policy or local.OnFailure.CONTINUE,
         "max_restarts": 5 if max_restarts is None else max_restarts,
         "run_dir": run_dir,
-        "first_port": first_port,
     }
+    if on_ray is not None:
+        from dpwa.launch.on_ray import RayOptions, launch_on_ray  # noqa: PLC0415 - see the module docstring
+
+        sys.exit(launch_on_ray(cluster_file, command, RayOptions(**on_ray), **options))
+    options |= {"names": names, "first_port": first_port}
+    if cluster_file is None:
+        return
     if hosts_file is None:
         sys.exit(local.launch(cluster_file, command, **options))
     from dpwa.launch.on_hosts import launch_on_hosts  # noqa: PLC0415 - see the module docstring

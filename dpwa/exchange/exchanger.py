@@ -261,6 +261,7 @@ class Exchanger:
             self._warned.add(key)
             _logger.warning("node %s: %s (further ones only in the journal)", node, result.reason)
         is_unreachable = result.outcome is Outcome.UNREACHABLE and peer not in self._one_way
-        if is_unreachable and self.context.membership.asks_and_never_answers(peer):
+        has_moved = self.meetings is not None and self.meetings.members.has_moved(peer)
+        if is_unreachable and not has_moved and self.context.membership.asks_and_never_answers(peer):
             self._one_way.add(peer)
             _logger.warning("node %s: %s; %s", node, result.reason, _ONE_WAY)

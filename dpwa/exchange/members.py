@@ -8,7 +8,9 @@ A table that somebody sends is a hint whom it may be worth asking, and never a f
 - A known member's address is changed by nobody else's word.
 - While nobody at all can be reached, this node is the one who is cut off, and forgets nobody.
 
-Members of the cluster file are never forgotten. Everything here has a bound.
+Members of the cluster file are never forgotten, but for one that cannot be reached any more and introduces itself from
+another address, as a node whose machine is lost: that one is forgotten like any other, and met there. Everything here
+has a bound.
 
 Must not know: sockets, threads, the clock, global random state; time and randomness are passed in. Runs in: the thread
 that makes the exchanges; `answer`, `knock` and `own` also in the Rx thread.
@@ -74,6 +76,8 @@ class Change(NamedTuple):
 class _Known:
     member: Member
     is_listed: bool
+    is_elsewhere: bool = False
+    """It has introduced itself from another address, and has not answered at its own since."""
     is_met: bool = False
     """It has answered this node: only such members are told of."""
     changed: int = 0
@@ -217,8 +221,10 @@ class Members:
         """Look at the nodes that have introduced themselves since the last time."""
         while self._knocks:
             claim = self._knocks.popleft()
-            if claim.name in self._known:
-                self._hear_of_known(self._known[claim.name], claim)
+            known = self._known.get(claim.name)
+            if known is not None:
+                known.is_elsewhere |= claim.address != known.member.address
+                self._hear_of_known(known, claim)
             else:
                 self._meet_stranger(claim, claim.name, now_s)
         self._publish()
@@ -346,6 +352,7 @@ class Members:
         if known is None:
             return
         known.failures = known.suspected_at = 0
+        known.is_elsewhere = False
         known.is_doubted = known.member.state is not MemberState.ALIVE
         if not known.is_met:
             known.is_met = True
@@ -363,6 +370,11 @@ class Members:
         if known.failures == 0:
             known.failing_s = now_s
         known.failures += 1
+
+    def has_moved(self, name: str) -> bool:
+        """Whether a member has introduced itself from another address, and does not answer at its own."""
+        known = self._known.get(name)
+        return known is not None and known.is_elsewhere
 
     @property
     def is_cut_off(self) -> bool:
@@ -390,7 +402,8 @@ class Members:
             known.judged = (known.member.number, known.member.state)
             if known.judged != (number, state):
                 known.bad_s = now_s
-            if not known.is_listed and self._is_over(known, now_s, is_cut_off=is_cut_off):
+            may_go = known.is_elsewhere or not known.is_listed
+            if may_go and self._is_over(known, now_s, is_cut_off=is_cut_off):
                 changes.append(self._bury(name, known, now_s))
             elif known.member.state is not state:
                 changes.append(Change(known.member))

@@ -32,6 +32,7 @@ __all__ = [
     "file_frame",
     "file_of",
     "frame",
+    "main_of",
 ]
 
 HELLO = b"dpwa far end "
@@ -43,6 +44,7 @@ MAX_FRAME_BYTES = 1 << 20
 MAX_ERRAND_BYTES = 16 << 20
 _HEAD = struct.Struct("!cI")
 _NAME_END = b"\0"
+_MAIN = "import sys; del sys.path[0]; from dpwa.launch.{} import main; main()"
 
 
 class BadWords(Exception):
@@ -124,6 +126,11 @@ class Errand:
         if not isinstance(found, dict):
             raise BadWords("expected an errand as a JSON object")
         return cls.from_fields(found)
+
+
+def main_of(module: str) -> str:
+    """What Python runs, after `-c`, to be one end of a node; without the current folder, in which anything may lie."""
+    return _MAIN.format(module)
 
 
 def frame(kind: bytes, payload: bytes) -> bytes:

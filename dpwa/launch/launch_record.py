@@ -11,10 +11,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from dpwa.errors import ConfigError
 from dpwa.observe.journal import node_folder
@@ -32,12 +33,13 @@ class LaunchRecord:
     Attributes:
         argv: the command and its arguments.
         folder: in which it was started.
-        cluster_file: absolute.
+        cluster_file: absolute; "" for none.
         names: nodes that it started.
         on_failure: see `dpwa launch`, also for the others.
         max_restarts: with `restart`.
         first_port: instead of the ports of the file; None: those of the file.
         hosts_file: absolute; "" for a launch on this host.
+        ray: what Ray was asked for; None for a launch without it.
     """
 
     argv: tuple[str, ...]
@@ -48,6 +50,7 @@ class LaunchRecord:
     max_restarts: int
     first_port: int | None = None
     hosts_file: str = ""
+    ray: Mapping[str, Any] | None = None
 
 
 def keep_record(run_dir: Path, record: LaunchRecord) -> None:

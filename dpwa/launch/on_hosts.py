@@ -9,32 +9,24 @@ Must not know: what the nodes compute, click. Runs in: the main thread.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import secrets
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpwa.config import hosts as host_names
 from dpwa.config import yaml_file
 from dpwa.errors import ConfigError, DpwaError
-from dpwa.launch.far_end import LAUNCHER_FILE
-from dpwa.launch.far_words import Errand
+from dpwa.launch.far_commands import LOST_S, Way, far_commands, remove_orders
+from dpwa.launch.far_words import main_of
 from dpwa.launch.guard import GRACE_S, SAVING_TIMEOUT_S
 from dpwa.launch.hosts_file import Host, read_hosts
 from dpwa.launch.launch_record import LaunchRecord, keep_record
-from dpwa.launch.local import NodeCommand, OnFailure, copy_name, make_run_dir, report, run_shown, tell
-from dpwa.launch.output import prefix_chars
-from dpwa.launch.terminal import size_variables
-from dpwa.observe.bounded_file import older_generation
-from dpwa.observe.journal import EVENTS_FILE, METRICS_FILE, OUTPUT_FILE, node_folder, output_max_bytes
+from dpwa.launch.local import OnFailure, make_run_dir, report, run_shown, tell
 from dpwa.transport.key_folder import KeyFolder
 from dpwa.transport.run_keys import run_keys
 
@@ -43,17 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = ["LOST_S", "launch_on_hosts"]
 
-LOST_S = 60.0
-"""Without a word for so long, either side takes the connection for lost: ssh here after three quarters of it."""
-
 _SSH_ASKS = 3
 _CONNECT_TIMEOUT_S = 10
 _AT_ONCE, _PAUSE_S = 8, 1.0
 """So many logins to one host at once, and then a pause: an ssh server refuses at random above ten."""
 
-_ORDER_FILE = "ssh.json"
 _KEYS = "keys"
-_MAIN = "import sys; del sys.path[0]; from dpwa.launch.{} import main; main()"
 
 
 def launch_on_hosts(
@@ -127,16 +114,14 @@ def launch_on_hosts(
     try:
         with _keys_of_run(run_dir, chosen if makes_keys else ()):
             keys = run_dir / _KEYS if makes_keys else keys
-            commands = _commands(config, places, argv, run_dir, on_failure, keys)
+            commands = far_commands(config, _ways(places), argv, run_dir, on_failure, keys, lost_s=LOST_S)
             limit_s = GRACE_S + SAVING_TIMEOUT_S + LOST_S  # the far end keeps the time, as far as it can be reached
             run = run_shown(commands, on_failure, max_restarts, _nothing, _nothing_said, limit_s)
             ends, signal_number = asyncio.run(run)
     except OSError as error:
         raise DpwaError(f"launching {', '.join(chosen)}: the operating system refused: {error}") from error
     finally:
-        for name in chosen:
-            (node_folder(run_dir, name) / _ORDER_FILE).unlink(missing_ok=True)
-        (run_dir / LAUNCHER_FILE).unlink(missing_ok=True)
+        remove_orders(run_dir, chosen)
     return report(ends, signal_number, run_dir, has_peers=not config.is_alone)
 
 
@@ -219,94 +204,26 @@ def _tell_places(places: Mapping[str, Host], run_dir: Path, hosts: Sequence[Host
             tell(f"dpwa: {hosts_file}:{host.line}: nothing is started on {host}, where no node of these is")
 
 
-def _commands(
-    config: ClusterConfig,
-    places: Mapping[str, Host],
-    argv: Sequence[str],
-    run_dir: Path,
-    on_failure: OnFailure,
-    keys: Path | None,
-) -> list[NodeCommand]:
-    names = list(places)
-    config_name = copy_name(config, run_dir, config.to_yaml())
-    token = secrets.token_hex(16)
-    (run_dir / LAUNCHER_FILE).write_text(token, encoding="ascii")
-    common = {
-        "DPWA_ON_FAILURE": on_failure.value,
-        "DPWA_WORLD_SIZE": str(len(config.nodes)),
-        **size_variables(prefix_chars(names), dict(os.environ)),
-    }
-    environment = {name: value for name, value in os.environ.items() if name != "DPWA_LAUNCH_ID"}
-    is_whole = len(names) == len(config.nodes) and not config.is_newcomer
-    first_life = {"DPWA_IS_AGAIN": "", **({"DPWA_LAUNCH_ID": secrets.token_hex(8)} if is_whole else {})}
-    ranks = {node.name: rank for rank, node in enumerate(config.nodes)}
+def _ways(places: Mapping[str, Host]) -> dict[str, Way]:
     seen: dict[Host, int] = {}
-    commands = []
+    ways = {}
     for name, host in places.items():
-        node = config.node(name)
-        errand = Errand(
-            node=name,
-            argv=tuple(argv),
-            environment={**common, "DPWA_NODE": name, "DPWA_RANK": str(ranks[name])},
-            run_dir=_far(run_dir),
-            config_name=config_name,
-            config=config.to_yaml(),
-            host=node.host,
-            port=node.port,
-            neighbours=list(places.values()).count(host),
-            lost_s=LOST_S,
-            token=token,
-        )
         before = seen.get(host, 0)
         seen[host] = before + 1
-        order = _order(errand, host, run_dir, keys, delay_s=before // _AT_ONCE * _PAUSE_S)
-        folder = node_folder(run_dir, name)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _ORDER_FILE).write_text(
-            json.dumps({**order, "files_max_bytes": config.journal_max_bytes}), encoding="utf-8"
-        )
-        commands.append(
-            NodeCommand(
-                name=name,
-                argv=(sys.executable, "-c", _MAIN.format("over_ssh"), str(folder / _ORDER_FILE)),
-                environment={**environment, "DPWA_IS_AGAIN": "1"},
-                output_path=folder / OUTPUT_FILE,
-                output_max_bytes=output_max_bytes(config.journal_max_bytes),
-                first_life=first_life,
-            )
-        )
-    return commands
-
-
-def _far(run_dir: Path) -> str:
-    """The run folder as the hosts have it: within their folder, if it is within the present one."""
-    with suppress(ValueError):
-        return str(run_dir.relative_to(Path.cwd()))
-    return str(run_dir)
-
-
-def _order(errand: Errand, host: Host, run_dir: Path, keys: Path | None, *, delay_s: float) -> dict[str, Any]:
-    """What `over_ssh` is told."""
-    files = [Path(name) for name in (EVENTS_FILE, METRICS_FILE)]
-    return {
-        "errand": {key: value for key, value in asdict(errand).items() if key not in ("secret", "allowed")},
-        "ssh": [
-            "ssh",
-            *_options(),
-            *_port_words(host),
-            host.destination,
-            _there(host, f"-c {shlex.quote(_MAIN.format('far_end'))}"),
-        ],
-        "told": str(host),
-        "try": shlex.join(
-            ["ssh", "-o", "BatchMode=yes", *_port_words(host), host.destination, _there(host, "-m dpwa --version")]
-        ),
-        "keys": None if keys is None else str(keys),
-        "run_dir": str(run_dir),
-        "node_dir": str(node_folder(run_dir, errand.node)),
-        "files": [name for file in files for name in (older_generation(file).name, file.name)],
-        "delay_s": delay_s,
-    }
+        order = {
+            "ssh": [
+                "ssh",
+                *_options(),
+                *_port_words(host),
+                host.destination,
+                _there(host, f"-c {shlex.quote(main_of('far_end'))}"),
+            ],
+            "try": shlex.join(
+                ["ssh", "-o", "BatchMode=yes", *_port_words(host), host.destination, _there(host, "-m dpwa --version")]
+            ),
+        }
+        ways[name] = Way(host, str(host), "over_ssh", order, delay_s=before // _AT_ONCE * _PAUSE_S)
+    return ways
 
 
 def _options() -> list[str]:

@@ -16,6 +16,7 @@ from dpwa.errors import ConfigError
 from dpwa.launch.launch_record import LaunchRecord, read_record
 from dpwa.launch.local import CONFIG_NAME, OnFailure, launch, tell
 from dpwa.launch.on_hosts import launch_on_hosts
+from dpwa.launch.on_ray import RayOptions, launch_on_ray
 
 __all__ = ["resume"]
 
@@ -51,6 +52,8 @@ def resume(
     run_dir = run_dir.absolute()
     record = read_record(run_dir)
     port = record.first_port if first_port is None else first_port
+    if record.ray is not None:
+        return _resume_on_ray(run_dir, record, cluster_file, argv, on_failure, max_restarts)
     if record.hosts_file:
         # Its copy in the run folder has nodes and keys that the file need not have.
         with _in_folder(record.folder):
@@ -74,6 +77,31 @@ def resume(
             max_restarts=record.max_restarts if max_restarts is None else max_restarts,
             run_dir=run_dir,
             first_port=port,
+        )
+
+
+def _resume_on_ray(
+    run_dir: Path,
+    record: LaunchRecord,
+    cluster_file: Path | None,
+    argv: Sequence[str],
+    on_failure: OnFailure | None,
+    max_restarts: int | None,
+) -> int:
+    """As many nodes as then, wherever Ray has room for them now."""
+    try:
+        options = RayOptions(**(record.ray or {}))
+    except TypeError as error:
+        raise ConfigError(f"{run_dir}: its record of a launch on Ray is damaged ({error}); launch it anew") from error
+    file = Path(record.cluster_file) if record.cluster_file else None
+    with _in_folder(record.folder):
+        return launch_on_ray(
+            file if cluster_file is None else cluster_file.absolute(),
+            argv or record.argv,
+            options,
+            on_failure=on_failure or OnFailure(record.on_failure),
+            max_restarts=record.max_restarts if max_restarts is None else max_restarts,
+            run_dir=run_dir,
         )
 
 

@@ -330,6 +330,36 @@ def test_members_of_the_file_are_suspected_and_never_forgotten():
     assert set(known(of)) == {"w2", "w3"}
 
 
+def test_a_member_of_the_file_that_is_gone_and_comes_back_elsewhere_is_met_there():
+    of = members("w2", "w3")
+    fail(of, "w3", 3)
+    of.judge(0.0)
+    moved = entry("w3", port=22003)
+    told = of.answer("w3", [moved], random.Random(0))
+    assert told[1] == entry("w3", 0, SUSPECT), "by this it learns what it has to refute"
+    of.knock(0.0)
+    assert of.has_moved("w3"), "which is no case for a warning that it answers to nobody"
+    assert not of.has_moved("w2")
+    assert [change.is_gone for change in of.judge(DEAD_S)] == [True]
+    of.answer("w3", [moved._replace(number=1)], random.Random(0))
+    of.knock(DEAD_S)
+    assert of.strangers.next(DEAD_S).member.address == moved.address
+    assert of.joined("w3", moved._replace(number=1), DEAD_S, 0.1).is_new
+    assert known(of)["w3"] == moved._replace(number=1)
+
+
+def test_a_member_of_the_file_that_answers_at_its_address_is_not_forgotten_whoever_uses_its_name_elsewhere():
+    of = members("w2", "w3")
+    fail(of, "w3", 1)
+    of.answer("w3", [entry("w3", 7, port=22003)], random.Random(0))
+    of.knock(0.0)
+    of.answered("w3")
+    fail(of, "w3", 5)
+    of.judge(1.0)
+    assert of.judge(1e6) == []
+    assert known(of)["w3"].address == entry("w3").address
+
+
 def test_a_node_that_reaches_nobody_forgets_nobody():
     of = members()
     joined(of, "w2", "w3")

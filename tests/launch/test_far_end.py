@@ -19,8 +19,7 @@ from engine_runs import environment
 from ssh_server import SshServer
 
 from dpwa._version import __version__
-from dpwa.launch.far_words import END, EVENT, HELLO, OUTPUT, Errand, Frames
-from dpwa.launch.on_hosts import _MAIN
+from dpwa.launch.far_words import END, EVENT, HELLO, OUTPUT, Errand, Frames, main_of
 from dpwa.launch.ports import free_ports
 from support import wait_until
 
@@ -48,7 +47,7 @@ class FarEnd:
 
     def __init__(self, folder: Path, errand: Errand) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN.format("far_end")],
+            [sys.executable, "-c", main_of("far_end")],
             cwd=folder,
             env=environment(),
             stdin=subprocess.PIPE,

@@ -157,7 +157,7 @@ class Launch:
         found = {}
         for end in psutil.Process(self.process.pid).children():
             words = end.cmdline()
-            if words and words[-1].endswith("ssh.json"):
+            if words and words[-1].endswith("far.json"):
                 (ssh,) = end.children()
                 found[Path(words[-1]).parent.name] = (end, ssh)
         return found

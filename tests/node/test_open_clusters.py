@@ -171,6 +171,32 @@ def test_one_that_vanishes_is_suspected_and_then_forgotten(train, monkeypatch):
         assert "w9" not in context.fetcher.history._given
 
 
+@pytest.mark.parametrize("says_goodbye", [True, False])
+def test_a_node_of_the_file_that_is_lost_comes_back_at_another_address(
+    train, tmp_path, monkeypatch, caplog, says_goodbye
+):
+    """As where its machine is lost: the others have the old address in their files."""
+    monkeypatch.setattr(rules, "DEAD_S", 2.0)
+    ports = free_ports(4)
+    make_keys(tmp_path / "keys", ["w1", "w2", "w3"])
+    settings = {"keys": str(tmp_path / "keys")}
+    *others, lost = cluster(train, ports[:3], **settings)
+    if not says_goodbye:
+        monkeypatch.setattr(lost.node._belonging, "leave", lambda _wake: None)
+    lost.end()
+    again = train(open_config(["w1", "w2", "w3"], [*ports[:2], ports[3]], [ports[0]], **settings), "w3", 1.0)
+    known = [training.node._parts.context for training in others]
+
+    def is_met() -> bool:
+        at = [training.node._belonging._members._by_name.get("w3") for training in others]
+        return all(member is not None and member.port == ports[3] and member.state is ALIVE for member in at)
+
+    until(is_met, "it is met at its new address")
+    all_know([*others, again])
+    wait_until(lambda: all(context.flow_control.scores().get("w3", 0) > 500 for context in known), "they pull from it")
+    assert "nothing leads to it" not in caplog.text, "it is no node behind a router"
+
+
 def test_a_node_without_a_member_trains_alone_and_joins_when_there_is_one(train, monkeypatch, caplog):
     monkeypatch.setattr(belonging, "_LOOK_FOR_MEMBERS_S", 0.3)
     ports = free_ports(2)
