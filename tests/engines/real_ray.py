@@ -81,7 +81,12 @@ class Machines:
         self.second = self.add()
 
     def add(self) -> Any:
-        return patiently(lambda: self.cluster.add_node(num_cpus=CPUS, **OF_EACH))
+        here = Path.cwd()
+        os.chdir("/")  # what stays is not to look like something of the present test
+        try:
+            return patiently(lambda: self.cluster.add_node(num_cpus=CPUS, **OF_EACH))
+        finally:
+            os.chdir(here)
 
     def lose_second(self) -> None:
         self.cluster.remove_node(self.second, allow_graceful=False)
