@@ -56,13 +56,12 @@ def test_nodes_of_unequal_pace_make_their_outer_steps_together(in_memory, paces)
     assert in_vain(in_memory) <= 0.3 * sum(made)
 
 
-def test_without_it_a_slow_node_finds_few_partners_and_the_others_lose_outer_steps(in_memory):
+def test_without_it_a_slow_node_finds_few_partners(in_memory):
     begin(in_memory, SLOW, method="noloco", noloco={"every": EVERY})
     train(in_memory, SLOW, 25 * EVERY)
     made = numbers(in_memory, "outer_steps")
     assert numbers(in_memory, "local_steps") == [EVERY] * 4
-    assert made[3] <= 8
-    assert in_vain(in_memory) > sum(made)
+    assert made[3] <= 0.5 * 25
 
 
 def test_equal_nodes_keep_every(in_memory):
@@ -103,12 +102,22 @@ def spent(cluster: Cluster, gradients: np.ndarray) -> np.ndarray:
     return steps[:, None] * gradients - (cluster.vectors() - anchors)
 
 
+def train_until_all_are_one(cluster: Cluster, gradients: np.ndarray) -> None:
+    """Until all models are of one lineage: nobody takes over another's any more, and anchors move by pairs alone."""
+    for _ in range(50):
+        train(cluster, SLOW, EVERY, gradients)
+        boundaries = [node._boundary for node in cluster.nodes]
+        if len({one.state.lineage for one in boundaries}) == 1 and not any(one.joining.is_on for one in boundaries):
+            return
+    pytest.fail("the nodes never became one cluster")
+
+
 @pytest.mark.parametrize("by_speed", [True, False])
 def test_each_local_step_of_each_node_moves_the_mean_by_the_same_amount_however_many_it_makes(in_memory, by_speed):
     """Exactly beta / (1 - mu) times its share of the mean: a node that makes fewer steps is not scaled up."""
     gradients = np.random.default_rng(3).normal(1.0, 0.3, size=(4, 3))
     begin(in_memory, SLOW, method="noloco", noloco={"every": EVERY, "by_speed": by_speed})
-    train(in_memory, SLOW, 3 * EVERY, gradients)  # all have joined, and each anchor stands where its node began
+    train_until_all_are_one(in_memory, gradients)
     before, spent_before = conserved(in_memory), spent(in_memory, gradients)
     train(in_memory, SLOW, 15 * EVERY, gradients)
     options = in_memory.config.noloco
