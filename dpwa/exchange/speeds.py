@@ -31,7 +31,7 @@ _FACTOR = 1.1
 _LEAST_OWN_STEPS = 4
 _LEAST_STEPS = 24
 
-# Questions between two outer steps of the fastest node, if no other answers come.
+# Questions in as many steps of this node as `every`, if no other answers come.
 _QUESTIONS = 16
 
 

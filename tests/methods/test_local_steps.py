@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from method_support import anchors_with_momentum, settle
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.config.describe import describe
@@ -25,13 +26,17 @@ def begin(cluster: Cluster, paces: Sequence[int], **settings: object) -> None:
     cluster.start([VectorModel(np.zeros(3)) for _ in paces], **settings)
 
 
-def train(cluster: Cluster, paces: Sequence[int], ticks: int, gradients: np.ndarray | None = None) -> None:
-    """So many ticks; each node's step adds its own gradient, or 1."""
+def train(cluster: Cluster, paces: Sequence[int], ticks: int, gradients: np.ndarray | None = None) -> np.ndarray:
+    """So many ticks; each node's step adds its own gradient, or 1. What each has added, shape (nodes, size)."""
+    added = np.zeros(cluster.vectors().shape)
     for tick in range(ticks):
         for index, (node, pace) in enumerate(zip(cluster.nodes, paces, strict=True)):
             if tick % pace == 0:
-                cluster.models[index].vector += 1.0 if gradients is None else gradients[index]
+                gradient = 1.0 if gradients is None else gradients[index]
+                cluster.models[index].vector += gradient
+                added[index] += gradient
                 node.step(1.0)
+    return added
 
 
 def numbers(cluster: Cluster, key: str) -> list[float]:
@@ -88,24 +93,17 @@ def test_nodes_that_begin_one_after_the_other_all_meet_each_other(in_memory, tmp
     assert np.abs(vectors - vectors.mean(axis=0)).max() < 0.15  # 0.25 and more in fixed pairs
 
 
-def conserved(cluster: Cluster) -> np.ndarray:
-    """The mean of phi + mu m / (1 - mu), which a pair moves by beta / (1 - mu) times its mean D and by nothing else."""
-    mu = cluster.config.noloco.momentum
-    outers = [node.state_dict()["of_method"]["outer"] for node in cluster.nodes]
-    return np.mean([outer["anchor.0"] + mu / (1 - mu) * outer["momentum.0"] for outer in outers], axis=0)
-
-
-def spent(cluster: Cluster, gradients: np.ndarray) -> np.ndarray:
-    """What each node's steps have added that went into an outer step; shape (nodes, size)."""
+def gone_on(cluster: Cluster) -> np.ndarray:
+    """How far each model is from its anchor: steps that went into no outer step yet; shape (nodes, size)."""
     anchors = np.stack([node.state_dict()["of_method"]["outer"]["anchor.0"] for node in cluster.nodes])
-    steps = np.array([node.statistics().step for node in cluster.nodes])
-    return steps[:, None] * gradients - (cluster.vectors() - anchors)
+    return cluster.vectors() - anchors
 
 
 def train_until_all_are_one(cluster: Cluster, gradients: np.ndarray) -> None:
     """Until all models are of one lineage: nobody takes over another's any more, and anchors move by pairs alone."""
     for _ in range(50):
         train(cluster, SLOW, EVERY, gradients)
+        settle(cluster)
         boundaries = [node._boundary for node in cluster.nodes]
         if len({one.state.lineage for one in boundaries}) == 1 and not any(one.joining.is_on for one in boundaries):
             return
@@ -114,15 +112,20 @@ def train_until_all_are_one(cluster: Cluster, gradients: np.ndarray) -> None:
 
 @pytest.mark.parametrize("by_speed", [True, False])
 def test_each_local_step_of_each_node_moves_the_mean_by_the_same_amount_however_many_it_makes(in_memory, by_speed):
-    """Exactly beta / (1 - mu) times its share of the mean: a node that makes fewer steps is not scaled up."""
+    """A pair moves the mean of phi + mu m / (1 - mu) by beta / (1 - mu) times its share of the mean D, exactly.
+
+    So a node that makes fewer steps is not scaled up.
+    """
     gradients = np.random.default_rng(3).normal(1.0, 0.3, size=(4, 3))
     begin(in_memory, SLOW, method="noloco", noloco={"every": EVERY, "by_speed": by_speed})
     train_until_all_are_one(in_memory, gradients)
-    before, spent_before = conserved(in_memory), spent(in_memory, gradients)
-    train(in_memory, SLOW, 15 * EVERY, gradients)
+    before, gone_on_before = anchors_with_momentum(in_memory), gone_on(in_memory)
+    added = train(in_memory, SLOW, 15 * EVERY, gradients)
+    settle(in_memory)
     options = in_memory.config.noloco
-    went = (spent(in_memory, gradients) - spent_before).mean(axis=0)
-    np.testing.assert_allclose(conserved(in_memory) - before, options.beta / (1 - options.momentum) * went, rtol=1e-9)
+    spent = added - (gone_on(in_memory) - gone_on_before)
+    expected = options.beta / (1 - options.momentum) * spent.mean(axis=0)
+    np.testing.assert_allclose(anchors_with_momentum(in_memory) - before, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("by_speed", "of_slow"), [(False, 2), (True, 10)])
