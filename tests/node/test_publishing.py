@@ -28,7 +28,8 @@ def test_the_gaps_between_groups_of_tensors_hold_zeros_and_nothing_of_the_proces
     total_bytes = source.layout.total_bytes
     secrets = [np.full(total_bytes, 0xAB, np.uint8) for _ in range(10)]
     del secrets  # numpy hands small blocks out again as they are
-    publisher = SnapshotPublisher(source, SimpleNamespace(serving=Serving(), close=lambda: None), slots=3)
+    service = SimpleNamespace(serving=Serving(), keeps_rounds=False, close=lambda: None)
+    publisher = SnapshotPublisher(source, service, slots=3)
     gap = np.ones(total_bytes, bool)
     for section in source.layout.sections:
         gap[section.start_byte : section.stop_byte] = False
