@@ -70,10 +70,12 @@ class TransportError(DpwaError):
 
     Attributes:
         peer: name of the peer, as in the cluster file.
+        late_s: how long after its deadline the exchange was given up: for so long this process did not run itself.
     """
 
     def __init__(self, peer: str, message: str) -> None:
         self.peer = peer
+        self.late_s = 0.0
         super().__init__(f"peer {peer}: {message}")
 
 

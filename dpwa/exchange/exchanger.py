@@ -43,10 +43,9 @@ _OUTCOME_OF_ERROR: dict[type[TransportError], Outcome] = {
 # Models that a median is taken of.
 _OF_MEDIAN = 3
 
-# What ends so much later than its deadline was held up by this node itself. A pull is one ask; a pair has several,
-# each with a deadline of its own.
+# Every wait ends in time by itself. What ends so much later than its deadline was held up by this node, which did not
+# run, and the peer may well have answered.
 _STALLED_S = 0.5
-_ASKS = {ExchangeKind.PULL: 1, ExchangeKind.PUSH: 2, ExchangeKind.PAIR: 4}
 
 _ONE_WAY = (
     "but it asks this node, so it lives. Its host and port in the cluster file must lead to it from here (`bind` says "
@@ -193,7 +192,7 @@ class Exchanger:
             client: the way there.
             another: one more model is to be pulled into this, for a median.
         """
-        kind, began_s = request.plan.kind, self.context.monotonic_s()
+        kind = request.plan.kind
         try:
             if another is not None:
                 result: ExchangeResult | None = self._puller.another(peer, request, client, another)
@@ -213,11 +212,8 @@ class Exchanger:
                 outcome = Outcome.GONE
             received_bytes = error.received_bytes if isinstance(error, PeerTimeout) else 0
             result = replace(request.ended(outcome, peer, str(error)), received_bytes=received_bytes)
-            lasted_s = self.context.monotonic_s() - began_s
-            longest_s = client.patience_s * _ASKS.get(kind or ExchangeKind.PULL, 1)
-            if client.patience_s > 0 and lasted_s > longest_s + _STALLED_S:
-                # Every wait ends in time by itself: this process did not run. The peer may well have answered.
-                return replace(result, reason=f"{result.reason}; this node stood still for {lasted_s:.1f} s itself")
+            if error.late_s > _STALLED_S:
+                return replace(result, reason=f"{result.reason}; this node stood still for {error.late_s:.1f} s itself")
         if result is not None:
             self._score(peer, result)
         return result

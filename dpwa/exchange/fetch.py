@@ -287,7 +287,9 @@ class Fetcher:
         if (peer, is_final) not in self._warned:
             self._warned.add((peer, is_final))
             _logger.warning("node %s: the link to peer %s is slow: %s; %s", self.identity.node, peer, text, advice)
-        return PeerTimeout(peer, text, received_bytes=came_bytes, transfer_s=transfer_s)
+        told = PeerTimeout(peer, text, received_bytes=came_bytes, transfer_s=transfer_s)
+        told.late_s = error.late_s
+        return told
 
     def _not_finite(self, peer: str, staging: Staging, reference: Snapshot | None) -> tuple[Outcome, str]:
         """Whose values are not finite, this node's or those that came from a peer; outcome and reason."""

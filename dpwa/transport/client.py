@@ -192,6 +192,7 @@ class ZmqClient:
         longest_s = self._patience.longest_s if within_s is None else min(self._patience.longest_s, within_s)
         first_word_end_s = start_s + min(self._timeout_s, longest_s)
         self._close_flooded()
+        asking: Asking | None = None
         try:
             connection = self._connected(peer, start_s, first_word_end_s)
             asked_s = time.monotonic()
@@ -213,11 +214,13 @@ class ZmqClient:
         except zmq.Again as error:  # the connection broke between the poll and the send
             self._hang_up(peer)
             raise PeerUnreachable(peer, "connection lost before the request was sent") from error
-        except PeerTimeout as error:
-            self._timed_out(peer, asking, error)
-            raise
-        except (PeerUnreachable, RemoteProtocolError):
-            self._hang_up(peer)
+        except (PeerTimeout, PeerUnreachable, RemoteProtocolError) as error:
+            deadline_s = first_word_end_s if asking is None else asking.deadline_s
+            error.late_s = max(0.0, time.monotonic() - deadline_s)
+            if asking is not None and isinstance(error, PeerTimeout):
+                self._timed_out(peer, asking, error)
+            else:
+                self._hang_up(peer)
             raise
         self._patience.answered(peer, asking.answered_after_s)
         self._heard.add(peer)

@@ -11,6 +11,7 @@ from method_support import METHODS, conservation, masses, settle
 from slow_link import SlowLink
 
 from dpwa.config.cluster import ClusterConfig
+from dpwa.exchange.patience import Patience
 from dpwa.launch.ports import free_ports
 from dpwa.methods.base import Conservation
 from dpwa.node.node import Node
@@ -106,6 +107,19 @@ def test_whole_models_are_exchanged_again_when_the_link_has_become_fast(linked):
         return len(bytes_in) > 1 and bytes_in[-1] - bytes_in[-2] >= SIZE
 
     wait_until(is_whole, "a whole model, rounded at most")
+
+
+def test_a_peer_is_blamed_for_a_transfer_that_was_given_more_than_the_timeout_and_failed(linked, tmp_path, monkeypatch):
+    monkeypatch.setattr(ClusterConfig, "longest_s", 2.0)
+    monkeypatch.setattr(Patience, "rest_s", lambda *_: 1.9)
+    cluster, _ = linked()
+    w1 = cluster.nodes[0]
+    wait_until(lambda: cluster.step_all() or w1.statistics().exchanges.get("timed_out", 0) > 0, "a timeout", LONG_S)
+    assert w1._parts.wiring.exchanger.context.flow_control.is_failing("w2")
+    cluster.close()
+    failed = next(event for event in _events(tmp_path, "w1") if event["outcome"] == "timed_out")
+    assert float(re.search(r" came in ([\d.]+) s \(", failed["reason"])[1]) >= 1.8
+    assert "stood still" not in failed["reason"]
 
 
 SMALL = 100_000  # float64: 0.8 MB, as int8 0.1 MB
