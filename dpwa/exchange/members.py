@@ -6,7 +6,8 @@ A table that somebody sends is a hint whom it may be worth asking, and never a f
 - A member is forgotten when this node itself could not reach it, however many say that it is dead or has left. What
   others say only makes it be asked soon, and one failure is enough where the others are right.
 - A known member's address is changed by nobody else's word.
-- While nobody at all can be reached, this node is the one who is cut off, and forgets nobody.
+- While nobody at all can be reached, this node is the one who is cut off, and forgets nobody, but for a member that has
+  introduced itself from another address meanwhile: it is reached, so it is not cut off from that one.
 
 Members of the cluster file are never forgotten, but for one that cannot be reached any more and introduces itself from
 another address, as a node whose machine is lost: that one is forgotten like any other, and met there. Everything here
@@ -423,7 +424,7 @@ class Members:
             return False
         if known.member.state is MemberState.LEFT:
             return True
-        if is_cut_off or known.failures < SUSPECT_AFTER:
+        if known.failures < SUSPECT_AFTER or (is_cut_off and not known.is_elsewhere):
             return False
         if known.member.state is MemberState.DEAD:
             return True

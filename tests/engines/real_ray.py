@@ -89,6 +89,13 @@ class Machines:
             os.chdir(here)
 
     def lose_second(self) -> None:
+        """All that runs there ends at once: nothing is saved, and nobody says how anything ended."""
+        (raylet,) = self.second.all_processes["raylet"]
+        there = psutil.Process(raylet.process.pid).children(recursive=True)
+        for end in (psutil.Process.suspend, psutil.Process.kill):
+            for process in there:
+                with suppress(psutil.Error):
+                    end(process)
         self.cluster.remove_node(self.second, allow_graceful=False)
         self.second = None
 
@@ -242,24 +249,19 @@ def test_a_node_that_is_killed_and_one_whose_machine_is_lost_train_on(launches, 
     assert launch.said(killed, "first")[-1] > 0, "from its checkpoint"
     assert launch.said(killed, "address")[-1] == before[killed], "in the same place"
 
-    victim = psutil.Process(launch.said(on_second, "pid")[-1])
     machines.lose_second()
-    with suppress(psutil.Error):
-        victim.kill()  # a machine that is lost saves nothing
     launch.wait_lines(rf"{on_second} \| \[dpwa\] Ray('s process for| has lost the machine)")
     launch.wait_for(lambda: len(launch.said(on_second, "first")) == 2)
     assert launch.said(on_second, "first")[-1] > 0, "from its checkpoint, on the disk that both share"
     assert launch.said(on_second, "address")[-1] != before[on_second], "in another place"
     others = [name for name in names if name != on_second]
     launch.wait_for(lambda: all(on_second in launch.said(name, "members")[-1] for name in others))
-    met = {name: member_events(tmp_path / "run", name, on_second) for name in others}
     wait_until(
         lambda: all(
             ("joined", launch.said(on_second, "address")[-1]) in member_events(tmp_path / "run", name, on_second)
             for name in others
         )
     )
-    assert all(met.values())
 
     launch.process.send_signal(signal.SIGTERM)
     assert launch.end() == 143

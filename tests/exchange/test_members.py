@@ -348,6 +348,20 @@ def test_a_member_of_the_file_that_is_gone_and_comes_back_elsewhere_is_met_there
     assert known(of)["w3"] == moved._replace(number=1)
 
 
+def test_a_node_whose_peers_have_all_moved_is_not_cut_off_and_meets_them_where_they_are():
+    of = members("w2", "w3")
+    for name in ("w2", "w3"):
+        fail(of, name, 3)
+    of.judge(0.0)
+    assert of.is_cut_off
+    of.answer("w3", [entry("w3", 1, port=22003)], random.Random(0))
+    of.knock(0.0)
+    assert [change.member.name for change in of.judge(DEAD_S) if change.is_gone] == ["w3"]
+    of.answer("w2", [entry("w2", 1, port=22002)], random.Random(0))
+    of.knock(DEAD_S)
+    assert [change.member.name for change in of.judge(DEAD_S) if change.is_gone] == ["w2"]
+
+
 def test_a_member_of_the_file_that_answers_at_its_address_is_not_forgotten_whoever_uses_its_name_elsewhere():
     of = members("w2", "w3")
     fail(of, "w3", 1)
