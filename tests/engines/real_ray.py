@@ -231,6 +231,41 @@ def test_four_nodes_need_no_file_and_end_with_one_model(launches, tmp_path):
     print(f"places after {placed_s:.1f} s")
 
 
+WITHOUT_DPWA = """
+import subprocess, sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
+class Actor:
+    def run(self):
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+ray.get([actor.run.remote() for actor in [Actor.remote() for _ in range(4)]])
+"""
+STARTS = """
+import time, torch, dpwa
+model = torch.nn.Linear(2, 1)
+node = dpwa.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+print("is there", flush=True)
+time.sleep(600)
+"""
+
+
+def test_four_nodes_start_at_most_three_seconds_later_than_four_actors_that_import_torch(launches, machines, tmp_path):
+    (tmp_path / "starts.py").write_text(STARTS)
+    bare_s, dpwa_s = [], []
+    for _ in range(3):
+        begin_s = time.monotonic()
+        command = [sys.executable, "-c", WITHOUT_DPWA, machines.cluster.address]
+        subprocess.run(command, env=environment(**OF_RAY), check=True, capture_output=True, timeout=DEADLINE_S)
+        bare_s.append(time.monotonic() - begin_s)
+        launch = launches("--nodes", "4", "--", "python", "starts.py")
+        launch.wait_lines(r"w\d \| is there", 4)
+        dpwa_s.append(time.monotonic() - launch.begin_s)
+        launch.process.send_signal(signal.SIGTERM)
+        launch.end()
+    print(f"four actors: {min(bare_s):.1f} s; four nodes: {min(dpwa_s):.1f} s (each the best of three)")
+    assert min(dpwa_s) - min(bare_s) <= 3.0
+
+
 def test_a_node_that_is_killed_and_one_whose_machine_is_lost_train_on(launches, machines, tmp_path):
     (tmp_path / "cluster.yaml").write_text("checkpoint: {every_s: 0.2}\nrun: lost\n")
     launch = launches(
