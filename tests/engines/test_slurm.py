@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from engine_runs import TRAINER, environment, said_in
 from slurm_cluster import program, slurm_cluster, why_not
+from start_times import MOST_S, NODES, extra_s
 
 from dpwa.observe.bounded_file import read_records
 from dpwa.observe.process_use import read_process
@@ -44,6 +45,13 @@ def test_srun_on_two_hosts_needs_no_list_of_nodes(slurm, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=slurm, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
     said_in(tmp_path, 4)
+
+
+def test_four_nodes_start_at_most_three_seconds_later_than_four_tasks_that_import_torch(slurm, tmp_path):
+    def command(words: list[str]) -> list[list[str]]:
+        return [[program("srun"), "-N2", "-n", f"{NODES}", *words]]
+
+    assert extra_s(tmp_path, command, command, SLURM_CONF=slurm["SLURM_CONF"]) <= MOST_S
 
 
 def test_when_one_task_is_killed_the_others_train_on_to_the_end(slurm, tmp_path):
