@@ -170,8 +170,9 @@ def launch(
     Each process finds its place in DPWA_CONFIG, DPWA_NODE, DPWA_RANK, DPWA_WORLD_SIZE and DPWA_RUN_DIR.
     """
     from dpwa.launch import local, resuming  # noqa: PLC0415 - see the module docstring
+    from dpwa.launch.processes import OnFailure  # noqa: PLC0415
 
-    policy = None if on_failure is None else local.OnFailure(on_failure)
+    policy = None if on_failure is None else OnFailure(on_failure)
     on_ray = ray_options_of(engine, hosts_file=hosts_file, names=names, first_port=first_port, resumed_dir=resumed_dir)
     if resumed_dir is not None:
         if run_dir is not None or hosts_file is not None:
@@ -193,7 +194,7 @@ def launch(
     if not command:
         raise click.UsageError("Missing argument '-- COMMAND...'.")
     options: dict[str, Any] = {
-        "on_failure": policy or local.OnFailure.CONTINUE,
+        "on_failure": policy or OnFailure.CONTINUE,
         "max_restarts": 5 if max_restarts is None else max_restarts,
         "run_dir": run_dir,
     }

@@ -33,8 +33,8 @@ def keys() -> None:
 @click.option("--signer", is_flag=True, help="Also make a key that signs those of nodes which are invited later.")
 def keys_init(cluster_file: Path, *, signer: bool) -> None:
     """Make a key for each node of the file that has none, in the folder that its `keys` names."""
-    from dpwa.transport.allowed_list import ALLOWED_FILE  # noqa: PLC0415 - see the module docstring
     from dpwa.transport.invitations import SIGNING_FILE, make_signer  # noqa: PLC0415
+    from dpwa.transport.key_files import ALLOWED_FILE  # noqa: PLC0415 - see the module docstring
     from dpwa.transport.key_folder import make_keys  # noqa: PLC0415
 
     config, folder = _with_keys(cluster_file)
@@ -67,8 +67,8 @@ def keys_invite(cluster_file: Path, node: str, *, days: int, new_key: bool) -> N
 
     Again, for a node that has been invited: a certificate for the key that it has, with a later end.
     """
-    from dpwa.transport.allowed_list import ALLOWED_FILE  # noqa: PLC0415 - see the module docstring
     from dpwa.transport.invitations import invite  # noqa: PLC0415
+    from dpwa.transport.key_files import ALLOWED_FILE  # noqa: PLC0415 - see the module docstring
 
     _, folder = _with_keys(cluster_file)
     certificate, is_new = invite(folder, node, days=days, now_s=time.time(), new_key=new_key)
@@ -84,8 +84,8 @@ def keys_invite(cluster_file: Path, node: str, *, days: int, new_key: bool) -> N
 @click.argument("node")
 def keys_revoke(cluster_file: Path, node: str) -> None:
     """Let NODE in no more, whatever key or certificate it has."""
-    from dpwa.transport.allowed_list import ALLOWED_FILE  # noqa: PLC0415 - see the module docstring
     from dpwa.transport.invitations import revoke  # noqa: PLC0415
+    from dpwa.transport.key_files import ALLOWED_FILE  # noqa: PLC0415 - see the module docstring
 
     _, folder = _with_keys(cluster_file)
     revoke(folder, node)
@@ -100,7 +100,7 @@ def keys_revoke(cluster_file: Path, node: str) -> None:
 @click.option("--finish", is_flag=True, help="NODE runs with its new key: the old one no longer counts.")
 def keys_rotate(cluster_file: Path, node: str, *, finish: bool) -> None:
     """Give NODE a new key, and let the old one count until --finish."""
-    from dpwa.transport.allowed_list import ALLOWED_FILE  # noqa: PLC0415 - see the module docstring
+    from dpwa.transport.key_files import ALLOWED_FILE  # noqa: PLC0415 - see the module docstring
     from dpwa.transport.key_folder import rotate_key  # noqa: PLC0415
 
     _, folder = _with_keys(cluster_file)

@@ -81,7 +81,7 @@ def run_node(
     starts it again, keeps its output, and says at the end what it did.
     """
     from dpwa.launch.foreground import become_node  # noqa: PLC0415 - see the module docstring
-    from dpwa.launch.local import OnFailure  # noqa: PLC0415
+    from dpwa.launch.processes import OnFailure  # noqa: PLC0415
 
     policy = OnFailure(on_failure)
     become_node(cluster_file, command, name=name, run_dir=run_dir, on_failure=policy, patience_s=patience_s)

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.launch.breaking import Breaker
-from dpwa.launch.local import make_run_dir
+from dpwa.launch.run_dir import make_run_dir
 from dpwa.observe.invariants import check_run
 from dpwa.observe.journal import METRICS_FILE, node_folder
 from dpwa.observe.live import MetricsTail

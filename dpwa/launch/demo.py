@@ -25,16 +25,11 @@ from rich.table import Table
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
-from dpwa.launch.local import (
-    NodeCommand,
-    NodeEnd,
-    OnFailure,
-    Supervisor,
-    make_run_dir,
-    node_commands,
-    supervise,
-)
+from dpwa.launch.local import node_commands
 from dpwa.launch.ports import free_ports
+from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor
+from dpwa.launch.run_dir import make_run_dir
+from dpwa.launch.supervision import supervise
 from dpwa.observe.bounded_file import generations
 from dpwa.observe.journal import METRICS_FILE, MODEL_FILE, OUTPUT_FILE, node_folder
 from dpwa.observe.live import LiveView, MetricsTail

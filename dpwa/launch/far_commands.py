@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from dpwa.launch.far_end import LAUNCHER_FILE
 from dpwa.launch.far_words import Errand, main_of
-from dpwa.launch.local import NodeCommand, OnFailure, copy_name
 from dpwa.launch.output import prefix_chars
+from dpwa.launch.processes import NodeCommand, OnFailure
+from dpwa.launch.run_dir import copy_name
 from dpwa.launch.terminal import size_variables
 from dpwa.observe.bounded_file import older_generation
 from dpwa.observe.journal import EVENTS_FILE, METRICS_FILE, OUTPUT_FILE, node_folder, output_max_bytes

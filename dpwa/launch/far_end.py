@@ -29,16 +29,17 @@ from pathlib import Path
 
 from dpwa._version import __version__
 from dpwa.errors import ConfigError, DpwaError
+from dpwa.launch.commands import command_problems, thread_limits
 from dpwa.launch.far_words import END, EVENT, HELLO, MAX_ERRAND_BYTES, OUTPUT, BadWords, Errand, file_frame, frame
 from dpwa.launch.guard import GRACE_S, SAVING_TIMEOUT_S
 from dpwa.launch.launch_record import NodeLocks
-from dpwa.launch.local import NodeCommand, Supervisor, command_problems, supervise, thread_limits
 from dpwa.launch.ports import port_problem
+from dpwa.launch.processes import NodeCommand, Supervisor
+from dpwa.launch.supervision import supervise
 from dpwa.observe.bounded_file import generations
 from dpwa.observe.journal import EVENTS_FILE, METRICS_FILE, node_folder
 from dpwa.observe.run_record import LAUNCH_FILE, RunRecord
-from dpwa.transport.allowed_list import ALLOWED_FILE
-from dpwa.transport.key_folder import certificate_path, secret_path
+from dpwa.transport.key_files import ALLOWED_FILE, certificate_path, secret_path
 from dpwa.transport.secret_files import read_secret, write_secret
 
 __all__ = ["LAUNCHER_FILE", "main"]

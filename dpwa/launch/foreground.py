@@ -17,16 +17,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dpwa.config import hosts, yaml_file
 from dpwa.errors import ConfigError, DpwaError
+from dpwa.launch.commands import command_problems, with_python_that_has_dpwa
 from dpwa.launch.launch_record import NodeLocks
-from dpwa.launch.local import (
-    OnFailure,
-    command_problems,
-    make_run_dir,
-    node_commands,
-    port_problems,
-    tell,
-    with_python_that_has_dpwa,
-)
+from dpwa.launch.local import node_commands, port_problems
+from dpwa.launch.processes import OnFailure
+from dpwa.launch.run_dir import make_run_dir
+from dpwa.launch.terminal import tell
 from dpwa.launch.this_host import local_node_names
 from dpwa.observe.endings import ending_of
 from dpwa.observe.journal import node_folder

@@ -26,7 +26,11 @@ from dpwa.launch.far_words import main_of
 from dpwa.launch.guard import GRACE_S, SAVING_TIMEOUT_S
 from dpwa.launch.hosts_file import Host, read_hosts
 from dpwa.launch.launch_record import LaunchRecord, keep_record
-from dpwa.launch.local import OnFailure, make_run_dir, report, run_shown, tell
+from dpwa.launch.processes import OnFailure
+from dpwa.launch.report import report
+from dpwa.launch.run_dir import make_run_dir
+from dpwa.launch.supervision import run_shown
+from dpwa.launch.terminal import tell
 from dpwa.transport.key_folder import KeyFolder
 from dpwa.transport.run_keys import run_keys
 

@@ -31,8 +31,12 @@ from dpwa.launch.far_commands import LOST_S, Way, far_commands, remove_orders
 from dpwa.launch.far_words import main_of
 from dpwa.launch.guard import GRACE_S, SAVING_TIMEOUT_S
 from dpwa.launch.launch_record import LaunchRecord, keep_record
-from dpwa.launch.local import CONFIG_NAME, OnFailure, make_run_dir, report, run_shown, tell
 from dpwa.launch.over_ray import config_name_of
+from dpwa.launch.processes import OnFailure
+from dpwa.launch.report import report
+from dpwa.launch.run_dir import CONFIG_NAME, make_run_dir
+from dpwa.launch.supervision import run_shown
+from dpwa.launch.terminal import tell
 from dpwa.transport.key_folder import KeyFolder
 from dpwa.transport.run_keys import run_keys
 
@@ -93,16 +97,9 @@ def launch_on_ray(
         DpwaError: Ray has no room, or there are not enough processes or files for a launch.
     """
     Need(options.nodes, options.cpus, options.gpus)
-    values = given_settings(cluster_file)
     names = [f"w{number + 1}" for number in range(options.nodes)]
-    makes_keys = not (values.get("keys") or values.get("insecure"))
-    # What is wrong with the settings is to be said before anybody waits for Ray.
-    sketch = {name: ("127.0.0.1", 21000 + rank) for rank, name in enumerate(names)}
-    key_folder = placed_config(cluster_file, sketch).keys
-    if key_folder is not None:
-        for name in names:
-            KeyFolder(Path(key_folder), name, [other for other in names if other != name])
-    with _Broker(names, options) as broker:
+    with _Broker(names, options) as broker:  # Ray takes seconds to load: meanwhile the settings are looked at
+        key_folder, makes_keys = _keys_wanted(cluster_file, names)
         cards = broker.cards()
         addresses = {name: (str(card["host"]), int(card["port"])) for name, card in cards.items()}
         config = placed_config(cluster_file, addresses, keys=_KEYS if key_folder or makes_keys else None)
@@ -122,7 +119,7 @@ def launch_on_ray(
         }
         try:
             with run_keys(run_dir, names) if makes_keys else nullcontext():
-                keys = run_dir / _KEYS if makes_keys else None if key_folder is None else Path(key_folder)
+                keys = run_dir / _KEYS if makes_keys else key_folder
                 commands = far_commands(config, ways, argv, run_dir, on_failure, keys, config_name=config_name)
                 limit_s = GRACE_S + SAVING_TIMEOUT_S + LOST_S  # the far end keeps the time, as far as it can be reached
                 run = run_shown(commands, on_failure, max_restarts, _nothing, _nothing_said, limit_s)
@@ -132,6 +129,22 @@ def launch_on_ray(
         finally:
             remove_orders(run_dir, names)
         return report(ends, signal_number, run_dir, has_peers=not config.is_alone)
+
+
+def _keys_wanted(cluster_file: Path | None, names: Sequence[str]) -> tuple[Path | None, bool]:
+    """The folder of keys that the settings name, and whether the run is to have its own.
+
+    Raises:
+        ConfigError: there is something wrong with the settings, which is to be said before anybody waits for Ray.
+    """
+    values = given_settings(cluster_file)
+    sketch = {name: ("127.0.0.1", 21000 + rank) for rank, name in enumerate(names)}
+    key_folder = placed_config(cluster_file, sketch).keys
+    if key_folder is None:
+        return None, not (values.get("keys") or values.get("insecure"))
+    for name in names:
+        KeyFolder(Path(key_folder), name, [other for other in names if other != name])
+    return Path(key_folder), False
 
 
 def _nothing(_name: str) -> None:

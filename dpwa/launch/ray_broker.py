@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dpwa.engines.ray_places import START_TIMEOUT_S, PlaceLost, Places, connect
+from dpwa.engines.ray_places import START_TIMEOUT_S, PlaceLost, Places, connect, needs_ray
 from dpwa.engines.room import Need
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.launch.far_words import END, MAX_FRAME_BYTES, OUTPUT, frame, main_of
@@ -54,6 +54,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # the launcher's end is what ends this process
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # Ray may print what it likes
+    with suppress(ConfigError):  # while the launcher still looks at the settings
+        needs_ray()
     wanted = json.loads(_line_of(0))
 
     def say(**words: object) -> None:

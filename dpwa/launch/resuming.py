@@ -14,9 +14,12 @@ from pathlib import Path
 
 from dpwa.errors import ConfigError
 from dpwa.launch.launch_record import LaunchRecord, read_record
-from dpwa.launch.local import CONFIG_NAME, OnFailure, launch, tell
+from dpwa.launch.local import launch
 from dpwa.launch.on_hosts import launch_on_hosts
 from dpwa.launch.on_ray import RayOptions, launch_on_ray
+from dpwa.launch.processes import OnFailure
+from dpwa.launch.run_dir import CONFIG_NAME
+from dpwa.launch.terminal import tell
 
 __all__ = ["resume"]
 

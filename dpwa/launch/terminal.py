@@ -18,7 +18,7 @@ import termios
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 
-__all__ = ["QuietInput", "size_variables"]
+__all__ = ["QuietInput", "size_variables", "tell"]
 
 _END_OF_INPUT = b"\x04"
 _ENDS = 2000
@@ -89,3 +89,10 @@ def _pseudo_terminal(prefix_chars: int) -> tuple[int, int]:
         os.write(other_end, _END_OF_INPUT * _ENDS)
         undo.pop_all()
     return other_end, descriptor
+
+
+def tell(line: str) -> None:
+    """Print a line of the launcher's own."""
+    # The nodes' lines go to stdout and the launcher's to stderr, so that both can be used by a script.
+    with suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)

@@ -22,10 +22,10 @@ import yaml
 from zmq.utils import z85
 
 from dpwa.errors import ConfigError
+from dpwa.transport.key_files import ALLOWED_FILE
 
-__all__ = ["ALLOWED_FILE", "KEY_CHARS", "MOST_KEYS", "WORDS", "AllowedList", "read_list", "stamp", "write_list"]
+__all__ = ["KEY_CHARS", "MOST_KEYS", "WORDS", "AllowedList", "read_list", "stamp", "write_list"]
 
-ALLOWED_FILE = "allowed.yaml"
 
 KEY_CHARS = 40
 """A key of 32 bytes in Z85, ZeroMQ's text form (rfc.zeromq.org/spec/32)."""

@@ -20,9 +20,10 @@ from zmq.utils import z85
 from dpwa.config.sections import NAME_PATTERN
 from dpwa.errors import ConfigError
 from dpwa.transport import signing
-from dpwa.transport.allowed_list import ALLOWED_FILE, KEY_CHARS, MOST_KEYS, WORDS, AllowedList, read_list, write_list
+from dpwa.transport.allowed_list import KEY_CHARS, MOST_KEYS, WORDS, AllowedList, read_list, write_list
 from dpwa.transport.certificate import MAX_TEXT_BYTES, Certificate, from_text, to_text
-from dpwa.transport.key_folder import certificate_path, make_key, secret_path
+from dpwa.transport.key_files import ALLOWED_FILE, certificate_path, secret_path
+from dpwa.transport.key_folder import make_key
 from dpwa.transport.secret_files import read_secret, write_secret
 
 __all__ = ["SIGNING_FILE", "Invitation", "Signer", "invite", "make_signer", "revoke"]

@@ -25,19 +25,18 @@ import zmq
 
 from dpwa.errors import ConfigError
 from dpwa.transport import signing
-from dpwa.transport.allowed_list import ALLOWED_FILE, KEY_CHARS, MOST_KEYS, WORDS, AllowedList, read_list, write_list
+from dpwa.transport.allowed_list import KEY_CHARS, MOST_KEYS, WORDS, AllowedList, read_list, write_list
 from dpwa.transport.allowed_list import stamp as _stamp
 from dpwa.transport.certificate import MAX_TEXT_BYTES, from_text
 from dpwa.transport.certified import Certified
+from dpwa.transport.key_files import ALLOWED_FILE, CERTIFICATE_SUFFIX, certificate_path, secret_path
 from dpwa.transport.secret_files import read_secret, write_secret
 
 __all__ = [
     "KeyFolder",
-    "certificate_path",
     "make_key",
     "make_keys",
     "rotate_key",
-    "secret_path",
 ]
 
 _logger = logging.getLogger("dpwa")
@@ -45,7 +44,6 @@ _logger = logging.getLogger("dpwa")
 # The list is looked at again no more often than that: somebody who knocks at the port must not cost a file each time.
 _BETWEEN_LOOKS_S = 0.5
 
-_CERTIFICATE = ".cert"
 _MOST_CERTIFICATES = 4096  # files of one folder
 
 # A list that cannot be read is being copied, or damaged: after so many looks it is the latter.
@@ -193,7 +191,7 @@ class KeyFolder:
         try:
             if (seen := folder.stat().st_mtime_ns) == self._seen_certificates:
                 return
-            paths = sorted(folder.glob(f"*{_CERTIFICATE}"))[:_MOST_CERTIFICATES]
+            paths = sorted(folder.glob(f"*{CERTIFICATE_SUFFIX}"))[:_MOST_CERTIFICATES]
         except OSError:
             return
         self._seen_certificates = seen
@@ -289,16 +287,6 @@ def make_key(folder: Path, node: str) -> bytes:
             f"{path} is there, and {folder / ALLOWED_FILE} has no key of {node}; put the list back, or remove the key"
         ) from None
     return public
-
-
-def secret_path(folder: Path, node: str) -> Path:
-    """Where the secret key of a node stands."""
-    return folder / f"{node}.key"
-
-
-def certificate_path(folder: Path, node: str) -> Path:
-    """Where the certificate of a node stands."""
-    return folder / f"{node}{_CERTIFICATE}"
 
 
 def _old_path(folder: Path, node: str) -> Path:

@@ -17,8 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dpwa.errors import ConfigError
-from dpwa.transport.allowed_list import ALLOWED_FILE, AllowedList, write_list
-from dpwa.transport.key_folder import make_keys, secret_path
+from dpwa.transport.allowed_list import AllowedList, write_list
+from dpwa.transport.key_files import ALLOWED_FILE, secret_path
+from dpwa.transport.key_folder import make_keys
 from dpwa.transport.secret_files import write_secret
 
 __all__ = ["own_keys", "own_keys_folder", "remove_own_keys", "run_keys", "run_keys_folder"]

@@ -17,8 +17,7 @@ import pytest
 
 from dpwa.launch import guard, processes
 from dpwa.launch.folding import LINE_LIMIT
-from dpwa.launch.local import NodeCommand, NodeEnd, OnFailure, Supervisor
-from dpwa.launch.processes import restart_delay_s
+from dpwa.launch.processes import NodeCommand, NodeEnd, OnFailure, Supervisor, restart_delay_s
 
 pytestmark = pytest.mark.heavy
 

@@ -16,8 +16,8 @@ from dpwa.cli import main
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.launch.leaving import ask_to_leave
-from dpwa.launch.local import make_run_dir
 from dpwa.launch.ports import free_ports
+from dpwa.launch.run_dir import make_run_dir
 from dpwa.observe.bounded_file import read_records
 from support import wait_until
 

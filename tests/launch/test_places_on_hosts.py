@@ -14,9 +14,8 @@ from dpwa.errors import ConfigError
 from dpwa.launch import on_hosts
 from dpwa.launch.hosts_file import Host
 from dpwa.launch.launch_record import read_record
-from dpwa.launch.local import NodeCommand
 from dpwa.launch.on_hosts import launch_on_hosts
-from dpwa.launch.processes import NodeEnd
+from dpwa.launch.processes import NodeCommand, NodeEnd
 from dpwa.transport.key_folder import make_keys
 
 

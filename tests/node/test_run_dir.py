@@ -9,8 +9,8 @@ import pytest
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
-from dpwa.launch import local
-from dpwa.launch.local import make_run_dir, node_commands
+from dpwa.launch.local import node_commands
+from dpwa.launch.run_dir import make_run_dir
 
 
 @pytest.fixture
@@ -80,7 +80,3 @@ def test_a_run_folder_that_cannot_be_written_is_a_clear_error(cluster: ClusterCo
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run folder .*file/run: cannot be written: .*; name another with --run-dir"):
         make_run_dir(cluster, tmp_path / "file" / "run")
-
-
-def test_the_door_names_what_it_promises() -> None:
-    assert all(hasattr(local, name) for name in local.__all__)

@@ -24,8 +24,9 @@ from strangers import Stranger
 from dpwa.exchange import messages
 from dpwa.exchange.slices import CHUNK_BYTES
 from dpwa.transport import wire
-from dpwa.transport.allowed_list import ALLOWED_FILE, read_list
+from dpwa.transport.allowed_list import read_list
 from dpwa.transport.invitations import make_signer
+from dpwa.transport.key_files import ALLOWED_FILE
 from dpwa.transport.key_folder import KeyFolder, make_keys
 from support import DEADLINE_S, TESTS, VectorModel, mostly_slow, wait_until
 

@@ -52,7 +52,7 @@ from dpwa.lab.study.kinds import Start
 from dpwa.lab.study.study import Study
 from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 from dpwa.lab.training.machine import commit, machine_cores
-from dpwa.launch.local import end_signals
+from dpwa.launch.supervision import end_signals
 
 __all__ = ["Runner"]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpwa.launch.local import NodeCommand, Supervisor
+from dpwa.launch.processes import NodeCommand, Supervisor
 
 __all__ = ["Ended", "EndedBySignal", "Programs"]
 
