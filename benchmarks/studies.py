@@ -1,6 +1,7 @@
 """Puts the studies of the lab into docs/results.md: table, curves, how it was made.
 
     python benchmarks/studies.py runs/gosgd-p runs/matrices    # takes the results of these runs, and renews the page
+    python benchmarks/studies.py --add runs/gosgd-p            # and keeps the other rows and seeds that there are
     python benchmarks/studies.py                               # renews the page from all results in docs/results
 
 The results of a study are kept in docs/results/NAME.json (see `study_files`): table and curves are made from it and
@@ -51,12 +52,20 @@ def main() -> None:
     """Renew the page."""
     parser = argparse.ArgumentParser(description="Puts the studies of the lab into docs/results.md.")
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN_DIR", help="run folders whose results are taken")
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="keep the trials that there are, of the same commit, and add those of these runs",
+    )
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="the folder of results.md and results/")
     given = parser.parse_args()
     folder: Path = given.docs / "results"
     for run_dir in given.runs:
         found = study_files.collect(run_dir)
-        study_files.write(folder / f"{found['study']}.json", found)
+        path = folder / f"{found['study']}.json"
+        if given.add and path.exists():
+            found = study_files.added(study_files.read(path), found)
+        study_files.write(path, found)
         take_classes(run_dir, folder)
     names = [study_files.read(path)["study"] for path in sorted(folder.glob("*.json"))]
     wanted = [run_dir.resolve().name for run_dir in given.runs] or names

@@ -56,6 +56,30 @@ def collect(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def added(kept: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What there was, with the trials of one more run: other rows, other seeds, or the same ones again.
+
+    Args:
+        kept: content of the file.
+        found: what `collect` has found.
+
+    Raises:
+        SystemExit: these are two studies, two commits, or one row with two settings.
+    """
+    for key in ("study", "commit"):
+        if kept[key] != found[key]:
+            sys.exit(f"the results that there are have the {key} {kept[key]}, and those to be added {found[key]}")
+    other = [row for row, settings in found["settings"].items() if kept["settings"].get(row, settings) != settings]
+    if other:
+        sys.exit(f"the results that there are have other settings in {', '.join(other)}")
+    machines = [*kept["machines"], *(each for each in found["machines"] if each not in kept["machines"])]
+    trials = {(trial["row"], trial["seed"]): trial for trial in kept["trials"]}
+    for trial in found["trials"]:
+        trials[trial["row"], trial["seed"]] = {**trial, "machine": machines.index(found["machines"][trial["machine"]])}
+    settings = {**kept["settings"], **found["settings"]}
+    return {**kept, "machines": machines, "settings": settings, "trials": list(trials.values())}
+
+
 def results_of(found: Mapping[str, Any]) -> list[TrialResult]:
     """The results in the content of a file."""
     return [_whole(found, trial) for trial in found["trials"]]

@@ -98,6 +98,39 @@ def test_results_of_two_commits_are_not_taken(run: RunFolder, module) -> None:
         module("study_files").collect(run.path)
 
 
+def test_rows_and_seeds_of_several_runs_come_together_to_what_one_run_would_say(run: RunFolder, module) -> None:
+    files: ModuleType = module("study_files")
+    whole = files.collect(run.path)
+    elsewhere = {"processor": "another", "cores": 8}
+    for path in run.path.glob("trials/*/result.json"):
+        result = json.loads(path.read_text())
+        if result["trial"]["seed"] == 2:
+            path.write_text(json.dumps({**result, "machine": elsewhere}))
+    second = files.collect(run.path)
+    parts = [{**second, "trials": [t for t in second["trials"] if (t["seed"] == 2) is late]} for late in (False, True)]
+    kept = files.added(parts[0], parts[1])
+    assert files.added(kept, parts[1]) == kept
+    key = ("row", "seed")
+    assert sorted(tuple(trial[at] for at in key) for trial in kept["trials"]) == sorted(
+        tuple(trial[at] for at in key) for trial in whole["trials"]
+    )
+    found = files.results_of(kept)
+    assert {result.seed for result in found if result.machine == elsewhere} == {2}
+    accuracies = [{(r.row, r.seed): r.rounds for r in results} for results in (found, files.results_of(whole))]
+    assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.parametrize("change", ["commit", "study", "settings"])
+def test_results_of_something_else_are_not_added(run: RunFolder, module, change) -> None:
+    files: ModuleType = module("study_files")
+    found = files.collect(run.path)
+    other = {**found, change: "other"}
+    if change == "settings":
+        other = {**found, "settings": {**found["settings"], "pull": {"nodes": 4}}}
+    with pytest.raises(SystemExit, match=f"the results that there are have (other settings in pull|the {change} )"):
+        files.added(found, other)
+
+
 def test_a_run_without_results_is_not_taken(tmp_path: Path, module) -> None:
     with pytest.raises(SystemExit, match="nothing has been measured yet"):
         module("study_files").collect(RunFolder(tmp_path / "small", STUDY).path)
