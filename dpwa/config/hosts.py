@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 __all__ = [
     "address_key",
@@ -97,6 +98,7 @@ def needs_resolving(host: str) -> bool:
     return _as_address(host) is None and not is_loopback(host)
 
 
+@lru_cache(maxsize=4096)  # asked for each entry about a member that is heard
 def address_key(host: str) -> str:
     """The same text for all ways of writing one host; localhost is 127.0.0.1."""
     host = host.lower().removesuffix(".")

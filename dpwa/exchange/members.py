@@ -138,6 +138,8 @@ class Members:
         self._is_turn_of_others = False
         self._table: tuple[Member, ...] = ()
         self._by_name: dict[str, Member] = {}
+        self._is_stale = True
+        """Whether something has changed since it was published: most tables that are heard bring nothing new."""
         self._publish()
 
     # --- What this node says --------------------------------------------------------------------------------------
@@ -204,7 +206,10 @@ class Members:
             self._own = own._replace(number=claim.number + 1 if is_worse else claim.number)
 
     def _publish(self) -> None:
-        """Swap what other threads read."""
+        """Swap what other threads read, if it has changed."""
+        if not self._is_stale:
+            return
+        self._is_stale = False
         order = sorted(self._known.values(), key=lambda known: -known.changed)
         self._by_name = {known.member.name: known.member for known in order}
         buried = [member for member, _ in reversed(self._graves.values())]
@@ -254,11 +259,13 @@ class Members:
 
     def _hear_from_itself(self, known: _Known, entry: Member) -> None:
         """What a member answers of itself: it lives, whatever anybody has said of that number."""
-        known.is_met = True
+        self._has_met(known)
         if entry.number >= known.member.number:  # at the address by which it was reached, however it writes that
             self._set(known, known.member._replace(number=entry.number, state=entry.state))
 
     def _hear_of_known(self, known: _Known, entry: Member) -> None:
+        if entry == known.member:
+            return  # most of what is heard is known
         if entry.address != known.member.address:
             self.ignored["address"] += 1
             return
@@ -355,9 +362,8 @@ class Members:
         known.failures = known.suspected_at = 0
         known.is_elsewhere = False
         known.is_doubted = known.member.state is not MemberState.ALIVE
-        if not known.is_met:
-            known.is_met = True
-            self._publish()
+        self._has_met(known)
+        self._publish()
 
     def is_said_to_have_left(self, name: str) -> bool:
         """Whether a member has said that it goes, or somebody for it."""
@@ -410,6 +416,7 @@ class Members:
                 changes.append(Change(known.member))
         for name in [name for name, (_, until_s) in self._graves.items() if until_s <= now_s]:
             del self._graves[name]
+            self._is_stale = True
         self._publish()
         return changes
 
@@ -436,6 +443,7 @@ class Members:
     def _bury(self, name: str, known: _Known, now_s: float) -> Change:
         state = MemberState.LEFT if known.member.state is MemberState.LEFT else MemberState.DEAD
         member = known.member._replace(state=state)
+        self._is_stale = True
         del self._known[name]
         self._graves[name] = (member, now_s + _GRAVE_S)
         self._graves.move_to_end(name)
@@ -443,8 +451,13 @@ class Members:
             self._graves.popitem(last=False)
         return Change(member, is_gone=True)
 
+    def _has_met(self, known: _Known) -> None:
+        self._is_stale |= not known.is_met
+        known.is_met = True
+
     def _set(self, known: _Known, member: Member) -> None:
         if member != known.member or not known.changed:
+            self._is_stale = True
             self._changes += 1
             known.changed = self._changes
             known.member = member
