@@ -276,8 +276,10 @@ def test_a_node_that_is_killed_and_one_whose_machine_is_lost_train_on(launches, 
     before = {name: launch.said(name, "address")[-1] for name in names}
     wait_until(lambda: all(any((tmp_path / "run/nodes" / name / "checkpoints").glob("checkpoint-*")) for name in names))
 
-    on_second = next(name for name in names if is_on(machines.second, launch, name))
-    killed = next(name for name in names if name != on_second)
+    lost = [name for name in names if is_on(machines.second, launch, name)]
+    on_second, *_ = lost
+    others = [name for name in names if name not in lost]
+    killed, *_ = others
     os.kill(launch.said(killed, "pid")[-1], signal.SIGKILL)
     launch.wait_lines(rf"{killed} \| \[dpwa\] killed by SIGKILL; restart 1 of 5 in 1 s")
     launch.wait_for(lambda: len(launch.said(killed, "first")) == 2)
@@ -289,7 +291,6 @@ def test_a_node_that_is_killed_and_one_whose_machine_is_lost_train_on(launches, 
     launch.wait_for(lambda: len(launch.said(on_second, "first")) == 2)
     assert launch.said(on_second, "first")[-1] > 0, "from its checkpoint, on the disk that both share"
     assert launch.said(on_second, "address")[-1] != before[on_second], "in another place"
-    others = [name for name in names if name != on_second]
     launch.wait_for(lambda: all(on_second in launch.said(name, "members")[-1] for name in others))
     wait_until(
         lambda: all(
