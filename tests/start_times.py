@@ -65,6 +65,7 @@ def _started_s(folder: Path, there: Path, commands: Sequence[Sequence[str]], var
         finally:
             for process in started:
                 process.kill()
+                process.wait()
         log.seek(0)
         assert codes == [0] * len(codes), log.read()
     return max(float(path.read_text()) for path in there.glob("*.is_there")) - begin_s

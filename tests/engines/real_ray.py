@@ -84,7 +84,7 @@ class Machines:
         here = Path.cwd()
         os.chdir("/")  # what stays is not to look like something of the present test
         try:
-            return patiently(lambda: self.cluster.add_node(num_cpus=CPUS, **OF_EACH))
+            return patiently(lambda: self.cluster.add_node(num_cpus=CPUS, num_gpus=2, **OF_EACH))
         finally:
             os.chdir(here)
 
@@ -276,8 +276,10 @@ def test_a_node_that_is_killed_and_one_whose_machine_is_lost_train_on(launches, 
     before = {name: launch.said(name, "address")[-1] for name in names}
     wait_until(lambda: all(any((tmp_path / "run/nodes" / name / "checkpoints").glob("checkpoint-*")) for name in names))
 
-    on_second = next(name for name in names if is_on(machines.second, launch, name))
-    killed = next(name for name in names if name != on_second)
+    lost = [name for name in names if is_on(machines.second, launch, name)]
+    on_second, *_ = lost
+    others = [name for name in names if name not in lost]
+    killed, *_ = others
     os.kill(launch.said(killed, "pid")[-1], signal.SIGKILL)
     launch.wait_lines(rf"{killed} \| \[dpwa\] killed by SIGKILL; restart 1 of 5 in 1 s")
     launch.wait_for(lambda: len(launch.said(killed, "first")) == 2)
@@ -289,7 +291,6 @@ def test_a_node_that_is_killed_and_one_whose_machine_is_lost_train_on(launches, 
     launch.wait_for(lambda: len(launch.said(on_second, "first")) == 2)
     assert launch.said(on_second, "first")[-1] > 0, "from its checkpoint, on the disk that both share"
     assert launch.said(on_second, "address")[-1] != before[on_second], "in another place"
-    others = [name for name in names if name != on_second]
     launch.wait_for(lambda: all(on_second in launch.said(name, "members")[-1] for name in others))
     wait_until(
         lambda: all(
@@ -350,6 +351,14 @@ def test_a_cluster_that_is_too_small_says_what_is_missing(launches):
     assert "3 nodes with 1 CPU and 1 GPU each need room, and Ray has it for 0 now" in launch.text
     assert "within 3 s" in launch.text
     assert "even empty it would have for 0 only" in launch.text
+
+
+def test_each_node_sees_its_own_gpus_alone(launches):
+    """Ray believes that a machine has GPUs, and says by CUDA's variable which of them are whose."""
+    code = "import os, dpwa; print('sees', os.environ['CUDA_VISIBLE_DEVICES'], dpwa.local_rank())"
+    launch = launches("--nodes", "2", "--gpus-per-node", "1", "--", "python", "-c", code)
+    assert launch.end() == 0, launch.text
+    assert sorted(line.partition(" | ")[2] for line in launch.matching("sees")) == ["sees 0 0", "sees 1 1"]
 
 
 def test_where_no_cluster_is_that_is_said(launches):
