@@ -12,7 +12,7 @@
 These are the public names; everything below them may change without notice.
 
 - A training script: `DpwaPyTorchAdapter` or `attach`, `ClusterConfig`, `NodeStatistics`; `average_models`;
-  `mend_torchvision`.
+  `local_rank`; `mend_torchvision`.
 - A custom rule for the interpolation: `register`, `Interpolation`, `DistanceInterpolation`, `State`.
 - A custom averaging method: `Method` with `ExchangeKind`, `Conservation`, `Plan`, `ExchangeResult`, `Neighbourhood`,
   `Snapshot`, `Options`; or a subclass of `Pull`, `GoSGD`, `SGP`, `ADPSGD`, `Elastic`, `DPSGD`, `NoLoCo` or `Sparta`.
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dpwa.adapters.pytorch import DpwaPyTorchAdapter, attach
     from dpwa.adapters.torchvision import mend_torchvision
     from dpwa.config.cluster import ClusterConfig
+    from dpwa.engines.environment import local_rank
     from dpwa.errors import (
         ConfigError,
         DpwaError,
@@ -117,6 +118,7 @@ __all__ = [
     "__version__",
     "attach",
     "average_models",
+    "local_rank",
     "mend_torchvision",
     "node_folder",
     "older_generations",
@@ -129,6 +131,7 @@ _NAMES_BY_MODULE = {
     "dpwa.adapters.pytorch": "DpwaPyTorchAdapter attach",
     "dpwa.adapters.torchvision": "mend_torchvision",
     "dpwa.config.cluster": "ClusterConfig",
+    "dpwa.engines.environment": "local_rank",
     "dpwa.errors": "ConfigError DpwaError InternalError IslandError ModelMismatch NodeClosed PeerTimeout "
     "PeerUnreachable RemoteProtocolError TransportError",
     "dpwa.interpolation.registry": "register",

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dpwa import DpwaPyTorchAdapter
+from dpwa import DpwaPyTorchAdapter, local_rank
 
 folder, steps = Path(sys.argv[1]), int(sys.argv[2])
 dies = sys.argv[3] if len(sys.argv) > 3 else ""
@@ -39,6 +39,7 @@ with DpwaPyTorchAdapter(model, optimizer=optimizer) as node:
     said = {
         "name": node.name,
         "life": life,
+        "local_rank": local_rank(),
         "world_size": node.world_size,
         "hosts": [member.host for member in node.config.nodes],
         "keys": node.config.keys,

@@ -9,11 +9,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from dpwa.launch.terminal import tell
 
-__all__ = ["command_problems", "thread_limits", "with_python_that_has_dpwa"]
+__all__ = ["command_problems", "local_ranks", "thread_limits", "with_python_that_has_dpwa"]
 
 _PYTHONS = ("python", "python3")
 _HAS_NONE = 3
@@ -45,6 +46,20 @@ def with_python_that_has_dpwa(argv: Sequence[str]) -> Sequence[str]:
         return argv
     tell(f"dpwa: {found} has no dpwa, so {sys.executable} runs the command; activate its environment, or name a Python")
     return [sys.executable, *argv[1:]]
+
+
+def local_ranks(machines: Mapping[str, str]) -> dict[str, int]:
+    """Each node's place among the nodes of its machine, from 0.
+
+    Args:
+        machines: by the name of the node, in order.
+    """
+    seen: Counter[str] = Counter()
+    ranks = {}
+    for name, machine in machines.items():
+        ranks[name] = seen[machine]
+        seen[machine] += 1
+    return ranks
 
 
 def thread_limits(environment: Mapping[str, str], count: int) -> dict[str, str]:

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpwa.engines.environment import LOCAL_RANK
+from dpwa.launch.commands import local_ranks
 from dpwa.launch.far_end import LAUNCHER_FILE
 from dpwa.launch.far_words import Errand, main_of
 from dpwa.launch.output import prefix_chars
@@ -92,13 +94,14 @@ def far_commands(
     first_life = {"DPWA_IS_AGAIN": "", **({"DPWA_LAUNCH_ID": secrets.token_hex(8)} if is_whole else {})}
     ranks = {node.name: rank for rank, node in enumerate(config.nodes)}
     machines = [way.machine for way in ways.values()]
+    places = local_ranks({name: way.machine for name, way in ways.items()})
     commands = []
     for name, way in ways.items():
         node = config.node(name)
         errand = Errand(
             node=name,
             argv=tuple(argv),
-            environment={**common, "DPWA_NODE": name, "DPWA_RANK": str(ranks[name])},
+            environment={**common, "DPWA_NODE": name, "DPWA_RANK": str(ranks[name]), LOCAL_RANK: str(places[name])},
             run_dir=_far(run_dir),
             config_name=config_name,
             config=config.to_yaml(),

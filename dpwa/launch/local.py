@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpwa.config import hosts
+from dpwa.engines.environment import LOCAL_RANK
 from dpwa.errors import ConfigError, DpwaError
-from dpwa.launch.commands import command_problems, thread_limits, with_python_that_has_dpwa
+from dpwa.launch.commands import command_problems, local_ranks, thread_limits, with_python_that_has_dpwa
 from dpwa.launch.launch_record import LaunchRecord, NodeLocks, keep_record
 from dpwa.launch.output import prefix_chars
 from dpwa.launch.ports import port_problem
@@ -156,11 +158,12 @@ def node_commands(
     common["DPWA_ON_FAILURE"] = on_failure.value  # nodes wait longer for one that will be back
     common["DPWA_WORLD_SIZE"] = str(len(config.nodes))
     ranks = {node.name: rank for rank, node in enumerate(config.nodes)}
+    places = local_ranks({node.name: hosts.address_key(node.host) for node in config.nodes})
     return [
         NodeCommand(
             name=config.node(name).name,
             argv=tuple(argv),
-            environment={**common, "DPWA_NODE": name, "DPWA_RANK": str(ranks[name])},
+            environment={**common, "DPWA_NODE": name, "DPWA_RANK": str(ranks[name]), LOCAL_RANK: str(places[name])},
             output_path=(node_folder(run_dir, name) / OUTPUT_FILE).absolute(),
             output_max_bytes=output_max_bytes(config.journal_max_bytes),
         )

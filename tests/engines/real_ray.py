@@ -84,7 +84,7 @@ class Machines:
         here = Path.cwd()
         os.chdir("/")  # what stays is not to look like something of the present test
         try:
-            return patiently(lambda: self.cluster.add_node(num_cpus=CPUS, **OF_EACH))
+            return patiently(lambda: self.cluster.add_node(num_cpus=CPUS, num_gpus=2, **OF_EACH))
         finally:
             os.chdir(here)
 
@@ -351,6 +351,14 @@ def test_a_cluster_that_is_too_small_says_what_is_missing(launches):
     assert "3 nodes with 1 CPU and 1 GPU each need room, and Ray has it for 0 now" in launch.text
     assert "within 3 s" in launch.text
     assert "even empty it would have for 0 only" in launch.text
+
+
+def test_each_node_sees_its_own_gpus_alone(launches):
+    """Ray believes that a machine has GPUs, and says by CUDA's variable which of them are whose."""
+    code = "import os, dpwa; print('sees', os.environ['CUDA_VISIBLE_DEVICES'], dpwa.local_rank())"
+    launch = launches("--nodes", "2", "--gpus-per-node", "1", "--", "python", "-c", code)
+    assert launch.end() == 0, launch.text
+    assert sorted(line.partition(" | ")[2] for line in launch.matching("sees")) == ["sees 0 0", "sees 1 1"]
 
 
 def test_where_no_cluster_is_that_is_said(launches):

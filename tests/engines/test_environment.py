@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwa.engines.environment import ENGINES, Start, start_of
+from dpwa.engines.environment import ENGINES, Start, local_rank, start_of
 from dpwa.errors import ConfigError
 
 TORCHRUN = {
@@ -43,6 +43,31 @@ SLURM = {
 )
 def test_each_engine_is_known_by_its_variables(environment, start):
     assert start_of(environment) == start
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, 0),
+        ({"LOCAL_RANK": "3"}, 0),  # of something that is no engine
+        (TORCHRUN | {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}, 3),
+        (MPICH | {"MPI_LOCALRANKID": "1"}, 1),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_RANK": "1"}, 1),
+        (SLURM | {"SLURM_LOCALID": "2"}, 2),
+        (SLURM | {"SLURM_LOCALID": "0"} | TORCHRUN | {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}, 3),
+        ({"DPWA_LOCAL_RANK": "2"}, 2),
+        (SLURM | {"SLURM_LOCALID": "1", "DPWA_LOCAL_RANK": "2"}, 2),  # a launch within a task
+        # Islands of four under `dpwa launch`: the third of the second one on its machine.
+        (TORCHRUN | {"LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4", "DPWA_LOCAL_RANK": "1"}, 6),
+    ],
+)
+def test_the_place_on_the_machine_is_that_of_the_engine_or_of_the_launch(environment, expected):
+    assert local_rank(environment) == expected
+
+
+def test_a_place_on_the_machine_that_makes_no_sense_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"dpwa launch: expected a whole number in DPWA_LOCAL_RANK, got 'x'"):
+        local_rank({"DPWA_LOCAL_RANK": "x"})
 
 
 def test_an_engine_inside_another_is_the_one_that_counts():

@@ -21,6 +21,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 def test_torchrun_needs_no_list_of_nodes_and_no_file(tmp_path):
     run(tmp_path, *TORCHRUN, "--standalone", "--nproc-per-node=3", TRAINER, str(tmp_path), "100")
     said = said_in(tmp_path, 3)
+    assert [node["local_rank"] for node in said] == [0, 1, 2]
     assert set(said[0]["hosts"]) == {"127.0.0.1"}
     assert not (Path(said[0]["run_dir"]) / "keys").exists(), "the keys of the run end with it"
     print(f"found each other {max(node['found_s'] for node in said):.2f} s after torch was imported")
@@ -73,7 +74,7 @@ def test_mpiexec_of_mpich_needs_no_list_of_nodes(tmp_path):
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert mpiexec is not None, "the extra mpi brings MPICH"
     run(tmp_path, mpiexec, "-n", "3", sys.executable, TRAINER, str(tmp_path), "100")
-    said_in(tmp_path, 3)
+    assert [node["local_rank"] for node in said_in(tmp_path, 3)] == [0, 1, 2]
 
 
 @pytest.mark.heavy

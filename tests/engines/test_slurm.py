@@ -44,7 +44,7 @@ def test_srun_on_two_hosts_needs_no_list_of_nodes(slurm, tmp_path):
     command = [program("srun"), "-N2", "-n4", sys.executable, TRAINER, str(tmp_path), "100"]
     done = subprocess.run(command, cwd=tmp_path, env=slurm, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
-    said_in(tmp_path, 4)
+    assert [node["local_rank"] for node in said_in(tmp_path, 4)] == [0, 1, 0, 1]
 
 
 def test_four_nodes_start_at_most_three_seconds_later_than_four_tasks_that_import_torch(slurm, tmp_path):

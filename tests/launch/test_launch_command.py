@@ -220,9 +220,10 @@ def test_every_port_in_use_gives_a_line_and_nothing_is_started(folder: Path) -> 
 
 def test_each_node_finds_its_rank_and_the_size_of_the_whole_cluster(folder: Path) -> None:
     with_nodes(folder, *(f"name: {name}, port: {port}" for name, port in zip("cab", free_ports(3), strict=True)))
-    code = "import os; print(os.environ['DPWA_NODE'], os.environ['DPWA_RANK'], os.environ['DPWA_WORLD_SIZE'])"
+    names = ("DPWA_NODE", "DPWA_RANK", "DPWA_WORLD_SIZE")
+    code = f"import dpwa, os; print(*(os.environ[name] for name in {names}), dpwa.local_rank())"
     done = launch(folder, "cluster.yaml", "--node", "a", "--node", "b", "--", sys.executable, "-c", code)
-    assert sorted(done.stdout.splitlines()) == ["a | a 1 3", "b | b 2 3"]
+    assert sorted(done.stdout.splitlines()) == ["a | a 1 3 1", "b | b 2 3 2"]
 
 
 def test_one_file_runs_twice_at_a_time_on_other_ports(folder: Path) -> None:

@@ -241,6 +241,8 @@ def test_a_file_without_nodes_trains_on_all_slots_with_keys_and_the_journals_com
     said = said_in_many(tmp_path)
     assert said["hosts"] == [ADDRESSES[0], ADDRESSES[0], ADDRESSES[1]]
     assert said["keys"] is not None
+    places = [json.loads((tmp_path / f"w{number}.json").read_text())["local_rank"] for number in (1, 2, 3)]
+    assert places == [0, 1, 0]
     assert "dpwa: 3 of 3 nodes ended well" in launch.text
     (run_dir,) = (hosts.folder / "runs").iterdir()
     assert run_dir.name.startswith("digits-")

@@ -20,7 +20,7 @@ HEAVY_MODULES = {"click", "networkx", "numpy", "pydantic", "rich", "torch", "yam
 
 PUBLIC_NAMES = {
     "training": {"DpwaPyTorchAdapter", "attach", "ClusterConfig", "NodeStatistics", "__version__"}
-    | {"average_models", "mend_torchvision"},
+    | {"average_models", "local_rank", "mend_torchvision"},
     "rules": {"register", "Interpolation", "DistanceInterpolation", "State"},
     "methods": {
         "Method",

@@ -37,7 +37,15 @@ __all__ = [
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _MOST_RESTARTS = 3
-_OF_A_NODE = ("DPWA_CONFIG", "DPWA_NODE", "DPWA_ON_FAILURE", "DPWA_RANK", "DPWA_RUN_DIR", "DPWA_WORLD_SIZE")
+_OF_A_NODE = (
+    "DPWA_CONFIG",
+    "DPWA_NODE",
+    "DPWA_LOCAL_RANK",
+    "DPWA_ON_FAILURE",
+    "DPWA_RANK",
+    "DPWA_RUN_DIR",
+    "DPWA_WORLD_SIZE",
+)
 
 
 def threads_of(trial: Trial, machine_cores: int) -> int:
