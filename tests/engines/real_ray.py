@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from background_launch import BackgroundLaunch, remains
 from engine_runs import TRAINER, environment, said_in
 
 from dpwa.launch.ports import free_ports
@@ -112,48 +111,12 @@ def machines() -> Iterator[Machines]:
     made.cluster.shutdown()
 
 
-class Launch:
-    """`dpwa launch --engine ray` in the background, and its lines."""
+class Launch(BackgroundLaunch):
+    """`dpwa launch --engine ray` in the background, and what its nodes say."""
 
     def __init__(self, folder: Path, machines: Machines, *words: str, address: str | None = None) -> None:
-        self.begin_s = time.monotonic()
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "dpwa", "launch", "--engine", "ray"),
-                *("--address", address or machines.cluster.address, *words),
-            ],
-            cwd=folder,
-            env=environment(**OF_RAY),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.lines: list[str] = []
-        self._incoming: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._incoming.put(line.rstrip("\n"))
-        self._incoming.put(None)
-
-    def wait_for(self, holds: Callable[[], Any]) -> Any:
-        """Takes lines until something holds; returns that."""
-        deadline_s = time.monotonic() + DEADLINE_S
-        while not (found := holds()):
-            line = self._incoming.get(timeout=max(0.0, deadline_s - time.monotonic()))
-            assert line is not None, self.text
-            self.lines.append(line)
-        return found
-
-    def wait_lines(self, pattern: str, count: int = 1) -> list[str]:
-        return self.wait_for(lambda: (found := self.matching(pattern)) and len(found) >= count and found)
-
-    def matching(self, pattern: str) -> list[str]:
-        return [line for line in self.lines if re.search(pattern, line)]
+        words = ("--engine", "ray", "--address", address or machines.cluster.address, *words)
+        super().__init__(list(words), folder, environment(**OF_RAY), DEADLINE_S)
 
     def said(self, node: str, key: str) -> list[Any]:
         """What a node has said under a key, in order."""
@@ -164,23 +127,6 @@ class Launch:
                 if line.startswith(node) and key in words:
                     found.append(words[key])
         return found
-
-    def end(self) -> int:
-        code = self.process.wait(DEADLINE_S)
-        while (line := self._incoming.get(timeout=DEADLINE_S)) is not None:
-            self.lines.append(line)
-        return code
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.lines)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join(DEADLINE_S)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
 
 
 @pytest.fixture
@@ -196,17 +142,6 @@ def launches(machines, tmp_path):
     for each in made:
         each.close()
     wait_until(lambda: not remains(tmp_path))
-
-
-def remains(folder: Path) -> list[psutil.Process]:
-    """Processes that know a folder, as nodes, both their ends and the process that talks to Ray do."""
-    return [process for process in psutil.process_iter() if process.pid != os.getpid() and knows(process, folder)]
-
-
-def knows(process: psutil.Process, folder: Path) -> bool:
-    with suppress(psutil.Error):
-        return any(str(folder) in word for word in [*process.cmdline(), process.cwd()])
-    return False
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import re
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from background_launch import BackgroundLaunch, remains
 from engine_runs import TRAINER, environment, said_in
 from ssh_server import ADDRESSES, SshServer, loopback_addresses
 
@@ -108,49 +105,12 @@ class Hosts:
         return self.launches[-1]
 
 
-class Launch:
-    """`dpwa launch --hosts` in the background, and its lines."""
+class Launch(BackgroundLaunch):
+    """`dpwa launch --hosts` in the background."""
 
     def __init__(self, hosts: Hosts, client: Path, *words: str, **more: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "dpwa", "launch", *words],
-            cwd=hosts.folder,
-            env=environment(PATH=f"{client}:{os.environ['PATH']}", OMP_NUM_THREADS="1", **more),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self.lines: list[str] = []
-        self._incoming: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._incoming.put(line.decode().rstrip("\n"))
-        self._incoming.put(None)
-
-    def wait_lines(self, pattern: str, count: int = 1) -> list[str]:
-        """Waits until so many lines match."""
-        deadline_s = time.monotonic() + DEADLINE_S
-        while len(found := [line for line in self.lines if re.search(pattern, line)]) < count:
-            line = self._incoming.get(timeout=max(0.0, deadline_s - time.monotonic()))
-            assert line is not None, "\n".join(self.lines)
-            self.lines.append(line)
-        return found
-
-    def end(self, within_s: float = DEADLINE_S) -> int:
-        """Waits for the end, and has all lines."""
-        code = self.process.wait(within_s)
-        while (line := self._incoming.get(timeout=DEADLINE_S)) is not None:
-            self.lines.append(line)
-        return code
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.lines)
+        variables = environment(PATH=f"{client}:{os.environ['PATH']}", OMP_NUM_THREADS="1", **more)
+        super().__init__(list(words), hosts.folder, variables, DEADLINE_S)
 
     def connections(self) -> dict[str, tuple[psutil.Process, psutil.Process]]:
         """By node: the launcher's end, and its ssh."""
@@ -161,13 +121,6 @@ class Launch:
                 (ssh,) = end.children()
                 found[Path(words[-1]).parent.name] = (end, ssh)
         return found
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join(DEADLINE_S)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -185,17 +138,6 @@ def hosts(tmp_path: Path, server: SshServer) -> Iterator[Hosts]:
     for launch in made.launches:
         launch.close()
     wait_until(lambda: not remains(tmp_path))
-
-
-def remains(folder: Path) -> list[psutil.Process]:
-    """Processes that know a folder."""
-    return [process for process in psutil.process_iter() if process.pid != os.getpid() and knows(process, folder)]
-
-
-def knows(process: psutil.Process, folder: Path) -> bool:
-    with suppress(psutil.Error):
-        return any(str(folder) in word for word in [*process.cmdline(), process.cwd()])
-    return False
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
