@@ -25,9 +25,20 @@ class BackgroundLaunch:
         folder: in which it runs.
         environment: all of it.
         patience_s: whatever is waited for takes no longer.
+        stdout: where its lines go; they are read from a pipe only.
+        stderr: where its own lines go.
     """
 
-    def __init__(self, words: list[str], folder: Path, environment: Mapping[str, str], patience_s: float) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        patience_s: float,
+        *,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.STDOUT,
+    ) -> None:
         self.patience_s = patience_s
         self.begin_s = time.monotonic()
         self.process = subprocess.Popen(
@@ -35,8 +46,8 @@ class BackgroundLaunch:
             cwd=folder,
             env=dict(environment),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=stdout,
+            stderr=stderr,
             start_new_session=True,
         )
         self.lines: list[str] = []
@@ -45,8 +56,7 @@ class BackgroundLaunch:
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        for line in self.process.stdout or ():
             self._incoming.put(line.decode().rstrip("\n"))
         self._incoming.put(None)
 
@@ -81,8 +91,9 @@ class BackgroundLaunch:
         self.process.kill()
         self.process.wait()
         self._reader.join(self.patience_s)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 def remains(folder: Path) -> list[psutil.Process]:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import pty
-import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from background_launch import BackgroundLaunch
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.guard import GRACE_S
@@ -39,62 +38,33 @@ time.sleep(600)
 """
 
 
-class Launcher:
-    """`python -m dpwa launch` in the background, its lines, and the processes named in lines `pid N`."""
+class Launcher(BackgroundLaunch):
+    """`python -m dpwa launch` in the background, and the processes named in lines `pid N`."""
 
     def __init__(self, folder: Path, *arguments: str, stdout: int = subprocess.PIPE) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "dpwa", "launch", "cluster.yaml", "--run-dir", "run", *arguments],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        words = ["cluster.yaml", "--run-dir", "run", *arguments]
+        super().__init__(words, folder, os.environ, DEADLINE_S, stdout=stdout, stderr=subprocess.PIPE)
         self.family: list[psutil.Process] = []
-        self.lines: list[str] = []
-        self._incoming: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
 
-    def _read(self) -> None:
-        if self.process.stdout is not None:
-            for line in self.process.stdout:
-                self._incoming.put(line.decode().rstrip("\n"))
-        self._incoming.put(None)
-
-    def wait_lines(self, text: str, count: int) -> list[str]:
+    def wait_text(self, text: str, count: int) -> list[str]:
         """Waits until so many lines with the text have come."""
-        deadline_s = time.monotonic() + DEADLINE_S
-        while len(found := [line for line in self.lines if text in line]) < count:
-            line = self._incoming.get(timeout=max(0.0, deadline_s - time.monotonic()))
-            assert line is not None, f"the launcher ended before the lines came; it wrote {self.lines}"
-            self.lines.append(line)
-        return found
+        return self.wait_lines(re.escape(text), count)
 
     def wait_family(self, count: int) -> None:
-        self.family = [psutil.Process(int(line.split()[-1])) for line in self.wait_lines("| pid ", count)]
+        self.family = [psutil.Process(int(line.split()[-1])) for line in self.wait_text("| pid ", count)]
 
     def wait_end(self, within_s: float = DEADLINE_S) -> tuple[int, str]:
         """Exit code and standard error."""
         assert self.process.stderr is not None
-        code = self.process.wait(within_s)
-        errors = self.process.stderr.read().decode()
-        self._reader.join(DEADLINE_S)
-        while (line := self._incoming.get(timeout=DEADLINE_S)) is not None:
-            self.lines.append(line)
-        return code, errors
+        code = self.end(within_s)
+        return code, self.process.stderr.read().decode()
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait()
         for process in self.family:
             if process.is_running():
                 process.kill()
-        self._reader.join(DEADLINE_S)
-        for stream in (self.process.stdout, self.process.stderr):
-            if stream is not None:
-                stream.close()
+        super().close()
 
 
 @pytest.fixture
@@ -326,7 +296,7 @@ except KeyboardInterrupt:
 """
     launcher = Launcher(folder, "--", sys.executable, "-c", code)
     launched.append(launcher)
-    launcher.wait_lines("ready", 2)
+    launcher.wait_text("ready", 2)
     launcher.process.send_signal(signal.SIGINT)
     assert launcher.wait_end(END_WITHIN_S)[0] == 128 + signal.SIGINT
     assert sorted(launcher.lines) == ["w1 | ready", "w1 | saved", "w2 | ready", "w2 | saved"]
@@ -345,11 +315,11 @@ while True:
 """
     launcher = Launcher(folder, "--", sys.executable, "-c", code)
     launched.append(launcher)
-    launcher.wait_lines("ready", 2)
+    launcher.wait_text("ready", 2)
     launcher.process.send_signal(signal.SIGINT)
-    launcher.wait_lines("not yet", 2)
-    seen = len(launcher.wait_lines("still here", 0))
-    launcher.wait_lines("still here", seen + 3)  # at least half a second: no longer the same key stroke
+    launcher.wait_text("not yet", 2)
+    seen = len(launcher.matching("still here"))
+    launcher.wait_text("still here", seen + 3)  # at least half a second: no longer the same key stroke
     second_s = time.monotonic()
     launcher.process.send_signal(signal.SIGINT)
     assert launcher.wait_end(END_WITHIN_S)[0] == 128 + signal.SIGINT
@@ -364,7 +334,7 @@ def test_nohup_keeps_its_meaning(folder: Path, launched: list[Launcher]) -> None
     finally:
         signal.signal(signal.SIGHUP, previous)
     launched.append(launcher)
-    launcher.wait_lines("ready", 2)
+    launcher.wait_text("ready", 2)
     launcher.process.send_signal(signal.SIGHUP)
     (folder / "go").touch()
     assert launcher.wait_end()[0] == 0
@@ -383,7 +353,7 @@ print(*received)
 """
     launcher = Launcher(folder, "--", sys.executable, "-c", code)
     launched.append(launcher)
-    launcher.wait_lines("ready", 2)
+    launcher.wait_text("ready", 2)
     launcher.process.send_signal(signal.SIGUSR1)
     assert launcher.wait_end()[0] == 0
     assert {"w1 | got it", "w2 | got it"} <= set(launcher.lines)
