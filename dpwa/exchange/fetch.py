@@ -86,6 +86,7 @@ class Fetcher:
         flow_control: notes in which life a peer has answered.
         standing: what this node's model is.
         guard: what of a peer's model and words is believed.
+        monotonic_s: the clock.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Fetcher:
         flow_control: FlowControl,
         standing: Standing,
         guard: Guard,
+        monotonic_s: Callable[[], float],
     ) -> None:
         self.identity = identity
         self.layout = layout
@@ -109,6 +111,8 @@ class Fetcher:
         self._flow_control = flow_control
         self._standing = standing
         self.guard = guard
+        self._monotonic_s = monotonic_s
+        self._ended_s: float | None = None
         self.spent: Callable[[int, float], None] = _spend_nothing
         """Told of each transfer over the network: bytes, and the share of the parameters that it brought; 0: no whole
         one."""
@@ -185,6 +189,8 @@ class Fetcher:
         # The peer counts on what it gives in a proposal or a round: it must know how it travels, so not by two ways.
         is_counted_on = begun.exchange_id != NO_EXCHANGE or round_ != NEWEST_ROUND
         is_raw = as_it_is or (is_counted_on and client.can_share(peer))
+        if self._ended_s is not None and not client.can_share(peer):
+            self._link_codecs.paused(self._monotonic_s() - self._ended_s)
         codec = Codec.RAW if is_raw else self._link_codecs.choose(peer, part.share, planned_s)
         first, count = next(iter(part.requests()))
         request = PullRequest(
@@ -218,6 +224,7 @@ class Fetcher:
             raise
         finally:
             is_finite = staging.finish() or self.guard.is_off
+            self._ended_s = self._monotonic_s()
         if not pulled.is_shared:
             self._link_codecs.measured(peer, pulled.received_bytes, pulled.transfer_s)
             self.spent(pulled.received_bytes, part.share if isinstance(pulled.answer, Offer) else 0.0)

@@ -16,8 +16,12 @@ from dpwa.snapshot.state import Codec
 
 __all__ = ["LinkCodecs", "in_words"]
 
-# A transfer that takes less than this is fast enough as it is; losing digits would bring nothing.
+# A transfer that takes less than this, and no longer than the pause before it, is fast enough as it is; losing digits
+# would bring nothing. Where it takes longer than the pauses, it is the link that says how often nodes exchange.
 _FAST_S = 0.1
+
+# So fast it always is: then rounding itself would take as long as it saves.
+_AT_ONCE_S = 0.01
 
 # One that would still take longer than this with half of the bytes gets a quarter of them.
 _SLOW_S = 1.0
@@ -55,6 +59,12 @@ class LinkCodecs:
         self._timeout_s = timeout_s
         self._longest_s = longest_s
         self._bytes_per_s: dict[str, float] = {}
+        self._pause_s = math.inf
+
+    def paused(self, pause_s: float) -> None:
+        """Note for how long nothing had been fetched when the next fetch began, from whomever."""
+        known = pause_s if math.isinf(self._pause_s) else self._pause_s
+        self._pause_s = _MEMORY * known + (1 - _MEMORY) * pause_s
 
     def forget(self, peer: str) -> None:
         """The peer is gone for good."""
@@ -71,7 +81,7 @@ class LinkCodecs:
         if self._fixed is not None:
             return self._fixed
         speed = self._bytes_per_s.get(peer)
-        most_s = _PLANNED * min(planned_s, self._timeout_s)
+        most_s = min(_PLANNED * min(planned_s, self._timeout_s), max(_AT_ONCE_S, self._pause_s))
         if speed is None or self._sizes[Codec.RAW] * share / speed <= min(_FAST_S, most_s):
             return Codec.RAW
         is_enough = self._sizes[Codec.FP16] * share / speed <= min(_SLOW_S, most_s)

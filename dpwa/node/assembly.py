@@ -152,6 +152,7 @@ def assemble(
         flow_control=flow_control,
         standing=standing,
         guard=guard,
+        monotonic_s=monotonic_s,
     )
     intake = _intake(config, layout, method, fetcher, proposals, monotonic_s)
     fetcher.spent = intake.spent

@@ -25,6 +25,26 @@ def test_the_slower_the_link_the_smaller_the_codec(megabytes_per_s, codec):
     assert links("bf16").choose("w2", 1.0) is Codec.BF16
 
 
+def test_where_transfers_take_longer_than_the_pauses_between_them_less_is_sent_more_often():
+    made = links()
+    made.measured("w2", 800_000_000, 1.0)  # 0.05 s as it is
+    assert made.choose("w2", 1.0) is Codec.RAW
+    made.paused(0.06)
+    assert made.choose("w2", 1.0) is Codec.RAW
+    for _ in range(20):
+        made.paused(0.03)
+    assert made.choose("w2", 1.0) is Codec.FP16
+    for _ in range(20):
+        made.paused(0.001)
+    assert made.choose("w2", 1.0) is Codec.INT8
+    assert made.choose("w2", 0.1) is Codec.RAW, "which takes 5 ms"
+    for _ in range(20):
+        made.paused(5.0)
+    assert made.choose("w2", 1.0) is Codec.RAW
+    made.measured("w3", 80_000_000, 1.0)  # 0.5 s as it is
+    assert made.choose("w3", 1.0) is Codec.FP16
+
+
 def test_a_transfer_that_broke_off_makes_the_next_one_small_enough_for_the_timeout():
     made = links()
     made.measured("w2", RAW, 0.01)  # the link was fast once
