@@ -23,6 +23,9 @@ _FAST_S = 0.1
 # So fast it always is: then rounding itself would take as long as it saves.
 _AT_ONCE_S = 0.01
 
+# So long a trainer may wait for a transfer; a longer one is worth some digits.
+_WAITED_S = 0.03
+
 # One that would still take longer than this with half of the bytes gets a quarter of them.
 _SLOW_S = 1.0
 
@@ -76,12 +79,13 @@ class LinkCodecs:
         Args:
             peer: the peer to be asked.
             share: of the parameters that it brings.
-            planned_s: how long it should take at most, if that is less than the timeout.
+            planned_s: of the time that a round waits, what there is for this transfer; infinite: no trainer waits for it.
         """
         if self._fixed is not None:
             return self._fixed
         speed = self._bytes_per_s.get(peer)
-        most_s = min(_PLANNED * min(planned_s, self._timeout_s), max(_AT_ONCE_S, self._pause_s))
+        no_hurry_s = max(_AT_ONCE_S, self._pause_s) if math.isinf(planned_s) else _WAITED_S
+        most_s = min(_PLANNED * min(planned_s, self._timeout_s), no_hurry_s)
         if speed is None or self._sizes[Codec.RAW] * share / speed <= min(_FAST_S, most_s):
             return Codec.RAW
         is_enough = self._sizes[Codec.FP16] * share / speed <= min(_SLOW_S, most_s)

@@ -122,12 +122,14 @@ def test_of_a_round_each_neighbour_has_its_share_of_the_time():
     made = links()
     made.measured("w2", 80_000_000, 1.0)  # 0.5 s as it is, 0.25 s as fp16
     assert made.choose("w2", 1.0) is Codec.FP16
-    assert made.choose("w2", 1.0, 0.5) is Codec.FP16
     assert made.choose("w2", 1.0, 0.4) is Codec.INT8
     assert made.expected_s("w2", 0.4) == pytest.approx(RAW / 4 / 80e6)
     assert made.expected_s("w3", 0.4) == 0.0
     made.measured("w4", 800_000_000, 1.0)  # 0.05 s as it is
-    assert made.choose("w4", 1.0, 0.08) is Codec.FP16
+    assert made.choose("w4", 1.0, 5.0) is Codec.FP16, "for 50 ms no trainer waits"
+    assert made.choose("w4", 1.0, 0.03) is Codec.INT8
+    made.measured("w5", 2_000_000_000, 1.0)  # 0.02 s as it is
+    assert made.choose("w5", 1.0, 5.0) is Codec.RAW
 
 
 def test_what_does_not_fit_into_a_round_is_told_with_how_long_rounds_should_wait():
