@@ -79,7 +79,7 @@ class LinkCodecs:
         Args:
             peer: the peer to be asked.
             share: of the parameters that it brings.
-            planned_s: of the time that a round waits, what there is for this transfer; infinite: no trainer waits for it.
+            planned_s: of the time that a round waits, what there is for this transfer; infinite: no trainer waits.
         """
         if self._fixed is not None:
             return self._fixed
