@@ -94,7 +94,7 @@ def far_commands(
     first_life = {"DPWA_IS_AGAIN": "", **({"DPWA_LAUNCH_ID": secrets.token_hex(8)} if is_whole else {})}
     ranks = {node.name: rank for rank, node in enumerate(config.nodes)}
     machines = [way.machine for way in ways.values()]
-    places = local_ranks({name: way.machine for name, way in ways.items()})
+    places = local_ranks({name: str(way.machine) for name, way in ways.items()})
     commands = []
     for name, way in ways.items():
         node = config.node(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -59,6 +60,13 @@ def test_the_aggregated_model_is_the_mean_and_consensus_the_mean_distance_from_i
     assert result["status"] == "done"
     assert rounds[2]["samples"] == result["samples_seen"] == 16
     assert result["bytes_sent"] == 2000
+
+
+def test_a_result_has_the_commit_that_the_trial_began_with(tmp_path, digits):
+    folder, trial = TrialFolder(tmp_path), trial_of()
+    run_rounds(folder, trial, digits, {"w1": [0.1, 0.0], "w2": [-0.1, 0.1]})
+    folder.trial_json.write_text(json.dumps({**trial.to_json(), "commit": "fedcba987654"}))
+    assert evaluate(folder, trial, digits, exit_code=0)["commit"] == "fedcba987654"
 
 
 def test_only_the_last_round_is_measured_when_the_others_are_not_wanted(tmp_path, digits):

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from dpwa.errors import ConfigError
 from dpwa.lab.study.study import Study, trial_folder_name
 from dpwa.lab.study.trial import Trial, TrialFolder, write_json
+from dpwa.lab.training.machine import commit
 
 __all__ = ["RunFolder", "is_result", "last_lines", "newest_round", "read_json", "remove_snapshots", "shown_path"]
 
@@ -127,7 +128,7 @@ class RunFolder:
                 )
             shutil.rmtree(folder.path)
         folder.path.mkdir(parents=True)
-        write_json(folder.trial_json, trial.to_json())
+        write_json(folder.trial_json, {**trial.to_json(), "commit": commit()})
         return folder
 
 

@@ -1,6 +1,6 @@
 """A trial of a study: one row with one seed; and its folder.
 
-    trial.json                           what it is: see `Trial.to_json`
+    trial.json                           what it is: see `Trial.to_json`; and the commit of the checkout when it began
     cluster.yaml                        for strategies that `dpwa launch` starts
     output.log                          what its processes printed
     nodes/NAME/ready                    this process has loaded everything; training begins when all have

@@ -10,6 +10,7 @@ Runs in: a process of its own, with all cores; for a trial in memory, the proces
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +88,7 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
         "trial": trial.to_json(),
         "status": "done" if is_done else "failed",
         "reason": reason if is_done else reason or f"exit code {exit_code}",
-        "commit": commit(),
+        "commit": _commit_at_the_start(folder),
         "machine": machine(),
         "processes": len(trial.process_names),
         "threads_per_process": int(max((snapshot.header["threads"] for snapshot in newest), default=0)),
@@ -112,6 +113,13 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
             if len(trial.training_names) > 1
         },
     }
+
+
+def _commit_at_the_start(folder: TrialFolder) -> str:
+    """The commit that the trial was begun with: the checkout may have been renewed meanwhile."""
+    if not folder.trial_json.exists():
+        return commit()
+    return str(json.loads(folder.trial_json.read_text(encoding="utf-8")).get("commit", commit()))
 
 
 def _rates(newest: Sequence[RoundModel]) -> dict[str, float | None]:
