@@ -212,8 +212,8 @@ class Merging:
         mark = self._membership[peer].mark
         if self._seen.get(peer, (None, 0.0))[0] != mark:
             self._seen[peer] = (mark, now_s)
-        if outcome is Outcome.TOLD or outcome.has_snapshot:
-            self._heard.add(peer)
+        if self._membership[peer].finished and (outcome is Outcome.TOLD or outcome.has_snapshot):
+            self._heard.add(peer)  # not by a snapshot of its training, which takes part in no merge yet
 
     def _is_there(self, peer: str, now_s: float) -> bool:
         """Whether a peer has finished, and can still do something for the merge, or wait for it."""

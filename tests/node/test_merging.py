@@ -226,6 +226,24 @@ def test_a_node_that_does_not_merge_keeps_its_model_and_counts_in_no_mean(in_mem
     assert answers == {"w1": True, "w2": True, "w3": True}
 
 
+def test_a_node_whose_model_was_last_fetched_while_it_trained_is_asked_whether_it_merges(in_memory):
+    """Its snapshot says that it does not, and a later answer only that it has finished."""
+    first, second = start(in_memory, [[0.0], [1.0]])
+    ends = Ends([first])
+    second.step(1.0)
+    blended = first.statistics().blended
+    wait_until(lambda: ends.turn() or first.statistics().blended > blended, "the snapshot of the one that trains")
+    assert not first._parts.context.membership["w2"].finished
+    second._begin_to_finish(merge=True)
+    wait_until(lambda: ends.turn() or first._parts.context.membership["w2"].finished, "it has finished, and nothing is new")
+    for _ in range(20):
+        ends.turn()
+    assert ends.answers == {}
+    ends.nodes.append(second)
+    assert ends.run() == {"w1": True, "w2": True}
+    assert [node.statistics().merged_models for node in (first, second)] == [2, 2]
+
+
 def test_a_node_alone_has_nothing_to_merge(in_memory):
     (node,) = in_memory.start([VectorModel([3.0])])
     node.step(1.0)
