@@ -16,14 +16,18 @@ from dpwa.snapshot.state import Codec
 
 __all__ = ["LinkCodecs", "in_words"]
 
-# A transfer that takes less than this, and no longer than the pause before it, is fast enough as it is; losing digits
-# would bring nothing. Where it takes longer than the pauses, it is the link that says how often nodes exchange.
+# A transfer that takes less than this is fast enough as it is; losing digits would bring nothing.
 _FAST_S = 0.1
 
-# So fast it always is: then rounding itself would take as long as it saves.
+# Over a link that is slower than this, a transfer must also take no longer than the pause before it: else it is the
+# link that says how often nodes exchange. Over a faster one (1 Gbit/s is 125 MB/s) the little time that rounding saves
+# is not worth the digits, and the time of the peer's processor.
+_HURRY_BELOW_BYTES_PER_S = 200e6
+
+# So fast a transfer always is.
 _AT_ONCE_S = 0.01
 
-# So long a trainer may wait for a transfer; a longer one is worth some digits.
+# So long a trainer may wait for a transfer over such a link; a longer one is worth some digits.
 _WAITED_S = 0.03
 
 # One that would still take longer than this with half of the bytes gets a quarter of them.
@@ -84,8 +88,9 @@ class LinkCodecs:
         if self._fixed is not None:
             return self._fixed
         speed = self._bytes_per_s.get(peer)
-        no_hurry_s = max(_AT_ONCE_S, self._pause_s) if math.isinf(planned_s) else _WAITED_S
-        most_s = min(_PLANNED * min(planned_s, self._timeout_s), no_hurry_s)
+        most_s = _PLANNED * min(planned_s, self._timeout_s)
+        if speed is not None and speed < _HURRY_BELOW_BYTES_PER_S:
+            most_s = min(most_s, max(_AT_ONCE_S, self._pause_s) if math.isinf(planned_s) else _WAITED_S)
         if speed is None or self._sizes[Codec.RAW] * share / speed <= min(_FAST_S, most_s):
             return Codec.RAW
         is_enough = self._sizes[Codec.FP16] * share / speed <= min(_SLOW_S, most_s)
