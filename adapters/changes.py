@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dpwa import Role
 
 from .selection import Selection, holder_of
+from .shards import held_here
 
 __all__ = ["STEPS_PER_ROUND", "Watch"]
 
@@ -87,10 +88,11 @@ class Watch:
 
     def __init__(self, module: nn.Module, selection: Selection) -> None:
         chosen = selection.exchanged.values()
-        self._places = [(holder_of(one.module, one.role), one.key, one.tensor) for one in chosen]
+        self._places = [(holder_of(one.module, one.role), one.key, one.found) for one in chosen]
+        self._parts_of_tensors = [(one.found, one.tensor) for one in chosen if one.found is not one.tensor]
         exchanged: dict[nn.Module, dict[tuple[Role, str], Tensor]] = {}
         for one in chosen:
-            exchanged.setdefault(one.module, {})[one.role, one.key] = one.tensor
+            exchanged.setdefault(one.module, {})[one.role, one.key] = one.found
         frozen = {id(tensor) for tensor in selection.frozen.values()}
         self._parts = [_Part(part, exchanged.get(part, {}), frozen) for part in module.modules()]
         self._next = 0
@@ -111,7 +113,10 @@ class Watch:
         self._places[number] = (holder, key, tensor)
 
     def has_changed(self) -> bool:
-        """Check the next modules in turn."""
+        """Check the next modules in turn, and where this process's part of each sharded tensor is."""
+        for found, tensor in self._parts_of_tensors:
+            if held_here(found) is not tensor:
+                return True
         for _ in range(-(-len(self._parts) // STEPS_PER_ROUND)):
             part = self._parts[self._next]
             self._next = (self._next + 1) % len(self._parts)

@@ -18,11 +18,12 @@ from dpwa import ClusterConfig, ConfigError
 from dpwa.engines.boards import Board, FolderBoard, PmiBoard, StoreBoard, file_name
 from dpwa.engines.environment import Start, start_of
 from dpwa.engines.gathering import GATHER_TIMEOUT_S, gather, own_host, values_in
+from dpwa.engines.parts import cluster_of_part, part_folder, with_keys_of_run
 
 from .engine_store import open_store
 from .islands import Members
 
-__all__ = ["ConfigLike", "Identity", "given_config", "identity_of", "island_size", "take_place"]
+__all__ = ["ConfigLike", "Identity", "given_config", "identity_of", "in_folder", "island_size", "take_place"]
 
 ConfigLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | ClusterConfig | None"
 
@@ -96,9 +97,28 @@ def identity_of(
         return Identity(alone, alone.nodes[0].name, _run_dir(alone, is_given=False), members=members)
     restart = os.environ.get("DPWA_ON_FAILURE") == "restart"
     launch_id = os.environ.get("DPWA_LAUNCH_ID", "")
-    return Identity(
-        given, _node_name(given, chosen), _run_dir(given, is_given=True), restart, launch_id, members=members
-    )
+    node = _node_name(given, chosen)
+    return Identity(_of_part(given, members), node, _run_dir(given, is_given=True), restart, launch_id, members=members)
+
+
+def in_folder(identity: Identity, run_dir: Path | None) -> tuple[ClusterConfig, Path | None]:
+    """Cluster and run folder of one of the processes that are a node together.
+
+    Args:
+        identity: of the node.
+        run_dir: the run folder, as the first process knows it.
+    """
+    if run_dir is None or identity.members is None:
+        return identity.config, run_dir
+    part = identity.members.part
+    return with_keys_of_run(identity.config, run_dir, part), part_folder(run_dir, part)
+
+
+def _of_part(config: ClusterConfig, members: Members | None) -> ClusterConfig:
+    """The cluster of those processes that hold the same part of the model as this one."""
+    if members is None or not members.have_parts:
+        return config
+    return cluster_of_part(config, members.part, members.size)
 
 
 def given_config(config: ConfigLike) -> ClusterConfig | None:
@@ -165,14 +185,14 @@ def _of_start(start: Start, config: ConfigLike, members: Members | None) -> Iden
                 f"{size} neighbours such as {list(neighbours)}; leave `nodes` out of it"
             )
         node = listed.nodes[start.rank // size]
-        identity = Identity(listed, node.name, _run_dir_of(start, listed.run), is_by_rank=True)
+        identity = Identity(_of_part(listed, members), node.name, _run_dir_of(start, listed.run), is_by_rank=True)
     else:
-        identity = _gathered(start, source, values, first)
+        identity = _gathered(start, source, values, first, 0 if members is None else members.part)
     _found[start, first] = identity
     return replace(identity, members=members)
 
 
-def _gathered(start: Start, source: ConfigLike, values: Mapping[str, Any], first: int) -> Identity:
+def _gathered(start: Start, source: ConfigLike, values: Mapping[str, Any], first: int, part: int) -> Identity:
     folder = os.environ.get("DPWA_RENDEZVOUS")
     run_dir = _run_dir_of(start, str(values.get("run", "dpwa")))
     towards = None
@@ -192,6 +212,7 @@ def _gathered(start: Start, source: ConfigLike, values: Mapping[str, Any], first
         board,
         values,
         first=first,
+        part=part,
         run_dir=run_dir,
         host=own_host(start, os.environ.get("DPWA_HOST"), towards),
     )

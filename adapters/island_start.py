@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dpwa import ConfigError, __version__
+from dpwa import ClusterConfig, ConfigError, __version__
 
 from .checkpoint_files import Found
 from .identity import Identity
@@ -44,8 +44,10 @@ def agreed(island: Island, identity: Identity, take: Callable[[], TorchModel]) -
     said = {"problem": "", "node": identity.name, "version": __version__, "run_dir": str(identity.run_dir or "")}
     try:
         model = take()
-        said["settings"] = hashlib.sha256(identity.config.to_yaml().encode()).hexdigest()
-        said["model"] = model.layout.fingerprint.hex()
+        have_parts = identity.members is not None and identity.members.have_parts
+        config = _without_ports(identity.config) if have_parts else identity.config
+        said["settings"] = hashlib.sha256(config.to_yaml().encode()).hexdigest()
+        said["model"] = model.form
     except ConfigError as error:
         problem = error
         said["problem"] = str(error)[: _MOST_SAID_BYTES // 4]
@@ -64,6 +66,12 @@ def agreed(island: Island, identity: Identity, take: Callable[[], TorchModel]) -
                     f"{first} in its {what}{_values(what, theirs, heard[0])}; {remedy}"
                 )
     return model, Path(heard[0]["run_dir"]) if heard[0]["run_dir"] else None
+
+
+def _without_ports(config: ClusterConfig) -> ClusterConfig:
+    """Processes that hold parts of a model each have a cluster of their own, in which only these differ."""
+    nodes = tuple(node.model_copy(update={"port": 1, "bind": None}) for node in config.nodes)
+    return config.model_copy(update={"nodes": nodes, "join": (), "keys": None})
 
 
 _MUST_BE_THE_SAME = {

@@ -1,6 +1,7 @@
-"""Islands: several processes that hold copies of one model and train it together, as under DistributedDataParallel.
+"""Islands: several processes that train one model together, as under DistributedDataParallel or FSDP2.
 
-An island is one node of dpwa. Its first process is that node; the others follow it (`island_nodes.py`). Here is which
+An island is one node of dpwa. Where the processes hold copies of the model, the first one is that node, and the others
+follow it (`island_nodes.py`); where they hold parts of it, each exchanges its own (`shard_nodes.py`). Here is which
 processes an island has, and how they tell each other something: words, that is, a few numbers, over gloo at every step
 boundary; tensors over the group of the island's own collectives, which is nccl on GPUs.
 
@@ -26,6 +27,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # torch
 from dpwa import ConfigError, IslandError
 
 from .process_groups import ranks_of, replicas_of
+from .shards import group_of_shards
 
 __all__ = ["Island", "Members", "members_of"]
 
@@ -51,17 +53,24 @@ class Members:
     Attributes:
         ranks: theirs, in the world of torch.distributed; the first one's process is the node.
         rank: the place of this process among them, from 0.
-        group: the group of their DistributedDataParallel; None: the config has made them an island.
+        group: the group of their DistributedDataParallel or FSDP2; None: the config has made them an island.
+        have_parts: each holds a part of the model; otherwise each holds a copy.
     """
 
     ranks: tuple[int, ...]
     rank: int
     group: Any
+    have_parts: bool = False
 
     @property
     def size(self) -> int:
         """How many they are."""
         return len(self.ranks)
+
+    @property
+    def part(self) -> int:
+        """Which part of the model this process exchanges, from 0; 0 as well where each holds a copy."""
+        return self.rank if self.have_parts else 0
 
 
 def members_of(module: nn.Module, size: int | None) -> Members | None:
@@ -74,15 +83,14 @@ def members_of(module: nn.Module, size: int | None) -> Members | None:
     Raises:
         ConfigError: model, processes and cluster file do not go together.
     """
-    group = replicas_of(module)
+    shards = group_of_shards(module)
+    group = replicas_of(module) if shards is None else shards
     if group is not None:
         ranks = ranks_of(group)
         if size is not None and len(ranks) != size:
-            raise ConfigError(
-                f"island: {{size: {size}}}: the model's DistributedDataParallel spans {len(ranks)} processes; give it "
-                f"a group of {size} (process_group=torch.distributed.new_subgroups({size})[0]), or leave `island` out"
-            )
-        return Members(ranks, ranks.index(distributed.get_rank()), group)
+            spanning = _spanning(size, is_sharded=shards is not None, found=len(ranks))
+            raise ConfigError(f"island: {{size: {size}}}: the model's {spanning}, or leave `island` out")
+        return Members(ranks, ranks.index(distributed.get_rank()), group, have_parts=shards is not None)
     if size is None:
         return None
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -95,6 +103,13 @@ def members_of(module: nn.Module, size: int | None) -> Members | None:
         raise ConfigError(f"island: {{size: {size}}}: {world} processes are no whole number of islands of {size}")
     first = rank // size * size
     return Members(tuple(range(first, first + size)), rank - first, None)
+
+
+def _spanning(size: int, *, is_sharded: bool, found: int) -> str:
+    if is_sharded:
+        return f"fully_shard spans {found} processes; give it a mesh of {size}"
+    group = f"a group of {size} (process_group=torch.distributed.new_subgroups({size})[0])"
+    return f"DistributedDataParallel spans {found} processes; give it {group}"
 
 
 class Island:

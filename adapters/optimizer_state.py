@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dpwa import ConfigError, Role
 
 from .selection import is_written_elementwise, spec_of
+from .shards import held_here
 
 __all__ = ["OptimizerState", "unwrapped_optimizer"]
 
@@ -28,10 +29,11 @@ _ADAM = {"exp_avg": Role.RUNNING_MOMENT, "exp_avg_sq": Role.RUNNING_MOMENT}
 
 
 class _Place(NamedTuple):
-    """One tensor of the state, and where the optimizer has it."""
+    """One tensor of the state, where the optimizer has it, and what of it this process holds."""
 
     parameter: Tensor
     key: str
+    found: Tensor
     tensor: Tensor
 
 
@@ -78,9 +80,9 @@ class OptimizerState:
     def has_changed(self) -> bool:
         """Whether tensors were replaced, as `load_state_dict` does, or parameters came or went; called at each step."""
         state = self._optimizer.state
-        for parameter, key, tensor in self._places.values():
+        for parameter, key, found, tensor in self._places.values():
             held = state.get(parameter)
-            if held is None or held.get(key) is not tensor:
+            if held is None or held.get(key) is not found or held_here(found) is not tensor:
                 return True
         return self._group_sizes() != self._sizes
 
@@ -118,13 +120,13 @@ class OptimizerState:
             state = self._optimizer.state[parameter]
             self._complete(name, parameter, state, group)
             for key in self._roles:
-                full_name, tensor = f"optimizer.{key}.{name}", state[key]
+                full_name, tensor = f"optimizer.{key}.{name}", held_here(state[key])
                 if not is_written_elementwise(tensor):
                     raise ConfigError(
                         f"tensor {full_name}: expected an ordinary dense tensor, got a {type(tensor).__name__} of the "
                         f"layout {tensor.layout}; {_KEEP}"
                     )
-                found[full_name] = _Place(parameter, key, tensor)
+                found[full_name] = _Place(parameter, key, state[key], tensor)
         if not found:
             raise ConfigError(
                 "`optimizer_state: blend`: the optimizer keeps nothing for any of the exchanged parameters; expected "

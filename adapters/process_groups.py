@@ -1,8 +1,8 @@
 """Which other processes hold copies of a model, and the refusal of models that they have a part in some other way.
 
 dpwa changes parameters in place. Under DistributedDataParallel other processes hold copies, which must all change
-alike: they are an island (`islands.py`). Under FSDP they hold shards, which are refused. And processes that torchrun
-has started within a node all take themselves for that node.
+alike: they are an island (`islands.py`). Under FSDP2 they hold parts (`shards.py`); the flat parameters of the first
+FSDP are refused. And processes that torchrun has started within a node all take themselves for that node.
 
 Runs in: the trainer's thread.
 """
@@ -24,9 +24,9 @@ from dpwa import ConfigError
 __all__ = [
     "is_sharded",
     "ranks_of",
+    "refuse_flat_shard",
     "refuse_groups",
     "refuse_ranks",
-    "refuse_shard",
     "replicas_of",
     "tell_rank_alone",
     "unwrapped",
@@ -34,9 +34,9 @@ __all__ = [
 
 _logger = logging.getLogger("dpwa")
 
-_WHOLE_MODEL = (
-    "dpwa exchanges whole models, and no shards yet; expected a model that each process holds whole, alone or as one "
-    "of the copies of a DistributedDataParallel, which are one node together"
+_NO_FLAT_SHARDS = (
+    "dpwa does not exchange the flat shards of FullyShardedDataParallel; expected a model that fully_shard (FSDP2) has "
+    "sharded, that has copies under DistributedDataParallel, or that each process holds by itself"
 )
 
 
@@ -72,17 +72,18 @@ def tell_rank_alone(*, sharded: bool) -> None:
     """Say, once per group, that its processes train without dpwa.
 
     Args:
-        sharded: each holds a shard of the model; otherwise each holds a copy, or a model of its own.
+        sharded: each holds a flat shard of the model; otherwise each holds a part or a copy, or a model of its own.
     """
     rank, size = _rank_and_size()
     if size > 1 and rank == 0:
         _logger.warning(
             "the %d processes of this group run alone, without dpwa: %s",
             size,
-            _WHOLE_MODEL
+            _NO_FLAT_SHARDS
             if sharded
             else "they are one node, and no cluster names others; to make each host a node, give its "
-            "DistributedDataParallel a group of its own (process_group=...), or start each by a node of `dpwa launch`",
+            "DistributedDataParallel a group of its own (process_group=...), or its fully_shard a mesh, or start each "
+            "by a node of `dpwa launch`",
         )
 
 
@@ -138,40 +139,38 @@ def refuse_groups(module: nn.Module, island: tuple[int, ...] = ()) -> None:
         island: ranks of the processes that are this node together, and hold copies.
 
     Raises:
-        ConfigError: an FSDP module, or a DistributedDataParallel over other processes, holds its parameters.
+        ConfigError: a flat FSDP module, or a DistributedDataParallel over other processes, holds its parameters.
     """
     sharded = _fully_sharded_type()
     for name, part in module.named_modules():
         if sharded is not None and isinstance(part, sharded):
             first = next((inner for inner, _ in part.named_parameters()), "")
-            raise ConfigError(f"tensor {'.'.join(filter(None, (name, first)))}: is sharded by FSDP; {_WHOLE_MODEL}")
+            raise ConfigError(f"tensor {'.'.join(filter(None, (name, first)))}: is sharded by FSDP; {_NO_FLAT_SHARDS}")
     own = dict(module.named_parameters())
     for wrapper in _data_parallel_around(module):
         _refuse_replicas(wrapper, own, island)
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether other processes hold shards of a model, which may be wrapped."""
+    """Whether other processes hold flat shards of a model, which may be wrapped."""
     sharded = _fully_sharded_type()
     if sharded is not None and any(isinstance(part, sharded) for part in module.modules()):
         return True
-    try:
-        for name, parameter in module.named_parameters():
-            refuse_shard(name, parameter)
-    except ConfigError:
-        return True
-    return False
+    return any(_is_flat(parameter) for parameter in module.parameters())
 
 
-def refuse_shard(name: str, tensor: Tensor) -> None:
-    """Check that a tensor is not a process's share of a larger one.
+def refuse_flat_shard(name: str, tensor: Tensor) -> None:
+    """Check that a tensor is not a process's share of a flattened model.
 
     Raises:
         ConfigError: it is.
     """
-    sharded = _dtensor_type()
-    if (sharded is not None and isinstance(tensor, sharded)) or getattr(tensor, "_is_flat_param", False):
-        raise ConfigError(f"tensor {name}: is a {type(tensor).__name__}, sharded over processes; {_WHOLE_MODEL}")
+    if _is_flat(tensor):
+        raise ConfigError(f"tensor {name}: is a {type(tensor).__name__}, sharded by FSDP; {_NO_FLAT_SHARDS}")
+
+
+def _is_flat(tensor: Tensor) -> bool:
+    return bool(getattr(tensor, "_is_flat_param", False))
 
 
 def _refuse_replicas(
@@ -205,12 +204,6 @@ def _data_parallel_around(module: nn.Module) -> Iterator[DistributedDataParallel
             yield cast("DistributedDataParallel", found)
 
 
-# These types exist only once their modules are imported, which takes long and is the user's choice.
-
-
 def _fully_sharded_type() -> type[nn.Module] | None:
+    # The type exists only once its module is imported, which takes long and is the user's choice.
     return getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
-
-
-def _dtensor_type() -> type | None:
-    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import atexit
 import logging
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Mapping, Sized
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -32,22 +31,23 @@ from torch import Tensor, nn
 from dpwa import MODEL_FILE, ConfigError, Node, NodeStatistics, node_folder
 
 from .checkpoints import Checkpoints
-from .identity import ConfigLike, Identity, identity_of, island_size, take_place
+from .identity import ConfigLike, Identity, in_folder, take_place
 from .island_nodes import Follower, Leader, telling_failure
 from .island_start import agreed
-from .islands import Island, members_of
+from .islands import Island
 from .losses import LossLike, as_float
+from .model_identity import identity_of_model
 from .optimizer_hook import OptimizerHook
 from .optimizer_state import unwrapped_optimizer
-from .process_groups import is_sharded, refuse_ranks, tell_rank_alone
 from .restoring import Kept, Training
 from .sampler import SharingSampler
 from .saving import save_model
+from .shard_nodes import ShardNode
 from .streams import LateLosses
 from .tensors import TorchModel
 from .termination import closing, end_with_agent, raise_if_terminated, watch
 
-__all__ = ["DpwaPyTorchAdapter", "attach"]
+__all__ = ["DpwaPyTorchAdapter"]
 
 _logger = logging.getLogger("dpwa")
 
@@ -71,8 +71,10 @@ class DpwaPyTorchAdapter:
 
     A node is one process, or an island: the processes that a DistributedDataParallel of the model spans, or as many as
     the config's `island: {size: 4}` says. All of them make the adapter, and call `step` and `finish` alike. The first
-    one exchanges models; the others have its model after every step that changed it, and its answers. FSDP modules are
-    refused; DataParallel and `torch.compile` are looked through.
+    one exchanges models; the others have its model after every step that changed it, and its answers. Under FSDP2
+    (`fully_shard`) the processes that share a model are an island, too; there each exchanges its own part with the
+    process at the same place of another island. The first FSDP's modules are refused; DataParallel and `torch.compile`
+    are looked through.
 
     Args:
         model: the model as it will be trained: on its device, in its dtype, with its frozen parameters frozen.
@@ -105,16 +107,18 @@ class DpwaPyTorchAdapter:
         model = _only(model, net, "model", "net")
         config = _only(config, config_file, "config", "config_file")
         # `attach` has found it already.
-        identity = config if isinstance(config, Identity) else _identity_of(model, name, config)
+        identity = config if isinstance(config, Identity) else identity_of_model(model, name, config)
         self.config, self.name, self.run_dir = identity.config, identity.name, identity.run_dir
         inner = None if optimizer is None else unwrapped_optimizer(optimizer, "optimizer")
         self._island = None if identity.members is None else Island(identity.members)
+        self._has_parts = identity.members is not None and identity.members.have_parts
         self._hook: OptimizerHook | None = None
         self._late_losses = LateLosses()
         self._samplers: list[SharingSampler] = []
         self._checkpoints: Checkpoints | None = None
         self._resumed_step = 0
-        self._node: Node | Leader | Follower
+        self._is_saved = False
+        self._node: Node | Leader | Follower | ShardNode
         with ExitStack() as undo:
             if self._island is not None:
                 undo.callback(self._island.close)
@@ -123,9 +127,12 @@ class DpwaPyTorchAdapter:
             if self._island is None:
                 self._tensors = take()
             else:
-                take = partial(take, island=self._island.ranks)
-                self._tensors, self.run_dir = agreed(self._island, identity, take)
-            if self._island is None or self._island.is_first:
+                take = partial(take, island=self._island.ranks, parts=self._has_parts)
+                self._tensors, run_dir = agreed(self._island, identity, take)
+                self.config, self.run_dir = in_folder(identity, run_dir)
+            if self._island is not None and self._has_parts:
+                self._begin_part(self._island, identity, undo)
+            elif self._island is None or self._island.is_first:
                 with telling_failure(self._island):
                     self._begin(identity, inner, checkpoint or {}, undo)
             else:
@@ -146,14 +153,7 @@ class DpwaPyTorchAdapter:
         self._checkpoints = self._load_checkpoint(optimizer, parts)
         if self._checkpoints is not None:
             undo.callback(self._checkpoints.close)
-        node = Node(
-            self.config,
-            self.name,
-            self._tensors,
-            run_dir=self.run_dir,
-            peers_restart=identity.peers_restart,
-            launch_id=identity.launch_id,
-        )
+        node = self._new_node(identity)
         self._node = node if self._island is None else Leader(self._island, self._tensors, node)
         self._is_closed = False
         undo.callback(self.close)  # what fails holds no port, and is nobody's former adapter
@@ -170,6 +170,34 @@ class DpwaPyTorchAdapter:
             if self._checkpoints is not None:
                 self._node.is_checkpoint_due = self._checkpoints.is_due
                 self._checkpoints.random_of_island = self._node.random_of_island
+
+    def _begin_part(self, island: Island, identity: Identity, undo: ExitStack) -> None:
+        """Make the node for this process's part of the model, and start it.
+
+        Raises:
+            ConfigError: the config wants checkpoints.
+        """
+        if self.config.checkpoint.every_s is not None:
+            raise ConfigError(
+                "`checkpoint:` keeps whole models, and this one is sharded over the processes of its node; leave it "
+                "out, and have torch.distributed.checkpoint save model and optimizer, and with them node.state_dict() "
+                "of each process"
+            )
+        self._node = part = ShardNode(island, self._tensors, self._new_node(identity))
+        self._is_closed = False
+        undo.callback(self.close)
+        take_place(self, identity)
+        part.start()
+
+    def _new_node(self, identity: Identity) -> Node:
+        return Node(
+            self.config,
+            self.name,
+            self._tensors,
+            run_dir=self.run_dir,
+            peers_restart=identity.peers_restart,
+            launch_id=identity.launch_id,
+        )
 
     def _begin_to_follow(
         self,
@@ -375,7 +403,11 @@ class DpwaPyTorchAdapter:
             sampler.settle()
         if self._checkpoints is not None:
             self._checkpoints.finish()
-        return self._node.finish(timeout_s, merge=merge)
+        answer = self._node.finish(timeout_s, merge=merge)
+        if isinstance(self._node, ShardNode):
+            self._save(self._node.whole_state())
+            self._is_saved = True
+        return answer
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep beside model and optimizer: clock, mass, anchors, momentum …, as plain tensors.
@@ -441,8 +473,19 @@ class DpwaPyTorchAdapter:
             try:
                 self._tensors.close()
             finally:
-                if self.run_dir is not None and not self.island_rank and self._node.statistics().clock > 0:
-                    save_model(self._tensors.module, node_folder(self.run_dir, self.name) / MODEL_FILE)
+                if not self._has_parts:
+                    self._save(self._tensors.module.state_dict())
+                elif not self._is_saved and self.run_dir is not None and not self.island_rank:
+                    _logger.warning(
+                        "node %s: its model is sharded, and not saved in the run folder: only `finish`, called by all "
+                        "processes of the node, could bring the parts together",
+                        self.name,
+                    )
+
+    def _save(self, state: Mapping[str, object]) -> None:
+        """Save the model in the run folder, if it has been trained."""
+        if self.run_dir is not None and not self.island_rank and self._node.statistics().clock > 0:
+            save_model(state, node_folder(self.run_dir, self.name) / MODEL_FILE)
 
     def _follow_model(self, *, everywhere: bool = False) -> None:
         """Follow tensors of the model that were replaced. A node alone exchanges nothing."""
@@ -458,64 +501,6 @@ class DpwaPyTorchAdapter:
         if isinstance(loss, Tensor) and loss.is_cuda and loss.numel() == 1 and not loss.is_complex():
             return self._late_losses.exchange(loss)
         return as_float(loss)
-
-
-def attach(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    loss: Callable[[], LossLike] | None = None,
-    name: str | None = None,
-    config: ConfigLike = None,
-    checkpoint: Mapping[str, Kept] | None = None,
-) -> DpwaPyTorchAdapter:
-    """Add dpwa to an existing loop in one line: every real step of the optimizer becomes a step of the node.
-
-    A step that a GradScaler skips does not count (a fused optimizer's on a GPU does: to know better, the trainer would
-    have to wait for the GPU). dpwa ends with the process, or with `close` of the returned adapter; the optimizer then
-    goes on without it.
-
-    Args:
-        model: see `DpwaPyTorchAdapter`.
-        optimizer: the one that trains the model; one that Accelerate or Lightning has wrapped is unwrapped.
-        loss: returns the loss of the latest step; needed by interpolations that look at it.
-        name: see `DpwaPyTorchAdapter`.
-        config: see `DpwaPyTorchAdapter`.
-        checkpoint: see `DpwaPyTorchAdapter`.
-
-    Raises:
-        ConfigError: as `DpwaPyTorchAdapter`; or the config's interpolation needs a loss and none is given.
-    """
-    optimizer = unwrapped_optimizer(optimizer, "attach")
-    identity = _identity_of(model, name, config)
-    if loss is None and (identity.config.interpolation == "loss" or identity.config.divergence_threshold > 0):
-        raise ConfigError(
-            "attach: this config's interpolation looks at the loss; pass loss=..., a function that returns the loss of "
-            "the latest step, or call adapter.step(loss) in the loop instead"
-        )
-    adapter = DpwaPyTorchAdapter(model, name, cast("Any", identity), optimizer=optimizer, checkpoint=checkpoint)
-    with ExitStack() as undo:
-        undo.callback(adapter.close)  # what nobody gets nobody could close
-        adapter._hook = OptimizerHook(adapter.step, optimizer, loss)  # noqa: SLF001
-        undo.pop_all()
-    return adapter
-
-
-def _identity_of(model: object, name: str | None, config: ConfigLike) -> Identity:
-    """The node that is to train a model."""
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    members = members_of(model, island_size(config))
-    sharded = name is None and members is None and is_sharded(model)
-    identity = identity_of(name, config, members=members, is_sharded=sharded)
-    if name is None and not identity.is_by_rank:
-        if identity.config.is_alone:
-            tell_rank_alone(sharded=sharded)
-        elif members is None:
-            refuse_ranks(identity.name)
-    if identity.config.is_alone and identity.run_dir is None:
-        return replace(identity, members=None)  # nothing changes the model, and nothing is written
-    return identity
 
 
 def _only(value: Any, older: Any, name: str, older_name: str) -> Any:

@@ -20,30 +20,31 @@ from contextlib import suppress
 from pathlib import Path
 
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpwa import older_generations
 
 from .selection import plain_name
+from .shards import held_here
 
 __all__ = ["save_model"]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-def save_model(module: nn.Module, path: Path) -> None:
-    """Write the whole state of the model; an existing file is replaced only by a complete one.
+def save_model(state: Mapping[str, object], path: Path) -> None:
+    """Write the whole state of a model; an existing file is replaced only by a complete one.
 
     Tied tensors are written once; the metadata names the others: {"tied": "decoder.weight=encoder.weight"}.
 
     Args:
-        module: the model.
+        state: its state dict.
         path: the file, in the folder of the node.
 
     Raises:
         OSError: it cannot be written there; the message says where the model is, or that it is lost.
     """
-    data = _serialized(module)
+    data = _serialized(state)
     try:
         _write(data, path)
     except OSError as error:
@@ -117,11 +118,11 @@ def _free_bytes(path: Path) -> int | str:
         return "it is unknown how many"
 
 
-def _serialized(module: nn.Module) -> bytes:
+def _serialized(state: Mapping[str, object]) -> bytes:
     kept: dict[tuple[object, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     tied: list[str] = []
-    for name, tensor in _plain_state(module).items():
+    for name, tensor in _plain_state(state).items():
         memory = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
         if tensor.numel() and memory in kept:
             tied.append(f"{name}={kept[memory]}")
@@ -133,6 +134,6 @@ def _serialized(module: nn.Module) -> bytes:
     return data
 
 
-def _plain_state(module: nn.Module) -> Mapping[str, Tensor]:
+def _plain_state(state: Mapping[str, object]) -> Mapping[str, Tensor]:
     """The state dict's tensors; extra state of other kinds has no place in a file of tensors."""
-    return {plain_name(name): value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    return {plain_name(name): held_here(value) for name, value in state.items() if isinstance(value, Tensor)}

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dpwa import ITEM_BYTES, ConfigError, Inventory, Role, TensorSpec
 
-from .process_groups import refuse_shard
+from .process_groups import refuse_flat_shard
+from .shards import held_here, is_part, part_name
 
 __all__ = [
     "Chosen",
@@ -37,15 +38,18 @@ class Chosen:
     """An exchanged tensor, and where its module keeps it.
 
     Attributes:
+        tensor: what is read and written.
         role: how it is blended.
         module: the one it belongs to, or the first of several that share it.
         key: its name there.
+        found: what the module has there: the tensor itself, or the sharded one of which it is this process's part.
     """
 
     tensor: Tensor
     role: Role
     module: nn.Module
     key: str
+    found: Tensor
 
     def spec(self, name: str) -> TensorSpec:
         """Its place in the layout."""
@@ -79,12 +83,12 @@ class Selection:
 
     def parameters(self) -> dict[str, Tensor]:
         """The exchanged parameters, by name."""
-        return {name: chosen.tensor for name, chosen in self.exchanged.items() if chosen.role is Role.PARAMETER}
+        return {name: chosen.found for name, chosen in self.exchanged.items() if chosen.role is Role.PARAMETER}
 
     def inventory(self) -> Inventory:
         """How many of each kind, and their bytes."""
         # What stays here may have several names, too.
-        kept = {id(tensor): _bytes(tensor) for tensor in (*self.frozen.values(), *self.kept_buffers.values())}
+        kept = {id(one): _bytes(held_here(one)) for one in (*self.frozen.values(), *self.kept_buffers.values())}
         ignored = {id(tensor): _bytes(tensor) for tensor in self.ignored.values()}
         return Inventory(
             exchanged_tensors=len(self.exchanged),
@@ -96,13 +100,23 @@ class Selection:
         )
 
 
-def select(module: nn.Module, *, buffers: bool, frozen: bool, before: Selection | None = None) -> Selection:
+def select(
+    module: nn.Module,
+    *,
+    buffers: bool,
+    frozen: bool,
+    alone: bool = False,
+    parts: bool = False,
+    before: Selection | None = None,
+) -> Selection:
     """Choose the tensors to exchange: each piece of memory once, however many names it has.
 
     Args:
         module: the model.
         buffers: floating-point buffers are exchanged.
         frozen: parameters that need no gradient are exchanged.
+        alone: nothing will be exchanged, and so nothing is refused that others hold parts of.
+        parts: each process of this node holds a part of the model, and exchanges that.
         before: the choice made when dpwa took the model; None: this is that first choice.
 
     Raises:
@@ -111,13 +125,12 @@ def select(module: nn.Module, *, buffers: bool, frozen: bool, before: Selection 
     made = Selection()
     seen: dict[tuple[object, ...], str] = {}
     persistent = module.state_dict(keep_vars=True).keys()
-    for full_name, tensor, part, key, role in _tensors(module):
-        name = plain_name(full_name)
-        refuse_shard(name, tensor)
+    for full_name, found, part, key, role in _tensors(module):
+        name, tensor = _of_this_process(plain_name(full_name), found, alone=alone, parts=parts)
         if role is Role.PARAMETER:
             was_taken = before is not None and name in before.exchanged
-            if not (frozen or tensor.requires_grad or was_taken):
-                made.frozen[name] = tensor
+            if not (frozen or found.requires_grad or was_taken):
+                made.frozen[name] = found
                 continue
         elif full_name not in persistent or (before is not None and name in before.ignored):
             made.ignored[name] = tensor  # a constant or a cache; or left out before
@@ -138,8 +151,25 @@ def select(module: nn.Module, *, buffers: bool, frozen: bool, before: Selection 
             made.left_out.append(name)
         else:
             seen[memory] = name
-            made.exchanged[name] = Chosen(tensor, role, part, key)
+            made.exchanged[name] = Chosen(tensor, role, part, key, found)
     return made
+
+
+def _of_this_process(name: str, found: Tensor, *, alone: bool, parts: bool) -> tuple[str, Tensor]:
+    """Name and memory of what this process holds of a tensor.
+
+    Raises:
+        ConfigError: a part that dpwa does not exchange.
+    """
+    if alone:
+        return name, held_here(found)
+    refuse_flat_shard(name, found)
+    if is_part(found) and not parts:
+        raise ConfigError(
+            f"tensor {name}: is sharded over processes, which dpwa did not see when it took the model; make the "
+            "adapter after fully_shard"
+        )
+    return part_name(name, found), held_here(found)
 
 
 def form_problem(specs: Iterable[TensorSpec], before: Selection, now: Selection) -> str | None:

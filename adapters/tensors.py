@@ -24,6 +24,7 @@ from .changes import Watch
 from .optimizer_state import OptimizerState
 from .process_groups import refuse_groups, unwrapped
 from .selection import form_problem, holder_of, is_written_elementwise, select
+from .shards import refuse_nothing, refuse_whole, return_to_shards, whole_form
 from .streams import Copies, PinnedArrays, copies_for
 
 __all__ = ["TorchModel"]
@@ -94,6 +95,7 @@ class TorchModel:
         find_copies: returns what moves the tensors of a device; None: they are read and written directly.
         optimizer: the one that trains the module, whose state travels if the config says `optimizer_state: blend`.
         island: ranks of the processes that hold copies of the model and are this node together; none: this one alone.
+        parts: other processes hold other parts of the model; this one's are exchanged.
 
     Raises:
         ConfigError: a tensor cannot be exchanged, or other processes hold a part of the model.
@@ -107,17 +109,27 @@ class TorchModel:
         *,
         optimizer: torch.optim.Optimizer | None = None,
         island: tuple[int, ...] = (),
+        parts: bool = False,
     ) -> None:
         self._island = island
+        self._has_parts = parts
         if not config.is_alone:  # a script that runs alone may do as it likes
             refuse_groups(module, island)
         self.module = unwrapped(module)
         self._select = partial(
-            select, self.module, buffers=config.buffers == "blend", frozen=config.frozen_parameters == "blend"
+            select,
+            self.module,
+            buffers=config.buffers == "blend",
+            frozen=config.frozen_parameters == "blend",
+            alone=config.is_alone and not parts,
+            parts=parts,
         )
         self._find_copies = find_copies
         self._taken = self._select()
         self._warn_of_left_out()
+        if parts:
+            refuse_nothing(self._taken.parameters())
+            refuse_whole(self._taken.parameters())
         self._state: OptimizerState | None = None
         self.inventory = self._taken.inventory()
         if config.optimizer_state == "blend" and not config.is_alone:
@@ -183,6 +195,8 @@ class TorchModel:
             self._has_been_checked = True
             self.check_all()
             return
+        if self._has_parts:
+            return_to_shards(self.module)
         with self._noting_a_complaint():
             has_new_state = self._state is not None and self._state.has_changed()
             if not self._has_followed_buffers() or self._watch.has_changed() or has_new_state:
@@ -194,6 +208,8 @@ class TorchModel:
         Raises:
             ConfigError: as `check`; or other processes hold a part of the model.
         """
+        if self._has_parts:
+            return_to_shards(self.module)
         with self._noting_a_complaint():
             refuse_groups(self.module, self._island)
             has_new_state = self._state is not None and self._state.has_changed()
@@ -223,7 +239,7 @@ class TorchModel:
             run, at = self._where.pop(id(chosen.tensor))
             run.tensors[at] = now
             self._where[id(now)] = (run, at)
-            self._taken.exchanged[name] = replace(chosen, tensor=now)
+            self._taken.exchanged[name] = replace(chosen, tensor=now, found=now)
             self._watch.follow(number, now)
         return True
 
@@ -241,6 +257,16 @@ class TorchModel:
             self._state.follow(now.parameters())
         self._taken = now
         self._bind()
+
+    @property
+    def form(self) -> str:
+        """The same in all processes of an island that have taken the same model, whichever part of it each holds."""
+        return whole_form(self.module) if self._has_parts else self.layout.fingerprint.hex()
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """The exchanged buffers as they are now."""
+        return [chosen.tensor for chosen in self._taken.exchanged.values() if chosen.role is Role.BUFFER]
 
     @property
     def tensors(self) -> list[Tensor]:

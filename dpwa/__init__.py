@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING
 from dpwa._version import __version__
 
 if TYPE_CHECKING:
+    from dpwa.adapters.attaching import attach
     from dpwa.adapters.averaging import average_models
-    from dpwa.adapters.pytorch import DpwaPyTorchAdapter, attach
+    from dpwa.adapters.pytorch import DpwaPyTorchAdapter
     from dpwa.adapters.torchvision import mend_torchvision
     from dpwa.config.cluster import ClusterConfig
     from dpwa.engines.environment import local_rank
@@ -127,8 +128,9 @@ __all__ = [
 
 # The same as the imports above, for the interpreter; a test compares them.
 _NAMES_BY_MODULE = {
+    "dpwa.adapters.attaching": "attach",
     "dpwa.adapters.averaging": "average_models",
-    "dpwa.adapters.pytorch": "DpwaPyTorchAdapter attach",
+    "dpwa.adapters.pytorch": "DpwaPyTorchAdapter",
     "dpwa.adapters.torchvision": "mend_torchvision",
     "dpwa.config.cluster": "ClusterConfig",
     "dpwa.engines.environment": "local_rank",

@@ -1,4 +1,4 @@
-"""Islands: processes that share a model under DistributedDataParallel are one node. docs/launching.md explains it.
+"""Islands: processes that share a model under DistributedDataParallel or FSDP2 are one node. See docs/launching.md.
 
 torchrun --standalone --nproc-per-node 4 samples/islands.py --island 2
     two islands of two processes, on one machine
@@ -15,6 +15,8 @@ import os
 
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -23,6 +25,7 @@ from dpwa import DpwaPyTorchAdapter
 parser = argparse.ArgumentParser()
 parser.add_argument("--island", type=int, default=int(os.environ["LOCAL_WORLD_SIZE"]), help="processes of each island")
 parser.add_argument("--epochs", type=int, default=5)
+parser.add_argument("--shard", action="store_true", help="FSDP2: each process of an island holds a part of the model")
 arguments = parser.parse_args()
 
 has_gpu = torch.cuda.is_available()
@@ -35,8 +38,13 @@ torch.manual_seed(0)  # the same model and data everywhere
 inputs = torch.randn(8192, 16)
 data = TensorDataset(inputs, (inputs @ torch.randn(16, 4)).argmax(dim=1))
 model = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 4)).to(device)
-island, _ = distributed.new_subgroups(arguments.island)
-model = DistributedDataParallel(model, process_group=island)
+size = arguments.island
+islands = distributed.get_world_size() // size
+mesh = init_device_mesh(device.type, (islands, size), mesh_dim_names=("nodes", "processes"))["processes"]
+if arguments.shard:
+    fully_shard(model, mesh=mesh)
+else:
+    model = DistributedDataParallel(model, process_group=mesh.get_group())
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 loss_fn = nn.CrossEntropyLoss()
 
@@ -58,10 +66,10 @@ with DpwaPyTorchAdapter(model, optimizer=optimizer) as node:
         if node.island_rank == 0:
             print(f"{node.name}: epoch {epoch}, loss {loss.item():.3f}, {node.statistics().blended} blends", flush=True)
     node.finish(merge=True)
+    model.eval()
+    with torch.no_grad():
+        guesses = model(inputs.to(device)).argmax(dim=1)
     if node.island_rank == 0:
-        model.eval()
-        with torch.no_grad():
-            guesses = model.module(inputs.to(device)).argmax(dim=1)
         accuracy = (guesses.cpu() == data.tensors[1]).float().mean()
         print(f"{node.name}: the mean of {node.statistics().merged_models} models, {accuracy:.1%} right", flush=True)
 distributed.destroy_process_group()

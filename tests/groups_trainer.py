@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
@@ -29,6 +31,37 @@ def taken(model: nn.Module, config: ClusterConfig, then=lambda: None) -> str:
             return " ".join(spec.name for spec in adapter._tensors.layout.tensors)
     except ConfigError as error:
         return str(error)
+
+
+def of_shards(rank: int, config: ClusterConfig, own: ClusterConfig) -> dict[str, str]:
+    """Models that fully_shard has taken; what belongs to this rank alone is called its own."""
+
+    def sharded(model: nn.Module, **values: object) -> str:
+        said = taken(model, config.model_copy(update=values)).replace(f"[{rank}:{rank + 1}]", "[own]")
+        return said.removeprefix("rank 1, of the same island as this one: ")
+
+    found = {"sharded": sharded(fully_shard(nn.Linear(2, 2)))}
+    found["sharded along the other dimension"] = sharded(
+        fully_shard(nn.Linear(2, 2, bias=False), shard_placement_fn=lambda _: Shard(1))
+    ).replace(f"[:, {rank}:{rank + 1}]", "[own]")
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("copies", "shards"))
+    found["sharded over one process"] = taken(fully_shard(nn.Linear(2, 2), mesh=mesh["shards"]), own)
+    found["shards with copies"] = sharded(fully_shard(nn.Linear(2, 2), mesh=mesh))
+    parts = nn.Sequential(fully_shard(nn.Linear(2, 2)), nn.Linear(2, 2))
+    found["a part that is sharded"] = sharded(parts)
+    held = nn.Sequential(fully_shard(nn.Linear(2, 2)), nn.Linear(2, 2).requires_grad_(False))
+    found["frozen parameters beside shards, kept"] = sharded(held)
+    found["frozen parameters beside shards, blended"] = sharded(held, frozen_parameters="blend")
+    found["nothing for the second"] = sharded(fully_shard(nn.Linear(2, 1)))
+    found["other shards than the file says"] = sharded(
+        fully_shard(nn.Linear(2, 2)), island=config.island.model_copy(update={"size": 4})
+    )
+    found["checkpoints of shards"] = sharded(
+        fully_shard(nn.Linear(2, 2)), checkpoint=config.checkpoint.model_copy(update={"every_s": 1.0})
+    )
+    too_near = config.nodes[1].model_copy(update={"port": config.nodes[0].port + 1})
+    found["ports side by side"] = sharded(fully_shard(nn.Linear(2, 2)), nodes=(config.nodes[0], too_near))
+    return found
 
 
 def main(rank: int, folder: Path, ports: list[int]) -> None:
@@ -58,7 +91,7 @@ def main(rank: int, folder: Path, ports: list[int]) -> None:
     )
     plain, wrappers = nn.Linear(2, 2), []
     results["replicated later"] = taken(plain, config, lambda: wrappers.append(DistributedDataParallel(plain)))
-    results["sharded"] = taken(fully_shard(nn.Linear(2, 2)), config)
+    results |= of_shards(rank, ClusterConfig.for_localhost(2, ports=[ports[0], ports[0] + 2]), config)
     frozen = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
     results["sharded later"] = taken(frozen, config, lambda: fully_shard(frozen))
     flat = FullyShardedDataParallel(nn.Linear(2, 2), device_id=torch.device("cpu"))

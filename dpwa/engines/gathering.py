@@ -28,6 +28,7 @@ from dpwa.config import hosts, yaml_file
 from dpwa.config.cluster import FIRST_PORT
 from dpwa.engines.boards import MAX_CARD_BYTES, Board
 from dpwa.engines.environment import Start
+from dpwa.engines.parts import part_folder
 from dpwa.errors import ConfigError
 from dpwa.transport.run_keys import own_keys, own_keys_folder, remove_own_keys
 
@@ -53,6 +54,7 @@ class Card(NamedTuple):
         run_dir: where the first process would have the run folder.
         number: random.
         first: rank of the first of the processes that are one node together; its own, where it is one by itself.
+        part: which part of a sharded model it exchanges, from 0; 0 as well where models are whole.
     """
 
     version: str
@@ -64,6 +66,7 @@ class Card(NamedTuple):
     run_dir: str
     number: str
     first: int
+    part: int
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def gather(
     values: Mapping[str, Any],
     *,
     first: int | None = None,
+    part: int = 0,
     run_dir: Path,
     host: str,
     timeout_s: float = GATHER_TIMEOUT_S,
@@ -105,6 +109,7 @@ def gather(
         board: where all tell.
         values: the keys of a cluster file without `nodes`.
         first: rank of the first of the processes that are one node with this one; None: this one is a node by itself.
+        part: which part of a sharded model this process exchanges; its cluster is of those with that part.
         run_dir: the run folder, as the first process would have it.
         host: name or address by which other hosts reach this one.
         timeout_s: how long the others are waited for.
@@ -117,24 +122,24 @@ def gather(
     first = start.rank if first is None else first
     with _held_port() as port:
         said_dir = str(run_dir) if start.rank == 0 else ""
-        own = Card(__version__, _place(), host, port, public.decode(), options, said_dir, os.urandom(8).hex(), first)
+        number = os.urandom(8).hex()
+        own = Card(__version__, _place(), host, port, public.decode(), options, said_dir, number, first, part)
         cards = [_read(rank, card) for rank, card in enumerate(board.exchange(_written(own), timeout_s))]
     _check(start, cards)
     is_one_host = len({card.place for card in cards}) == 1
-    named = {
-        rank: node_name(number)
-        for number, rank in enumerate(rank for rank, card in enumerate(cards) if card.first == rank)
-    }
+    found = _nodes_of(part, cards)
     nodes = [
         {"name": name, "host": "127.0.0.1" if is_one_host else cards[rank].host, "port": cards[rank].port}
-        for rank, name in named.items()
+        for name, rank in found.items()
     ]
-    name, folder = named[first], Path(cards[0].run_dir)
+    name = node_name([rank for rank, card in enumerate(cards) if card.first == rank].index(first))
+    folder = Path(cards[0].run_dir)
     settings: dict[str, Any] = {"nodes": nodes}
     if not (values.get("keys") or values.get("insecure")):
-        keys = own_keys_folder(folder)
-        if first == start.rank:  # whose process is the node
-            keys = own_keys(folder, name, secret, {named[rank]: cards[rank].public.encode() for rank in named})
+        keys = own_keys_folder(part_folder(folder, part))
+        if found[name] == start.rank:  # whose process exchanges
+            publics = {node: cards[rank].public.encode() for node, rank in found.items()}
+            keys = own_keys(part_folder(folder, part), name, secret, publics)
             atexit.register(remove_own_keys, keys, name, os.getpid())
         if not is_one_host:
             settings["keys"] = str(keys)
@@ -229,11 +234,18 @@ def _read(rank: int, written: bytes) -> Card:
         card = Card(*found)
     except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"process {rank}: what it tells of itself cannot be read ({error})") from error
-    numbers = {Card._fields.index("port"), Card._fields.index("first")}
+    numbers = {Card._fields.index(field) for field in ("port", "first", "part")}
     is_right = all(type(value) is (int if place in numbers else str) for place, value in enumerate(card))
     if not (is_right and 1 <= card.port <= 65535 and len(card.public) == 40 and card.public.isascii()):
         raise ConfigError(f"process {rank}: what it tells of itself makes no sense; do all run this version of dpwa?")
     return card
+
+
+def _nodes_of(part: int, cards: Sequence[Card]) -> dict[str, int]:
+    """By node: rank of the process that exchanges a part of its model."""
+    held = {(card.first, card.part): rank for rank, card in reversed(list(enumerate(cards)))}
+    firsts = [rank for rank, card in enumerate(cards) if card.first == rank]
+    return {node_name(number): held[first, part] for number, first in enumerate(firsts)}
 
 
 def _check(start: Start, cards: Sequence[Card]) -> None:
@@ -254,6 +266,12 @@ def _check(start: Start, cards: Sequence[Card]) -> None:
                 f"process {rank} on {card.host} has other settings than process 0 on {first.host}; give all of them "
                 "the same cluster file"
             )
+    parts = {first: {card.part for card in cards if card.first == first} for first in {card.first for card in cards}}
+    if len({frozenset(held) for held in parts.values()}) > 1:
+        counts = ", ".join(f"{len(held)} in that of process {first}" for first, held in sorted(parts.items()))
+        raise ConfigError(
+            f"the model is sharded over other numbers of processes in each node ({counts}); expected the same in all"
+        )
     if len({card.place for card in cards}) > 1:
         for rank, card in enumerate(cards):
             if hosts.is_loopback(card.host) or hosts.problem_with(card.host) is not None:

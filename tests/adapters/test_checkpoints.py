@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from dpwa.adapters import checkpoint_files, checkpoint_writer
-from dpwa.adapters.pytorch import DpwaPyTorchAdapter, attach
+from dpwa.adapters.attaching import attach
+from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, NodeClosed
 from dpwa.node.node import Node

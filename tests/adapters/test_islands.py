@@ -309,8 +309,8 @@ def identity_with(**settings: Any) -> Identity:
     return Identity(ClusterConfig.for_localhost(2, **settings), node, Path("run"))
 
 
-def taken(fingerprint: bytes = b"f") -> Any:
-    return SimpleNamespace(layout=SimpleNamespace(fingerprint=fingerprint))
+def taken(form: str = "f") -> Any:
+    return SimpleNamespace(form=form)
 
 
 def test_processes_that_agree_have_the_first_ones_run_folder():
@@ -323,15 +323,15 @@ def test_processes_that_agree_have_the_first_ones_run_folder():
 @pytest.mark.parametrize(
     ("of_the_last", "model", "words"),
     [
-        ({"seed": 1}, b"f", "rank 12 differs from rank 10 in its settings; give all of them the same cluster file"),
-        ({"node": "w2"}, b"f", "rank 12 differs from rank 10 in its node (w2 and w1); pass the same name"),
-        ({}, b"g", "rank 12 differs from rank 10 in its model; build the same model"),
+        ({"seed": 1}, "f", "rank 12 differs from rank 10 in its settings; give all of them the same cluster file"),
+        ({"node": "w2"}, "f", "rank 12 differs from rank 10 in its node (w2 and w1); pass the same name"),
+        ({}, "g", "rank 12 differs from rank 10 in its model; build the same model"),
     ],
 )
 def test_processes_that_disagree_are_all_refused_with_whose_and_what(of_the_last, model, words):
     def agree(end: Wire) -> object:
         is_last = end.rank == 2
-        return agreed(end, identity_with(**(of_the_last if is_last else {})), lambda: taken(model if is_last else b"f"))
+        return agreed(end, identity_with(**(of_the_last if is_last else {})), lambda: taken(model if is_last else "f"))
 
     heard = in_all(wires(3), agree)
     assert len(set(heard)) == 1

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 from torch_support import linear, local_cluster, until_all_have_blended
 
-from dpwa.adapters.pytorch import DpwaPyTorchAdapter, attach
+from dpwa.adapters.attaching import attach
+from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 from dpwa.adapters.tensors import TorchModel
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError

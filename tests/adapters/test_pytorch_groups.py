@@ -19,7 +19,7 @@ from support import TESTS
 
 TRAINER = TESTS / "groups_trainer.py"
 
-SHARDED = r"dpwa exchanges whole models, and no shards yet; expected a model that each process holds whole"
+SHARDED = "dpwa does not exchange the flat shards of FullyShardedDataParallel; expected a model that fully_shard"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,20 @@ def test_replicas_of_all_parts_that_are_trained_are_one_node_together(found):
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("sharded", "weight[own] bias[own]"),
+        ("sharded along the other dimension", "weight[own]"),
+        ("frozen parameters beside shards, kept", "0.weight[own] 0.bias[own]"),
+        ("sharded over one process", "weight bias"),
+    ],
+)
+def test_each_process_takes_its_own_part_of_a_sharded_model(found, model, names):
+    assert found[model] == names
+
+
+@pytest.mark.heavy
 @pytest.mark.parametrize("model", ["a group of one", "compiled in a group of one"])
 def test_data_parallel_over_one_process_is_the_model_inside(found, model):
     assert found[model] == "weight bias"
@@ -92,8 +106,26 @@ def test_data_parallel_over_one_process_is_the_model_inside(found, model):
             "other replicas than the file says",
             r"island: \{size: 4\}: the model's DistributedDataParallel spans 2 processes",
         ),
-        ("sharded", "tensor weight: is a DTensor, sharded over processes; " + SHARDED),
-        ("sharded later", "tensor 0.weight: is a DTensor, sharded over processes; " + SHARDED),
+        ("sharded later", "tensor 0.weight: is sharded over processes, which dpwa did not see when it took the model"),
+        (
+            "shards with copies",
+            r"tensor weight: has the placements \('R', 'S\(0\)'\) on a mesh of",
+        ),
+        ("a part that is sharded", "tensor 1.weight: each process of the island holds it whole, and others in parts"),
+        (
+            "frozen parameters beside shards, blended",
+            "tensor 1.weight: each process of the island holds it whole, and others in parts",
+        ),
+        ("nothing for the second", "this process holds no element of the model that is exchanged: fully_shard divides"),
+        ("other shards than the file says", r"island: \{size: 4\}: the model's fully_shard spans 2 processes; give it"),
+        (
+            "checkpoints of shards",
+            "`checkpoint:` keeps whole models, and this one is sharded over the processes of its",
+        ),
+        (
+            "ports side by side",
+            r"node w2: its model is sharded over 2 processes, which need the ports (\d+) to \d+, and \1 is w1's;",
+        ),
         ("flat shards", r"tensor 0\._fsdp_wrapped_module\._flat_param: is sharded by FSDP; " + SHARDED),
     ],
 )
@@ -134,7 +166,7 @@ def test_one_of_several_processes_that_take_themselves_for_one_node_is_refused_w
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
 def test_a_group_of_processes_without_a_cluster_runs_alone_and_one_of_them_says_so(second_of_two, caplog, rank, lines):
     second_of_two.setenv("RANK", rank)
-    second_of_two.setattr("dpwa.adapters.pytorch.is_sharded", lambda _: True)
+    second_of_two.setattr("dpwa.adapters.model_identity.is_sharded", lambda _: True)
     with DpwaPyTorchAdapter(nn.Linear(2, 1)) as adapter:
         adapter.step(1.0)
         assert adapter.world_size == 1

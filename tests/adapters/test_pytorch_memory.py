@@ -14,7 +14,8 @@ SCRIPT = """
 import ctypes, json, sys
 import psutil, torch
 from torch import nn
-from dpwa.adapters.pytorch import DpwaPyTorchAdapter, attach
+from dpwa.adapters.attaching import attach
+from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 

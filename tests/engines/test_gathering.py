@@ -26,8 +26,8 @@ def no_ends(monkeypatch):
     monkeypatch.setattr("atexit.register", lambda *_: None)
 
 
-def start(rank: int) -> Start:
-    return Start("SLURM", rank, SIZE, "slurm-7-0")
+def start(rank: int, size: int = SIZE) -> Start:
+    return Start("SLURM", rank, size, "slurm-7-0")
 
 
 def gathered(
@@ -35,16 +35,24 @@ def gathered(
     values: Any = lambda _: {},
     host: Any = lambda rank: f"10.0.0.{rank + 1}",
     first: Any = lambda _: None,
+    part: Any = lambda _: 0,
+    size: int = SIZE,
 ) -> list[Gathered]:
     def one(rank: int) -> Gathered:
-        board = FolderBoard(folder / "board", start(rank), print)
-        run_dir = folder / f"run of {rank}"
+        board = FolderBoard(folder / "board", start(rank, size), print)
         return gather(
-            start(rank), board, values(rank), first=first(rank), run_dir=run_dir, host=host(rank), timeout_s=20.0
+            start(rank, size),
+            board,
+            values(rank),
+            first=first(rank),
+            part=part(rank),
+            run_dir=folder / f"run of {rank}",
+            host=host(rank),
+            timeout_s=20.0,
         )
 
-    with ThreadPoolExecutor(SIZE) as pool:
-        return list(pool.map(one, range(SIZE)))
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(one, range(size)))
 
 
 def on_hosts_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +91,26 @@ def test_processes_that_share_a_model_are_one_node_with_the_keys_of_the_first(tm
     config = ClusterConfig.from_mapping(found[2].settings)
     assert [(node.name, node.host) for node in config.nodes] == [("w1", "10.0.0.1"), ("w2", "10.0.0.2")]
     assert sorted(path.name for path in (tmp_path / "run of 0" / "keys").glob("*.key")) == ["w1.key", "w2.key"]
+
+
+def test_processes_with_parts_of_a_model_find_those_with_the_same_part_and_have_keys_of_their_own(tmp_path):
+    found = gathered(tmp_path, first=[0, 0, 2, 2].__getitem__, part=[0, 1, 0, 1].__getitem__, size=4)
+    assert [one.name for one in found] == ["w1", "w1", "w2", "w2"]
+    ports = [[node["port"] for node in one.settings["nodes"]] for one in found]
+    assert ports[0] == ports[2]
+    assert ports[1] == ports[3]
+    assert len({*ports[0], *ports[1]}) == 4
+    assert {one.run_dir for one in found} == {tmp_path / "run of 0"}
+    publics = []
+    for folder in (tmp_path / "run of 0" / "keys", tmp_path / "run of 0" / "parts" / "1" / "keys"):
+        assert sorted(path.name for path in folder.glob("*.key")) == ["w1.key", "w2.key"]
+        publics += [KeyFolder(folder, node, ["w1", "w2"]).public for node in ("w1", "w2")]
+    assert len(set(publics)) == 4
+
+
+def test_islands_that_are_sharded_over_other_numbers_of_processes_are_refused_with_the_numbers(tmp_path):
+    with pytest.raises(ConfigError, match=r"in each node \(2 in that of process 0, 1 in that of process 2\); expected"):
+        gathered(tmp_path, first=[0, 0, 2].__getitem__, part=[0, 1, 0].__getitem__)
 
 
 @pytest.mark.parametrize(("first", "rank"), [([0, 0, 1], 2), ([2, 1, 1], 0), ([0, 1, 7], 2), ([0, -1, 2], 1)])

@@ -41,14 +41,15 @@ def assert_equal(first: dict[str, Any], other: dict[str, Any]) -> None:
     for key in ("name", "run_dir", "first", "first_digest", "end", "is_merged", "blended", "clock", "merged_models"):
         assert first[key] == other[key], key
     assert len(first["digests"]) == len(other["digests"])
-    former, blends, own_statistics = 0, 0, 0
+    former, blends, own_statistics, unchanged = 0, 0, 0, 0
     for mine, theirs in zip(first["digests"], other["digests"], strict=True):
         assert mine[:2] == theirs[:2]
         if mine[0] > former:
-            assert mine[2] == theirs[2], "what a blend has made of the buffers"
+            unchanged += mine[2] != theirs[2]
             former, blends = mine[0], blends + 1
         own_statistics += mine[2] != theirs[2]
-    assert blends > 0
+    assert blends > 1
+    assert unchanged <= 1, "the first answer may leave the model as it is; else what a blend has made of the buffers"
     assert own_statistics > 0, "else nothing is shown by buffers that are equal"
 
 
@@ -149,7 +150,8 @@ def test_the_page_shows_what_the_sample_does():
     (block,) = python_blocks("launching.md", "Islands")
     sample = SAMPLE.read_text(encoding="utf-8")
     compile(block, "launching.md", "exec")
-    shown = [line.strip() for line in block.splitlines() if "new_subgroups" not in line and "attach" not in line]
+    lines = [line.partition("  # or")[0].strip() for line in block.splitlines()]
+    shown = [line for line in lines if not line.startswith(("size =", "node ="))]
     assert [line for line in shown if line not in sample] == []
 
 
