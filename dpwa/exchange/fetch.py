@@ -226,7 +226,8 @@ class Fetcher:
             is_finite = staging.finish() or self.guard.is_off
             self._ended_s = self._monotonic_s()
         if not pulled.is_shared:
-            self._link_codecs.measured(peer, pulled.received_bytes, pulled.transfer_s)
+            travelled_as = pulled.codec or Codec.RAW
+            self._link_codecs.measured(peer, pulled.received_bytes, pulled.transfer_s, travelled_as)
             self.spent(pulled.received_bytes, part.share if isinstance(pulled.answer, Offer) else 0.0)
         offer = pulled.answer
         self.note(peer, offer)

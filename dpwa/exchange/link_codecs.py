@@ -10,6 +10,7 @@ Must not know: time. Runs in: the thread that performs the exchanges.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 from dpwa.snapshot.state import Codec
@@ -25,7 +26,12 @@ _FAST_S = 0.1
 _HURRY_BELOW_BYTES_PER_S = 200e6
 
 # So fast a transfer always is.
-_AT_ONCE_S = 0.01
+_AT_ONCE_S = 0.02
+
+# A short transfer takes as long for its beginning as for its bytes, and the link looks slower than it is. So one of so
+# many that are rounded for the sake of short pauses, or of a trainer that waits, travels as it is, and shows how long
+# that takes.
+_LOOK_AGAIN = 16
 
 # So long a trainer may wait for a transfer over such a link; a longer one is worth some digits.
 _WAITED_S = 0.03
@@ -66,6 +72,8 @@ class LinkCodecs:
         self._timeout_s = timeout_s
         self._longest_s = longest_s
         self._bytes_per_s: dict[str, float] = {}
+        self._raw_bytes_per_s: dict[str, float] = {}  # of the last one that travelled as it is
+        self._rounded: Counter[str] = Counter()  # transfers of each peer since one travelled as it is
         self._pause_s = math.inf
 
     def paused(self, pause_s: float) -> None:
@@ -75,7 +83,8 @@ class LinkCodecs:
 
     def forget(self, peer: str) -> None:
         """The peer is gone for good."""
-        self._bytes_per_s.pop(peer, None)
+        for numbers in (self._bytes_per_s, self._raw_bytes_per_s, self._rounded):
+            numbers.pop(peer, None)
 
     def choose(self, peer: str, share: float, planned_s: float = math.inf) -> Codec:
         """The codec for what is fetched.
@@ -88,10 +97,15 @@ class LinkCodecs:
         if self._fixed is not None:
             return self._fixed
         speed = self._bytes_per_s.get(peer)
+        if speed is None:
+            return Codec.RAW
         most_s = _PLANNED * min(planned_s, self._timeout_s)
-        if speed is not None and speed < _HURRY_BELOW_BYTES_PER_S:
+        raw_s = self._sizes[Codec.RAW] * share / max(speed, self._raw_bytes_per_s.get(peer, 0.0))
+        if self._rounded[peer] >= _LOOK_AGAIN and raw_s <= min(_FAST_S, most_s):
+            return Codec.RAW
+        if speed < _HURRY_BELOW_BYTES_PER_S:
             most_s = min(most_s, max(_AT_ONCE_S, self._pause_s) if math.isinf(planned_s) else _WAITED_S)
-        if speed is None or self._sizes[Codec.RAW] * share / speed <= min(_FAST_S, most_s):
+        if raw_s <= min(_FAST_S, most_s):
             return Codec.RAW
         is_enough = self._sizes[Codec.FP16] * share / speed <= min(_SLOW_S, most_s)
         return Codec.FP16 if is_enough else Codec.INT8
@@ -113,11 +127,14 @@ class LinkCodecs:
         """How many bytes a share of the parameters is in a codec."""
         return self._sizes[codec] * share
 
-    def measured(self, peer: str, received_bytes: int, transfer_s: float) -> None:
+    def measured(self, peer: str, received_bytes: int, transfer_s: float, codec: Codec = Codec.RAW) -> None:
         """Note how long a transfer took; bytes as they travelled."""
         if received_bytes == 0 or transfer_s <= 0:
             return
+        self._rounded[peer] = 0 if codec is Codec.RAW else self._rounded[peer] + 1
         speed = received_bytes / transfer_s
+        if codec is Codec.RAW:
+            self._raw_bytes_per_s[peer] = speed
         known = self._bytes_per_s.get(peer, speed)
         self._bytes_per_s[peer] = _MEMORY * known + (1 - _MEMORY) * min(speed, _FASTEST_RISE * known)
 
@@ -130,6 +147,7 @@ class LinkCodecs:
             return
         speed = received_bytes / transfer_s
         self._bytes_per_s[peer] = min(speed, self._bytes_per_s.get(peer, speed))
+        self._raw_bytes_per_s.pop(peer, None)
 
     def advice(
         self, peer: str, share: float, *, exact: bool, shrinks: bool, planned_s: float = math.inf

@@ -23,7 +23,7 @@ from background_launch import BackgroundLaunch, remains
 from engine_runs import TRAINER, environment, said_in
 
 from dpwa.launch.ports import free_ports
-from support import TESTS
+from support import TESTS, wait_until
 
 # Ray reads them when it is imported: loopback alone, no word to anybody, nodes as urgent as this process, patience.
 OF_RAY = {
@@ -141,14 +141,7 @@ def launches(machines, tmp_path):
     yield launch
     for each in made:
         each.close()
-    wait_until(lambda: not remains(tmp_path))
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
+    wait_until(lambda: not remains(tmp_path), "nothing is left", DEADLINE_S)
 
 
 # --- dpwa launch --engine ray ---------------------------------------------------------------------------------------
@@ -209,7 +202,8 @@ def test_a_node_that_is_killed_and_one_whose_machine_is_lost_train_on(launches, 
     names = ("w1", "w2", "w3")
     launch.wait_for(lambda: all(len((launch.said(name, "members") or [[]])[-1]) == 2 for name in names))
     before = {name: launch.said(name, "address")[-1] for name in names}
-    wait_until(lambda: all(any((tmp_path / "run/nodes" / name / "checkpoints").glob("checkpoint-*")) for name in names))
+    folders = [tmp_path / "run/nodes" / name / "checkpoints" for name in names]
+    wait_until(lambda: all(any(folder.glob("checkpoint-*")) for folder in folders), "checkpoints", DEADLINE_S)
 
     lost = [name for name in names if is_on(machines.second, launch, name)]
     on_second, *_ = lost
@@ -231,7 +225,9 @@ def test_a_node_that_is_killed_and_one_whose_machine_is_lost_train_on(launches, 
         lambda: all(
             ("joined", launch.said(on_second, "address")[-1]) in member_events(tmp_path / "run", name, on_second)
             for name in others
-        )
+        ),
+        "the others have heard of the new place",
+        DEADLINE_S,
     )
 
     launch.process.send_signal(signal.SIGTERM)
@@ -267,14 +263,14 @@ def test_a_signal_reaches_each_node_once_and_nothing_is_left(launches, tmp_path,
         f"{name} | {what}" for name in ("w1", "w2") for what in (f"told {int(number)}", "over")
     )
     assert f"dpwa: ended by {number.name}" in launch.text
-    wait_until(lambda: not remains(tmp_path))
+    wait_until(lambda: not remains(tmp_path), "nothing is left", DEADLINE_S)
 
 
 def test_a_launcher_that_is_killed_leaves_nothing_running(launches, tmp_path):
     launch = launches("--nodes", "2", "--run-dir", "run", "--", "python", "-c", STAYS)
     launch.wait_lines(r"w\d \| pid", 2)
     launch.process.kill()
-    wait_until(lambda: not remains(tmp_path))
+    wait_until(lambda: not remains(tmp_path), "nothing is left", DEADLINE_S)
     for name in ("w1", "w2"):
         events = [json.loads(line) for line in (tmp_path / "run/launch.jsonl").read_text().splitlines()]
         assert [event["exit_code"] for event in events if event["event"] == "ended" and event["node"] == name] == [0]

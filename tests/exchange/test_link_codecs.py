@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from dpwa.exchange.link_codecs import LinkCodecs, in_words
@@ -53,12 +55,30 @@ def test_over_a_link_that_is_as_fast_as_rounding_nothing_is_rounded_for_pauses_t
     made.measured("w2", 1_000_000_000, 1.0)  # 0.04 s as it is
     assert made.choose("w2", 1.0) is Codec.RAW
     assert made.choose("w2", 1.0, planned_s=1.0) is Codec.RAW
+
+
+@pytest.mark.parametrize("planned_s", [math.inf, 2.0])
+def test_what_a_transfer_takes_for_its_beginning_does_not_keep_small_models_rounded(planned_s):
+    made, part = links(), 0.01  # 400 kB as it is, 100 kB rounded
     for _ in range(20):
-        made.measured("w2", 150_000_000, 1.0)  # what rounding made of a fast link does not keep it rounded
-    assert made.choose("w2", 0.15) is Codec.INT8
-    for _ in range(20):
-        made.measured("w2", 250_000_000, 1.0)
-    assert made.choose("w2", 0.15) is Codec.RAW
+        made.paused(0.001)
+    begins_s, speed = 0.012, 80e6
+
+    def exchange() -> Codec:
+        codec = made.choose("w2", part, planned_s)
+        size = made.wanted_bytes(codec, part)
+        made.measured("w2", int(size), begins_s + size / speed, codec)
+        return codec
+
+    made.broke_off("w2", 2_000, 0.02)  # the link was slow once
+    codecs = [exchange() for _ in range(200)]
+    assert codecs[0] is Codec.INT8
+    assert codecs[-1] is Codec.RAW, "17 ms"
+    assert Codec.RAW not in codecs[:10]
+    speed = 0.5e6
+    codecs = [exchange() for _ in range(200)]
+    assert codecs[-1] is Codec.INT8
+    assert codecs[50:].count(Codec.RAW) == 0, "one would take 0.8 s"
 
 
 def test_a_transfer_that_broke_off_makes_the_next_one_small_enough_for_the_timeout():

@@ -8,8 +8,7 @@ import re
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,6 +20,7 @@ from ssh_server import ADDRESSES, SshServer, loopback_addresses
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 from dpwa.transport.key_folder import make_keys
+from support import wait_until
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(300)]
 
@@ -137,14 +137,7 @@ def hosts(tmp_path: Path, server: SshServer) -> Iterator[Hosts]:
     yield made
     for launch in made.launches:
         launch.close()
-    wait_until(lambda: not remains(tmp_path))
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    wait_until(lambda: not remains(tmp_path), "nothing is left", DEADLINE_S)
 
 
 def all_have_ended(family: list[psutil.Process], within_s: float = DEADLINE_S) -> None:

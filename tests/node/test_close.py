@@ -17,6 +17,7 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, InternalError, NodeClosed
 from dpwa.exchange import messages
 from dpwa.launch.ports import free_ports
+from dpwa.node import node as node_module
 from dpwa.node.node import Node
 from dpwa.snapshot.staging import Staging
 from dpwa.transport import wire
@@ -37,6 +38,12 @@ def peers():
     made.close()
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """Two trainers that step without a pause leave little time to a node's threads; others test how soon they end."""
+    monkeypatch.setattr(node_module, "_CLOSE_TIMEOUT_S", DEADLINE_S)
+
+
 def threads() -> list[str]:
     return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("dpwa-"))
 
@@ -55,6 +62,7 @@ def trained_to_the_end(node: Node) -> None:
             node.step(1.0)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("method", METHODS)
 def test_close_from_another_thread_in_the_middle_of_a_step_is_a_clean_step_or_says_that_the_node_is_closed(method):
     rng = random.Random(3)
@@ -79,6 +87,7 @@ def test_close_from_another_thread_in_the_middle_of_a_step_is_a_clean_step_or_sa
         made.close()
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.no_cover  # coverage's lock is held where the signal comes
 def test_close_in_a_signal_handler_in_the_middle_of_a_step_is_a_clean_step_or_says_that_the_node_is_closed(method):
@@ -230,6 +239,7 @@ def test_open_threads_and_descriptors_are_as_before_after_close():
     made = Cluster("zeromq")
     made.start([VectorModel([0.0])] * 2)
     made.close()  # what is made once per process is there
+    wait_until(lambda: not threads(), "what other tests have left has ended")
     before = threads(), descriptors()
     for _ in range(5):
         made.nodes.clear()

@@ -235,7 +235,7 @@ def test_a_node_whose_model_was_last_fetched_while_it_trained_is_asked_whether_i
     wait_until(lambda: ends.turn() or first.statistics().blended > blended, "the snapshot of the one that trains")
     assert not first._parts.context.membership["w2"].finished
     second._begin_to_finish(merge=True)
-    wait_until(lambda: ends.turn() or first._parts.context.membership["w2"].finished, "it has finished, and nothing is new")
+    wait_until(lambda: ends.turn() or first._parts.context.membership["w2"].finished, "it has finished")
     for _ in range(20):
         ends.turn()
     assert ends.answers == {}
