@@ -117,7 +117,6 @@ class DpwaPyTorchAdapter:
         self._samplers: list[SharingSampler] = []
         self._checkpoints: Checkpoints | None = None
         self._resumed_step = 0
-        self._is_saved = False
         self._node: Node | Leader | Follower | ShardNode
         with ExitStack() as undo:
             if self._island is not None:
@@ -183,7 +182,7 @@ class DpwaPyTorchAdapter:
                 "out, and have torch.distributed.checkpoint save model and optimizer, and with them node.state_dict() "
                 "of each process"
             )
-        self._node = part = ShardNode(island, self._tensors, self._new_node(identity))
+        self._node = part = ShardNode(island, self._tensors, self._new_node(identity), self._save)
         self._is_closed = False
         undo.callback(self.close)
         take_place(self, identity)
@@ -403,11 +402,7 @@ class DpwaPyTorchAdapter:
             sampler.settle()
         if self._checkpoints is not None:
             self._checkpoints.finish()
-        answer = self._node.finish(timeout_s, merge=merge)
-        if isinstance(self._node, ShardNode):
-            self._save(self._node.whole_state())
-            self._is_saved = True
-        return answer
+        return self._node.finish(timeout_s, merge=merge)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep beside model and optimizer: clock, mass, anchors, momentum …, as plain tensors.
@@ -473,9 +468,9 @@ class DpwaPyTorchAdapter:
             try:
                 self._tensors.close()
             finally:
-                if not self._has_parts:
+                if not isinstance(self._node, ShardNode):
                     self._save(self._tensors.module.state_dict())
-                elif not self._is_saved and self.run_dir is not None and not self.island_rank:
+                elif not self._node.is_saved and self.run_dir is not None and not self.island_rank:
                     _logger.warning(
                         "node %s: its model is sharded, and not saved in the run folder: only `finish`, called by all "
                         "processes of the node, could bring the parts together",

@@ -14,13 +14,16 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
+
+from torch import Tensor
 
 from dpwa import ConfigError, IslandError, Node
 
 from .islands import Island
-from .shards import gathered_state
+from .shards import gathered_state, return_to_shards
 from .tensors import TorchModel
 
 __all__ = ["ShardNode"]
@@ -51,12 +54,18 @@ class ShardNode:
         island: of this process.
         model: this process's part.
         node: the node for it.
+        save: saves the whole model's state dict; called in the first process, when all can bring the parts together.
     """
 
-    def __init__(self, island: Island, model: TorchModel, node: Node) -> None:
+    def __init__(
+        self, island: Island, model: TorchModel, node: Node, save: Callable[[dict[str, Tensor]], None]
+    ) -> None:
+        self.is_saved = False
+        """Whether the model has been saved."""
         self._island = island
         self._model = model
         self._node = node
+        self._save = save
         self._loss: float | None = None
         self._steps = 0
 
@@ -125,11 +134,8 @@ class ShardNode:
                 break
         self._island.share_tensors(self._model.buffers)
         self._tell_of_other_merges()
+        self._save_whole()
         return all(of_all)
-
-    def whole_state(self) -> dict[str, Any]:
-        """The whole model's state dict in the first process, on the CPU; nothing in the others, which must call it."""
-        return gathered_state(self._model.module, is_wanted=self._island.is_first)
 
     @property
     def is_asked_to_leave(self) -> bool:
@@ -137,6 +143,7 @@ class ShardNode:
         is_asked = self._island.is_first and self._node.is_asked_to_leave
         if is_asked and not self._island.is_closed:
             self._island.tell([_Kind.LEAVE, self._steps, math.nan])
+            self._save_whole()
         return is_asked
 
     def close(self) -> None:
@@ -154,6 +161,7 @@ class ShardNode:
         else:
             said, steps, told = self._island.hear(3)
             if said == _Kind.LEAVE:
+                self._save_whole()
                 raise SystemExit(0)
             if (said, steps) != (kind, self._steps):
                 first, own = self._island.ranks[0], self._island.ranks[self._island.rank]
@@ -164,6 +172,14 @@ class ShardNode:
                 )
             self._loss = None if math.isnan(told) else told
         self._steps += kind is _Kind.STEP
+
+    def _save_whole(self) -> None:
+        """Bring the parts together in the first process, and save them; all processes do this alike."""
+        return_to_shards(self._model.module)
+        state = gathered_state(self._model.module, is_wanted=self._island.is_first)
+        if self._island.is_first:
+            self._save(state)
+        self.is_saved = True
 
     def _tell_of_other_merges(self) -> None:
         merged = self._node.statistics().merged_models
