@@ -246,7 +246,8 @@ def test_open_threads_and_descriptors_are_as_before_after_close():
         made.start([VectorModel(np.full(1000, value)) for value in (0.0, 1.0)])
         made.step_all(10)
         made.close()
-    assert (threads(), descriptors()) == before
+    assert threads() == before[0]
+    assert descriptors() <= before[1], "one that an earlier test has left may be closed meanwhile"
 
 
 # --- Names ----------------------------------------------------------------------------------------------------------
