@@ -10,7 +10,7 @@ All of it is computed in one process:
   for itself. The nodes call each other's functions and are stepped in turn.
 - `join_steps`: steps until all know all, when all but one come at once and know that one alone, and `told_bytes`, the
   entries of a message. The rules about members are the real ones; the way between nodes is a function call, each step
-  asks one member and at most one stranger, and nobody fails. Up to 256 nodes.
+  asks one member and at most one stranger, and nobody fails.
 - `pull_rounds`, `ring_rounds`, `torus_rounds`, `exponential_rounds`: rounds until the distance from consensus is a
   thousandth. For pulls of a random peer with a factor of one half, by the expectation of a round; for mixing over a
   graph, by the second largest singular value of its matrix.
@@ -44,7 +44,6 @@ from dpwa.transport.in_memory import InMemoryNetwork, InMemoryTransport
 COUNTS = (8, 32, 64, 256, 1000)
 _WARM_UP_STEPS = 6
 _STEPS, _STEPS_QUICK = 8000, 100  # of all nodes together
-_MOST_JOINING = 256  # a thousand take hours
 _LEFT = 1e-3
 _GRAPHS = ("ring", "torus", "exponential")
 UNITS = {

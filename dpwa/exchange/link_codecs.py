@@ -39,12 +39,13 @@ _WAITED_S = 0.03
 # One that would still take longer than this with half of the bytes gets a quarter of them.
 _SLOW_S = 1.0
 
-# How much of the measured speed comes from the past: a single stalled transfer must not change the codec for long.
+# How much of the measured speed comes from the past: a single stalled transfer must not change the codec for long. Of
+# orders of magnitude: in a mean of speeds, some ten transfers of a slow link would not outweigh a fast one.
 _MEMORY = 0.7
 
 # A short transfer whose bytes all lay ready looks infinitely fast. One transfer counts as at most so many times as fast
 # as those before it; a link that has really become faster shows it again and again.
-_FASTEST_RISE = 4.0
+_FASTEST_RISE = 8.0
 
 # Of the timeout, what a transfer is planned to take: links are not equally fast all the time.
 _PLANNED = 0.6
@@ -136,7 +137,7 @@ class LinkCodecs:
         if codec is Codec.RAW:
             self._raw_bytes_per_s[peer] = speed
         known = self._bytes_per_s.get(peer, speed)
-        self._bytes_per_s[peer] = _MEMORY * known + (1 - _MEMORY) * min(speed, _FASTEST_RISE * known)
+        self._bytes_per_s[peer] = known * (min(speed, _FASTEST_RISE * known) / known) ** (1 - _MEMORY)
 
     def broke_off(self, peer: str, received_bytes: int, transfer_s: float) -> None:
         """Note what had come of a transfer when the timeout ended it.
