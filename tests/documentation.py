@@ -15,7 +15,20 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 # Programs that a command line of a page may begin with. Another one in a block of commands fails a test.
 # The engines' are run by tests/engines.
-PROGRAMS = ("dpwa", "python", ".venv/bin/python", "make", "pip", ".", "diff", "torchrun", "srun", "sbatch", "mpiexec")
+PROGRAMS = (
+    "dpwa",
+    "python",
+    ".venv/bin/python",
+    "make",
+    "pip",
+    ".",
+    "diff",
+    "torchrun",
+    "srun",
+    "sbatch",
+    "mpiexec",
+    "sh",
+)
 
 DURATION = re.compile(r"\b(?:seconds?|minutes?|hours?)\b")
 

@@ -12,6 +12,7 @@ import pytest
 from engine_runs import TRAINER, environment, run, said_in
 
 from dpwa.launch.ports import free_ports
+from support import ROOT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
@@ -66,6 +67,23 @@ def test_torchrun_starts_all_again_and_they_go_on_from_their_checkpoints(tmp_pat
     assert [node["life"] for node in said] == ["1", "1"]
     assert all(node["first"] > 0 for node in said)
     assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+@pytest.mark.heavy
+@pytest.mark.slow
+def test_the_sample_for_torchrun_starts_all_again(tmp_path):
+    (tmp_path / "settings.yaml").write_text("checkpoint: {every_s: 0.1}\n")
+    run(
+        tmp_path,
+        *["sh", str(ROOT / "samples" / "torchrun.sh"), TRAINER, str(tmp_path), "150", "w2"],
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        HEAD=f"127.0.0.1:{free_ports(1)[0]}",
+        JOB="trial",
+    )
+    said = said_in(tmp_path, 2)
+    assert [node["life"] for node in said] == ["1", "1"]
+    assert all(node["first"] > 0 for node in said)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["dpwa-torchrun-trial"]
 
 
 @pytest.mark.slow
