@@ -164,7 +164,9 @@ def test_who_joins_late_is_hardly_ever_cut(in_memory, tmp_path):
     assert sum(line.get("takes_over", False) for line in late) == 1
     others = [line for number in (1, 2, 3) for line in blends(tmp_path, f"w{number}") if line["peer"] == "w4"]
     assert len(others) > 30
-    assert sum("clipped" in line for line in late + others) <= 0.02 * len(late + others)
+    lines = late + others  # as many as probes by the clock leave
+    assert sum("clipped" in line for line in lines) <= 0.05 * len(lines)
+    assert sum(1.0 - line.get("clipped", 1.0) for line in lines) <= 0.02 * len(lines)
 
 
 @pytest.mark.seconds
