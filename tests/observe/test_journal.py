@@ -362,7 +362,7 @@ models = [VectorModel([0.0]), VectorModel([0.0])]  # other weights would be warn
 nodes = cluster.start(models, run_dir=Path(sys.argv[1]), metrics_interval_ms=3_600_000)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, hard))
 cluster.step_all(100)
-wait_until(lambda: any("cannot be written" in line for line in told.lines), "the limit is met")
+wait_until(lambda: sum("cannot be written" in line for line in told.lines) == 2, "both have met the limit")
 cluster.step_all(100)
 waiting = len(nodes[0]._journal._waiting)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
