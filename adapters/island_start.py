@@ -52,11 +52,7 @@ def agreed(island: Island, identity: Identity, take: Callable[[], TorchModel]) -
         problem = error
         said["problem"] = str(error)[: _MOST_SAID_BYTES // 4]
     heard = [json.loads(text) for text in island.texts(json.dumps(said), _MOST_SAID_BYTES)]
-    if problem is not None:
-        raise problem
-    for rank, theirs in enumerate(heard):
-        if theirs["problem"]:
-            raise ConfigError(f"rank {island.ranks[rank]}, of the same island as this one: {theirs['problem']}")
+    island.refuse_alike(problem, [theirs["problem"] for theirs in heard])
     for rank, theirs in enumerate(heard):
         for what, remedy in _MUST_BE_THE_SAME.items():
             if theirs[what] != heard[0][what]:

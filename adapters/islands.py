@@ -186,6 +186,22 @@ class Island:
             self._broadcast(one, rank)
         return [bytes(one.numpy()).rstrip(b"\0").decode(errors="replace") for one in heard]
 
+    def refuse_alike(self, own: ConfigError | None, problems: Sequence[str]) -> None:
+        """Raise in all processes what one of them cannot do.
+
+        Args:
+            own: this process's problem.
+            problems: what each has told of its own, by rank; empty for none.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        if own is not None:
+            raise own
+        for rank, problem in enumerate(problems):
+            if problem:
+                raise ConfigError(f"rank {self.ranks[rank]}, of the same island as this one: {problem}")
+
     def share_bytes(self, data: bytes | None) -> bytes:
         """Bytes of the first process; the others give None.
 

@@ -85,11 +85,7 @@ class ShardNode:
         except ConfigError as error:
             problem = error
         said = self._island.texts("" if problem is None else str(problem), _MOST_SAID_BYTES)
-        if problem is not None:
-            raise problem
-        for rank, text in enumerate(said):
-            if text:
-                raise ConfigError(f"rank {self._island.ranks[rank]}, of the same island as this one: {text}")
+        self._island.refuse_alike(problem, said)
 
     def step(self, loss: float | None = None) -> None:
         """See `Node.step`; with the first process's loss.

@@ -30,7 +30,7 @@ from dpwa.adapters.checkpoint_files import Found
 from dpwa.adapters.identity import Identity, identity_of, island_size
 from dpwa.adapters.island_nodes import Follower, Leader, telling_failure
 from dpwa.adapters.island_start import agreed, give_checkpoint, given_checkpoint
-from dpwa.adapters.islands import Members, members_of
+from dpwa.adapters.islands import Island, Members, members_of
 from dpwa.adapters.random_state import random_text, set_random_text
 
 WAIT_S = 20.0
@@ -38,6 +38,8 @@ WAIT_S = 20.0
 
 class Wire:
     """Stands for `Island` in one of several threads. What is told arrives bit for bit."""
+
+    refuse_alike = Island.refuse_alike
 
     def __init__(self, rank: int, queues: Sequence[queue.Queue[Any]], meeting: threading.Barrier, said: list[str]):
         self.rank, self.size = rank, len(queues)
