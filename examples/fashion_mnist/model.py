@@ -22,11 +22,11 @@ def fashion_network(shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10
     channels, height, width = shape
     return nn.Sequential(
         nn.Conv2d(channels, 32, kernel_size=5, padding=2),
+        nn.MaxPool2d(2),  # before the ReLU, which gives the same and has a quarter of the work
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Conv2d(32, 64, kernel_size=5, padding=2),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(64 * (height // 4) * (width // 4), 512),
         nn.ReLU(),

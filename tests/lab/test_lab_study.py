@@ -478,6 +478,7 @@ def test_mistakes_in_a_recipe_are_reported_with_what_is_expected(text, problem) 
         ),
         ("model: mlp\nschedule: linear\n", "schedule: tf_mirrored knows only constant or cosine, got linear; leave"),
         ("model: mlp\nclip_norm: 1.0\n", "clip_norm: tf_mirrored knows only null, got 1.0; leave the row out"),
+        ("model: mlp\nprecision: bfloat16\n", "precision: tf_mirrored knows only float32, got bfloat16; leave the row"),
         ("model: mlp\nwarmup_steps: 5\n", "warmup_steps: tf_mirrored knows only 0, got 5; leave the row out"),
     ],
 )

@@ -75,6 +75,7 @@ class Content:
             f"partition {' or '.join(partitions)}" if partitions else "",
             f"epochs {values('n_epochs')}",
             f"batch size {values('batch_size')}",
+            f"products in {values('precision')}" if values("precision") != "float32" else "",
             f"seeds {seeds}" if seeds else "",
         ]
         return "; ".join(part for part in parts if part) + "."

@@ -151,6 +151,9 @@ class CommonSettings(Options):
     clip_norm: float | None = Field(
         None, gt=0, le=1e6, description="Longer gradients, of all parameters together, are shortened to it; null: none."
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="In which the network multiplies; weights, optimizer and messages are float32 anyway."
+    )
     rounds_per_epoch: int = Field(1, ge=1, le=100, description="How often per epoch the models are saved.")
     eval_acc: bool = Field(
         True,  # noqa: FBT003 - the default of a field

@@ -377,6 +377,7 @@ def _twin_problems(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Pr
         "warmup_steps": (0,),
         "clip_norm": (None,),
         "loss": ("cross_entropy",),
+        "precision": ("float32",),
     }
     for key, known in twins.items():
         value = values.get(key, known[0])

@@ -17,6 +17,7 @@ from dpwa.lab.training.handicaps import shares_of_work
 from dpwa.lab.training.loop import Recipe
 from dpwa.lab.training.models import build, check_scores
 from dpwa.lab.training.partition import partition
+from dpwa.lab.training.precision import multiply_in_bfloat16
 
 __all__ = ["data_of", "model_of", "order_seed", "parts_of_nodes", "recipe_of", "samples_of_node"]
 
@@ -33,6 +34,8 @@ def model_of(trial: Trial, data: DataSet) -> nn.Module:
     name = trial.settings.model
     model = build(name, data.shape, data.classes, seed=trial.seed)
     few = data.held_out.first(2)
+    if trial.settings.precision == "bfloat16":
+        multiply_in_bfloat16(model)
     check_scores(name, model, data.prepare(few.images), few.labels, data.classes, seed=trial.seed)
     return model
 
