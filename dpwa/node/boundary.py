@@ -279,7 +279,7 @@ class Boundary:
             self._event("quarantine", **notice)
         if result.outcome is Outcome.OWN_NOT_FINITE:
             self._warn_of_own_model(result.reason)
-        self._record.note(result, factor)
+        self._record.note(result, factor, is_training=not self._service.serving.finished)
         # A method's numbers may have any names; what the exchange itself says comes first.
         self._event("exchange", **{**self._method.statistics(), **exchange_fields(result, self.step, factor)})
         if self._joining.ended(result, factor, self._publisher.version):

@@ -36,7 +36,8 @@ class NodeStatistics:
         loss: the published loss (smoothed if so configured); None before the first.
         exchanges: how many exchanges ended with each outcome, whoever had begun them.
         asked: exchanges that the method asks for in so many steps, when nothing is in the way.
-        completed: exchanges that this node had begun, and that came to something: values came, or were taken.
+        completed: exchanges that this node's steps have begun, and that came to something: values came, or were taken.
+            The pull with which a node joins is not among them, nor those of `finish()`: no method asks for them.
         blended: exchanges that changed the model.
         failures: exchanges with an outcome that is a failure.
         last_peer: peer of the last blend.
@@ -115,10 +116,17 @@ class Record:
         self._longest_held_s = 0.0
         self._has_told = False
 
-    def note(self, result: ExchangeResult, factor: float) -> None:
-        """Count an exchange that has ended, and was applied by this factor if there was something to apply."""
+    def note(self, result: ExchangeResult, factor: float, *, is_training: bool) -> None:
+        """Count an exchange that has ended.
+
+        Args:
+            result: of the exchange.
+            factor: by which it was applied, if there was something to apply.
+            is_training: whether the node still trains.
+        """
         self._outcomes[result.outcome.value] += 1
-        self._completed += result.request is not None and result.outcome in (Outcome.BLENDED, Outcome.PUSHED)
+        is_of_step = is_training and result.request is not None and not result.request.joining
+        self._completed += is_of_step and result.outcome in (Outcome.BLENDED, Outcome.PUSHED)
         self._failures += result.outcome.is_failure
         self._bytes_in += result.received_bytes
         if result.outcome is Outcome.BLENDED:

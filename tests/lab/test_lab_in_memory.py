@@ -158,9 +158,16 @@ def test_every_step_exchanges_at_probability_one_when_links_are_fast(tmp_path, s
         # What the last step begins has nobody to take it. A peer may be beginning, or have made no step since it was
         # asked last: this node's was the shorter.
         assert sum(found.exchanges.values()) == found.step - 1
-        assert found.blended == found.completed >= found.step - 4
+        assert found.blended >= found.step - 4
+        assert found.completed == found.blended - 1, "the pull with which it joined is none of the method's"
         assert found.asked == found.step
         assert not found.failures
+
+
+def test_nodes_whose_method_never_exchanges_have_joined_and_count_no_exchange(tmp_path, squares, statistics):
+    run(trial_of(strategy="pull", cluster={"pull_probability": 0.0, "merge_at_end": True}), tmp_path, squares)
+    assert [found.exchanges["blended"] for found in statistics.values()] == [1] * 4
+    assert {(found.asked, found.completed, found.merged_models) for found in statistics.values()} == {(0.0, 0, 4)}
 
 
 @pytest.mark.seconds

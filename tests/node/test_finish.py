@@ -222,6 +222,18 @@ def test_the_limit_that_a_script_gives_is_kept_and_says_who_trains(zeromq, caplo
     assert second.finish(DEADLINE_S) in (True, False)
 
 
+def test_what_a_finished_node_still_pulls_is_none_of_the_exchanges_that_its_method_asks_for(zeromq):
+    first, straggler = training(zeromq)
+    before = first.statistics()
+    finishing = Finishing(first)
+    while first.statistics().blended < before.blended + 3:
+        step_and_be_heard(straggler, finishing)
+    assert straggler.finish(DEADLINE_S)
+    assert finishing.ended() is True
+    after = first.statistics()
+    assert (after.asked, after.completed) == (before.asked, before.completed)
+
+
 def test_a_long_wait_is_told_once_with_whom_it_is_for(zeromq, monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(farewell, "_LONG_S", 0.1)
     first, second = training(zeromq, run_dir=tmp_path)
