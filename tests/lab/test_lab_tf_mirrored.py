@@ -54,11 +54,11 @@ def _folder(path: Path, **more: object) -> TrialFolder:
 def test_the_networks_of_the_lab_are_described_layer_by_layer():
     assert layers_of(build("mcmahan_cnn", (1, 28, 28), 10, seed=0)) == [
         {"kind": "conv", "filters": 32, "kernel": [5, 5], "padding": "same", "bias": True},
-        {"kind": "relu"},
         {"kind": "max_pool", "size": [2, 2]},
+        {"kind": "relu"},
         {"kind": "conv", "filters": 64, "kernel": [5, 5], "padding": "same", "bias": True},
-        {"kind": "relu"},
         {"kind": "max_pool", "size": [2, 2]},
+        {"kind": "relu"},
         {"kind": "flatten"},
         {"kind": "dense", "units": 512, "bias": True},
         {"kind": "relu"},
