@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import subprocess
@@ -125,6 +126,30 @@ def test_every_network_gives_a_score_per_class_for_the_images_of_every_data_set(
     model = build(name, shape, 7, seed=1)
 
     assert model(torch.zeros(3, *shape)).shape == (3, 7)
+
+
+@pytest.mark.parametrize("shape", [GREY, (3, 32, 32)])
+@pytest.mark.parametrize("name", ["mcmahan_cnn", "light_cnn", "gn_lenet"])
+def test_the_channels_of_a_pixel_lie_together_where_a_network_pools_and_change_nothing(name, shape) -> None:
+    model = build(name, shape, 7, seed=1)
+    plain = nn.Sequential(*copy.deepcopy(model))
+    together: list[bool] = []
+    for layer in model:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.register_forward_hook(
+                lambda _, given, __: together.append(given[0].is_contiguous(memory_format=torch.channels_last))
+            )
+    images = torch.randn(6, *shape, generator=torch.Generator().manual_seed(1))
+    scores, expected = model(images), plain(images)
+    scores.square().sum().backward()
+    expected.square().sum().backward()
+
+    assert len(together) >= 2
+    assert all(together)
+    torch.testing.assert_close(scores, expected)
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-3)
+        assert one.is_contiguous()
 
 
 @pytest.mark.parametrize("name", PLAIN)
