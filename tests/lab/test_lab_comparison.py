@@ -142,6 +142,50 @@ def test_a_row_may_be_compared_with_another_one_than_the_rest():
         Study.from_text(text.replace("compare_with: single", "compare_with: singel"))
 
 
+GRID = """
+study: s
+data: digits
+model: mlp
+grid: {nodes: [2, 3], cluster.pull_probability: [0.1, 1]}
+compare_with: pull
+same_updates: [[pull, twin]]
+strategies:
+  - pull
+  - {name: twin, strategy: pull, data_order: 1}
+  - {name: two, strategy: pull, nodes: 2}
+  - {strategy: param_avg, compare_with: single}
+  - single
+"""
+
+
+def test_the_name_of_an_entry_means_the_row_of_the_same_point_of_the_grid():
+    study = Study.from_text(GRID)
+    bases = {row.label: row.compare_with for row in study.rows}
+    points = [f"nodes={nodes}, pull_probability={p}" for nodes in (2, 3) for p in ("0.1", "1")]
+    assert [bases[f"twin, {point}"] for point in points] == [f"pull, {point}" for point in points]
+    assert [bases[f"param_avg, nodes={nodes}"] for nodes in (2, 3)] == ["single", "single"]
+    assert [bases[f"two, pull_probability={p}"] for p in ("0.1", "1")] == ["", ""]  # of two or of three nodes?
+    assert bases["single"] == ""  # it is of no point: four rows are meant, so none is
+    assert study.same_updates == tuple((f"pull, {point}", f"twin, {point}") for point in points)
+
+
+@pytest.mark.parametrize(
+    ("was", "line", "place"),
+    [
+        (
+            "strategy: param_avg, compare_with: single",
+            "strategy: param_avg, compare_with: twin",
+            r"strategies\[3\].*twin",
+        ),
+        ("[[pull, twin]]", "[[param_avg, two]]", r"same_updates\[0\]\[1\].*two, pull_probability=1"),
+        ("compare_with: pull", "compare_with: twim", "compare_with.*did you mean .*twin"),
+    ],
+)
+def test_a_name_that_means_several_rows_or_none_is_told(was, line, place):
+    with pytest.raises(ConfigError, match=rf"(?s){place}"):
+        Study.from_text(GRID.replace(was, line))
+
+
 @pytest.mark.parametrize("line", ["compare_with: pul", "same_updates: [[pull, twim]]"])
 def test_a_row_that_there_is_not_cannot_be_compared(line):
     key = line.split(":")[0]

@@ -239,6 +239,8 @@ def used_settings(settings: Settings) -> dict[str, str]:
     values = {key: value for key, value in settings.to_json().items() if is_used(kind, (key,))}
     # The strategy first, as readers expect.
     found = {"strategy": settings.strategy, **_flat(values)}
+    if kind.name == "single":
+        found.pop("nodes")  # it has one, whatever they say
     if settings.partition.kind != "classes":
         found.pop("partition.classes_per_node", None)
         found.pop("partition.equal", None)

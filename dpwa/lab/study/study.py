@@ -101,7 +101,7 @@ class Study:
             options = StudyOptions.model_validate(file.values)
         except ValidationError as error:
             problems += problems_of(error, StudyOptions.model_json_schema())
-        rows, found = rows_of(file.values, folder if is_for_running else None)
+        rows, groups, found = rows_of(file.values, folder if is_for_running else None)
         lines = lines_of([*problems, *found], None if file.name == _UNNAMED else file)
         if options is None or lines:
             raise ConfigError(lines)
@@ -114,7 +114,7 @@ class Study:
             literature_unit=options.literature_unit,
             target_accuracy=options.target_accuracy,
             compare_with=options.compare_with,
-            same_updates=options.same_updates,
+            same_updates=groups,
             grid=tuple(options.grid),
             path=path,
             folder=folder,

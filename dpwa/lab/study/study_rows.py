@@ -28,6 +28,7 @@ from dpwa.lab.study.kinds import STRATEGIES, Start, StrategyKind, is_strategy, k
 from dpwa.lab.study.layers import Layers
 from dpwa.lab.study.optimizer import KEYS_OF_OPTIONS, optimizer_kind, settle_optimizer
 from dpwa.lab.study.own_code import own_code_problems
+from dpwa.lab.study.row_names import NamedRow, groups_meant, name_problems, row_meant
 from dpwa.lab.study.settings import (
     DATA_SETS,
     IMAGE_MODELS,
@@ -41,6 +42,9 @@ from dpwa.methods.registry import METHODS
 from dpwa.options import Place, Problem
 
 __all__ = ["Row", "is_used", "rows_of", "shown_setting", "slug"]
+
+Groups: TypeAlias = "tuple[tuple[str, ...], ...]"
+"""Labels of rows."""
 
 Choices: TypeAlias = "list[tuple[int, Any]]"
 """Values of a key of the grid, each with its place in the list."""
@@ -100,8 +104,8 @@ class Row:
     compare_with: str = ""
 
 
-def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], list[Problem]]:
-    """The rows of a study file, and what is wrong with them.
+def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], Groups, list[Problem]]:
+    """The rows of a study file, which of them make the same updates, and what is wrong with them.
 
     Args:
         values: keys and plain values of the file, which may be wrong.
@@ -131,22 +135,24 @@ def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], 
             break
         drafts += _drafts(values, kind, entry, index, points)
     problems += _label_problems(drafts)
+    named = [draft.named for draft in drafts]
     rows = []
     for draft in drafts:
         settings, found = draft.checked(folder)
         problems += found
         if settings is not None:
             recipe, base = (draft.entry.get(key) or values.get(key) for key in ("literature_recipe", "compare_with"))
-            rows.append(Row(draft.label, settings, _literature(values, draft), recipe != "other", str(base or "")))
-    problems += _label_reference_problems(values, [draft.label for draft in drafts])
-    return rows, problems
+            meant = row_meant(str(base or ""), draft.named.point, named) or ""
+            rows.append(Row(draft.named.label, settings, _literature(values, draft), recipe != "other", meant))
+    problems += name_problems(values, named)
+    return rows, groups_meant(_groups(values), named), problems
 
 
 @dataclass
 class _Draft:
     """A row whose settings have not been checked yet."""
 
-    label: str
+    named: NamedRow
     kind: StrategyKind
     index: int
     layers: Layers
@@ -183,12 +189,14 @@ def _drafts(
             for key in source:
                 if key in _known_keys() and is_used(kind, (key,)):
                     _put(layers, key, source[key], place)
-        label = str(entry.get("name") or kind.name)
+        name = label = str(entry.get("name") or kind.name)
+        point = {}
         for (key, _), (number, value) in zip(points, choice, strict=True):
             layers.put(tuple(key.split(".")), value, ("grid", key, number))
             label += f", {key.rpartition('.')[2]}={shown_setting(value)}"
+            point[key] = value
         settle_optimizer(layers)
-        yield _Draft(label, kind, index, layers, entry)
+        yield _Draft(NamedRow(label, name, point), kind, index, layers, entry)
 
 
 def _put(layers: Layers, key: str, value: object, place: Place) -> None:
@@ -268,13 +276,14 @@ def _label_problems(drafts: Sequence[_Draft]) -> Iterator[Problem]:
     """Rows with the same label, or with labels too similar to name different folders."""
     seen: dict[str, str] = {}
     for draft in drafts:
-        folder = slug(draft.label)
+        label = draft.named.label
+        folder = slug(label)
         if folder in seen:
             first = seen[folder]
-            what = "has the same label" if first == draft.label else f'has the label "{first}", which is too similar'
-            text = f'the row "{draft.label}": another row {what}; give this one a name: ...'
+            what = "has the same label" if first == label else f'has the label "{first}", which is too similar'
+            text = f'the row "{label}": another row {what}; give this one a name: ...'
             yield Problem(("strategies", draft.index), text)
-        seen.setdefault(folder, draft.label)
+        seen.setdefault(folder, label)
 
 
 def slug(label: str) -> str:
@@ -284,27 +293,15 @@ def slug(label: str) -> str:
 
 
 def _literature(values: Mapping[str, Any], draft: _Draft) -> float | None:
-    found = _mapping(values.get("literature")).get(draft.label, draft.entry.get("literature"))
+    found = _mapping(values.get("literature")).get(draft.named.label, draft.entry.get("literature"))
     return float(found) if isinstance(found, (int, float)) else None
 
 
-def _label_reference_problems(values: Mapping[str, Any], labels: Sequence[str]) -> Iterator[Problem]:
-    """Labels of rows that there are not."""
-    named: list[tuple[Place, object]] = [(("literature", label), label) for label in _mapping(values.get("literature"))]
-    if values.get("compare_with"):
-        named.append((("compare_with",), values["compare_with"]))
-    for index, entry in enumerate(values["strategies"] if isinstance(values.get("strategies"), list) else ()):
-        if _mapping(entry).get("compare_with"):
-            named.append((("strategies", index, "compare_with"), entry["compare_with"]))
+def _groups(values: Mapping[str, Any]) -> list[list[str]]:
+    """What `same_updates` says, as far as it is well-formed."""
     groups = values.get("same_updates")
-    for index, group in enumerate(groups if isinstance(groups, list) else ()):
-        if isinstance(group, list):
-            named += [(("same_updates", index, number), label) for number, label in enumerate(group)]
-    for place, label in named:
-        if labels and isinstance(label, str) and label not in labels:
-            near = get_close_matches(label, labels, n=1)
-            hint = f'did you mean "{near[0]}"?' if near else f"the rows: {'; '.join(labels)}"
-            yield Problem(place, f"there is no such row, {hint}", at_key=place[0] == "literature")
+    found = [group for group in groups if isinstance(group, list)] if isinstance(groups, list) else []
+    return [[str(label) for label in group] for group in found]
 
 
 def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Problem]:
@@ -419,7 +416,10 @@ def shown_setting(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, Mapping):
-        return " ".join(f"{key} {shown_setting(inside)}" for key, inside in value.items())
+        return " ".join(
+            shown_setting(inside) if key == "kind" else f"{key} {shown_setting(inside)}"
+            for key, inside in value.items()
+        )
     if isinstance(value, (list, tuple)):
         return "/".join(shown_setting(inside) for inside in value)
     return str(value)
