@@ -24,6 +24,7 @@ from dpwa.lab.run.starting import absent_packages
 from dpwa.lab.strategies.environments import ENVIRONMENTS
 from dpwa.lab.study.kinds import STRATEGIES
 from dpwa.lab.study.layers import Layers
+from dpwa.lab.study.settings import TEXT_DATA_SETS
 from dpwa.lab.study.study import Study
 from dpwa.lab.study.study_rows import slug
 
@@ -35,8 +36,11 @@ _MOST_LETTERS = 60  # of the name of a study that has no file
 
 # For comparisons without a file: short, and good enough to tell strategies apart.
 _RECIPE: Mapping[str, Any] = {"model": "light_cnn", "n_epochs": 10, "batch_size": 32}
-_RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "text": {"model": "char_transformer", "n_epochs": 10, "batch_size": 32, "optimizer": {"adamw": {"lr": 0.003}}}
+_RECIPE_FOR_TEXT: Mapping[str, Any] = {
+    "model": "char_transformer",
+    "n_epochs": 10,
+    "batch_size": 32,
+    "optimizer": {"adamw": {"lr": 0.003}},
 }
 
 
@@ -50,7 +54,7 @@ def list_studies(paths: Sequence[Path]) -> int:
         The exit code: 0, or 2 if a file has problems, which are printed too.
     """
     found = [study_path(path) for path in paths] or _samples()
-    table = Table("study", "rows x seeds", "epochs", "what it asks", box=None, pad_edge=False)
+    table = Table("study", "rows x seeds", "epochs", "takes", "what it asks", box=None, pad_edge=False)
     problems: list[str] = []
     for path in found:
         try:
@@ -59,7 +63,8 @@ def list_studies(paths: Sequence[Path]) -> int:
             problems += error.problems
             continue
         epochs = sum(trial.settings.n_epochs for trial in study.trials())
-        table.add_row(_shown(path), f"{len(study.rows)} x {len(study.seeds)}", str(epochs), study.title)
+        trials = f"{len(study.rows)} x {len(study.seeds)}"
+        table.add_row(_shown(path), trials, str(epochs), study.takes or "-", study.title)
     if table.row_count:
         _console().print(table)
     for problem in problems:
@@ -140,7 +145,7 @@ def try_strategies(
     layers = Layers()
     names = dict.fromkeys(strategies)
     name = slug("-".join(["try", *names, data]))[:_MOST_LETTERS].rstrip("-.")
-    values = {"study": name, "data": data, "nodes": nodes, **_RECIPES.get(data, _RECIPE)}
+    values = {"study": name, "data": data, "nodes": nodes, **(_RECIPE_FOR_TEXT if data in TEXT_DATA_SETS else _RECIPE)}
     for key, value in {**values, "seeds": seeds, "strategies": list(names)}.items():
         layers.put((key,), value, ())
     for assignment in assignments:

@@ -106,7 +106,7 @@ def test_data_that_are_not_there_and_cannot_be_downloaded_are_an_error_that_says
 
 def test_an_unknown_data_set_is_refused_with_the_names_of_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match='expected one of digits, mnist, fashion_mnist, cifar10, text, got "imagenet"'
+        ConfigError, match='expected one of digits, mnist, fashion_mnist, cifar10, text, text_files, got "imagenet"'
     ):
         load("imagenet", None)
 
@@ -170,6 +170,45 @@ def test_authors_of_the_text_use_the_same_words_and_have_habits_of_their_own() -
     assert len(pairs[0] & pairs[1]) < len(pairs[0]) / 4
 
 
+def written(folder: Path, **texts: str | bytes) -> Path:
+    """A folder of data sets with these texts."""
+    (folder / "text").mkdir()
+    for name, text in texts.items():
+        content = text if isinstance(text, bytes) else text.encode()
+        (folder / "text" / f"{name}.txt").write_bytes(content)
+    return folder
+
+
+def test_each_text_of_a_user_is_an_author_and_a_tenth_of_it_is_held_out(tmp_path) -> None:
+    first, second = ("to be, or not to be: " * 100)[:1950], ("é, \U0001f642\n" * 400)[:1300]
+    found = load("text_files", written(tmp_path, b=second, a=first + "the end that fills no piece"))
+
+    assert (len(found.train), len(found.held_out), found.shape) == (45, 5, (64,))
+    assert torch.bincount(found.groups).tolist() == [27, 18]
+    assert torch.equal(found.train.images[:, 1:].long(), found.train.labels[:, :-1])
+    letters = sorted(set(first + second))
+    assert found.classes == len(letters)
+    samples = [*found.train.images[:9], found.held_out.images[0], *found.train.images[9:18]]
+    last = [*found.train.labels[:9, -1], found.held_out.labels[0, -1], *found.train.labels[9:18, -1]]
+    read = [[*sample.tolist(), int(end)] for sample, end in zip(samples, last, strict=True)]
+    assert "".join(letters[place] for piece in read for place in piece) == first[: 19 * 65]
+    assert found.prepare(found.train.images).dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({}, r"expected files \*.txt, one for each author, in .*text, found none.*--data-dir"),
+        ({"a": "x" * 649}, r"at least 650 characters in .*a.txt, got 649"),
+        ({"a": b"\xff" * 700}, r"expected UTF-8 in .*a.txt"),
+        ({"a": "".join(map(chr, range(1000, 1700)))}, r"at most 256 different characters, got 650"),
+    ],
+)
+def test_texts_that_cannot_be_learnt_are_told(tmp_path, texts, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load("text_files", written(tmp_path, **texts))
+
+
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A module of a user's own data sets."""
@@ -179,6 +218,7 @@ def own(tmp_path, monkeypatch):
         "def floats(folder): return X, Y, X[:4], Y[:4]\n"
         "B = X.astype('u1').reshape(8, 1, 3, 1)\n"
         "def bytes_(folder): return B, Y, B[:4], Y[:4]\n"
+        "def colours(folder): return X.reshape(2, 3, 2, 2), Y[:2], X.reshape(2, 3, 2, 2), Y[:2]\n"
         "def grouped(folder): return X.astype('i4'), X.astype('i4'), X[:4].astype('i4'), X[:4].astype('i4'), Y\n"
         "def of_folder(folder): return floats(None) if (folder / 'there').exists() else None\n"
         "def three(folder): return X, Y, X\n"
@@ -199,6 +239,13 @@ def test_a_users_own_arrays_become_a_data_set_and_come_the_same_from_the_cache(t
         assert (len(found.train), len(found.held_out), found.classes, found.shape) == (8, 4, 3, (3,))
         assert found.prepare(found.train.images).dtype == torch.float32
         assert torch.equal(found.groups, found.train.labels)
+
+
+@pytest.mark.usefixtures("own")
+def test_images_come_in_the_order_in_which_a_network_of_the_user_can_view_what_its_convolutions_give() -> None:
+    found = load("own_data:colours", None)
+    given = torch.nn.Conv2d(3, 2, 2, padding=1)(found.prepare(found.train.images))
+    assert given.view(2, -1).shape == (2, 18)
 
 
 @pytest.mark.usefixtures("own")

@@ -22,6 +22,7 @@ __all__ = [
     "IMAGE_MODELS",
     "MOST_IN_MEMORY",
     "MOST_PROCESSES",
+    "TEXT_DATA_SETS",
     "TEXT_MODELS",
     "CommonSettings",
     "KillOptions",
@@ -36,8 +37,9 @@ MOST_PROCESSES = 64
 MOST_IN_MEMORY = 1000
 """Nodes of a trial, by its engine."""
 
-DATA_SETS = ("digits", "mnist", "fashion_mnist", "cifar10", "text")
-"""All of images, except `text`."""
+TEXT_DATA_SETS = ("text", "text_files")
+DATA_SETS = ("digits", "mnist", "fashion_mnist", "cifar10", *TEXT_DATA_SETS)
+"""All others are of images."""
 
 TEXT_MODELS = ("char_transformer",)
 IMAGE_MODELS = (

@@ -38,6 +38,7 @@ class Study:
         name: its key `study`.
         title: heading; the name if the file has none.
         question: what the study asks, for people; may be empty.
+        takes: how long its trials take, as the file says; may be empty.
         rows: what is compared, in the order of the file.
         seeds: each row is trained once with each of them.
         literature_unit: "%" or "s", for the rows' numbers from the literature.
@@ -53,6 +54,7 @@ class Study:
     name: str
     title: str
     question: str
+    takes: str
     rows: tuple[Row, ...]
     seeds: tuple[int, ...]
     literature_unit: str
@@ -109,6 +111,7 @@ class Study:
             name=options.study,
             title=options.title or options.study,
             question=options.question.strip(),
+            takes=options.takes,
             rows=tuple(rows),
             seeds=options.seeds,
             literature_unit=options.literature_unit,

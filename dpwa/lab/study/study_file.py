@@ -86,6 +86,7 @@ class StudyOptions(CommonSettings):
         strict=False,
         description="Groups of rows that make the same updates: by how much they differ is the study's noise.",
     )
+    takes: str = Field("", max_length=40, description="How long its trials take, for people and `dpwa lab list`.")
     target_accuracy: float | None = Field(
         None, gt=0, le=100, description="Accuracy in per cent; the report shows the time until it is reached."
     )

@@ -34,6 +34,7 @@ from dpwa.lab.study.settings import (
     IMAGE_MODELS,
     MOST_IN_MEMORY,
     MOST_PROCESSES,
+    TEXT_DATA_SETS,
     TEXT_MODELS,
     CommonSettings,
     Settings,
@@ -359,7 +360,7 @@ def _data_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     """A network of the lab that cannot use a data set of the lab."""
     data = values.get("data", CommonSettings.model_fields["data"].default)
     model = values.get("model", CommonSettings.model_fields["model"].default)
-    fitting, others = (TEXT_MODELS, IMAGE_MODELS) if data == "text" else (IMAGE_MODELS, TEXT_MODELS)
+    fitting, others = (TEXT_MODELS, IMAGE_MODELS) if data in TEXT_DATA_SETS else (IMAGE_MODELS, TEXT_MODELS)
     if data in DATA_SETS and model in others:
         yield Problem(("model",), f"expected one of {', '.join(fitting)} for data: {data}, got {model}")
 
@@ -367,7 +368,7 @@ def _data_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
 def _twin_problems(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Problem]:
     """What the lab has not built a second time in TensorFlow."""
     twins: Mapping[str, Sequence[object]] = {
-        "data": tuple(name for name in DATA_SETS if name != "text"),
+        "data": tuple(name for name in DATA_SETS if name not in TEXT_DATA_SETS),
         "model": ("mcmahan_cnn", "light_cnn", "mlp"),
         "optimizer": ("sgd",),
         "schedule": ("constant", "cosine"),

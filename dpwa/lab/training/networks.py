@@ -36,8 +36,7 @@ class ImageLayers(nn.Sequential):
             images: shape (count, channels, height, width), in any order in memory.
         """
         if images.device.type == "cpu":
-            # A copy, since `to(memory_format=...)` leaves grey images as they are, and all that follows from them.
-            images = torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
+            images = images.to(memory_format=torch.channels_last)  # `contiguous` would leave grey images as they are
         for layer in self:
             images = layer(images)
         return images
