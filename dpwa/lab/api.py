@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
-from rich.text import Text
 
 from dpwa.errors import ConfigError, DpwaError
+from dpwa.lab.report.comparison import base_of, difference
 from dpwa.lab.report.results import read_results
 from dpwa.lab.report.statistics import Estimate
-from dpwa.lab.report.summary import RowSummary, summarise
-from dpwa.lab.report.text import columns
+from dpwa.lab.report.summary import RowSummary, Summary, summarise
+from dpwa.lab.report.text import Column, columns, terminal_table
 from dpwa.lab.run.running import Runner
 from dpwa.lab.study.study import Study
 
@@ -44,18 +44,20 @@ class StudyTable:
     Attributes:
         rows: one mapping per row of the study, with row, strategy, status and seeds (those that are done); accuracies,
             by seed, in per cent; the means over the seeds of accuracy and worst_worker (per cent), loss, training_s,
-            samples, asked_per_step and exchanges_per_step (of a node), bytes_sent and consensus; and
-            accuracy_half_width, half of accuracy's 95 % confidence interval. None where nothing was measured.
+            difference (from the row of `compare_with`) and merged_minus_mean (of the nodes' models; both in points),
+            updates (of a node), samples, asked_per_step and exchanges_per_step (of a node), bytes_sent and consensus;
+            and accuracy_half_width and difference_half_width, half of their 95 % confidence intervals. None where
+            nothing was measured.
         run_dir: the run folder, for `dpwa lab report`.
         notes: one line for each thing that is wrong or missing.
-        columns: title of each column that is shown, and whether it holds numbers.
+        columns: of the table; a terminal shows those for which it has room.
         cells: what they show, row by row.
     """
 
     rows: tuple[Mapping[str, Any], ...]
     run_dir: Path
     notes: tuple[str, ...]
-    columns: tuple[tuple[str, bool], ...]
+    columns: tuple[Column, ...]
     cells: tuple[tuple[str, ...], ...]
 
     def __len__(self) -> int:
@@ -67,25 +69,21 @@ class StudyTable:
     def __str__(self) -> str:
         console = Console(width=_WIDTH, force_terminal=False, force_jupyter=False)
         with console.capture() as captured:
-            console.print(self.__rich__())
+            console.print(self)
         return captured.get().rstrip("\n")
 
     __repr__ = __str__
 
-    def __rich__(self) -> Table:
-        table = Table()
-        for title, is_number in self.columns:
-            table.add_column(Text(title), justify="right" if is_number else "left", overflow="fold")
-        for cells in self.cells:
-            table.add_row(*map(Text, cells))
-        return table
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        yield terminal_table(self.columns, self.cells, options.max_width)
 
     def _repr_html_(self) -> str:
         def line(cells: Sequence[str], tag: str) -> str:
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
         body = "".join(line(cells, "td") for cells in self.cells)
-        return f"<table><thead>{line([title for title, _ in self.columns], 'th')}</thead><tbody>{body}</tbody></table>"
+        head = line([column.title for column in self.columns], "th")
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
     def to_pandas(self) -> Any:
         """The rows as a `pandas.DataFrame`.
@@ -168,12 +166,12 @@ def table_of(study: Study, run_dir: Path) -> StudyTable:
     """
     results, problems = read_results(run_dir)
     summary = summarise(study, results, problems)
-    shown = [column for column in columns(summary) if column.is_short]
+    shown = tuple(columns(summary))
     return StudyTable(
-        rows=tuple(_row(row) for row in summary.rows),
+        rows=tuple(_row(row, summary) for row in summary.rows),
         run_dir=run_dir,
         notes=summary.notes,
-        columns=tuple((column.title, column.is_number) for column in shown),
+        columns=shown,
         cells=tuple(tuple(column.text(row) for column in shown) for row in summary.rows),
     )
 
@@ -204,7 +202,10 @@ def _run(runner: Runner, console: Console) -> int:
             return running.result()
 
 
-def _row(row: RowSummary) -> dict[str, Any]:
+def _row(row: RowSummary, summary: Summary) -> dict[str, Any]:
+    base = base_of(row, summary)
+    found = None if base is None else difference(row, base)
+
     def mean(found: Estimate | None) -> float | None:
         return None if found is None else found.mean
 
@@ -221,6 +222,10 @@ def _row(row: RowSummary) -> dict[str, Any]:
         "worst_worker": mean(row.worst_worker),
         "loss": mean(row.loss),
         "training_s": mean(row.training_s),
+        "difference": mean(found),
+        "difference_half_width": None if found is None else found.half_width,
+        "merged_minus_mean": mean(row.merging),
+        "updates": mean(row.updates),
         "samples": mean(row.samples),
         "asked_per_step": mean(row.asked),
         "exchanges_per_step": mean(row.exchanges),

@@ -78,7 +78,7 @@ def test_try_makes_the_study_that_its_words_and_settings_say(monkeypatch) -> Non
         assert (row.settings.optimizer.kind, row.settings.learning_rate) == ("adam", 0.001)
 
 
-STUDY = "study: try\nseeds: 2\nstrategies: [single, pull, {strategy: pull, name: <bad>}]\n"
+STUDY = "study: try\nseeds: 2\ncompare_with: single\nstrategies: [single, pull, {strategy: pull, name: <bad>}]\n"
 
 
 def table_of_results(path: Path) -> StudyTable:
@@ -109,6 +109,10 @@ def test_a_table_has_a_row_per_row_of_the_study_with_means_and_each_seed(tmp_pat
     assert (pull["asked_per_step"], pull["exchanges_per_step"]) == (1.0, pytest.approx(0.5))
     assert pull["bytes_sent"] > 0
     assert pull["samples"] == 300_000
+    assert pull["updates"] > 0
+    assert pull["difference"] == pytest.approx(pull["accuracy"] - single["accuracy"])
+    assert (single["difference"], pull["difference_half_width"]) == (None, None)
+    assert bad["merged_minus_mean"] == pytest.approx(bad["accuracy"] - 50, abs=50)
     assert (bad["status"], bad["seeds"]) == ("failed", [1])
 
 

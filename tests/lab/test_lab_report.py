@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from dpwa.errors import ConfigError
 from dpwa.lab.report.content import content_of
@@ -15,7 +17,7 @@ from dpwa.lab.report.make import make_report
 from dpwa.lab.report.results import Round, TrialResult, read_results
 from dpwa.lab.report.statistics import estimate
 from dpwa.lab.report.summary import MOST_BATCH_POINTS, MOST_POINTS, Summary, summarise, time_to
-from dpwa.lab.report.text import bytes_text, caption, columns, seconds_text, status_text
+from dpwa.lab.report.text import Column, bytes_text, caption, columns, seconds_text, status_text, terminal_table
 from dpwa.lab.study.study import Study
 from lab_report_support import RunFolder, failed, parsed, result_of
 
@@ -342,6 +344,27 @@ def test_settings_that_differ_are_reported_apart_from_shared_ones_and_unused_one
     assert "lambda" not in content.shared
     values = dict(zip(content.different, content.settings_of(content.summary.rows[0]), strict=True))
     assert (values["strategy"], values["mu"]) == ("single", "")
+
+
+def test_a_terminal_shows_the_columns_for_which_it_has_room_and_the_most_telling_first():
+    rows = [
+        Column("row", str, rank=0, is_number=False),
+        Column("best round, %", str),
+        Column("sent by all", str, rank=1),
+    ]
+    cells = [("gosgd", "91.70 (8)", "1.2 GB"), ("pull", "90.1 (7)", "90 MB")]
+
+    def titles(width: int) -> list[str]:
+        return [" ".join(str(column.header).split()) for column in terminal_table(rows, cells, width).columns]
+
+    # Each column has a border on its left, spaces on both sides, and its longest cell or word of the title.
+    assert titles(1) == titles(1 + 8 + 8) == ["row"]
+    assert titles(1 + 8 + 9) == titles(1 + 8 + 9 + 11) == ["row", "sent by all"]
+    assert titles(1 + 8 + 9 + 12) == ["row", "best round, %", "sent by all"]
+    console = Console(width=1 + 8 + 9 + 12, file=StringIO())
+    console.print(terminal_table(rows, cells, console.width))
+    assert "91.70 (8)" in console.file.getvalue()
+    assert max(map(len, console.file.getvalue().splitlines())) == 30
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from dpwa.lab.report.page import page
 from dpwa.lab.report.pictures import draw
 from dpwa.lab.report.results import read_results
 from dpwa.lab.report.summary import Summary, summarise
+from dpwa.lab.report.text import terminal_table
 from dpwa.lab.study.study import Study
 from dpwa.lab.study.trial import write_json
 
@@ -56,7 +57,7 @@ def make_report(run_dir: Path, *, mixed: bool = False) -> int:
         )
     console = Console(width=None if os.isatty(1) else _WIDTH_OF_A_FILE)
     content = content_of(summary, _command(study, run_dir, summary))
-    console.print(_table(content))
+    console.print(_table(content, console.width))
     for warning in content.warnings:
         console.print(Text(f"- {warning}"))
     if not summary.results:
@@ -92,12 +93,9 @@ def _command(study: Study, run_dir: Path, summary: Summary) -> str:
     return shlex.join(words)
 
 
-def _table(content: Content) -> Table:
+def _table(content: Content, width: int) -> Table:
     study = content.summary.study
-    table = Table(title=Text(study.title), caption=Text(study.question) if study.question else None)
-    shown = [column for column in content.columns if column.is_short]
-    for column in shown:
-        table.add_column(Text(column.title), justify="right" if column.is_number else "left", overflow="fold")
-    for row in content.summary.rows:
-        table.add_row(*[Text(column.text(row)) for column in shown])
+    cells = [[column.text(row) for column in content.columns] for row in content.summary.rows]
+    table = terminal_table(content.columns, cells, width)
+    table.title, table.caption = Text(study.title), Text(study.question) if study.question else None
     return table

@@ -6,16 +6,32 @@ Runs in: any thread; all functions are pure.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import fill
+from typing import Literal
+
+from rich.table import Table
+from rich.text import Text
 
 from dpwa.lab.report.comparison import comparison_texts, difference_text, has_own_bases
 from dpwa.lab.report.results import TrialResult, seeds_text
 from dpwa.lab.report.statistics import FEWEST_FOR_INTERVAL, Estimate
 from dpwa.lab.report.summary import NONE, RowSummary, Summary
 
-__all__ = ["NONE", "Column", "accuracy_text", "bytes_text", "caption", "columns", "seconds_text", "status_text"]
+__all__ = [
+    "NONE",
+    "Column",
+    "accuracy_text",
+    "bytes_text",
+    "caption",
+    "columns",
+    "seconds_text",
+    "status_text",
+    "terminal_table",
+]
 
+_BETWEEN_COLUMNS = 3  # characters: a space on both sides, and a line
 _NO_REASON = "no reason given"
 
 
@@ -26,13 +42,13 @@ class Column:
     Attributes:
         title: above it.
         text: its cell in a row.
-        is_short: whether it is shown in the terminal, which has little room.
+        rank: 0 is always shown; a terminal shows others where it has room, those of 1 before those of 2.
         is_number: whether it is aligned to the right.
     """
 
     title: str
     text: Callable[[RowSummary], str]
-    is_short: bool = False
+    rank: int = 2
     is_number: bool = True
 
 
@@ -41,11 +57,11 @@ def columns(summary: Summary) -> list[Column]:
     study = summary.study
     is_time = study.literature_unit == "s"
     is_with_literature = any(row.literature is not None for row in summary.rows)
-    literature = [Column("literature", lambda row: literature_text(row, study.literature_unit), is_short=True)]
-    found = [Column("row", lambda row: row.name, is_short=True, is_number=False)]
+    literature = [Column("literature", lambda row: literature_text(row, study.literature_unit), rank=0)]
+    found = [Column("row", lambda row: row.name, rank=0, is_number=False)]
     found += literature if is_with_literature and not is_time else []
     found += [
-        Column("accuracy, %", accuracy_text, is_short=True),
+        Column("accuracy, %", accuracy_text, rank=0),
         Column("worst worker, %", lambda row: _estimate(row.worst_worker, lambda value: f"{value:.2f}")),
         Column("best round, %", best_text),
     ]
@@ -53,29 +69,52 @@ def columns(summary: Summary) -> list[Column]:
         found.append(Column("on training samples, %", lambda row: _estimate(row.train_accuracy, lambda v: f"{v:.2f}")))
     found += literature if is_with_literature and is_time else []
     if is_time:
-        found.append(Column("one epoch", lambda row: _time(row, _estimate(row.epoch_s, seconds_text)), is_short=True))
-    found.append(Column("training", lambda row: _time(row, _estimate(row.training_s, seconds_text)), is_short=True))
+        found.append(Column("one epoch", lambda row: _time(row, _estimate(row.epoch_s, seconds_text)), rank=0))
+    found.append(Column("training", lambda row: _time(row, _estimate(row.training_s, seconds_text)), rank=0))
     if study.target_accuracy is not None:
-        found.append(
-            Column(f"to {study.target_accuracy:g} %", lambda row: _time(row, to_target_text(row)), is_short=True)
-        )
+        found.append(Column(f"to {study.target_accuracy:g} %", lambda row: _time(row, to_target_text(row)), rank=0))
     if has_own_bases(summary):
         found.append(Column("base", lambda row: row.compare_with or NONE, is_number=False))
     if any(row.compare_with for row in summary.rows):
         title = "minus its base" if has_own_bases(summary) else f"minus {study.compare_with}"
-        found.append(Column(title, lambda row: difference_text(row, summary), is_short=True))
+        found.append(Column(title, lambda row: difference_text(row, summary), rank=0))
     if any(row.asked is not None for row in summary.rows):
-        found.append(Column("exchanges per step", exchanges_text, is_short=True))
+        found.append(Column("exchanges per step", exchanges_text, rank=0))
     return [
         *found,
-        Column("merged minus mean of nodes", lambda row: _estimate(row.merging, lambda value: f"{value:+.2f}")),
-        Column("updates per node", lambda row: _estimate(row.updates, lambda value: f"{value:,.0f}")),
-        Column("samples seen", lambda row: _estimate(row.samples, lambda value: f"{value:,.0f}")),
-        Column("sent", lambda row: _estimate(row.bytes_sent, bytes_text), is_short=True),
+        Column("merged minus mean of nodes", lambda row: _estimate(row.merging, lambda value: f"{value:+.2f}"), rank=1),
+        Column("updates per node", lambda row: _estimate(row.updates, lambda value: f"{value:,.0f}"), rank=1),
+        Column("samples seen", lambda row: _estimate(row.samples, lambda value: f"{value:,.0f}"), rank=1),
+        Column("sent", lambda row: _estimate(row.bytes_sent, bytes_text), rank=0),
         Column("processes x threads", lambda row: row.processes or NONE),
         Column("consensus distance", lambda row: _estimate(row.consensus, lambda value: f"{value:.3g}")),
-        Column("status", status_text, is_short=True, is_number=False),
+        Column("status", status_text, rank=0, is_number=False),
     ]
+
+
+def terminal_table(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> Table:
+    """The columns of a table for which a terminal has room; it has those of rank 0 in any case.
+
+    Args:
+        columns: of the table.
+        cells: their texts, row by row.
+        width: of the terminal, in characters.
+    """
+    widths = [
+        max([*map(len, column.title.split()), *(len(row[at]) for row in cells)]) for at, column in enumerate(columns)
+    ]
+    shown = {at for at, column in enumerate(columns) if column.rank == 0}
+    for at in sorted(range(len(columns)), key=lambda at: columns[at].rank):
+        if 1 + sum(_BETWEEN_COLUMNS + widths[other] for other in shown | {at}) <= width:
+            shown.add(at)
+    table = Table()
+    for at in sorted(shown):
+        justify: Literal["left", "right"] = "right" if columns[at].is_number else "left"
+        title = fill(columns[at].title, widths[at])  # or a long one takes its room from the cells of others
+        table.add_column(Text(title), justify=justify, overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(row[at]) for at in sorted(shown)))
+    return table
 
 
 def caption(summary: Summary) -> str:
