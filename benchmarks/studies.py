@@ -102,9 +102,11 @@ def renew(name: str, docs: Path, study_path: Path | None = None) -> None:
             if chart in made:
                 _shrink(Path(drawn) / f"{chart}.png", docs / "results" / f"{name}-{chart}.png")
                 links.append(f"[{what}](results/{name}-{chart}.png)")
-    for data in dict.fromkeys(row.settings.data for row in study.rows):
-        if (docs / "results" / f"classes-{data}.png").exists():
-            links.append(f"[the classes of {data}](results/classes-{data}.png)")
+    links += [
+        f"[the classes of {data}](results/classes-{data}.png)"
+        for data in dict.fromkeys(row.settings.data for row in study.rows)
+        if (docs / "results" / f"classes-{data}.png").exists()
+    ]
     page = docs / "results.md"
     block = f"{block_of(markdown(content, ()), name, picture)}\n\n{' · '.join(links)}"
     page.write_text(between_markers(page.read_text(encoding="utf-8"), f"study {name}", block), encoding="utf-8")

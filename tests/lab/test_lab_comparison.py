@@ -169,6 +169,13 @@ def test_the_name_of_an_entry_means_the_row_of_the_same_point_of_the_grid():
     assert study.same_updates == tuple((f"pull, {point}", f"twin, {point}") for point in points)
 
 
+def test_a_label_in_a_group_keeps_it_to_the_points_of_the_grid_that_are_its_own():
+    study = Study.from_text(
+        GRID.replace("[[pull, twin]]", '[[param_avg, "twin, nodes=2, pull_probability=1", single]]')
+    )
+    assert study.same_updates == (("param_avg, nodes=2", "twin, nodes=2, pull_probability=1", "single"),)
+
+
 @pytest.mark.parametrize(
     ("was", "line", "place"),
     [

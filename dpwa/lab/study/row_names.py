@@ -50,12 +50,15 @@ def row_meant(said: str, point: Mapping[str, Any], rows: Sequence[NamedRow]) -> 
 def groups_meant(groups: Sequence[Sequence[str]], rows: Sequence[NamedRow]) -> tuple[tuple[str, ...], ...]:
     """Groups of labels from groups of labels and names: one for each point of the grid that a name has.
 
-    Points where a name of the group means no row are left out.
+    Points that are not those of the group's labels, and where a name means no row, are left out.
     """
     found: dict[tuple[str, ...], None] = {}
     for group in groups:
-        points = [row.point for row in rows if row.name in group] or [{}]
+        of_labels = [row.point for row in rows if row.label in group]
+        points = [row.point for row in rows if row.name in group and row.label not in group] or [{}]
         for point in points:
+            if not all(_is_near(one, point) for one in of_labels):
+                continue
             labels = tuple(label for said in group if (label := row_meant(said, point, rows)) is not None)
             if len(labels) == len(group):
                 found[labels] = None
