@@ -139,6 +139,8 @@ def test_a_table_becomes_a_data_frame_where_pandas_is(tmp_path, monkeypatch) -> 
 
 
 OWN = """
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -162,6 +164,14 @@ def schedule(progress):
 
 class Mine(GoSGD):
     summary = "mine"
+
+class Rule:
+    def __init__(self, most):
+        self.most = most
+
+    def factor(self, own, peer):
+        Path(__file__).with_name(f"asked {self.most}").touch()
+        return self.most
 """
 
 
@@ -176,19 +186,21 @@ def test_everything_of_a_users_own_is_found_beside_the_study_from_wherever_it_is
     (folder / "study.yaml").write_text(
         f"study: mine\ndata: {own}:data\nmodel: {own}:model\noptimizer: {{'{own}:optimizer': {{lr: 0.05}}}}\n"
         f"schedule: {own}:schedule\nclip_norm: 1.0\nnodes: 2\nbatch_size: 10\nn_epochs: 4\n"
-        f"strategies: [single, {{strategy: '{own}:Mine', name: mine}}]\n"
+        f"strategies: [single, {{strategy: '{own}:Mine', name: mine}}, {{strategy: pull, name: ruled, "
+        f"engine: in_memory, cluster: {{interpolation: '{own}:Rule', custom_rule: {{most: 0.25}}}}}}]\n"
     )
 
     async def in_a_notebook() -> StudyTable:
         return run_study(folder / "study.yaml")
 
-    single, mine = asyncio.run(in_a_notebook())
+    single, mine, ruled = asyncio.run(in_a_notebook())
     shown = capsys.readouterr().out
-    assert (single["status"], mine["status"]) == ("done", "done"), shown
+    assert (single["status"], mine["status"], ruled["status"]) == ("done", "done", "done"), shown
     assert single["accuracy"] > 80
     assert mine["accuracy"] > 80
     assert mine["exchanges_per_step"] > 0
-    assert "[2/2] mine (seed 0): done" in shown
+    assert (folder / "asked 0.25").exists()
+    assert "[2/3] mine (seed 0): done" in shown
     results = sorted(Path("runs/mine/trials").glob("*/result.json"))
     assert len({json.loads(path.read_text())["initial_weights"] for path in results}) == 1
 
