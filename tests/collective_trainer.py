@@ -81,7 +81,10 @@ class Observer:
     def begin(self, total_steps: int) -> None:
         self.total_steps = total_steps
 
-    def stepped(self, step: int, *, epoch: float, loss: Tensor, right: int, count: int) -> None:  # noqa: ARG002
+    def ended(self) -> None:
+        pass
+
+    def stepped(self, step: int, *, done: float, loss: Tensor, right: int, count: int) -> None:  # noqa: ARG002
         self.models.append(values(self.model))
         self.steps.append((loss.item(), right, count))
         if self.training.get("drifts") and step < self.total_steps:

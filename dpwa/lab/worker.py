@@ -104,7 +104,7 @@ def _strategy(trial: Trial, folder: TrialFolder, rank: int) -> Strategy:
     if trial.kind.is_method:
         from dpwa.lab.strategies.dpwa import Peers  # noqa: PLC0415 - only what is needed
 
-        return Peers()
+        return Peers(shares_samples=trial.settings.sampler, seed=order_seed(trial, 0))
     file = _FILES.get(trial.kind.name)
     if file is None:
         return Strategy()

@@ -38,10 +38,13 @@ class _Watch:
     def begin(self, total_steps: int) -> None:
         self.total_steps = total_steps
 
-    def stepped(self, step: int, *, epoch: float, loss: torch.Tensor, right: int, count: int) -> None:  # noqa: ARG002
+    def stepped(self, step: int, *, done: float, loss: torch.Tensor, right: int, count: int) -> None:  # noqa: ARG002
         self.rows.append((loss.item(), right))
         if step in self.stops:
             self.weights[step] = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def ended(self) -> None:
+        pass
 
 
 @pytest.mark.parametrize(

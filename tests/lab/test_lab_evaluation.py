@@ -40,7 +40,7 @@ def run_rounds(folder: TrialFolder, trial: Trial, digits: DataSet, shifts: dict[
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.add_(shift)
-            watch.stepped(number, epoch=1.0, loss=torch.tensor(2.0 * number), right=3, count=4)
+            watch.stepped(number, done=number / trial.rounds, loss=torch.tensor(2.0 * number), right=3, count=4)
     return build(trial.settings.model, digits.shape, digits.classes, seed=trial.seed)
 
 
@@ -216,7 +216,7 @@ def test_the_mean_of_models_with_batch_norm_has_the_mean_of_their_running_means_
         watch.begin(1)
         model[1].running_mean.fill_(seen / 100)
         model[1].num_batches_tracked.fill_(seen)
-        watch.stepped(1, epoch=1.0, loss=torch.tensor(1.0), right=3, count=4)
+        watch.stepped(1, done=1.0, loss=torch.tensor(1.0), right=3, count=4)
     result = evaluate(folder, trial, digits, exit_code=0)
     expected = build("resnet8_bn", digits.shape, digits.classes, seed=0)
     expected[1].running_mean.fill_(4.0)
@@ -232,7 +232,7 @@ def test_a_sequence_counts_as_one_sample_and_its_accuracy_is_that_of_its_charact
         model = build("char_transformer", text.shape, text.classes, seed=0)
         watch = Recorder(folder, (name,), name, model, rounds=1)
         watch.begin(1)
-        watch.stepped(1, epoch=1.0, loss=torch.tensor(3.0), right=64, count=4)
+        watch.stepped(1, done=1.0, loss=torch.tensor(3.0), right=64, count=4)
     result = evaluate(folder, trial, text, exit_code=0)
     assert result["samples_seen"] == 8
     assert result["batches"]["accuracy"] == [0.25]

@@ -72,6 +72,9 @@ class Watch:
         self.steps = step
         self.count += count
 
+    def ended(self) -> None:
+        pass
+
 
 class DyingWatch(Watch):
     """Ends the server after its first round."""

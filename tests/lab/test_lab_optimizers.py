@@ -34,6 +34,9 @@ class NoWatch:
     def stepped(self, step: int, **_: object) -> None:
         pass
 
+    def ended(self) -> None:
+        pass
+
 
 def network() -> nn.Module:
     torch.manual_seed(0)

@@ -28,9 +28,9 @@ def recorder(folder: Path, *, rounds: int, names: tuple[str, ...] = ("w1",), nam
     return Recorder(TrialFolder(folder), names, name, nn.Linear(2, 1), rounds=rounds, **options)
 
 
-def make_steps(watch: Recorder, count: int, *, begin: int = 1) -> None:
+def make_steps(watch: Recorder, count: int, *, begin: int = 1, of: int | None = None) -> None:
     for step in range(begin, begin + count):
-        watch.stepped(step, epoch=0.0, loss=torch.tensor(float(step)), right=1, count=4)
+        watch.stepped(step, done=step / (of or count), loss=torch.tensor(float(step)), right=1, count=4)
 
 
 def header_of(folder: Path, round_: int, name: str = "w1") -> dict[str, float]:
@@ -66,9 +66,9 @@ def test_the_training_clock_stands_still_while_a_snapshot_is_written(tmp_path, m
     monkeypatch.setattr("dpwa.lab.training.recording.write_snapshot", slow_write)
     watch.begin(2)
     now_s += 3.0
-    make_steps(watch, 1)
+    make_steps(watch, 1, of=2)
     now_s += 4.0
-    make_steps(watch, 1, begin=2)
+    make_steps(watch, 1, begin=2, of=2)
     assert header_of(tmp_path, 1)["training_s"] == pytest.approx(3.0)
     assert header_of(tmp_path, 2)["training_s"] == pytest.approx(7.0)
     assert watch.training_s == pytest.approx(7.0)
@@ -119,8 +119,8 @@ def test_a_slow_node_sleeps_in_proportion_to_what_it_computed(monkeypatch):
     options = Settings.model_validate({"strategy": "pull", "slow": {"node": 2, "factor": 4.0}})
     slow = Handicap(options, 2, crowding=2.0)
     slow.begin()
-    slow.after_step(1, 10)
-    slow.after_step(2, 10)
+    slow.after_step(0.1)
+    slow.after_step(0.2)
     assert slept_s == [pytest.approx(3 * 0.5 * 2), pytest.approx(3 * 0.25 * 2)]
 
 
@@ -128,7 +128,7 @@ def test_other_nodes_are_not_slowed_down(monkeypatch):
     monkeypatch.setattr("dpwa.lab.training.handicaps.time.sleep", lambda _: pytest.fail("a healthy node slept"))
     options = Settings.model_validate({"strategy": "pull", "slow": {"node": 2, "factor": 4.0}})
     healthy = Handicap(options, 1, crowding=1.0)
-    healthy.after_step(1, 10)
+    healthy.after_step(0.1)
     assert shares_of_work(options, waits=True) == [1.0] * 4
 
 
@@ -140,7 +140,7 @@ def test_a_killed_node_dies_by_the_signal_at_its_share_of_the_steps():
         "handicap = Handicap(made, 1, 1.0)\n"
         "for step in range(1, 11):\n"
         "    print(step, flush=True)\n"
-        "    handicap.after_step(step, 10)\n"
+        "    handicap.after_step(step / 10)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL

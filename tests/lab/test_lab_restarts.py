@@ -104,7 +104,7 @@ def test_steps_that_nobody_has_written_down_are_an_error_and_no_guess(tmp_path):
 
 def test_a_process_is_killed_in_its_first_life_only():
     settings = Settings.model_validate({"strategy": "ddp_restarts", "nodes": 2, "kill": {"node": 1, "at": 0.5}})
-    Handicap(settings, 1, crowding=1.0, life=1).after_step(9, 10)  # and this process lives on
+    Handicap(settings, 1, crowding=1.0, life=1).after_step(0.9)  # and this process lives on
 
 
 @pytest.mark.slow

@@ -155,7 +155,9 @@ class _Listener(Strategy):
 class _Silent:
     def begin(self, total_steps): ...
 
-    def stepped(self, step, *, epoch, loss, right, count): ...
+    def stepped(self, step, *, done, loss, right, count): ...
+
+    def ended(self): ...
 
 
 @pytest.mark.parametrize(("count", "batch_size", "total_steps"), [(50, 8, None), (50, 8, 3), (50, 8, 20), (5, 8, None)])
@@ -228,7 +230,7 @@ def test_rounds_end_at_the_steps_at_which_the_recorder_ends_them(tmp_path, total
     recorder = Recorder(folder, ("w1",), "w1", model, rounds=rounds)
     recorder.begin(total_steps)
     for step in range(1, total_steps + 1):
-        recorder.stepped(step, epoch=0.0, loss=torch.zeros(()), right=0, count=1)
+        recorder.stepped(step, done=step / total_steps, loss=torch.zeros(()), right=0, count=1)
     ends = []
     for number in range(1, rounds + 1):
         with safe_open(folder.snapshot("w1", number), "pt") as file:

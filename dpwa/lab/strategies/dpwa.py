@@ -5,26 +5,53 @@ Must not know: which method it is. Runs in: the training thread.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+from dpwa.adapters.sampler import SharingSampler
 from dpwa.lab.training.strategy import Strategy
 from dpwa.node.record import NodeStatistics
 
 __all__ = ["Peers", "did_by_node"]
+
+# As many as the adapter makes by itself; here they are multiples of a batch.
+_BLOCKS_PER_NODE = 100
+_ALMOST_ONE = 0.999
 
 # A slow node may still train when the others are done; they keep answering it.
 _FINISH_TIMEOUT_S = 600.0
 
 
 class Peers(Strategy):
-    """Trains as a node of the cluster that `dpwa launch` has started."""
+    """Trains as a node of the cluster that `dpwa launch` has started.
+
+    Args:
+        shares_samples: whether the nodes share out all samples while they train.
+        seed: for the order of these samples, the same in all nodes.
+    """
+
+    def __init__(self, *, shares_samples: bool, seed: int) -> None:
+        self._shares_samples = shares_samples
+        self._seed = seed
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """See `Strategy.begin`."""
         super().begin(model, optimizer)
         self._node = DpwaPyTorchAdapter(model, optimizer=optimizer)
+
+    def shared_batches(
+        self, samples: int, *, epochs: int, batch_size: int
+    ) -> Iterator[tuple[float, float, Tensor]] | None:
+        """See `Strategy.shared_batches`."""
+        if not self._shares_samples:
+            return None
+        equal = samples / len(self._node.config.nodes)
+        blocks = max(1, round(equal / _BLOCKS_PER_NODE / batch_size))
+        sampler = self._node.sampler(range(samples), block_samples=blocks * batch_size, seed=self._seed)
+        return _batches_of(sampler, equal, epochs=epochs, batch_size=batch_size)
 
     def after_step(self, loss: Tensor) -> None:
         """See `Strategy.after_step`."""
@@ -42,6 +69,34 @@ class Peers(Strategy):
     def close(self) -> None:
         """See `Strategy.close`."""
         self._node.close()
+
+
+def _batches_of(
+    sampler: SharingSampler, share: float, *, epochs: int, batch_size: int
+) -> Iterator[tuple[float, float, Tensor]]:
+    """The steps of a node, as `Strategy.shared_batches` has them; an incomplete last batch of an epoch is left out.
+
+    How much of an epoch is done, a node estimates by what it trained in the epoch before.
+
+    Args:
+        sampler: of the node.
+        share: samples of an epoch that it trains, as far as is known before the first.
+        epochs: by all nodes together.
+        batch_size: of a step.
+    """
+    done = 0.0
+    for epoch in sampler.epochs(epochs):
+        trained, batch = 0, []
+        for sample in sampler:
+            batch.append(sample)
+            if len(batch) < batch_size:
+                continue
+            trained += batch_size
+            # An epoch is not over before the sampler says so, and one that comes again turns nothing back.
+            before, done = done, max(done, (epoch + min(trained / share, _ALMOST_ONE)) / epochs)
+            yield before, done, torch.tensor(batch)
+            batch = []
+        share = max(trained, batch_size)
 
 
 def did_by_node(statistics: NodeStatistics) -> dict[str, float]:

@@ -194,6 +194,10 @@ class CommonSettings(Options):
     every_steps: int = Field(
         10, ge=1, le=1_000_000, description="For allreduce_every_h and hivemind: steps between averages."
     )
+    sampler: bool = Field(
+        False,  # noqa: FBT003 - the default of a field
+        description="For dpwa's methods: whether nodes share out the samples while they train, as node.sampler does.",
+    )
     client_fraction: float = Field(
         1.0, gt=0, le=1, description="For fedavg and fedprox: share of the clients in each round."
     )

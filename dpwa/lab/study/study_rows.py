@@ -67,6 +67,7 @@ def _declared(flag: str) -> _Uses:
 
 _USERS: Mapping[str, _Uses] = {
     "cluster": lambda kind: kind.is_method,
+    "sampler": lambda kind: kind.is_method,
     "avg_freq": _named("param_avg", "w_param_avg"),
     "lambda": _named("w_param_avg"),
     "every_steps": _named("allreduce_every_h", "hivemind"),
@@ -314,6 +315,7 @@ def _problems_between(values: Mapping[str, Any], kind: StrategyKind) -> Iterator
             yield Problem((key, "node"), f"expected one of the {nodes} nodes, got {number}")
     yield from _engine_problems(values, kind)
     yield from _data_problems(values)
+    yield from _sampler_problems(values)
     if kind.start is Start.TENSORFLOW:
         yield from _twin_problems(values, kind)
     if not kind.splits_batch:
@@ -346,6 +348,20 @@ def _engine_problems(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[
         if key in faults:
             text = f"faults.{key} happens in real time, which engine: in_memory does not have; use {instead}"
             yield Problem(("cluster", "faults", key), text, at_key=True)
+
+
+def _sampler_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What contradicts samples that nodes share out while they train."""
+    if values.get("sampler") is not True:
+        return
+    if values.get("engine", "processes") == "in_memory":
+        yield Problem(("sampler",), "nodes share out samples by their real speed; it needs engine: processes")
+    partition = values.get("partition", "iid")
+    if (partition.get("kind", "iid") if isinstance(partition, Mapping) else partition) != "iid":
+        yield Problem(("sampler",), "expected partition: iid: with the sampler every node may train every sample")
+    for key, inside in (("slow", "keeps_work"), ("wrong_labels", "share")):
+        if _mapping(values.get(key)).get(inside):
+            yield Problem((key, inside), "with sampler: true no node has samples of its own; remove one of the two")
 
 
 _FAULTS_IN_REAL_TIME = {

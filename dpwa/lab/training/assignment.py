@@ -49,7 +49,7 @@ def parts_of_nodes(trial: Trial, data: DataSet) -> list[torch.Tensor]:
 def samples_of_node(trial: Trial, data: DataSet, rank: int) -> Samples:
     """What one process trains on: its part, or all data where there is only one model."""
     kind, wrong = trial.kind, trial.settings.wrong_labels
-    is_whole = kind.splits_batch or kind.is_one_process
+    is_whole = kind.splits_batch or kind.is_one_process or trial.settings.sampler
     if is_whole and wrong is None:
         return data.train
     parts = parts_of_nodes(trial, data)
@@ -75,6 +75,8 @@ def recipe_of(trial: Trial, shard_size: int, rank: int) -> Recipe:
     epochs = settings.n_epochs
     if kind.has_server:
         epochs = Schedule.of(settings, trial.seed).epochs_of(rank)
+    if settings.sampler:
+        shard_size //= settings.nodes  # about as many as it will train
     steps = epochs * max(1, shard_size // settings.batch_size)
     if not (kind.splits_batch or kind.is_one_process):
         # Even a very slow node makes one step; a client that is never chosen makes none.

@@ -40,21 +40,26 @@ class Handicap:
         """Called before the first step: the time computed until now does not count."""
         self._computed_s = time.thread_time()
 
-    def after_step(self, step: int, total_steps: int) -> None:
-        """Slows this process down, or kills it, when it is time. Only computing becomes slower, not waiting."""
+    def after_step(self, done: float) -> None:
+        """Slows this process down, or kills it, when it is time. Only computing becomes slower, not waiting.
+
+        Args:
+            done: the share of the training that is done.
+        """
         if self._factor > 1.0:
             now_s = time.thread_time()
             time.sleep((self._factor - 1.0) * (now_s - self._computed_s) * self._crowding)
             self._computed_s = now_s
-        if self._dies_at is not None and step >= self._dies_at * total_steps:
+        if self._dies_at is not None and done >= self._dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def shares_of_work(settings: Settings, *, waits: bool) -> list[float]:
     """Steps of each node, as a multiple of its steps among equal nodes.
 
-    Nodes that wait for each other make the same number of steps, and so do all if the slow one keeps its work.
-    Otherwise each does what it can in the same time: its share of the work is proportional to its speed.
+    Nodes that wait for each other make the same number of steps, and so do all if the slow one keeps its work. With the
+    sampler the training itself shows who makes how many. Otherwise each does what it can in the same time: its share of
+    the work is proportional to its speed.
 
     Args:
         settings: of the trial.
@@ -64,7 +69,7 @@ def shares_of_work(settings: Settings, *, waits: bool) -> list[float]:
         One number per node, with mean 1.
     """
     slow = settings.slow
-    if waits or slow is None or slow.keeps_work:
+    if waits or slow is None or slow.keeps_work or settings.sampler:
         return [1.0] * settings.nodes
     speeds = [1 / slow.factor if number == slow.node else 1.0 for number in range(1, settings.nodes + 1)]
     return [speed * settings.nodes / sum(speeds) for speed in speeds]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpwa.examples.samples import Samples, Transform, unchanged
 from dpwa.lab.training.optimizers import multiplier_of, optimizer_of
@@ -79,14 +79,14 @@ class Recipe:
             given["momentum"] = self.momentum
         return optimizer_of(self.optimizer, model, {**given, **self.options})
 
-    def rates(self, optimizer: torch.optim.Optimizer, total_steps: int) -> Callable[[int], None]:
-        """A function that sets the learning rates for a step, which it is called with; the first is 1."""
+    def rates(self, optimizer: torch.optim.Optimizer) -> Callable[[int, float], None]:
+        """A function that sets the learning rates for a step, from 1, before which a share of the training is done."""
         multiplier = multiplier_of(self.schedule, decay_at=self.decay_at, decay_factor=self.decay_factor)
 
-        def set_rates(step: int) -> None:
+        def set_rates(step: int, done: float) -> None:
             rising = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * multiplier((step - 1) / total_steps) * rising
+                group["lr"] = group["initial_lr"] * multiplier(done) * rising
 
         return set_rates
 
@@ -105,8 +105,19 @@ class Watch(Protocol):
     def resume(self, total_steps: int, steps_done: int) -> None:
         """Called instead of `begin` by a process that goes on from a checkpoint."""
 
-    def stepped(self, step: int, *, epoch: float, loss: torch.Tensor, right: int, count: int) -> None:
-        """Called after each step, from 1, with its mean loss, its samples, and how many labels were predicted."""
+    def stepped(self, step: int, *, done: float, loss: torch.Tensor, right: int, count: int) -> None:
+        """Called after each step, from 1.
+
+        Args:
+            step: its number.
+            done: the share of the training that is done, 0 to 1.
+            loss: its mean loss.
+            right: how many of its labels were predicted.
+            count: its samples.
+        """
+
+    def ended(self) -> None:
+        """Called after the last step."""
 
 
 def train(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: Watch) -> None:
@@ -135,13 +146,23 @@ def steps(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: W
     steps_per_epoch = max(1, len(task.shard) // recipe.batch_size)
     total_steps = recipe.epochs * steps_per_epoch if recipe.total_steps is None else recipe.total_steps
     task.model.train()
-    set_rates = recipe.rates(optimizer, total_steps)
+    set_rates = recipe.rates(optimizer)
     strategy.total_steps = total_steps
     strategy.begin(task.model, optimizer)
     if strategy.steps_done:
         watch.resume(total_steps, strategy.steps_done)
     else:
         watch.begin(total_steps)
+    shared = strategy.shared_batches(len(task.shard), epochs=recipe.epochs, batch_size=recipe.batch_size)
+    if shared is not None:
+        for step, (before, done, batch) in enumerate(shared, 1):
+            set_rates(step, before)
+            loss, right = _compute(task, recipe, optimizer, strategy, batch)
+            yield
+            strategy.after_step(loss)
+            watch.stepped(step, done=done, loss=loss, right=right, count=len(batch))
+        watch.ended()
+        return
     for step in range(1, total_steps + 1):
         epoch, batch_of_epoch = divmod(step - 1, steps_per_epoch)
         if batch_of_epoch == 0:
@@ -151,14 +172,23 @@ def steps(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: W
         if step <= strategy.steps_done:
             continue
         batch = strategy.part_of(batches[batch_of_epoch])
-        set_rates(step)
-        optimizer.zero_grad()
-        images = task.prepare(task.shard.images[batch])
-        loss, right = strategy.backward(images, task.shard.labels[batch])
-        recipe.clip(task.model)
-        optimizer.step()
+        set_rates(step, (step - 1) / total_steps)
+        loss, right = _compute(task, recipe, optimizer, strategy, batch)
         yield
         strategy.after_step(loss)
         if batch_of_epoch + 1 == steps_per_epoch:
             strategy.after_epoch(epoch + 1)
-        watch.stepped(step, epoch=step / steps_per_epoch, loss=loss, right=right, count=len(batch))
+        watch.stepped(step, done=step / total_steps, loss=loss, right=right, count=len(batch))
+    watch.ended()
+
+
+def _compute(
+    task: Task, recipe: Recipe, optimizer: torch.optim.Optimizer, strategy: Strategy, batch: Tensor
+) -> tuple[Tensor, int]:
+    """One step: its mean loss, and how many labels were predicted."""
+    optimizer.zero_grad()
+    images = task.prepare(task.shard.images[batch])
+    loss, right = strategy.backward(images, task.shard.labels[batch])
+    recipe.clip(task.model)
+    optimizer.step()
+    return loss, right

@@ -120,14 +120,18 @@ class Recorder:
         """Seconds on the training clock."""
         return self._clock() - self._started_s - self._paused_s
 
-    def stepped(self, step: int, *, epoch: float, loss: Tensor, right: int, count: int) -> None:  # noqa: ARG002
+    def stepped(self, step: int, *, done: float, loss: Tensor, right: int, count: int) -> None:
         """Records a step, and saves the model where a round ends."""
         self._step = step
         self._samples += count
         self._steps.append((loss.item(), right, count, self.training_s))
         if self._handicap is not None:
-            self._handicap.after_step(step, self._total_steps)
-        self._end_rounds(step)
+            self._handicap.after_step(done)
+        self._end_rounds(done)
+
+    def ended(self) -> None:
+        """See `Watch.ended`."""
+        self._end_rounds(1.0)
 
     def round_done(self, round_: int, *, samples: int) -> None:
         """Records a round of a server, which makes no steps itself.
@@ -137,15 +141,15 @@ class Recorder:
             samples: that all clients together have trained on so far.
         """
         self._step, self._samples = round_, samples
-        self._end_rounds(round_)
+        self._end_rounds(round_ / self._total_steps)
 
     def write_last_round_anew(self) -> None:
         """Saves the model once more in the place of the last round's: it was merged after the last step."""
         if self._round:
             self._write(self._round)
 
-    def _end_rounds(self, step: int) -> None:
-        while self._round < self._rounds and step >= step_at(self._round + 1, self._rounds, self._total_steps):
+    def _end_rounds(self, done: float) -> None:
+        while self._round < self._rounds and done >= (self._round + 1) / self._rounds:
             self._round += 1
             self._write(self._round)
 

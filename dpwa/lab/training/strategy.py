@@ -7,6 +7,8 @@ Must not know: data sets, networks, folders. Runs in: the training thread.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,26 @@ class Strategy:
         steps, and `exchanges`, those of this process that came to something.
         """
         return {"bytes_sent": self.bytes_sent}
+
+    def shared_batches(
+        self,
+        samples: int,  # noqa: ARG002 - of those that share
+        *,
+        epochs: int,  # noqa: ARG002
+        batch_size: int,  # noqa: ARG002
+    ) -> Iterator[tuple[float, float, Tensor]] | None:
+        """What this process trains where all share out the same samples while they train. Called after `begin`.
+
+        Args:
+            samples: of the data that all hold.
+            epochs: passes over them by all together.
+            batch_size: samples per step.
+
+        Returns:
+            For each step the share of the training that is done before it and after it, and the indices of its samples;
+            None: each process has samples of its own, and goes through them in its own order.
+        """
+        return None
 
     def before_epoch(self, epoch: int) -> None:
         """Called before the first batch of an epoch; the first epoch is 1."""
