@@ -75,6 +75,13 @@ class SharingSampler(Sampler[int]):
         """The epoch that is trained, or comes next."""
         return self._next_epoch
 
+    def share_trained(self, epoch: int) -> float:
+        """The share of an epoch that all nodes together have trained, 0 to 1, as far as this one has heard.
+
+        For learning rates: how many steps a node will make, nobody knows before.
+        """
+        return self._leases.share_trained(epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next loop over the loader is. Without it, each loop is the epoch after the one before.
 

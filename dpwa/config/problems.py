@@ -31,10 +31,12 @@ def problems_of(error: ValidationError, schema: Mapping[str, Any]) -> Iterator[P
         error: what pydantic raised.
         schema: JSON Schema of the model that was validated.
     """
-    for item in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for item in found:
         place, kind, value = item["loc"], item["type"], item["input"]
-        if kind == "too_short" and value:
-            continue  # something is inside: each entry is wrong by itself, and is reported so
+        inside = [other for other in found if len(other["loc"]) > len(place) and other["loc"][: len(place)] == place]
+        if kind == "too_short" and inside:
+            continue  # entries are wrong by themselves, and reported so
         if kind == BETWEEN:
             for problem in item["ctx"]["problems"]:
                 yield replace(problem, place=(*place, *problem.place))
@@ -146,7 +148,11 @@ def _expected(schema: Mapping[str, Any]) -> str:
         return ("a whole number" if kind == "integer" else "a number") + _range(schema)
     if kind == "array":
         least, most = schema.get("minItems", 0), schema.get("maxItems")
-        return f"a list of {least} to {most} entries" if most else "a list"
+        if most:
+            return f"a list of {least} to {most} entries"
+        return f"a list of at least {least} {'entry' if least == 1 else 'entries'}" if least else "a list"
+    if kind == "string" and "maxLength" in schema:
+        return f"text of at most {schema['maxLength']} characters"
     words = {"boolean": "true or false", "string": "text", "object": "a mapping (key: value)"}
     return words.get(str(kind), "another value")
 

@@ -81,6 +81,13 @@ class Epochs:
         self.get(number)
         self.settle()
 
+    def share_done(self, number: int) -> float:
+        """The share of an epoch's blocks that are trained, as far as is known; of one that was given up, all."""
+        epoch = self._epochs.get(number)
+        if epoch is None:
+            return 1.0 if number < self.floor else 0.0
+        return sum(bits.bit_count() for bits in epoch.done) / self.blocks
+
     def settle(self) -> None:
         """Forget the oldest epochs that are complete."""
         while self.floor in self._epochs and self._epochs[self.floor].done == self.full:

@@ -155,6 +155,11 @@ class Leases:
         """Whether all blocks of an epoch are trained."""
         return epoch < self.table.epochs.floor
 
+    def share_trained(self, epoch: int) -> float:
+        """The share of an epoch's blocks that all nodes together have trained, as far as this one has heard."""
+        with self._leasing.changed:
+            return self.table.epochs.share_done(epoch)
+
     def wait_for_all(self, epoch: int) -> bool:
         """Wait until all blocks of an epoch are trained, or there are some that a node has left which is gone.
 

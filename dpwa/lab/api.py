@@ -27,7 +27,7 @@ from dpwa.lab.report.comparison import base_of, difference
 from dpwa.lab.report.results import read_results
 from dpwa.lab.report.statistics import Estimate
 from dpwa.lab.report.summary import RowSummary, Summary, summarise
-from dpwa.lab.report.text import Column, columns, terminal_table
+from dpwa.lab.report.text import Heading, columns, terminal_table
 from dpwa.lab.run.running import Runner
 from dpwa.lab.study.study import Study
 
@@ -57,7 +57,7 @@ class StudyTable:
     rows: tuple[Mapping[str, Any], ...]
     run_dir: Path
     notes: tuple[str, ...]
-    columns: tuple[Column, ...]
+    columns: tuple[Heading, ...]
     cells: tuple[tuple[str, ...], ...]
 
     def __len__(self) -> int:
@@ -166,12 +166,12 @@ def table_of(study: Study, run_dir: Path) -> StudyTable:
     """
     results, problems = read_results(run_dir)
     summary = summarise(study, results, problems)
-    shown = tuple(columns(summary))
+    shown = columns(summary)
     return StudyTable(
         rows=tuple(_row(row, summary) for row in summary.rows),
         run_dir=run_dir,
         notes=summary.notes,
-        columns=shown,
+        columns=tuple(column.heading for column in shown),
         cells=tuple(tuple(column.text(row) for column in shown) for row in summary.rows),
     )
 

@@ -108,6 +108,21 @@ def test_epochs_come_once_each_and_an_epoch_that_was_trained_is_not_shared_out_a
     assert sampler.epoch == 6
 
 
+def test_how_much_of_an_epoch_is_trained_follows_the_steps(alone):
+    sampler = alone.node.sampler(data(), block_samples=10)
+    loader = DataLoader(data(), batch_size=20, sampler=sampler)
+    shares = []
+    for epoch in sampler.epochs(2):
+        for batch in loader:
+            alone.step(batch)
+            shares.append((sampler.share_trained(0), sampler.share_trained(1)))
+        assert sampler.share_trained(epoch) == 1.0
+    # How far ahead the loader asks is known after two steps.
+    of_an_epoch = [0.0, *[pytest.approx(20 * step / SAMPLES) for step in range(2, 31)]]
+    assert [first for first, _ in shares] == [*of_an_epoch, *[1.0] * 30]
+    assert [second for _, second in shares] == [*[0.0] * 30, *of_an_epoch]
+
+
 def test_a_look_at_the_first_batch_costs_no_sample(alone):
     sampler = alone.node.sampler(data())
     loader = DataLoader(data(), batch_size=50, sampler=sampler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,7 @@ def test_a_table_shows_itself_as_text_and_as_html(tmp_path) -> None:
     table = table_of_results(tmp_path)
     assert "accuracy, %" in str(table)
     assert repr(table) == str(table)
+    assert pickle.loads(pickle.dumps(table)) == table  # noqa: S301 - our own bytes
     shown = table._repr_html_()
     assert shown.startswith("<table><thead><tr><th>row</th><th>accuracy, %</th>")
     assert "<td>&lt;bad&gt;</td>" in shown

@@ -153,6 +153,7 @@ strategies:
   - pull
   - {name: twin, strategy: pull, data_order: 1}
   - {name: two, strategy: pull, nodes: 2}
+  - {name: four, strategy: pull, nodes: 4}
   - {strategy: param_avg, compare_with: single}
   - single
 """
@@ -164,7 +165,8 @@ def test_the_name_of_an_entry_means_the_row_of_the_same_point_of_the_grid():
     points = [f"nodes={nodes}, pull_probability={p}" for nodes in (2, 3) for p in ("0.1", "1")]
     assert [bases[f"twin, {point}"] for point in points] == [f"pull, {point}" for point in points]
     assert [bases[f"param_avg, nodes={nodes}"] for nodes in (2, 3)] == ["single", "single"]
-    assert [bases[f"two, pull_probability={p}"] for p in ("0.1", "1")] == ["", ""]  # of two or of three nodes?
+    assert [bases[f"two, pull_probability={p}"] for p in ("0.1", "1")] == [f"pull, {point}" for point in points[:2]]
+    assert bases["four, pull_probability=1"] == ""  # there is none with four nodes
     assert bases["single"] == ""  # it is of no point: four rows are meant, so none is
     assert study.same_updates == tuple((f"pull, {point}", f"twin, {point}") for point in points)
 
@@ -182,9 +184,10 @@ def test_a_label_in_a_group_keeps_it_to_the_points_of_the_grid_that_are_its_own(
         (
             "strategy: param_avg, compare_with: single",
             "strategy: param_avg, compare_with: twin",
-            r"strategies\[3\].*twin",
+            r"strategies\[4\].*twin",
         ),
-        ("[[pull, twin]]", "[[param_avg, two]]", r"same_updates\[0\]\[1\].*two, pull_probability=1"),
+        ("nodes: 4", "nodes: 4, compare_with: two", r"strategies\[3\].*two, pull_probability=1"),
+        ("[[pull, twin]]", "[[param_avg, four]]", r"same_updates\[0\]\[1\].*four, pull_probability=1"),
         ("compare_with: pull", "compare_with: twim", "compare_with.*did you mean .*twin"),
     ],
 )

@@ -18,6 +18,7 @@ from dpwa.errors import ConfigError
 from dpwa.examples.samples import Samples
 from dpwa.lab.training import data
 from dpwa.lab.training.data import load, with_wrong_labels
+from dpwa.lab.training.models import build
 from dpwa.lab.training.text_data import ALPHABET
 
 COUNTS = {"train": 30, "t10k": 20}
@@ -170,12 +171,15 @@ def test_authors_of_the_text_use_the_same_words_and_have_habits_of_their_own() -
     assert len(pairs[0] & pairs[1]) < len(pairs[0]) / 4
 
 
-def written(folder: Path, **texts: str | bytes) -> Path:
-    """A folder of data sets with these texts."""
+def written(folder: Path, **texts: str | bytes | None) -> Path:
+    """A folder of data sets with these texts; None: a folder."""
     (folder / "text").mkdir()
     for name, text in texts.items():
-        content = text if isinstance(text, bytes) else text.encode()
-        (folder / "text" / f"{name}.txt").write_bytes(content)
+        path = folder / "text" / f"{name}.txt"
+        if text is None:
+            path.mkdir()
+        else:
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return folder
 
 
@@ -195,12 +199,23 @@ def test_each_text_of_a_user_is_an_author_and_a_tenth_of_it_is_held_out(tmp_path
     assert found.prepare(found.train.images).dtype == torch.int64
 
 
+@pytest.mark.parametrize("first", ["\ufeff", "\U0001f642"])
+def test_a_character_that_follows_none_is_one_of_the_classes(tmp_path, first) -> None:
+    found = load("text_files", written(tmp_path, a=first + "the quick brown fox jumps over it. " * 60))
+    model = build("char_transformer", found.shape, found.classes, seed=0)
+    letters = len(set("the quick brown fox jumps over it."))
+
+    assert found.classes == letters + (first != "\ufeff")  # the mark of an encoding is no character
+    assert model(found.prepare(found.train.images)).shape == (len(found.train), found.classes, 64)
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
         ({}, r"expected files \*.txt, one for each author, in .*text, found none.*--data-dir"),
         ({"a": "x" * 649}, r"at least 650 characters in .*a.txt, got 649"),
         ({"a": b"\xff" * 700}, r"expected UTF-8 in .*a.txt"),
+        ({"a": None}, r"a.txt cannot be read \(Is a directory\)"),
         ({"a": "".join(map(chr, range(1000, 1700)))}, r"at most 256 different characters, got 650"),
     ],
 )

@@ -17,7 +17,7 @@ from dpwa.lab.report.make import make_report
 from dpwa.lab.report.results import Round, TrialResult, read_results
 from dpwa.lab.report.statistics import estimate
 from dpwa.lab.report.summary import MOST_BATCH_POINTS, MOST_POINTS, Summary, summarise, time_to
-from dpwa.lab.report.text import Column, bytes_text, caption, columns, seconds_text, status_text, terminal_table
+from dpwa.lab.report.text import Heading, bytes_text, caption, columns, seconds_text, status_text, terminal_table
 from dpwa.lab.study.study import Study
 from lab_report_support import RunFolder, failed, parsed, result_of
 
@@ -347,11 +347,7 @@ def test_settings_that_differ_are_reported_apart_from_shared_ones_and_unused_one
 
 
 def test_a_terminal_shows_the_columns_for_which_it_has_room_and_the_most_telling_first():
-    rows = [
-        Column("row", str, rank=0, is_number=False),
-        Column("best round, %", str),
-        Column("sent by all", str, rank=1),
-    ]
+    rows = [Heading("row", rank=0, is_number=False), Heading("best round, %"), Heading("sent by all", rank=1)]
     cells = [("gosgd", "91.70 (8)", "1.2 GB"), ("pull", "90.1 (7)", "90 MB")]
 
     def titles(width: int) -> list[str]:

@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,21 @@ def test_data_are_read_once_and_shared(capfd) -> None:
     subprocess.run(starting.data_command("digits", cache), check=True)
     assert capfd.readouterr().err == ""
     assert len(load("digits", None, cache).train) == 1437
+
+
+@pytest.mark.usefixtures("small_trials")
+def test_texts_of_a_user_are_read_anew_by_each_run_and_other_data_are_kept(monkeypatch) -> None:
+    touch = "import pathlib, sys; pathlib.Path(sys.argv[1]).parent.mkdir(exist_ok=True, parents=True); "
+    touch += "pathlib.Path(sys.argv[1]).touch()"
+    monkeypatch.setattr(running, "data_command", lambda _name, cache: [sys.executable, "-c", touch, str(cache)])
+    text = "strategies: [single, {name: on texts, strategy: single, data: text_files, model: char_transformer}]\n"
+    loaded = []
+    for _ in range(2):
+        shown = run_shown(text)[1]
+        loaded.append([name for name in ("digits", "text_files") if f"{name}: loading the data" in shown])
+        for row in ("single", "on-texts"):
+            shutil.rmtree(f"run/trials/{row}-s0")
+    assert loaded == [["digits", "text_files"], ["text_files"]]
 
 
 @pytest.mark.usefixtures("small_trials")
@@ -462,7 +478,9 @@ def test_the_list_shows_rows_seeds_epochs_and_problems() -> None:
     (folder / "first.yaml").write_text(BASE + "title: Is it so?\nstrategies: [single, pull]\nseeds: 3\n")
     listed = run_lab("list")
     assert listed.exit_code == 0
-    assert re.search(r"first\.yaml +2 x 3 +6 +Is it so\?", listed.output)
+    assert re.search(r"first\.yaml +2 x 3 +6 +- +Is it so\?", listed.output)
+    (folder / "first.yaml").write_text(BASE + "title: Is it so?\ntakes: half a day\nstrategies: [single]\n")
+    assert re.search(r"first\.yaml +1 x 1 +1 +half a day +Is it so\?", run_lab("list").output)
     assert commands.study_path(Path("first")) == folder / "first.yaml"
     with pytest.raises(ConfigError, match=r'there is no such study, did you mean "first"\?'):
         commands.study_path(Path("frist"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from dpwa.cli import main
 from dpwa.errors import ConfigError
 from dpwa.examples.samples import Samples
-from dpwa.lab.strategies.dpwa import _batches_of
+from dpwa.lab.strategies.dpwa import SharedOut
 from dpwa.lab.study.study import Study
 from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.assignment import recipe_of, samples_of_node
@@ -26,15 +25,14 @@ from dpwa.lab.training.recording import Recorder
 from dpwa.lab.training.snapshots import read_snapshot
 from dpwa.lab.training.strategy import Strategy
 
-SLOW = {"node": 2, "factor": 4.0}
-
 
 class Given:
-    """A sampler that gives what it is told to, epoch by epoch."""
+    """A sampler that gives what it is told to, epoch by epoch, and says how much of an epoch all have trained."""
 
-    def __init__(self, epochs: list[tuple[int, list[int]]]) -> None:
+    def __init__(self, epochs: list[tuple[int, list[int]]], shares: list[float]) -> None:
         self._epochs = epochs
         self._samples: list[int] = []
+        self._shares = iter(shares)
 
     def epochs(self, count: int) -> Iterator[int]:
         assert count == 2
@@ -45,18 +43,38 @@ class Given:
     def __iter__(self) -> Iterator[int]:
         return iter(self._samples)
 
+    def share_trained(self, _epoch: int) -> float:
+        return next(self._shares)
 
-def test_a_node_estimates_how_much_is_done_and_leaves_out_incomplete_batches() -> None:
-    # An equal share is 8 samples; this node gets 5 of the first epoch and 4 of the second, and 4 that a dead node left.
-    given = Given([(0, [3, 1, 4, 0, 5]), (1, [2, 6, 5, 3]), (1, [7, 8, 9, 0])])
-    found = list(_batches_of(given, 8.0, epochs=2, batch_size=2))
 
-    assert [batch.tolist() for *_, batch in found] == [[3, 1], [4, 0], [2, 6], [5, 3], [7, 8], [9, 0]]
-    # Of the first epoch it expects 8, of the second the 4 that it trained in the first.
-    assert [done for _, done, _ in found] == pytest.approx([0.125, 0.25, 0.75, 0.9995, 0.9995, 0.9995])
-    assert found[0][0] == 0.0
-    assert [done for _, done, _ in found[:-1]] == [before for before, *_ in found[1:]]
-    assert all(one[1] <= other[1] < 1.0 for one, other in pairwise(found))
+def test_a_node_follows_what_all_have_trained_and_leaves_out_incomplete_batches() -> None:
+    # After the second epoch there is some more of it, which a dead node has left.
+    given = Given([(0, [3, 1, 4, 0, 5]), (1, [2, 6]), (1, [7, 8, 9])], [0.25, 0.5, 0.125, 1.0, 0.75])
+    shared = SharedOut(given, epochs=2, batch_size=2)
+    found = [(batch.tolist(), shared.done) for batch in shared]
+
+    assert found == [([3, 1], 0.125), ([4, 0], 0.25), ([2, 6], 0.5625), ([7, 8], 1.0)]
+    assert shared.done == 1.0  # and it does not fall
+
+
+def test_an_incomplete_batch_is_trained_where_it_is_all_that_a_node_has() -> None:
+    found = SharedOut(Given([(0, [3, 1, 4]), (1, [])], []), epochs=2, batch_size=8)
+    assert [batch.tolist() for batch in found] == [[3, 1, 4]]
+
+
+class ThreeBatches:
+    """Each of them is a quarter of the training."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @property
+    def done(self) -> float:
+        self.asked += 1
+        return self.asked // 2 / 4  # asked before and after each step
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([torch.tensor(batch) for batch in ([0, 1], [5, 4], [2, 7])])
 
 
 class Sharing(Strategy):
@@ -66,10 +84,9 @@ class Sharing(Strategy):
         super().begin(model, optimizer)
         self.rates: list[float] = []
 
-    def shared_batches(self, samples: int, *, epochs: int, batch_size: int) -> Iterator[tuple[float, float, Tensor]]:
+    def shared_batches(self, samples: int, *, epochs: int, batch_size: int) -> ThreeBatches:
         assert (samples, epochs, batch_size) == (8, 3, 2)
-        batches = [[0, 1], [5, 4], [2, 7]]
-        return iter([(at / 4, (at + 1) / 4, torch.tensor(batch)) for at, batch in enumerate(batches)])
+        return ThreeBatches()
 
     def after_step(self, _loss: Tensor) -> None:
         self.rates.append(self.optimizer.param_groups[0]["lr"])
@@ -85,6 +102,15 @@ def test_rates_and_rounds_follow_what_is_done_and_the_last_round_ends_with_the_t
     assert strategy.rates == pytest.approx([0.4, 0.3, 0.2])
     found = [read_snapshot(folder.snapshot("w1", number)).header for number in range(3)]
     assert [(header["step"], header["samples"]) for header in found] == [(0, 0), (2, 4), (3, 6)]
+
+
+def test_a_process_that_makes_no_steps_ends_no_rounds(tmp_path) -> None:
+    folder, model = TrialFolder(tmp_path), nn.Linear(3, 2)
+    samples = Samples(torch.randn(8, 3), torch.arange(8) % 2)
+    watch = Recorder(folder, ("w1",), "w1", model, rounds=2)
+    train(Task(model, samples), Recipe(3, 2, total_steps=0), seed=0, strategy=Strategy(), watch=watch)
+
+    assert [path.stem for path in folder.snapshots("w1").iterdir()] == ["0000"]
 
 
 def study_of(row: str) -> Study:
@@ -112,6 +138,7 @@ def test_every_node_holds_all_samples_and_expects_an_equal_share_of_the_steps() 
         ),
         ("strategy: pull, sampler: true, wrong_labels: {node: 2, share: 0.1}", "wrong_labels.share: with sampler"),
         ("strategy: ddp, sampler: true", "ddp does not use it"),
+        ("strategy: pull, sampler: true, cluster: {join: ['127.0.0.1:1']}", "cluster.join: with sampler: true"),
     ],
 )
 def test_what_contradicts_shared_samples_is_told(row, message) -> None:

@@ -275,6 +275,11 @@ target_accuracy: 0
         ("strategies: [pull]\nliterature: {pull: many}", "literature.pull: expected a number"),
         ("strategies: [{strategy: 3}]", "strategies[0].strategy: expected text"),
         ("strategies: [[pull]]", "strategies[0]: expected a mapping"),
+        (
+            "strategies: [pull]\nsame_updates: [[pull]]",
+            "same_updates[0]: expected a list of at least 2 entries, got a list of 1",
+        ),
+        (f"strategies: [pull]\ntakes: {'x' * 41}", "takes: expected text of at most 40 characters"),
         ("strategies: pull", "strategies: expected a list"),
         ("title: x", "strategies: missing"),
     ],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from textwrap import fill
 from typing import Literal
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,7 @@ from dpwa.lab.report.summary import NONE, RowSummary, Summary
 __all__ = [
     "NONE",
     "Column",
+    "Heading",
     "accuracy_text",
     "bytes_text",
     "caption",
@@ -36,13 +38,28 @@ _NO_REASON = "no reason given"
 
 
 @dataclass(frozen=True)
+class Heading:
+    """What is known of a column without its cells.
+
+    Attributes:
+        title: above it.
+        rank: 0 is always shown; a terminal shows others where it has room, those of 1 before those of 2.
+        is_number: whether it is aligned to the right.
+    """
+
+    title: str
+    rank: int = 2
+    is_number: bool = True
+
+
+@dataclass(frozen=True)
 class Column:
-    """One column of the table.
+    """One column of the table; see `Heading`.
 
     Attributes:
         title: above it.
         text: its cell in a row.
-        rank: 0 is always shown; a terminal shows others where it has room, those of 1 before those of 2.
+        rank: whether a terminal shows it.
         is_number: whether it is aligned to the right.
     """
 
@@ -50,6 +67,11 @@ class Column:
     text: Callable[[RowSummary], str]
     rank: int = 2
     is_number: bool = True
+
+    @property
+    def heading(self) -> Heading:
+        """All but the cells."""
+        return Heading(self.title, self.rank, self.is_number)
 
 
 def columns(summary: Summary) -> list[Column]:
@@ -92,7 +114,7 @@ def columns(summary: Summary) -> list[Column]:
     ]
 
 
-def terminal_table(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> Table:
+def terminal_table(columns: Sequence[Heading], cells: Sequence[Sequence[str]], width: int) -> Table:
     """The columns of a table for which a terminal has room; it has those of rank 0 in any case.
 
     Args:
@@ -101,7 +123,8 @@ def terminal_table(columns: Sequence[Column], cells: Sequence[Sequence[str]], wi
         width: of the terminal, in characters.
     """
     widths = [
-        max([*map(len, column.title.split()), *(len(row[at]) for row in cells)]) for at, column in enumerate(columns)
+        max([*map(len, column.title.split()), *(cell_len(row[at]) for row in cells)])
+        for at, column in enumerate(columns)
     ]
     shown = {at for at, column in enumerate(columns) if column.rank == 0}
     for at in sorted(range(len(columns)), key=lambda at: columns[at].rank):

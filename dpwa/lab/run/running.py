@@ -233,7 +233,7 @@ class Runner:
         """Loads the data sets that the trials need, unless an earlier run has."""
         needed = {trial.settings.data: self.folder.of(trial) for trial in self.waiting()}
         for name, folder in needed.items():
-            if folder.data_cache(name).exists() and not is_own(name):
+            if folder.data_cache(name).exists() and not (is_own(name) or name == "text_files"):
                 continue
             folder.data_cache(name).unlink(missing_ok=True)  # a user's own data may have changed since
             _print(console, f"{name}: loading the data, once for all trials")

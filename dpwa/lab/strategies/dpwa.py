@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 from dpwa.adapters.sampler import SharingSampler
-from dpwa.lab.training.strategy import Strategy
+from dpwa.lab.training.strategy import SharedBatches, Strategy
 from dpwa.node.record import NodeStatistics
 
-__all__ = ["Peers", "did_by_node"]
+__all__ = ["Peers", "SharedOut", "did_by_node"]
 
 # As many as the adapter makes by itself; here they are multiples of a batch.
 _BLOCKS_PER_NODE = 100
-_ALMOST_ONE = 0.999
 
 # A slow node may still train when the others are done; they keep answering it.
 _FINISH_TIMEOUT_S = 600.0
@@ -42,16 +41,14 @@ class Peers(Strategy):
         super().begin(model, optimizer)
         self._node = DpwaPyTorchAdapter(model, optimizer=optimizer)
 
-    def shared_batches(
-        self, samples: int, *, epochs: int, batch_size: int
-    ) -> Iterator[tuple[float, float, Tensor]] | None:
+    def shared_batches(self, samples: int, *, epochs: int, batch_size: int) -> SharedBatches | None:
         """See `Strategy.shared_batches`."""
         if not self._shares_samples:
             return None
         equal = samples / len(self._node.config.nodes)
         blocks = max(1, round(equal / _BLOCKS_PER_NODE / batch_size))
         sampler = self._node.sampler(range(samples), block_samples=blocks * batch_size, seed=self._seed)
-        return _batches_of(sampler, equal, epochs=epochs, batch_size=batch_size)
+        return SharedOut(sampler, epochs=epochs, batch_size=batch_size)
 
     def after_step(self, loss: Tensor) -> None:
         """See `Strategy.after_step`."""
@@ -71,32 +68,42 @@ class Peers(Strategy):
         self._node.close()
 
 
-def _batches_of(
-    sampler: SharingSampler, share: float, *, epochs: int, batch_size: int
-) -> Iterator[tuple[float, float, Tensor]]:
-    """The steps of a node, as `Strategy.shared_batches` has them; an incomplete last batch of an epoch is left out.
+class SharedOut:
+    """The steps of a node whose cluster shares out the samples; see `SharedBatches`.
 
-    How much of an epoch is done, a node estimates by what it trained in the epoch before.
+    An incomplete last batch of an epoch is left out, unless it is all that the node has of it.
 
     Args:
         sampler: of the node.
-        share: samples of an epoch that it trains, as far as is known before the first.
         epochs: by all nodes together.
         batch_size: of a step.
     """
-    done = 0.0
-    for epoch in sampler.epochs(epochs):
-        trained, batch = 0, []
-        for sample in sampler:
-            batch.append(sample)
-            if len(batch) < batch_size:
-                continue
-            trained += batch_size
-            # An epoch is not over before the sampler says so, and one that comes again turns nothing back.
-            before, done = done, max(done, (epoch + min(trained / share, _ALMOST_ONE)) / epochs)
-            yield before, done, torch.tensor(batch)
-            batch = []
-        share = max(trained, batch_size)
+
+    def __init__(self, sampler: SharingSampler, *, epochs: int, batch_size: int) -> None:
+        self._sampler = sampler
+        self._epochs = epochs
+        self._batch_size = batch_size
+        self._epoch = 0
+        self._done = 0.0
+
+    @property
+    def done(self) -> float:
+        """See `SharedBatches.done`."""
+        self._done = max(self._done, (self._epoch + self._sampler.share_trained(self._epoch)) / self._epochs)
+        return self._done
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for epoch in self._sampler.epochs(self._epochs):
+            self._epoch = epoch
+            batch: list[int] = []
+            is_first = True
+            for sample in self._sampler:
+                batch.append(sample)
+                if len(batch) == self._batch_size:
+                    yield torch.tensor(batch)
+                    batch, is_first = [], False
+            if batch and is_first:
+                yield torch.tensor(batch)
 
 
 def did_by_node(statistics: NodeStatistics) -> dict[str, float]:

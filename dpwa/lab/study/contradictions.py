@@ -93,6 +93,8 @@ def _sampler_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     partition = values.get("partition", "iid")
     if (partition.get("kind", "iid") if isinstance(partition, Mapping) else partition) != "iid":
         yield Problem(("sampler",), "expected partition: iid: with the sampler every node may train every sample")
+    if _mapping(values.get("cluster")).get("join"):
+        yield Problem(("cluster", "join"), "with sampler: true nobody may join: all nodes are in the file; remove one")
     for key, inside in (("slow", "keeps_work"), ("wrong_labels", "share")):
         if _mapping(values.get(key)).get(inside):
             yield Problem((key, inside), "with sampler: true no node has samples of its own; remove one of the two")

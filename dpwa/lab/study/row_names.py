@@ -95,8 +95,8 @@ def _means_rows(said: str, place: Place, values: Mapping[str, Any], rows: Sequen
     speaking = rows
     if place[0] == "strategies":
         entry = values["strategies"][place[1]]
-        speaking = [row for row in rows if row.name == (entry.get("name") or entry.get("strategy"))]
-    return any(row_meant(said, row.point, rows) is not None for row in speaking)
+        speaking = [row for row in rows if row.name == str(entry.get("name") or entry.get("strategy"))]
+    return any(row_meant(said, row.point, rows) not in (None, row.label) for row in speaking)
 
 
 def _said(values: Mapping[str, Any]) -> Iterator[tuple[Place, object]]:

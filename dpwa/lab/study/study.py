@@ -43,7 +43,7 @@ class Study:
         seeds: each row is trained once with each of them.
         literature_unit: "%" or "s", for the rows' numbers from the literature.
         target_accuracy: in per cent; None: no target.
-        compare_with: label of the row that the others are compared with; empty: none.
+        compare_with: label of the row that the others are compared with, or name of the entry of several; empty: none.
         same_updates: groups of labels of rows that make the same updates.
         grid: the settings by which rows of one strategy differ.
         path: the file.

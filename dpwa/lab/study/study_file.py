@@ -52,7 +52,8 @@ class RowOptions(CommonSettings):
     )
 
     compare_with: str | None = Field(
-        None, description="Label of the row from which the report shows this one's difference; null: the study's."
+        None,
+        description="Label or entry of the row from which the report shows this one's difference; null: the study's.",
     )
 
     @model_validator(mode="before")
@@ -80,7 +81,9 @@ class StudyOptions(CommonSettings):
         "same",
         description="Whether the literature trained as these rows do; other: its numbers are shown, not compared.",
     )
-    compare_with: str = Field("", description="Label of the row from which the report shows the others' differences.")
+    compare_with: str = Field(
+        "", description="Label or entry of the row from which the report shows the others' differences."
+    )
     same_updates: tuple[Labels, ...] = Field(
         (),
         strict=False,

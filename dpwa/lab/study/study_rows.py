@@ -12,7 +12,7 @@ Must not know: lines and columns. Runs in: any thread.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import product
@@ -128,7 +128,7 @@ def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], 
         if len(drafts) + math.prod(len(found) for _, found in points) > _MOST_ROWS:
             problems.append(Problem(("grid",), f"expected at most {_MOST_ROWS} rows in all, got more"))
             break
-        drafts += _drafts(values, kind, entry, index, points)
+        drafts += _drafts(values, kind, entry, index, points, grid)
     problems += _label_problems(drafts)
     named = [draft.named for draft in drafts]
     rows = []
@@ -175,8 +175,10 @@ def _drafts(
     entry: Mapping[str, Any],
     index: int,
     points: Sequence[tuple[str, Choices]],
+    grid_keys: Iterable[str],
 ) -> Iterator[_Draft]:
     """The rows of one entry of `strategies`."""
+    own = {key: found for key in grid_keys if (found := _own_choice(kind, entry, tuple(key.split(".")))) is not None}
     for choice in product(*(found for _, found in points)):
         layers = Layers()
         for source, place in ((values, ()), (entry, ("strategies", index))):
@@ -184,7 +186,7 @@ def _drafts(
                 if key in _known_keys() and is_used(kind, (key,)):
                     _put(layers, key, source[key], place)
         name = label = str(entry.get("name") or kind.name)
-        point = {}
+        point = dict(own)
         for (key, _), (number, value) in zip(points, choice, strict=True):
             layers.put(tuple(key.split(".")), value, ("grid", key, number))
             label += f", {key.rpartition('.')[2]}={shown_setting(value)}"
@@ -241,6 +243,17 @@ def _is_set(entry: Mapping[str, Any], path: tuple[str, ...]) -> bool:
             return False
         here = here[key]
     return True
+
+
+def _own_choice(kind: StrategyKind, entry: Mapping[str, Any], path: tuple[str, ...]) -> object:
+    """The value that an entry itself gives a key of the grid, which puts all of its rows at one point; None: none."""
+    if not (is_used(kind, path) and _is_multiplying(kind, path)):
+        return None
+    here: Any = entry
+    for key in path:
+        here = _mapping(here).get(key)
+    found: object = here
+    return found
 
 
 def _unused_problems(kind: StrategyKind, entry: Mapping[str, Any], index: int) -> Iterator[Problem]:

@@ -5,8 +5,8 @@
     output.log                          what its processes printed
     nodes/NAME/ready                    this process has loaded everything; training begins when all have
     nodes/NAME/steps.npz                per step: loss, right (of count samples), count, end_s on the training clock
-    nodes/NAME/snapshots/0003.safetensors   the model after the third of `rounds` equal parts of this process's steps;
-                                        0000 is the initial one
+    nodes/NAME/snapshots/0003.safetensors   the model after the third of `rounds` equal parts of this process's steps,
+                                        or with the sampler of what all have trained; 0000 is the initial one
     nodes/NAME/...                      what dpwa itself writes: metrics.jsonl, events.jsonl
     result.json                         written last, by `evaluation`: the trial has finished
 

@@ -95,7 +95,10 @@ def load(name: str, data_dir: Path | None, cache: Path | None = None) -> DataSet
     train, held_out = (Samples(found[f"{part}_images"], found[f"{part}_labels"]) for part in _PARTS)
     is_unprepared = name not in _PREPARATIONS  # such as a user's own data
     is_counted = is_unprepared or name in TEXT_DATA_SETS
-    classes = 1 + max(int(train.labels.max()), int(held_out.labels.max())) if is_counted else CLASSES
+    counted = [train.labels, held_out.labels]
+    if name in TEXT_DATA_SETS:
+        counted += [train.images, held_out.images]  # a character may be followed and follow none
+    classes = 1 + max(int(found.max()) for found in counted) if is_counted else CLASSES
     prepare = _bytes_to_floats if is_unprepared else _PREPARATIONS[name]()
     shape = tuple(train.images.shape[1:])
     return DataSet(train, held_out, prepare, classes, shape, _groups(found))

@@ -155,12 +155,12 @@ def steps(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: W
         watch.begin(total_steps)
     shared = strategy.shared_batches(len(task.shard), epochs=recipe.epochs, batch_size=recipe.batch_size)
     if shared is not None:
-        for step, (before, done, batch) in enumerate(shared, 1):
-            set_rates(step, before)
+        for step, batch in enumerate(shared, 1):
+            set_rates(step, shared.done)
             loss, right = _compute(task, recipe, optimizer, strategy, batch)
             yield
             strategy.after_step(loss)
-            watch.stepped(step, done=done, loss=loss, right=right, count=len(batch))
+            watch.stepped(step, done=shared.done, loss=loss, right=right, count=len(batch))
         watch.ended()
         return
     for step in range(1, total_steps + 1):
@@ -179,7 +179,8 @@ def steps(task: Task, recipe: Recipe, *, seed: int, strategy: Strategy, watch: W
         if batch_of_epoch + 1 == steps_per_epoch:
             strategy.after_epoch(epoch + 1)
         watch.stepped(step, done=step / total_steps, loss=loss, right=right, count=len(batch))
-    watch.ended()
+    if total_steps:  # a client may never be chosen
+        watch.ended()
 
 
 def _compute(

@@ -8,13 +8,25 @@ Must not know: data sets, networks, folders. Runs in: the training thread.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dpwa.lab.training.losses import LOSSES, Loss
 
-__all__ = ["Strategy"]
+__all__ = ["SharedBatches", "Strategy"]
+
+
+class SharedBatches(Protocol):
+    """Batches that nodes share out while they train: how many a node gets, the training shows."""
+
+    @property
+    def done(self) -> float:
+        """The share of the training that all nodes together have done, 0 to 1; it never falls."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Indices of the samples of each step."""
 
 
 class Strategy:
@@ -56,7 +68,7 @@ class Strategy:
         *,
         epochs: int,  # noqa: ARG002
         batch_size: int,  # noqa: ARG002
-    ) -> Iterator[tuple[float, float, Tensor]] | None:
+    ) -> SharedBatches | None:
         """What this process trains where all share out the same samples while they train. Called after `begin`.
 
         Args:
@@ -65,7 +77,6 @@ class Strategy:
             batch_size: samples per step.
 
         Returns:
-            For each step the share of the training that is done before it and after it, and the indices of its samples;
             None: each process has samples of its own, and goes through them in its own order.
         """
         return None

@@ -88,9 +88,11 @@ def text_of_files(folder: Path) -> tuple[Samples, Samples, Tensor]:
 def _text_of(path: Path) -> str:
     """What is written in a file, without its end, which fills no piece."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark at the beginning
     except UnicodeDecodeError as error:
         raise ConfigError(f"loading text_files: expected UTF-8 in {path}, got {error}; convert the file") from error
+    except OSError as error:
+        raise ConfigError(f"loading text_files: {path} cannot be read ({error.strerror}); remove it") from error
     shortest = _HELD_OUT_OF * (LENGTH + 1)
     if len(text) < shortest:
         raise ConfigError(
