@@ -164,3 +164,4 @@ def test_nodes_of_a_study_share_out_the_samples_by_their_speed() -> None:
     # Each node leaves out less than a batch of an epoch, and nobody trains the short last block.
     assert 6 * (1437 - 4 * 16) <= result["samples_seen"] == 16 * sum(steps.values()) <= 6 * 1437
     assert [found["round"] for found in result["rounds"]] == list(range(7))
+    assert (result["shard_sizes"], result["class_counts"]) == ([], [])  # no node holds a part of its own

@@ -81,7 +81,7 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
     last = reached[-1] if reached else None
     if is_done and killed in trial.process_names and not folder.snapshot(killed, trial.rounds).exists():
         reason = f"{killed} was killed; the others went on to the end"
-    parts = parts_of_nodes(trial, data)
+    parts = [] if trial.settings.sampler else parts_of_nodes(trial, data)
     labels_of_one = data.train.labels[0].numel()
     newest = [snapshot for name in trial.process_names if (snapshot := _newest(folder, trial, name)) is not None]
     return {

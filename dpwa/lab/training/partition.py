@@ -98,7 +98,8 @@ def class_counts(labels: NDArray[np.integer], parts: Sequence[Indices], classes:
     Returns:
         Shape (nodes, classes).
     """
-    return np.stack([np.bincount(labels[part], minlength=classes) for part in parts]).astype(np.int64)
+    counts = [np.bincount(labels[part], minlength=classes) for part in parts]
+    return np.array(counts, np.int64).reshape(len(parts), -1 if counts else classes)
 
 
 def least_samples(count: int, nodes: int) -> int:
