@@ -2,7 +2,7 @@
 
 A pull or a gathering reads the peer's snapshot when the request has arrived there, so that what comes back is as old
 as the way home is long. A push lands when its bytes have arrived, a pair is made when they have gone both ways. A
-gathering is made when every neighbour has published its round, or when the plan's wait is over.
+gathering is made when every neighbour that still trains has published its round, or when the plan's wait is over.
 
 Runs in: the training thread.
 """
@@ -78,7 +78,7 @@ class VirtualNetwork(InMemoryNetwork):
         self._look_again()
 
     def published(self) -> None:
-        """A node has a new snapshot."""
+        """A node has a new snapshot, or will have none any more."""
         if self._gathering:
             self._look_again()
 
@@ -162,13 +162,14 @@ class VirtualTransport(InMemoryTransport):
     # --- Rounds -----------------------------------------------------------------------------------------------------
 
     def has_all_of_round(self, services: dict[str, Service]) -> bool:
-        """Whether every neighbour that is there has published the round that this node gathers."""
+        """Whether every neighbour that is there and still trains has published the round that this node gathers."""
         request = self._asked
         if request is None:
             return True
-        there = [services[peer].serving.snapshot for peer in request.plan.peers or {} if peer in services]
+        there = [services[peer].serving for peer in request.plan.peers or {} if peer in services]
+        snapshots = [serving.snapshot for serving in there if not serving.finished]
         wanted = request.reference.state.round
-        return all(snapshot is not None and snapshot.state.round >= wanted for snapshot in there)
+        return all(snapshot is not None and snapshot.state.round >= wanted for snapshot in snapshots)
 
     def round_is_there(self) -> None:
         """All neighbours have published it."""

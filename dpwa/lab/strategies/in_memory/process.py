@@ -109,7 +109,7 @@ class _VirtualPeers(Strategy):
             self._node.step(float(loss))
 
     def finishing(self) -> Iterator[None]:
-        """The node's last turns, in which it merges with the others."""
+        """The node's last turns, until all others have finished, too."""
         if self._node is not None:
             yield from self._node.finishing()
 
@@ -191,9 +191,10 @@ class _VirtualNode:
     def _compute(self) -> None:
         """Let the strategy hear of the step that was computed, and compute the next one."""
         if next(self._training, _ENDED) is _ENDED:
-            if self._merges and isinstance(self._strategy, _VirtualPeers):
+            if isinstance(self._strategy, _VirtualPeers):
                 self._turns = self._strategy.finishing()
                 self._finish()
+                self._network.published()
             return
         self._steps += 1
         # Lognormal with mean 1: what a shared machine does to equal steps.
@@ -223,11 +224,11 @@ class _VirtualNode:
         self._compute()
 
     def _finish(self) -> None:
-        """Take part in the merge, a turn in each of what would be steps."""
-        if next(self._turns, _ENDED) is _ENDED:
-            self._recorder.write_last_round_anew()
-        else:
+        """Take part in what the others still do, and in the merge, a turn in each of what would be steps."""
+        if next(self._turns, _ENDED) is not _ENDED:
             self._time.after(self._step_s, self._finish)
+        elif self._merges:
+            self._recorder.write_last_round_anew()
 
     def close(self) -> None:
         """End the node."""
