@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from statistics import mean, stdev
 
 import pytest
@@ -120,6 +121,27 @@ def test_the_numbers_of_a_comparison_are_in_the_json():
     assert row["difference_points"]["values"] == pytest.approx([5.0, 6.0, 4.0])
     assert row["exchanges_per_step"]["mean"] == pytest.approx(0.44)
     assert json.dumps(values)
+
+
+def test_rows_with_a_noise_of_their_own_are_held_against_that_alone():
+    text = STUDY.replace("[[pull, twin]]", "[[pull, twin], [single, other]]").replace(
+        "gosgd, single]",
+        "{strategy: gosgd, compare_with: gosgd again}, {name: gosgd again, strategy: gosgd}, single, "
+        "{name: other, strategy: single, data_order: 1}]",
+    )
+    accuracies = {**ACCURACIES, "gosgd again": (0.945, 0.96, 0.955), "other": (0.8, 0.83, 0.8)}
+
+    def with_another(trial, result):
+        known = trial.row if trial.row in ACCURACIES else "pull"
+        shown = changed(replace(trial, row=known), result)
+        return {**shown, "final_accuracy": accuracies[trial.row][trial.seed]}
+
+    summary = summary_of(text, with_another)
+    assert noise_floor(summary) == pytest.approx(10)
+    assert noise_floor(summary, ("twin", "gosgd")) < 0.5
+    assert cells_of(summary, "twin")["minus its base"].endswith("(noise)")
+    assert cells_of(summary, "gosgd")["minus its base"].endswith("(noise)"), "neither has one: the largest counts"
+    assert "10.00, each for its own rows; the largest for all others)" in caption(summary)
 
 
 def test_times_of_processes_and_of_virtual_time_are_not_compared_in_silence():

@@ -9,6 +9,8 @@ Runs in: any thread; all functions are pure.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dpwa.lab.report.statistics import Estimate, estimate
 from dpwa.lab.report.summary import NONE, RowSummary, Summary
 
@@ -31,15 +33,20 @@ def has_own_bases(summary: Summary) -> bool:
     return any(row.compare_with not in ("", summary.study.compare_with) for row in summary.rows)
 
 
-def noise_floor(summary: Summary) -> float | None:
+def noise_floor(summary: Summary, compared: Sequence[str] = ()) -> float | None:
     """The largest difference, in points, that chance makes between rows with the same updates.
 
     Of each pair of them it is the end of the 95 % interval around their difference that lies further from 0, and with
     fewer than three seeds the largest difference of any seed. None if the study names no such rows, or none is done.
+
+    Args:
+        summary: of the study.
+        compared: names of rows: their own noise alone counts, where the study has it. Empty: that of all.
     """
     rows = {row.name: row for row in summary.rows}
+    groups = summary.study.same_updates
     found = []
-    for group in summary.study.same_updates:
+    for group in [group for group in groups if set(group) & set(compared)] or groups:
         for at, name in enumerate(group):
             found += [difference(rows[name], rows[other]) for other in group[at + 1 :]]
     return max((_furthest(pair) for pair in found if pair is not None), default=None)
@@ -49,10 +56,10 @@ def difference_text(row: RowSummary, summary: Summary) -> str:
     """The difference from the row that it is compared with, such as "+0.31 ± 0.20", and whether it is noise."""
     base = base_of(row, summary)
     found = None if base is None else difference(row, base)
-    if found is None:
+    if base is None or found is None:
         return NONE
     text = f"{found.mean:+.2f}" if found.half_width is None else f"{found.mean:+.2f} ± {found.half_width:.2f}"
-    return f"{text} (noise)" if _is_noise(found, noise_floor(summary)) else text
+    return f"{text} (noise)" if _is_noise(found, noise_floor(summary, (row.name, base.name))) else text
 
 
 def comparison_texts(summary: Summary) -> list[str]:
@@ -68,10 +75,17 @@ def comparison_texts(summary: Summary) -> list[str]:
     if floor is not None:
         groups = "; ".join(", ".join(group) for group in study.same_updates)
         parts.append(
-            f"The noise floor is {floor:.2f} points: so much do rows differ that make the same updates, or the same "
-            f"in another order ({groups})."
+            f"The noise floor is {floor:.2f} points{_of_groups(summary)}: so much do rows differ that make the same "
+            f"updates, or the same in another order ({groups})."
         )
     return parts
+
+
+def _of_groups(summary: Summary) -> str:
+    """The noise of each group, where there are several; each counts for its own rows."""
+    floors = [noise_floor(summary, group) for group in summary.study.same_updates]
+    measured = [f"{floor:.2f}" for floor in floors if floor is not None]
+    return f" ({', '.join(measured)}, each for its own rows; the largest for all others)" if len(measured) > 1 else ""
 
 
 def _by_seed(row: RowSummary) -> dict[int, float]:
