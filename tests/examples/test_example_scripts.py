@@ -165,7 +165,7 @@ def test_the_existing_script_runs_before_dpwa_is_added(
 def _be_in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the examples' own command lines are typed; `dpwa average` imports from there."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])  # before tests/, which has a folder examples, too
 
 
 def _averaged(run_dir: Path, evaluate: str) -> list[str]:
