@@ -34,8 +34,7 @@ def problems_of(error: ValidationError, schema: Mapping[str, Any]) -> Iterator[P
     found = error.errors(include_url=False)
     for item in found:
         place, kind, value = item["loc"], item["type"], item["input"]
-        inside = [other for other in found if len(other["loc"]) > len(place) and other["loc"][: len(place)] == place]
-        if kind == "too_short" and inside:
+        if kind == "too_short" and any(other["loc"][: len(place)] == place != other["loc"] for other in found):
             continue  # entries are wrong by themselves, and reported so
         if kind == BETWEEN:
             for problem in item["ctx"]["problems"]:

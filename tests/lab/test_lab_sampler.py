@@ -148,6 +148,24 @@ def test_what_contradicts_shared_samples_is_told(row, message) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.timeout(300)  # three processes that import torch, perhaps on a machine that is busy with others
+def test_what_a_killed_node_has_left_is_trained_by_the_others() -> None:
+    Path("study.yaml").write_text(
+        "study: try\ndata: digits\nmodel: mlp\nnodes: 3\nbatch_size: 16\nn_epochs: 6\n"
+        "strategies: [{strategy: pull, sampler: true, kill: {node: 2, at: 0.4}, cluster: {timeout_ms: 5000}}]\n"
+    )
+    done = CliRunner().invoke(main, ["lab", "run", "study.yaml"])
+    assert done.exit_code == 0, done.output
+    result = json.loads(Path("runs/try/trials/pull-s0/result.json").read_text())
+
+    assert result["reason"] == "w2 was killed; the others went on to the end"
+    # The killed node counts up to its last saved model: of the round that ended before it died.
+    assert result["samples_seen"] >= 5 * (1437 - 4 * 16)
+    steps = {worker["name"]: worker["steps"] for worker in result["workers"]}
+    assert steps["w2"] < min(steps["w1"], steps["w3"])
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(300)  # three processes that import torch, perhaps on a machine that is busy with others
 def test_nodes_of_a_study_share_out_the_samples_by_their_speed() -> None:
     Path("study.yaml").write_text(
         "study: try\ndata: digits\nmodel: mlp\nnodes: 3\nbatch_size: 16\nn_epochs: 6\n"

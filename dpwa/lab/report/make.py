@@ -96,6 +96,6 @@ def _command(study: Study, run_dir: Path, summary: Summary) -> str:
 def _table(content: Content, width: int) -> Table:
     study = content.summary.study
     cells = [[column.text(row) for column in content.columns] for row in content.summary.rows]
-    table = terminal_table([column.heading for column in content.columns], cells, width)
+    table = terminal_table(content.columns, cells, width)
     table.title, table.caption = Text(study.title), Text(study.question) if study.question else None
     return table

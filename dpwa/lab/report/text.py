@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from textwrap import fill
 from typing import Literal
 
@@ -48,30 +48,24 @@ class Heading:
     """
 
     title: str
-    rank: int = 2
-    is_number: bool = True
+    rank: int = field(default=2, kw_only=True)
+    is_number: bool = field(default=True, kw_only=True)
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column of the table; see `Heading`.
+class Column(Heading):
+    """One column of the table.
 
     Attributes:
-        title: above it.
         text: its cell in a row.
-        rank: whether a terminal shows it.
-        is_number: whether it is aligned to the right.
     """
 
-    title: str
     text: Callable[[RowSummary], str]
-    rank: int = 2
-    is_number: bool = True
 
     @property
     def heading(self) -> Heading:
         """All but the cells."""
-        return Heading(self.title, self.rank, self.is_number)
+        return Heading(self.title, rank=self.rank, is_number=self.is_number)
 
 
 def columns(summary: Summary) -> list[Column]:

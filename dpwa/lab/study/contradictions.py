@@ -12,6 +12,7 @@ from typing import Any
 
 from dpwa.config.cluster import FIRST_PORT, cluster_problems
 from dpwa.lab.study.kinds import Start, StrategyKind
+from dpwa.lab.study.layers import mapping
 from dpwa.lab.study.optimizer import optimizer_kind
 from dpwa.lab.study.settings import (
     DATA_SETS,
@@ -44,7 +45,7 @@ def contradictions(values: Mapping[str, Any], kind: StrategyKind, folder: Path |
 def _row_problems(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Problem]:
     nodes = _nodes(values)
     for key in ("slow", "kill", "wrong_labels"):
-        number = _mapping(values.get(key)).get("node")
+        number = mapping(values.get(key)).get("node")
         if type(number) is int and number > nodes:
             yield Problem((key, "node"), f"expected one of the {nodes} nodes, got {number}")
     yield from _engine_problems(values, kind)
@@ -54,8 +55,7 @@ def _row_problems(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Pro
         yield from _twin_problems(values, kind)
     if not kind.splits_batch:
         return
-    partition = values.get("partition", "iid")
-    if (partition.get("kind", "iid") if isinstance(partition, Mapping) else partition) != "iid":
+    if not _is_iid(values):
         yield Problem(
             ("partition",),
             f"{kind.name} splits each batch of all data among its processes, so it has no partition; "
@@ -77,7 +77,7 @@ def _engine_problems(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[
     if not (kind.is_method or kind.name == "single"):
         text = f"{kind.name} needs processes of its own; engine: in_memory is for single and dpwa's methods"
         yield Problem(("engine",), text)
-    faults = _mapping(_mapping(values.get("cluster")).get("faults"))
+    faults = mapping(mapping(values.get("cluster")).get("faults"))
     for key, instead in _FAULTS_IN_REAL_TIME.items():
         if key in faults:
             text = f"faults.{key} happens in real time, which engine: in_memory does not have; use {instead}"
@@ -90,13 +90,12 @@ def _sampler_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         return
     if values.get("engine", "processes") == "in_memory":
         yield Problem(("sampler",), "nodes share out samples by their real speed; it needs engine: processes")
-    partition = values.get("partition", "iid")
-    if (partition.get("kind", "iid") if isinstance(partition, Mapping) else partition) != "iid":
+    if not _is_iid(values):
         yield Problem(("sampler",), "expected partition: iid: with the sampler every node may train every sample")
-    if _mapping(values.get("cluster")).get("join"):
+    if mapping(values.get("cluster")).get("join"):
         yield Problem(("cluster", "join"), "with sampler: true nobody may join: all nodes are in the file; remove one")
     for key, inside in (("slow", "keeps_work"), ("wrong_labels", "share")):
-        if _mapping(values.get(key)).get(inside):
+        if mapping(values.get(key)).get(inside):
             yield Problem((key, inside), "with sampler: true no node has samples of its own; remove one of the two")
 
 
@@ -132,7 +131,7 @@ def _twin_problems(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Pr
     for key, known in twins.items():
         value = values.get(key, known[0])
         got = optimizer_kind(value) if key == "optimizer" else value
-        extra = _mapping(_mapping(value).get(str(got))) if key == "optimizer" else {}
+        extra = mapping(mapping(value).get(str(got))) if key == "optimizer" else {}
         if (isinstance(got, (str, int, float)) and got not in known) or extra:
             shown = f"{got} with {', '.join(extra)}" if extra else got
             expected = " or ".join("null" if one is None else str(one) for one in known)
@@ -141,7 +140,7 @@ def _twin_problems(values: Mapping[str, Any], kind: StrategyKind) -> Iterator[Pr
 
 def _cluster_problems(values: Mapping[str, Any], kind: StrategyKind, folder: Path | None) -> Iterator[Problem]:
     """What dpwa would say about the cluster file of such a row."""
-    cluster = _mapping(values.get("cluster"))
+    cluster = mapping(values.get("cluster"))
     if not kind.is_method:
         return
     for key in cluster:
@@ -155,12 +154,14 @@ def _cluster_problems(values: Mapping[str, Any], kind: StrategyKind, folder: Pat
         yield replace(found, place=("strategy",) if found.place == ("method",) else ("cluster", *found.place))
 
 
+def _is_iid(values: Mapping[str, Any]) -> bool:
+    """Whether samples are divided at random, as they are if nothing is said."""
+    partition = values.get("partition", "iid")
+    return bool((partition.get("kind", "iid") if isinstance(partition, Mapping) else partition) == "iid")
+
+
 def _nodes(values: Mapping[str, Any]) -> int:
     """The number of nodes; the default where it is wrong."""
     usual: int = CommonSettings.model_fields["nodes"].default
     given = values.get("nodes", usual)
     return given if type(given) is int and 1 <= given <= MOST_IN_MEMORY else usual
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -10,7 +10,12 @@ from typing import Any
 
 from dpwa.options import Place
 
-__all__ = ["Layers"]
+__all__ = ["Layers", "mapping"]
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """A mapping of a study file, which may be wrong: anything else counts as empty."""
+    return value if isinstance(value, Mapping) else {}
 
 
 class Layers:

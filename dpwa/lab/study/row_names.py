@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from dpwa.lab.study.layers import mapping
 from dpwa.options import Place, Problem
 
 __all__ = ["NamedRow", "groups_meant", "name_problems", "row_meant"]
@@ -101,12 +102,12 @@ def _means_rows(said: str, place: Place, values: Mapping[str, Any], rows: Sequen
 
 def _said(values: Mapping[str, Any]) -> Iterator[tuple[Place, object]]:
     """Where a study names rows, and how."""
-    for label in _mapping(values.get("literature")):
+    for label in mapping(values.get("literature")):
         yield ("literature", label), label
     if values.get("compare_with"):
         yield ("compare_with",), values["compare_with"]
     for index, entry in enumerate(_list(values.get("strategies"))):
-        if _mapping(entry).get("compare_with"):
+        if mapping(entry).get("compare_with"):
             yield ("strategies", index, "compare_with"), entry["compare_with"]
     for index, group in enumerate(_list(values.get("same_updates"))):
         for number, label in enumerate(_list(group)):
@@ -116,10 +117,6 @@ def _said(values: Mapping[str, Any]) -> Iterator[tuple[Place, object]]:
 def _is_near(point: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two points are the same in all keys that both have."""
     return all(other[key] == value for key, value in point.items() if key in other)
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _list(value: object) -> Sequence[Any]:

@@ -25,14 +25,11 @@ from dpwa.config.keys import FACTOR_KEYS
 from dpwa.config.problems import problems_of
 from dpwa.lab.study.contradictions import contradictions
 from dpwa.lab.study.kinds import STRATEGIES, StrategyKind, is_strategy, kind_of
-from dpwa.lab.study.layers import Layers
+from dpwa.lab.study.layers import Layers, mapping
 from dpwa.lab.study.optimizer import KEYS_OF_OPTIONS, optimizer_kind, settle_optimizer
 from dpwa.lab.study.own_code import own_code_problems
 from dpwa.lab.study.row_names import NamedRow, groups_meant, name_problems, row_meant
-from dpwa.lab.study.settings import (
-    CommonSettings,
-    Settings,
-)
+from dpwa.lab.study.settings import CommonSettings, Settings
 from dpwa.methods.registry import METHODS
 from dpwa.options import Place, Problem
 
@@ -106,9 +103,7 @@ def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], 
         values: keys and plain values of the file, which may be wrong.
         folder: what paths of matrix files are relative to; None: these files are not checked.
     """
-    given_grid = {
-        key: found for key, found in _mapping(values.get("grid")).items() if isinstance(found, list) and found
-    }
+    given_grid = {key: found for key, found in mapping(values.get("grid")).items() if isinstance(found, list) and found}
     problems = list(_grid_problems(given_grid))
     wrong = {problem.place for problem in problems}
     grid = {
@@ -233,7 +228,7 @@ def _is_multiplying(kind: StrategyKind, path: tuple[str, ...]) -> bool:
 def _is_set(entry: Mapping[str, Any], path: tuple[str, ...]) -> bool:
     here: Any = entry
     optimizer = entry.get("optimizer")
-    options = _mapping(_mapping(optimizer).get(optimizer_kind(optimizer)))
+    options = mapping(mapping(optimizer).get(optimizer_kind(optimizer)))
     if any(path == (key,) and option in options for option, key in KEYS_OF_OPTIONS.items()):
         return True
     for key in path:
@@ -251,7 +246,7 @@ def _own_choice(kind: StrategyKind, entry: Mapping[str, Any], path: tuple[str, .
         return None
     here: Any = entry
     for key in path:
-        here = _mapping(here).get(key)
+        here = mapping(here).get(key)
     found: object = here
     return found
 
@@ -300,7 +295,7 @@ def slug(label: str) -> str:
 
 
 def _literature(values: Mapping[str, Any], draft: _Draft) -> float | None:
-    found = _mapping(values.get("literature")).get(draft.named.label, draft.entry.get("literature"))
+    found = mapping(values.get("literature")).get(draft.named.label, draft.entry.get("literature"))
     return float(found) if isinstance(found, (int, float)) else None
 
 
@@ -333,7 +328,3 @@ def _known_keys() -> list[str]:
 
 def _sections() -> tuple[str, ...]:
     return ("cluster", "partition", "slow", "kill", "wrong_labels", "virtual")
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
