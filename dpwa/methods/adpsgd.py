@@ -21,6 +21,13 @@ from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["ADPSGD", "Symmetric"]
 
+# How often a pair that was refused is proposed again. Each time takes a snapshot, and a peer may be busy for ever.
+_MOST_TRIES = 8
+
+# In which share of the steps, until then: two nodes that asked each other in all of them would mostly find each other
+# asking.
+_RETRY_SHARE = 0.5
+
 
 class Symmetric(Method):
     """What methods have in common whose pairs move by equal and opposite amounts.
@@ -39,6 +46,8 @@ class Symmetric(Method):
         super().__init__(links, count, probability)
         self._share = share
         self._pairs = 0
+        self._is_owed = False  # a pair was drawn and refused
+        self._tries = 0  # that may still be made for it
 
     @property
     def wants_snapshot(self) -> bool:
@@ -46,10 +55,21 @@ class Symmetric(Method):
         return True
 
     def plan(self, rng: random.Random) -> Plan | None:
-        """See `Method.plan`: any neighbour, in or out, because a pair has no direction."""
-        if rng.random() >= self.probability:
+        """See `Method.plan`: any neighbour, in or out, because a pair has no direction.
+
+        What was drawn and refused is made up for, or nodes would meet much less often than they ask for.
+        """
+        if rng.random() < self.probability:
+            self._tries = _MOST_TRIES
+        elif not (self._is_owed and rng.random() < _RETRY_SHARE):
             return None
+        self._is_owed = False
         return Plan(ExchangeKind.PAIR, peers=self.links.meets(self.round), fraction=self.fraction)
+
+    def refused(self) -> None:
+        """See `Method.refused`."""
+        self._is_owed = self._tries > 0
+        self._tries -= 1
 
     def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`."""

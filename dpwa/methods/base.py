@@ -165,6 +165,9 @@ class Method(ABC):
             own_state: of this node's model now.
         """
 
+    def refused(self) -> None:
+        """The pair that was planned last came to nothing, because this node or its peers take part in another."""
+
     def gave(self, mass: float) -> None:
         """A push with this mass is on its way: the node no longer has it."""
 

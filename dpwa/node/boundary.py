@@ -271,6 +271,8 @@ class Boundary:
         factor = self._apply(result) if result.outcome is Outcome.BLENDED else 0.0
         if result.kind is ExchangeKind.PUSH and request is not None:
             self._end_push(result, request.plan.mass)
+        if result.kind is ExchangeKind.PAIR and result.outcome is Outcome.BUSY:
+            self._method.refused()
         self._end_engagement(result, factor)
         if result.staging is not None:
             result.staging.is_free = True

@@ -86,7 +86,10 @@ class Planner:
             return self._plan_of_the_end()
         plan = plan_of(self._method, self._rng, self._membership.peers)
         plan = None if plan is None else self._within_budget(plan)
-        return None if plan is None or (plan.kind is ExchangeKind.PAIR and not self._engage()) else plan
+        if plan is not None and plan.kind is ExchangeKind.PAIR and not self._engage():
+            self._method.refused()
+            return None
+        return plan
 
     def _plan_of_the_end(self) -> Plan | None:
         """What a node that has finished begins: pulls; it only asks beyond its budget, and where it never pulls."""

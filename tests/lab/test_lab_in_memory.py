@@ -178,6 +178,18 @@ def test_rare_pushes_are_as_rare_as_they_are_meant_to_be(tmp_path, squares, stat
     assert abs(pushed - probability * steps) < 4 * (steps * probability * (1 - probability)) ** 0.5
 
 
+@pytest.mark.seconds
+def test_nodes_meet_about_as_often_as_they_ask_for_although_each_is_in_one_pair_at_a_time(
+    tmp_path, squares, statistics
+):
+    virtual = {"step_ms": 10, "latency_ms": 0}
+    trial = trial_of(strategy="adpsgd", nodes=2, n_epochs=60, cluster={"pull_probability": 0.1}, virtual=virtual)
+    run(trial, tmp_path, squares)
+    asked = sum(found.asked for found in statistics.values())
+    assert sum(found.exchanges.get("busy", 0) for found in statistics.values()) > 0.05 * asked, "some were refused"
+    assert sum(found.completed for found in statistics.values()) > 0.95 * asked
+
+
 def test_an_exchange_that_takes_longer_than_a_step_leaves_steps_without_one(tmp_path, squares, statistics):
     virtual = {"step_ms": 10, "jitter": 0, "latency_ms": 24}
     run(trial_of(strategy="pull", nodes=3, n_epochs=6, virtual=virtual), tmp_path, squares)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from method_support import (
@@ -19,8 +21,11 @@ from method_support import (
     weighted_sum,
 )
 
+from dpwa.config.cluster import ClusterConfig
+from dpwa.methods.adpsgd import ADPSGD
 from dpwa.methods.base import Conservation
 from dpwa.methods.registry import METHODS as REGISTERED
+from dpwa.topology.neighbourhood import Neighbourhood
 from support import VectorModel, wait_until
 
 pytestmark = pytest.mark.seconds
@@ -149,3 +154,24 @@ def test_a_step_after_a_snapshot_that_could_not_be_taken_is_not_measured_from_an
     in_memory.step_all(4)
     settle(in_memory)
     assert weighted_sum(in_memory) == pytest.approx(sums, abs=1e-9)
+
+
+def test_a_pair_that_is_always_refused_is_proposed_eight_more_times_and_no_more():
+    links = Neighbourhood(ClusterConfig.for_localhost(2).topology_of_nodes, ["w1", "w2"], 0)
+    method, rng, plans = ADPSGD(links, 2, 1.0), random.Random(0), 0
+    for _ in range(100):
+        if method.plan(rng) is not None:
+            plans += 1
+            method.refused()
+        method.probability = 0.0
+    assert plans == 1 + 8
+
+
+def test_a_pair_that_has_met_is_not_proposed_again():
+    links = Neighbourhood(ClusterConfig.for_localhost(2).topology_of_nodes, ["w1", "w2"], 0)
+    method, rng = ADPSGD(links, 2, 1.0), random.Random(0)
+    assert method.plan(rng) is not None
+    method.probability = 0.0
+    method.refused()
+    plans = [method.plan(rng) for _ in range(100)]
+    assert sum(plan is not None for plan in plans) == 1
