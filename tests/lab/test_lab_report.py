@@ -235,7 +235,7 @@ def test_trials_that_were_not_run_and_rows_that_are_not_asked_for_are_reported()
     assert summary.notes == (
         "trials/x/result.json cannot be read",
         'Results of "old name" are left out: the study has no such row.',
-        "Not run yet: single (seeds 1, 2); pull (seeds 0, 1, 2); ddp (seeds 0, 1, 2).",
+        "Not run yet: single (seeds 1, 2); pull, ddp (seeds 0, 1, 2).",
     )
     assert status_text(summary.rows[0]) == "1 of 3 seeds done; not run yet (seeds 1, 2)"
     assert status_text(summary.rows[1]) == "not run yet"
@@ -306,7 +306,7 @@ def test_equal_rows_are_found_equal_in_everything_but_the_cores():
     ("changed", "words"),
     [
         ({"initial_weights": "f" * 64}, ("Initial weights differ", "seed 0: 00000000 in", "ffffffff in ddp")),
-        ({"samples_seen": 200_000}, ("different numbers of training samples", "ddp 200,000 (-16.7%)")),
+        ({"samples_seen": 200_000}, ("different numbers of training samples", "200,000 (-16.7%) in ddp")),
         ({"commit": "fedcba"}, ("by different commits", "fedcba in ddp")),
         ({"machine": {"processor": "Other", "cores": 2}}, ("different machines", "Other, 2 cores in ddp")),
         ({"threads_per_process": 1, "processes": 1}, ("different numbers of cores", "1 core in single, ddp")),
@@ -316,6 +316,18 @@ def test_a_row_that_differs_is_warned_of(changed, words):
     summary = summary_of(change=lambda trial, result: {**result, **changed} if trial.row == "ddp" else result)
     warnings = " ".join(content_of(summary, "").warnings)
     assert all(word in warnings for word in words), warnings
+
+
+def test_of_many_rows_that_differ_in_the_same_way_some_are_named_and_the_others_counted():
+    rows = ", ".join(f"{{name: row {number}, strategy: pull}}" for number in range(20))
+    few = [f"row {number}" for number in range(9)]
+    text = STUDY.replace("[single, pull, ddp]", f"[single, pull, ddp, {rows}]")
+
+    def change(trial, result):
+        return {**result, "samples_seen": 200_000} if trial.row in few else result
+
+    warnings = " ".join(content_of(summary_of(text, change=change), "").warnings)
+    assert "usually 240,000, but 200,000 (-16.7%) in row 0, row 1, row 2 and 6 more rows." in warnings
 
 
 def test_threads_beyond_the_cores_do_not_make_a_row_unfair():

@@ -12,16 +12,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpwa.lab.report.results import TrialResult, seeds_text
+from dpwa.lab.report.results import TrialResult, listed, seeds_text
 from dpwa.lab.report.summary import Summary
 from dpwa.lab.study.kinds import kind_of
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.study_rows import is_used
 
-__all__ = ["Finding", "described_machine", "differing_settings", "findings", "listed", "used_settings"]
+__all__ = ["Finding", "described_machine", "differing_settings", "findings", "used_settings"]
 
 _SAMPLES_TOLERANCE = 0.01
 _MOST_NAMED = 3
+_MOST_LISTED = 6
 _ALWAYS_SHOWN = {
     "data",
     "model",
@@ -98,13 +99,13 @@ def _samples(summary: Summary) -> Finding:
     if not means:
         return Finding(is_equal=False, text="Samples seen cannot be compared: no row is done.")
     usual = statistics.median_low(means.values())
-    others = [
-        f"{name} {mean:,.0f} ({mean / usual - 1:+.1%})"
-        for name, mean in means.items()
-        if abs(mean - usual) > _SAMPLES_TOLERANCE * usual
-    ]
+    others: dict[str, list[str]] = defaultdict(list)
+    for name, mean in means.items():
+        if abs(mean - usual) > _SAMPLES_TOLERANCE * usual:
+            others[f"{mean:,.0f} ({mean / usual - 1:+.1%})"].append(name)
     if others:
-        text = f"Rows saw different numbers of training samples: usually {usual:,.0f}, but {'; '.join(others)}."
+        found = "; ".join(f"{what} in {_listed_briefly(names)}" for what, names in others.items())
+        text = f"Rows saw different numbers of training samples: usually {usual:,.0f}, but {found}."
         return Finding(is_equal=False, text=f"{text} The table of settings shows why.")
     return Finding(is_equal=True, text=f"All rows saw {usual:,.0f} training samples, equal to within 1 %.")
 
@@ -267,10 +268,14 @@ def _grouped(rows: Mapping[str, Iterable[str]]) -> str:
         return f"{next(iter(groups))} in all rows"
     largest = max(groups, key=lambda what: len(groups[what]))
     is_plain = len(groups[largest]) > _MOST_NAMED
-    others = [f"{what} in {listed(names)}" for what, names in groups.items() if not is_plain or what != largest]
+    others = [
+        f"{what} in {_listed_briefly(names)}" for what, names in groups.items() if not is_plain or what != largest
+    ]
     return "; ".join([*others, f"{largest} in the other rows"] if is_plain else others)
 
 
-def listed(names: Iterable[object]) -> str:
-    """Names separated by commas; names that contain a comma are quoted."""
-    return ", ".join(f'"{name}"' if "," in str(name) else str(name) for name in names)
+def _listed_briefly(names: Sequence[str]) -> str:
+    """The names, or the first of them and how many more there are."""
+    if len(names) <= _MOST_LISTED:
+        return listed(names)
+    return f"{listed(names[:_MOST_NAMED])} and {len(names) - _MOST_NAMED} more rows"

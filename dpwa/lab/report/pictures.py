@@ -13,11 +13,11 @@ import numpy as np
 
 from dpwa.lab.report.charts import WIDTH_INCHES, Chart, charts
 from dpwa.lab.report.class_samples import draw_class_samples
-from dpwa.lab.report.fairness import listed
 from dpwa.lab.report.final_chart import final_chart
 from dpwa.lab.report.lines import style_of
 from dpwa.lab.report.page import Picture
 from dpwa.lab.report.partition_drawing import draw_partition
+from dpwa.lab.report.results import listed
 from dpwa.lab.report.summary import RowSummary, Summary
 from dpwa.lab.report.svg import inline_svg, page_colour
 from dpwa.lab.report.worker_chart import worker_chart

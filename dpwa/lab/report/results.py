@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["Batches", "Round", "TrialName", "TrialResult", "Worker", "number", "read_results", "seeds_text"]
+__all__ = ["Batches", "Round", "TrialName", "TrialResult", "Worker", "listed", "number", "read_results", "seeds_text"]
 
 
 class _Part(BaseModel):
@@ -142,3 +142,8 @@ def _in_short(error: OSError | ValueError) -> str:
         first = error.errors(include_url=False)[0]
         return f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names separated by commas; names that contain a comma are quoted."""
+    return ", ".join(f'"{name}"' if "," in str(name) else str(name) for name in names)

@@ -5,6 +5,7 @@ Runs in: any thread; all functions are pure.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -12,7 +13,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from dpwa.lab.report.results import Batches, Round, TrialResult, number, seeds_text
+from dpwa.lab.report.results import Batches, Round, TrialResult, listed, number, seeds_text
 from dpwa.lab.report.statistics import Estimate, estimate
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.study import Row, Study
@@ -204,9 +205,12 @@ def summarise(study: Study, results: Sequence[TrialResult], problems: Sequence[s
     strangers = dict.fromkeys(result.row for result in results if result.row not in labels)
     notes += [f'Results of "{name}" are left out: the study has no such row.' for name in strangers]
     notes += [f"{row.name}: {remark}" for row in rows if (remark := _stale(row))]
-    missing = [f"{row.name} ({seeds_text(row.missing)})" for row in rows if row.missing]
+    missing: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row.missing:
+            missing[seeds_text(row.missing)].append(row.name)
     if missing:
-        notes.append(f"Not run yet: {'; '.join(missing)}.")
+        notes.append(f"Not run yet: {'; '.join(f'{listed(names)} ({seeds})' for seeds, names in missing.items())}.")
     return Summary(study, rows, tuple(notes))
 
 
