@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dpwa.lab.report.results import listed
 from dpwa.lab.report.statistics import Estimate, estimate
 from dpwa.lab.report.summary import NONE, RowSummary, Summary
 
@@ -73,7 +74,7 @@ def comparison_texts(summary: Summary) -> list[str]:
         )
     floor = noise_floor(summary)
     if floor is not None:
-        groups = "; ".join(", ".join(group) for group in study.same_updates)
+        groups = "; ".join(listed(group) for group in study.same_updates)
         parts.append(
             f"The noise floor is {floor:.2f} points{_of_groups(summary)}: so much do rows differ that make the same "
             f"updates, or the same in another order ({groups})."
