@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from dpwa.lab.report.content import content_of
+from dpwa.lab.report.lines import COLOURS
 from dpwa.lab.report.markdown import markdown
 from dpwa.lab.report.results import read_results
 from dpwa.lab.report.summary import summarise
@@ -161,6 +165,22 @@ def test_the_page_gets_table_and_curves_from_the_file_alone(run: RunFolder, modu
     assert {f"results/small-{chart}.png" for chart in ("loss", "training-by-round", "workers", "partition")} <= named
     assert all((docs / name).is_file() for name in named)
     assert sum(path.stat().st_size for path in docs.rglob("*.png")) < 600_000
+
+
+def test_a_picture_on_the_page_keeps_the_colours_of_its_lines(module, tmp_path: Path) -> None:
+    figure = Figure(figsize=(6, 6))
+    axes = figure.subplots()
+    for number, colour in enumerate(COLOURS):
+        axes.plot([0, 1], [number, number], color=colour, linewidth=1.6)
+    for number in range(200):
+        axes.text(number % 10 / 10, number // 10 / 3, "letters", fontsize=7)  # shades of grey, more than of any line
+    figure.savefig(tmp_path / "whole.png", dpi=160)
+    module._shrink(tmp_path / "whole.png", tmp_path / "small.png")
+    with Image.open(tmp_path / "small.png") as small:
+        found = np.array([colour for _, colour in small.convert("RGB").getcolors(1 << 24)])
+    for colour in COLOURS:
+        wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        assert np.abs(found - wanted).sum(axis=1).min() < 30, colour
 
 
 def test_the_page_has_a_place_for_each_bundled_study_but_the_one_to_try() -> None:

@@ -132,7 +132,8 @@ def _times(summary: Summary) -> Iterator[Finding]:
     """Real and virtual times cannot be compared."""
     engines: dict[str, list[str]] = defaultdict(list)
     for row in summary.rows:
-        engines[row.settings.engine].append(row.name)
+        if row.measured:
+            engines[row.settings.engine].append(row.name)
     if len(engines) > 1:
         text = f"Times of rows in memory are virtual and those of processes real: {_grouped(engines)}."
         yield Finding(is_equal=False, text=text)
