@@ -95,11 +95,11 @@ def renew(name: str, docs: Path, study_path: Path | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="dpwa-studies-") as drawn:
         made = {Path(file).stem for _, file in draw(summary, Path(drawn)).files}
         picture = f"results-{name}.png"
-        _shrink(Path(drawn) / f"{'accuracy-by-time' if name in _BY_TIME else 'accuracy'}.png", docs / picture)
+        shrink(Path(drawn) / f"{'accuracy-by-time' if name in _BY_TIME else 'accuracy'}.png", docs / picture)
         links = [f"[raw results](results/{name}.json)"]
         for chart, what in _CURVES.items():
             if chart in made:
-                _shrink(Path(drawn) / f"{chart}.png", docs / "results" / f"{name}-{chart}.png")
+                shrink(Path(drawn) / f"{chart}.png", docs / "results" / f"{name}-{chart}.png")
                 links.append(f"[{what}](results/{name}-{chart}.png)")
     links += [
         f"[the classes of {data}](results/classes-{data}.png)"
@@ -130,7 +130,7 @@ def block_of(results: str, name: str, picture: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _shrink(source: Path, target: Path) -> None:
+def shrink(source: Path, target: Path) -> None:
     """Copies a picture in half its size, with a palette of 256 colours: a quarter of the bytes.
 
     By an octree: a median cut spends its colours on shades of grey, and gives lines of two colours the same one.

@@ -175,7 +175,7 @@ def test_a_picture_on_the_page_keeps_the_colours_of_its_lines(module, tmp_path: 
     for number in range(200):
         axes.text(number % 10 / 10, number // 10 / 3, "letters", fontsize=7)  # shades of grey, more than of any line
     figure.savefig(tmp_path / "whole.png", dpi=160)
-    module._shrink(tmp_path / "whole.png", tmp_path / "small.png")
+    module("studies").shrink(tmp_path / "whole.png", tmp_path / "small.png")
     with Image.open(tmp_path / "small.png") as small:
         found = np.array([colour for _, colour in small.convert("RGB").getcolors(1 << 24)])
     for colour in COLOURS:
