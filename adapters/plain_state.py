@@ -34,12 +34,23 @@ class Tensors:
         self._names: dict[tuple[object, ...], str] = {}
 
     def add(self, place: str, tensor: Tensor) -> str:
-        """Add one, as it is; returns its name, which is that of the first place if several share its memory."""
+        """Add one, as it is.
+
+        Returns:
+            Its name: that of the first place if several share its memory. Places may be called alike ("a.b" with "c",
+            and "a" with "b.c"); tensors are not.
+        """
+        memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and memory in self._names:
+            return self._names[memory]
+        name, number = place, 1
+        while name in self.by_name:
+            number += 1
+            name = f"{place}#{number}"
+        self.by_name[name] = tensor
         if tensor.numel():
-            memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-            place = self._names.setdefault(memory, place)
-        self.by_name[place] = tensor
-        return place
+            self._names[memory] = name
+        return name
 
 
 def as_plain(value: object, place: str, tensors: Tensors) -> Plain:

@@ -381,7 +381,8 @@ class DpwaPyTorchAdapter:
 
         Without it, a node that is done early leaves the others to train without it. Peers that are silent for 10 s, or
         answer and make no step for 10 minutes, are left behind; a warning names them. So is everybody after an hour or
-        ten times as long as this node has trained, whichever is longer.
+        ten times as long as this node has trained, whichever is longer. Steps after it are this node's own: its peers
+        take it for finished.
 
         Args:
             timeout_s: the longest wait; None: only those limits.

@@ -114,7 +114,7 @@ class Exchanger:
         result: ExchangeResult | None = None
         refused: list[str] = []
         without = [self._pairer.creditor] if plan.kind is ExchangeKind.PAIR and self._pairer.creditor else []
-        while result is None or (result.outcome is Outcome.BUSY and len(refused) < _PAIR_TRIES):
+        while result is None or (result.outcome is Outcome.BUSY and result.peer and len(refused) < _PAIR_TRIES):
             start_s = context.monotonic_s()
             chosen = context.flow_control.choose(start_s, plan.peers, without=[*refused, *without])
             if chosen is None:
@@ -214,7 +214,7 @@ class Exchanger:
             result = replace(request.ended(outcome, peer, str(error)), received_bytes=received_bytes)
             if error.late_s > _STALLED_S:
                 return replace(result, reason=f"{result.reason}; this node stood still for {error.late_s:.1f} s itself")
-        if result is not None:
+        if result is not None and result.peer is not None:
             self._score(peer, result)
         return result
 

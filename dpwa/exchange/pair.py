@@ -73,7 +73,7 @@ class Pairer:
         fraction = context.fetcher.fitting_fraction(peer, request.plan.fraction)
         part, staging = context.rotation.next(fraction), context.stagings[0]
         if not context.proposals.address(request.exchange_id, peer, is_pair=True):
-            return request.ended(Outcome.BUSY, peer)
+            return request.ended(Outcome.BUSY)  # this node is: the peer was not asked
         answer = context.proposer.propose(peer, request, client, part)
         if not isinstance(answer, Accepted):
             return context.proposer.declined(answer, peer, request)

@@ -146,7 +146,8 @@ class Proposals:
     def engage(self, applied: Collection[bytes]) -> bool:
         """Reserve this node for a pair that it will propose; False while it takes part in one. Trainer.
 
-        Two pairs at a time would both move the same snapshot, and could make two nodes change places forever.
+        Two pairs at a time would both move the same snapshot, and could make two nodes change places forever. Who has
+        reserved it and opened nothing may do so again.
 
         Args:
             applied: pairs that are part of the model by now, and of the snapshot that the new one is made with.
@@ -154,7 +155,7 @@ class Proposals:
         with self._lock:
             if self._pair is not None and self._pair.propose.exchange_id not in applied:
                 return False
-            if self._proposing is not None and self._proposing not in applied:
+            if self._proposing not in (None, NO_EXCHANGE) and self._proposing not in applied:
                 return False
             self._pair, self._proposing, self._pairing_with = None, NO_EXCHANGE, None
             return True

@@ -20,6 +20,8 @@ from dpwa.snapshot.state import MergeStage, State
 
 __all__ = ["Puller"]
 
+_NO_ROOM = "no room for a model before those that peers have pushed are blended"
+
 
 class Puller:
     """Pulls for one node.
@@ -46,7 +48,9 @@ class Puller:
         part = rotation.whole() if request.joining else rotation.next(fraction)
         # Another part of a snapshot that was blended in part is worth having; the whole of it a second time is not.
         have = (fetcher.history.have(peer) if part.is_whole else None) or NOTHING_YET
-        staging = next(staging for staging in self._context.stagings if staging.is_free)
+        staging = self._free_staging()
+        if staging is None:
+            return request.ended(Outcome.NOT_READY, reason=_NO_ROOM)
         begun = ExchangeResult(Outcome.NOT_READY, request.plan.kind, request, peer)
         result = fetcher.fetch(peer, begun, client, staging, part, have=have, shrinks=not request.joining)
         if not result.outcome.has_snapshot:
@@ -61,6 +65,10 @@ class Puller:
         if result.outcome is not Outcome.NOT_READY:  # what waits for another's word is wanted again
             history.take(peer, version, part.share)
         return result
+
+    def _free_staging(self) -> Staging | None:
+        """None while the trainer still blends what peers have pushed."""
+        return next((staging for staging in self._context.stagings if staging.is_free), None)
 
     def another(self, peer: str, request: ExchangeRequest, client: Client, staging: Staging) -> ExchangeResult:
         """Pull one more whole model, for the median of several.
@@ -103,7 +111,9 @@ class Puller:
         Raises:
             TransportError: it came to nothing.
         """
-        staging = next(staging for staging in self._context.stagings if staging.is_free)
+        staging = self._free_staging()
+        if staging is None:
+            return request.ended(Outcome.NOT_READY, reason=_NO_ROOM)
         begun = ExchangeResult(Outcome.NOT_READY, request.plan.kind, request, peer)
         staging.is_plain, is_kept = True, False
         try:

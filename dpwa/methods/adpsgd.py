@@ -61,15 +61,15 @@ class Symmetric(Method):
         """
         if rng.random() < self.probability:
             self._tries = _MOST_TRIES
-        elif not (self._is_owed and rng.random() < _RETRY_SHARE):
+        elif not (self._is_owed and self.probability > 0 and rng.random() < _RETRY_SHARE):
             return None
         self._is_owed = False
         return Plan(ExchangeKind.PAIR, peers=self.links.meets(self.round), fraction=self.fraction)
 
-    def refused(self) -> None:
+    def refused(self, *, by_peers: bool) -> None:
         """See `Method.refused`."""
         self._is_owed = self._tries > 0
-        self._tries -= 1
+        self._tries -= by_peers
 
     def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`."""

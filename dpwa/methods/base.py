@@ -165,8 +165,13 @@ class Method(ABC):
             own_state: of this node's model now.
         """
 
-    def refused(self) -> None:
-        """The pair that was planned last came to nothing, because this node or its peers take part in another."""
+    def refused(self, *, by_peers: bool) -> None:
+        """The pair that was planned last came to nothing.
+
+        Args:
+            by_peers: those that were asked take part in another one, which has cost messages and a snapshot; False:
+                this node itself does, and nobody was asked.
+        """
 
     def gave(self, mass: float) -> None:
         """A push with this mass is on its way: the node no longer has it."""

@@ -148,6 +148,7 @@ class Boundary:
         self._given: Taken | None = None  # what a push under way carries
         self._resumed_s = context.monotonic_s()
         self._has_warned = False
+        self._has_trained_on = False
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -201,7 +202,7 @@ class Boundary:
         self.step += 1
         if self._peers is not self._membership.peers:
             self._follow_members()
-        if self.merging.is_on:
+        if self._service.serving.finished:
             self._train_on()
         if self._faults is not None:
             self._faults.begin_step(self.step)
@@ -272,7 +273,7 @@ class Boundary:
         if result.kind is ExchangeKind.PUSH and request is not None:
             self._end_push(result, request.plan.mass)
         if result.kind is ExchangeKind.PAIR and result.outcome is Outcome.BUSY:
-            self._method.refused()
+            self._method.refused(by_peers=True)
         self._end_engagement(result, factor)
         if result.staging is not None:
             result.staging.is_free = True
@@ -408,10 +409,22 @@ class Boundary:
             self._transport.ask(request)
 
     def _train_on(self) -> None:
-        """Training goes on after a merge: peers' proposals are welcome again."""
-        self.merging.stop()
-        self._proposals.disengage(NO_EXCHANGE)
-        self._service.tell(first_round=None if self._joining.is_on else self._method.round)
+        """A step after `finish`. After a merge peers' proposals are welcome again; this node begins none.
+
+        For all others it has finished, and some have perhaps left it. To say that it trains again could keep those
+        that still wait in `finish` there, or bring the mean of one merge into the next.
+        """
+        if not self._has_trained_on:
+            self._has_trained_on = True
+            _logger.warning(
+                "node %s: makes steps after finish(): its peers take it for finished, and hardly anything is exchanged "
+                "any more; to train on together, start all nodes anew from their models (told once)",
+                self._name,
+            )
+        if self.merging.is_on:
+            self.merging.stop()
+            self._proposals.disengage(NO_EXCHANGE)
+            self._service.tell(first_round=None if self._joining.is_on else self._method.round)
 
     def _restart_outer(self) -> None:
         if self.outer is not None:

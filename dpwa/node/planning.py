@@ -87,7 +87,7 @@ class Planner:
         plan = plan_of(self._method, self._rng, self._membership.peers)
         plan = None if plan is None else self._within_budget(plan)
         if plan is not None and plan.kind is ExchangeKind.PAIR and not self._engage():
-            self._method.refused()
+            self._method.refused(by_peers=False)
             return None
         return plan
 

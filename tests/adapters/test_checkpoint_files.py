@@ -184,3 +184,13 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint(tmp_path, mom
     write(tmp_path, 3.0, keep=1)
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
     assert len(os.listdir(tmp_path)) == 1
+
+
+def test_tensors_of_places_that_are_called_alike_keep_their_own_values() -> None:
+    tensors = Tensors()
+    parts = {"ema": {"net.w": torch.zeros(3)}, "ema.net": {"w": torch.ones(3)}, "0": torch.full((2,), 2.0)}
+    plain = as_plain({**parts, 0: torch.full((2,), 3.0)}, "parts", tensors)
+    restored = from_plain(json.loads(json.dumps(plain)), tensors.by_name)
+    assert restored["ema"]["net.w"].tolist() == [0, 0, 0]
+    assert restored["ema.net"]["w"].tolist() == [1, 1, 1]
+    assert (restored["0"].tolist(), restored[0].tolist()) == ([2, 2], [3, 3])

@@ -141,3 +141,40 @@ def test_the_half_is_kept_for_an_hour_and_no_longer():
         assert first.node.statistics().exchanges["lost"] == 1, "it was counted when the peer vanished"
     finally:
         cluster.close()
+
+
+def test_a_peer_that_was_not_asked_because_this_node_is_in_a_pair_is_no_healthier_for_it(in_memory, monkeypatch):
+    _begin(in_memory, flow_control={"probe_s": 1e-6, "probe_max_s": 1e-6})
+    node = in_memory.nodes[1]
+    flow_control, asked = node._parts.context.flow_control, []
+    in_memory.network.leave("w3")
+    node.method.probability = 1.0
+    while not flow_control.is_failing("w3"):
+        node.step(1.0)
+    request = in_memory.network.request
+    monkeypatch.setattr(
+        in_memory.network, "request", lambda peer, message: asked.append(message) or request(peer, message)
+    )
+    monkeypatch.setattr(node._parts.context.proposals, "address", lambda *_, **__: False)
+    busy = node.statistics().exchanges.get("busy", 0)
+    for _ in range(20):
+        node.step(1.0)
+    assert node.statistics().exchanges["busy"] > busy, "what was to happen did"
+    assert not any(isinstance(message, Propose) for message in asked)
+    assert flow_control.is_failing("w3")
+
+
+def test_a_pull_that_finds_no_room_is_tried_again(in_memory):
+    cluster = in_memory
+    cluster.start([VectorModel(vector) for vector in START], method="gosgd")
+    node = cluster.nodes[0]
+    stagings = node._parts.context.stagings
+    for staging in stagings:
+        staging.is_free = False
+    for index in (1, 2, 0, 0):
+        cluster.nodes[index].step(1.0)
+    assert node.statistics().exchanges.get("not_ready", 0) >= 1, "what was to happen did"
+    for staging in stagings:
+        staging.is_free = True
+    cluster.step_all(6)
+    assert node.statistics().exchanges["blended"] >= 1

@@ -162,8 +162,11 @@ def test_a_pair_that_is_always_refused_is_proposed_eight_more_times_and_no_more(
     for _ in range(100):
         if method.plan(rng) is not None:
             plans += 1
-            method.refused()
-        method.probability = 0.0
+            method.refused(by_peers=True)
+            for _ in range(20):
+                if method.plan(rng) is not None:
+                    method.refused(by_peers=False)  # costs nothing, and does not count
+        method.probability = 1e-12
     assert plans == 1 + 8
 
 
@@ -171,7 +174,16 @@ def test_a_pair_that_has_met_is_not_proposed_again():
     links = Neighbourhood(ClusterConfig.for_localhost(2).topology_of_nodes, ["w1", "w2"], 0)
     method, rng = ADPSGD(links, 2, 1.0), random.Random(0)
     assert method.plan(rng) is not None
-    method.probability = 0.0
-    method.refused()
+    method.probability = 1e-12
+    method.refused(by_peers=True)
     plans = [method.plan(rng) for _ in range(100)]
     assert sum(plan is not None for plan in plans) == 1
+
+
+def test_nothing_is_made_up_for_while_a_schedule_says_that_nothing_is_exchanged():
+    links = Neighbourhood(ClusterConfig.for_localhost(2).topology_of_nodes, ["w1", "w2"], 0)
+    method, rng = ADPSGD(links, 2, 1.0), random.Random(0)
+    assert method.plan(rng) is not None
+    method.probability = 0.0
+    method.refused(by_peers=True)
+    assert [method.plan(rng) for _ in range(100)] == [None] * 100

@@ -139,6 +139,21 @@ def test_a_node_that_is_alone_trains_on(in_memory, method):
     assert first.statistics().clock == 30.0
 
 
+@pytest.mark.parametrize("method", ["pull", "adpsgd", "elastic", "noloco"])
+def test_a_node_that_had_no_buffer_when_it_joined_joins_at_a_later_step(in_memory, monkeypatch, method):
+    in_memory.start([VectorModel([1.0]), VectorModel([2.0])], method=method, **EARLY, **QUICK)
+    publisher = in_memory.nodes[0]._boundary._publisher
+    refused = []
+    with monkeypatch.context() as patch:
+        for name in ("take", "take_aside"):
+            patch.setattr(publisher, name, lambda **what: refused.append(what))
+        step(in_memory, 0, 1, times=2)
+    assert refused, "what was to happen did"
+    step(in_memory, 0, 1, times=4)
+    assert counted(in_memory, 0, "blended") >= 1
+    assert not in_memory.nodes[0]._boundary._joining.is_on
+
+
 def test_outer_steps_are_made_also_by_a_node_that_has_met_nobody(in_memory):
     outer = {"every": 10, "learning_rate": 0.5, "momentum": 0.0}
     model = VectorModel([0.0])

@@ -18,7 +18,7 @@ from dpwa.node import farewell, merging
 from dpwa.node.last_models import LastModels
 from dpwa.node.node import Node
 from dpwa.snapshot.layout import Snapshot
-from dpwa.snapshot.state import Mark, MergeStage
+from dpwa.snapshot.state import UNMARKED, Mark, MergeStage
 from support import DEADLINE_S, Cluster, VectorModel, wait_until
 
 METHODS = ["pull", "gosgd", "sgp", "adpsgd", "dpsgd", "noloco", "elastic", "sparta"]
@@ -347,7 +347,7 @@ def test_exchanges_that_last_longer_than_a_turn_do_not_put_the_merge_off_for_eve
 
 
 @pytest.mark.parametrize("method", ["gosgd", "adpsgd"])
-def test_a_node_that_trains_on_after_a_merge_takes_part_in_exchanges_again(in_memory, method):
+def test_a_node_that_trains_on_after_a_merge_takes_part_in_exchanges_again_and_warns(in_memory, method, caplog):
     nodes = start(in_memory, [[0.0], [1.0]], method=method)
     for node in nodes:
         node._begin_to_finish(merge=True)
@@ -359,10 +359,29 @@ def test_a_node_that_trains_on_after_a_merge_takes_part_in_exchanges_again(in_me
     wait_until(have_ended, "they have merged")
     assert [node.statistics().merged_models for node in nodes] == [2, 2]
     assert [node._service.serving.first_round for node in nodes] == [None, None]
-    in_memory.step_all()
+    in_memory.step_all(2)
+    assert caplog.text.count("makes steps after finish()") == 2, "once for each node"
     assert all(node._service.serving.first_round is not None for node in nodes)
     assert all(node._parts.context.proposals.engage([]) for node in nodes)
     assert [node.statistics().merged_models for node in nodes] == [0, 0]
+
+
+@pytest.mark.parametrize("method", ["pull", "adpsgd", "noloco"])
+def test_a_last_model_for_which_there_is_no_buffer_is_served_at_a_later_turn(in_memory, monkeypatch, method):
+    nodes = start(in_memory, [[0.0], [1.0]], method=method)
+    publisher = nodes[0]._boundary._publisher
+    take, refused = publisher.take, []
+
+    def without_a_buffer(**what):
+        if what.get("mark", UNMARKED).stage is MergeStage.FINAL and len(refused) < 3:
+            refused.append(what)
+            return None
+        return take(**what)
+
+    monkeypatch.setattr(publisher, "take", without_a_buffer)
+    assert Ends(nodes).run() == {"w1": True, "w2": True}
+    assert len(refused) == 3, "what was to happen did"
+    assert_one_model(in_memory, nodes)
 
 
 # --- Over sockets -----------------------------------------------------------------------------------------------------
