@@ -78,7 +78,12 @@ class LeaseAsking:
 
     def is_hungry(self, epoch: int | None, now_s: float) -> bool:
         """Whether the node should ask for blocks of this epoch; None: it trains none now."""
-        return epoch is not None and self._table.stock(epoch, now_s) < self.ahead and self._table.rows_held < _MOST_ROWS
+        return epoch is not None and self._table.stock(epoch, now_s) < self.ahead and not self.is_full
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the node holds blocks of so many homes that it asks for none before it has trained some."""
+        return self._table.rows_held >= _MOST_ROWS
 
     def next(self, epoch: int | None, now_s: float) -> Turn:
         """The next question, of which others may become due before."""
@@ -142,6 +147,10 @@ class LeaseAsking:
         if self._in_vain[name] >= _MOST_IN_VAIN:
             self._in_vain[name] = 0
             self._table.received(name, (), 0, epoch)
+
+    def busy(self, turn: Turn, now_s: float) -> None:
+        """The peer has no time for the question now."""
+        self._from_s[turn.peer] = now_s + _RETRY_S
 
     def failed(self, turn: Turn, now_s: float, *, is_idle: bool = False) -> None:
         """The peer did not answer; or is there, and has no sampler yet."""

@@ -107,7 +107,10 @@ class Leases:
         self._leasing.wake()
 
     def next_block(self) -> Block | None:
-        """A block to train next, of the present epoch or one before; None: nobody has one to give.
+        """A block to train next, of the present epoch or one before.
+
+        Returns:
+            None if nobody has one to give, or this node holds blocks of so many others that it must train them first.
 
         Raises:
             NodeClosed: the node is not running.
@@ -121,7 +124,8 @@ class Leases:
                 now_s = leasing.monotonic_s()
                 block = self.table.take(epoch, now_s)
                 is_hungry = self.asking.is_hungry(epoch, now_s)
-                is_over = block is None and self.table.is_exhausted(epoch, now_s)
+                # Blocks that the trainer holds are trained when it goes on, which it does not while it waits here.
+                is_over = block is None and (self.table.is_exhausted(epoch, now_s) or self.asking.is_full)
             if is_hungry and not is_over:
                 leasing.wake()
             if block is not None or is_over:
@@ -409,7 +413,9 @@ class Leasing:
                 table.was_told(turn.peer, changes)
                 leases.asking.answered(turn, epoch, got=got, left=answer.left, now_s=now_s)
                 leases.refused_s.pop(turn.peer, None)
-            elif not isinstance(answer, Busy):
+            elif isinstance(answer, Busy):
+                leases.asking.busy(turn, now_s)
+            else:
                 leases.asking.failed(turn, now_s, is_idle=isinstance(answer, NotReady))
             self.changed.notify_all()
         if isinstance(answer, Refused):

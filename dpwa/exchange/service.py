@@ -214,7 +214,7 @@ class Service:
         if request.exchange_id != NO_EXCHANGE:
             return self._answer_for_exchange(request)
         if request.round != NEWEST_ROUND:
-            return self._answer_for_round(request, may_wait=may_wait)
+            return self._answer_for_round(request, is_peer=is_peer, may_wait=may_wait)
         return self._answer_newest(request, now_s=now_s, may_wait=may_wait)
 
     def _refused_stranger(self, nonce: int) -> Message:
@@ -265,10 +265,11 @@ class Service:
             return Past(pull.nonce, self._incarnation, serving.finished), None
         return self._offer(pull, snapshot, serving)
 
-    def _answer_for_round(self, pull: PullRequest, *, may_wait: bool) -> Answered | None:
+    def _answer_for_round(self, pull: PullRequest, *, is_peer: bool, may_wait: bool) -> Answered | None:
         serving = self.serving
         newest, first_round = serving.snapshot, serving.first_round
-        self.round_codec.wish(pull.node, pull.round, pull.codec)
+        if is_peer:  # others, of whom an open cluster may hear any number, have no say
+            self.round_codec.wish(pull.node, pull.round, pull.codec)
         if newest is None or first_round is None or newest.version < self.gives_from_version:
             return NotReady(pull.nonce), None
         for snapshot in (newest, serving.last_round):

@@ -98,6 +98,7 @@ def far_commands(
     commands = []
     for name, way in ways.items():
         node = config.node(name)
+        host, port = node.listens_at
         errand = Errand(
             node=name,
             argv=tuple(argv),
@@ -105,8 +106,9 @@ def far_commands(
             run_dir=_far(run_dir),
             config_name=config_name,
             config=config.to_yaml(),
-            host=node.host,
-            port=node.port,
+            host=host,
+            port=port,
+            serves=node.serve,
             neighbours=machines.count(way.machine),
             lost_s=lost_s,
             token=token,

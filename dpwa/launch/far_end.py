@@ -207,7 +207,7 @@ class _Work:
         self._record = RunRecord(self._run_dir, LAUNCH_FILE)
         try:
             self._take(locks)
-            problem = port_problem(errand.host, errand.port)
+            problem = port_problem(errand.host, errand.port) if errand.serves else None
             if problem is not None:
                 raise ConfigError(problem)
             with self._keys():

@@ -63,7 +63,8 @@ class Errand:
         config_name: of the cluster file in the run folder.
         config: its text.
         host: on which the node listens.
-        port: of the node.
+        port: of it.
+        serves: whether it listens.
         neighbours: nodes of this host, with this one.
         lost_s: without a word for so long, the launcher is gone.
         token: what stands in the run folder's `.launcher` where that is the launcher's own.
@@ -84,6 +85,7 @@ class Errand:
     neighbours: int
     lost_s: float
     token: str
+    serves: bool = True
     is_again: bool = False
     secret: str = ""
     allowed: str = ""

@@ -9,6 +9,7 @@ Must not know: what the node computes, click. Runs in: the main thread.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -85,6 +86,8 @@ def become_node(
         remove_unowned()  # the shared memory of nodes that were killed
         tell(f"dpwa: this is node {node}, of {len(config.nodes)}; run folder {run_dir}")
         sys.stdout.flush()
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and what it starts would, too
+            signal.signal(number, signal.SIG_DFL)
         os.execvpe(argv[0], list(argv), dict(command.environment))  # noqa: S606 - no shell is wanted
     except OSError as error:
         raise DpwaError(f"cannot start {argv[0]}: {error.strerror or error}") from error

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, NoReturn, Protocol
 
 from dpwa._version import __version__
 from dpwa.launch.far_words import END, EVENT, FILE, HELLO, OUTPUT, BadWords, Errand, Frames, file_of
+from dpwa.launch.patient import write_all
 from dpwa.observe.run_record import LAUNCH_FILE, RunRecord
 
 __all__ = ["FAILED", "Carrier", "CarrierFailed", "end_as", "run_near_end", "say"]
@@ -100,13 +101,11 @@ def run_near_end(order: Mapping[str, Any], carrier: Carrier) -> NoReturn:
             `files_max_bytes`, `delay_s`; and what the carrier needs.
         carrier: to the far end.
     """
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     end_as(_NearEnd(order, carrier).run())
 
 
 def end_as(exit_code: int) -> NoReturn:
     """End this process with an exit code, or by a signal, where that is negative."""
-    sys.stdout.flush()
     if exit_code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(-exit_code, signal.SIG_DFL) if -exit_code not in (signal.SIGKILL, signal.SIGSTOP) else None
@@ -196,11 +195,11 @@ class _NearEnd:
                     if lines[place + 1 :] or noise:
                         raise BadWords("said something before it was asked")
                     return True
-                print(line.decode(errors="replace"), flush=True)
+                _show(line + b"\n")
             if len(noise) > _MOST_NOISE_BYTES:
                 raise BadWords("does not end its first line")
         if noise:
-            print(noise.decode(errors="replace"), flush=True)
+            _show(noise + b"\n")
         return False
 
     def _tell(self, errand: Errand) -> None:
@@ -215,8 +214,7 @@ class _NearEnd:
         while data := self._carrier.read():
             for kind, payload in frames.feed(data):
                 if kind == OUTPUT:
-                    sys.stdout.buffer.write(payload)
-                    sys.stdout.buffer.flush()
+                    _show(payload)
                 elif kind == FILE:
                     self._take_file(payload)
                 elif kind == EVENT:
@@ -276,4 +274,8 @@ def _exit_code_of(payload: bytes) -> int:
 
 def say(line: str) -> None:
     """Print a line of this end's own, like one of the node."""
-    print(f"[dpwa] {line}", flush=True)
+    _show(f"[dpwa] {line}\n".encode(errors="replace"))
+
+
+def _show(data: bytes) -> None:
+    write_all(sys.stdout.fileno(), data)

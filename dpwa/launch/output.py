@@ -16,7 +16,6 @@ and the loop has signals to answer.
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import re
 import threading
@@ -25,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dpwa.launch.folding import InterruptFolder, LineSplitter
+from dpwa.launch.patient import write_some
 from dpwa.observe.bounded_file import BoundedFile
 from dpwa.observe.journal import DEFAULT_MAX_BYTES, output_max_bytes
 from dpwa.observe.steady_file import LostBytes, SteadyFile
@@ -262,9 +262,9 @@ class LinePrinter:
                 return
 
     def _write(self, data: bytes) -> None:
-        # os.write and not sys.stdout: a thread that hangs inside a buffered stream would also hang the exit.
+        # The descriptor and not sys.stdout: a thread that hangs inside a buffered stream would also hang the exit.
         view = memoryview(data)
         while view:
-            written_bytes = os.write(self._descriptor, view[:_WRITE_BYTES])
+            written_bytes = write_some(self._descriptor, view[:_WRITE_BYTES])
             self._written_bytes_total += written_bytes
             view = view[written_bytes:]

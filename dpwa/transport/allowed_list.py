@@ -11,10 +11,11 @@ Must not know: sockets, secrets, what follows from the list. Runs in: any thread
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from zmq.utils import z85
 from dpwa.errors import ConfigError
 from dpwa.transport.key_files import ALLOWED_FILE
 
-__all__ = ["KEY_CHARS", "MOST_KEYS", "WORDS", "AllowedList", "read_list", "stamp", "write_list"]
+__all__ = ["KEY_CHARS", "MOST_KEYS", "WORDS", "AllowedList", "changing_list", "read_list", "stamp", "write_list"]
 
 
 KEY_CHARS = 40
@@ -110,6 +111,25 @@ def read_list(path: Path) -> tuple[AllowedList, tuple[int, int]]:
     return AllowedList(allowed, signers, revoked), seen
 
 
+@contextlib.contextmanager
+def changing_list(folder: Path) -> Iterator[None]:
+    """For whoever reads the list, changes it and writes it back: one at a time, so that no change is lost.
+
+    Waits for the others, whose time is that of a few files. Where there is no folder, reading says so.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def write_list(folder: Path, allowed: AllowedList) -> None:
     """Write the list, all of it or nothing.
 
@@ -117,7 +137,7 @@ def write_list(folder: Path, allowed: AllowedList) -> None:
         ConfigError: it cannot be written.
     """
     values = {name: [key.decode("ascii") for key in keys] for name, keys in allowed.keys.items()}
-    text = _HEADER + yaml.safe_dump(values, width=120)
+    text = _HEADER + (yaml.safe_dump(values, width=120) if values or not (allowed.signers or allowed.revoked) else "")
     if allowed.signers:
         signers = [_SIGNER_PREFIX + z85.encode(key).decode("ascii") for key in allowed.signers]
         text += _ABOUT_SIGNERS + yaml.safe_dump({SIGNERS: signers}, width=120)

@@ -260,10 +260,14 @@ class ZmqClient:
             connection.close()
         self._segments.forget(peer)
 
-    def _close_flooded(self) -> None:
-        """Close the connections over which more came than was asked for, while nobody looked."""
+    def _close_flooded(self, *, without: str = "") -> None:
+        """Close the connections over which more came than was asked for, while nobody looked.
+
+        Args:
+            without: a peer whose connection is in use: whoever uses it looks by himself.
+        """
         for peer, connection in list(self._connections.items()):
-            if connection.excess() is not None:
+            if peer != without and connection.excess() is not None:
                 self._hang_up(peer)
 
     def _connected(self, peer: str, start_s: float, last_s: float) -> Connection:
@@ -397,4 +401,4 @@ class ZmqClient:
             excess = connection.excess()
             if excess is not None:
                 raise RemoteProtocolError(peer, excess)
-            self._close_flooded()
+            self._close_flooded(without=peer)

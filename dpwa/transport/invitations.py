@@ -20,7 +20,7 @@ from zmq.utils import z85
 from dpwa.config.sections import NAME_PATTERN
 from dpwa.errors import ConfigError
 from dpwa.transport import signing
-from dpwa.transport.allowed_list import KEY_CHARS, MOST_KEYS, WORDS, AllowedList, read_list, write_list
+from dpwa.transport.allowed_list import KEY_CHARS, MOST_KEYS, WORDS, AllowedList, changing_list, read_list, write_list
 from dpwa.transport.certificate import MAX_TEXT_BYTES, Certificate, from_text, to_text
 from dpwa.transport.key_files import ALLOWED_FILE, certificate_path, secret_path
 from dpwa.transport.key_folder import make_key
@@ -66,17 +66,20 @@ def make_signer(folder: Path) -> Signer:
     Raises:
         ConfigError: PyNaCl is not installed, a file cannot be read or written, or the list has two signers already.
     """
-    allowed = read_list(folder / ALLOWED_FILE)[0]
-    key = _signing_key(folder)
-    is_new = key is None
-    if key is None:
-        if len(allowed.signers) == MOST_KEYS:
-            raise ConfigError(f"{folder / ALLOWED_FILE}: has two signers already; take out the one that is to go first")
-        key = signing.make_signing_key()
-        write_secret(folder / SIGNING_FILE, z85.encode(key) + b"\n")
-    public = signing.public_half(key)
-    others = tuple(each for each in allowed.signers if each != public)
-    write_list(folder, replace(allowed, signers=(public, *others)))
+    with changing_list(folder):
+        allowed = read_list(folder / ALLOWED_FILE)[0]
+        key = _signing_key(folder)
+        is_new = key is None
+        if key is None:
+            if len(allowed.signers) == MOST_KEYS:
+                raise ConfigError(
+                    f"{folder / ALLOWED_FILE}: has two signers already; take out the one that is to go first"
+                )
+            key = signing.make_signing_key()
+            write_secret(folder / SIGNING_FILE, z85.encode(key) + b"\n")
+        public = signing.public_half(key)
+        others = tuple(each for each in allowed.signers if each != public)
+        write_list(folder, replace(allowed, signers=(public, *others)))
     return Signer(is_new, len(others))
 
 
@@ -135,10 +138,11 @@ def revoke(folder: Path, name: str) -> None:
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise ConfigError(f"{name}: expected the name of a node")
-    allowed = read_list(folder / ALLOWED_FILE)[0]
-    keys = {node: own for node, own in allowed.keys.items() if node != name}
-    revoked = allowed.revoked if name in allowed.revoked else (*allowed.revoked, name)
-    write_list(folder, replace(allowed, keys=keys, revoked=revoked))
+    with changing_list(folder):
+        allowed = read_list(folder / ALLOWED_FILE)[0]
+        keys = {node: own for node, own in allowed.keys.items() if node != name}
+        revoked = allowed.revoked if name in allowed.revoked else (*allowed.revoked, name)
+        write_list(folder, replace(allowed, keys=keys, revoked=revoked))
     certificate_path(folder, name).unlink(missing_ok=True)
 
 

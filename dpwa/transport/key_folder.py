@@ -25,7 +25,7 @@ import zmq
 
 from dpwa.errors import ConfigError
 from dpwa.transport import signing
-from dpwa.transport.allowed_list import KEY_CHARS, MOST_KEYS, WORDS, AllowedList, read_list, write_list
+from dpwa.transport.allowed_list import KEY_CHARS, MOST_KEYS, WORDS, AllowedList, changing_list, read_list, write_list
 from dpwa.transport.allowed_list import stamp as _stamp
 from dpwa.transport.certificate import MAX_TEXT_BYTES, from_text
 from dpwa.transport.certified import Certified
@@ -223,21 +223,19 @@ def make_keys(folder: Path, nodes: Sequence[str]) -> list[str]:
     for node in nodes:
         if node in WORDS:
             raise ConfigError(f"{node}: a node with a key cannot have this name, which is a word of {ALLOWED_FILE}")
-    found = read_list(folder / ALLOWED_FILE)[0] if (folder / ALLOWED_FILE).exists() else AllowedList()
-    revoked = [node for node in nodes if node in found.revoked]
-    if revoked:
-        raise ConfigError(
-            f"{folder / ALLOWED_FILE}: {revoked[0]} is revoked; take it out of the cluster file, or out of `revoked`"
-        )
-    allowed = dict(found.keys)
-    new = [node for node in nodes if node not in allowed]
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be made ({error.strerror})") from error
-    for node in new:
-        allowed[node] = (make_key(folder, node),)
-    write_list(folder, replace(found, keys=allowed))
+    with changing_list(folder):
+        found = read_list(folder / ALLOWED_FILE)[0] if (folder / ALLOWED_FILE).exists() else AllowedList()
+        revoked = [node for node in nodes if node in found.revoked]
+        if revoked:
+            advice = "take it out of the cluster file, or out of `revoked`"
+            raise ConfigError(f"{folder / ALLOWED_FILE}: {revoked[0]} is revoked; {advice}")
+        new = [node for node in nodes if node not in found.keys]
+        made = {node: (make_key(folder, node),) for node in new}
+        write_list(folder, replace(found, keys={**found.keys, **made}))
     return new
 
 
@@ -247,6 +245,11 @@ def rotate_key(folder: Path, node: str, *, finish: bool = False) -> None:
     Raises:
         ConfigError: the node is not on the list, is in the middle of a change, or is not.
     """
+    with changing_list(folder):
+        _rotate_key(folder, node, finish=finish)
+
+
+def _rotate_key(folder: Path, node: str, *, finish: bool) -> None:
     path = folder / ALLOWED_FILE
     found = read_list(path)[0]
     allowed = dict(found.keys)

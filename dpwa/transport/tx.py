@@ -45,8 +45,9 @@ class TxThread(WorkerThread):
         self._jobs.put(request)
 
     def wake(self) -> None:
-        """Have the thread look at the proposals."""
-        self._jobs.put(None)
+        """Have the thread look at the proposals. Once is enough, however often this is called before it does."""
+        if self._jobs.empty():
+            self._jobs.put(None)
 
     def _interrupt(self) -> None:
         """See `WorkerThread`. An exchange under way is given up."""

@@ -271,6 +271,18 @@ def test_who_has_enough_asks_for_nothing_and_who_has_not_asks_the_one_with_most(
     assert not asking.is_hungry(None, 0.0)
 
 
+def test_a_peer_that_is_busy_is_left_in_peace_for_a_moment_and_another_one_asked():
+    table = table_of()
+    asking = LeaseAsking(table)
+    table.trained(take_all(table), 0.0)
+    turn = asking.next(0, 0.0)
+    asking.asks(turn, 0.0)
+    asking.busy(turn, 0.0)
+    other = asking.next(0, 0.0)
+    assert (other.want, other.due_s <= 0.0) == (MAX_GRANT, True)
+    assert other.peer != turn.peer
+
+
 def test_who_says_that_it_has_blocks_and_never_gives_one_is_left_alone():
     table = table_of(names=["w1", "w2"], blocks=200)
     asking = LeaseAsking(table)

@@ -123,6 +123,7 @@ def test_under_torchrun_a_killed_process_changes_nothing_but_the_time(tmp_path):
     by_row = {result["trial"]["row"]: result for result in found}
     statuses = {row: result["status"] for row, result in by_row.items()}
     assert statuses == {"ddp": "done", "restarted": "done"}, done.output
+    assert by_row["restarted"]["reason"] == "w2 was killed; all began again from the last checkpoint"
     log = next(tmp_path.glob("run/trials/restarted*/output.log")).read_text()
     assert "failed (exitcode" in log, "the fault happened"
     last = {row: result["rounds"][-1] for row, result in by_row.items()}

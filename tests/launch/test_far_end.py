@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -106,6 +108,57 @@ def ends() -> Iterator[list[FarEnd]]:
 def started(ends: list[FarEnd], folder: Path, errand: Errand) -> FarEnd:
     ends.append(FarEnd(folder, errand))
     return ends[-1]
+
+
+# The launcher's end, with a carrier whose node prints more than a pipe holds.
+NEAR_END = """
+import json, sys
+from dpwa.launch.far_words import END, HELLO, OUTPUT, frame
+from dpwa.launch.near_end import run_near_end
+from dpwa._version import __version__
+
+said = [HELLO + __version__.encode() + b"\\n"]
+said += [frame(OUTPUT, b"%06d\\n" % number * 1000) for number in range(100)]
+said += [frame(END, json.dumps({"exit_code": 7}).encode())]
+
+class Carrier:
+    def open(self): pass
+    def adapted(self, errand): return errand
+    def read(self): return said.pop(0) if said else b""
+    def write(self, data): pass
+    def interrupt(self): pass
+    def close(self): pass
+    def why(self, *, is_told): return "?"
+
+run_near_end(json.loads(sys.argv[1]), Carrier())
+"""
+
+
+def test_a_burst_of_output_waits_for_its_reader_although_ssh_has_made_the_pipe_non_blocking(tmp_path, errand):
+    order = {"errand": asdict(errand), "told": "h", "keys": None, "run_dir": str(tmp_path), "node_dir": str(tmp_path)}
+    order |= {"files": [], "files_max_bytes": 0, "delay_s": 0.0}
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    argv = [sys.executable, "-c", NEAR_END, json.dumps(order)]
+    with subprocess.Popen(argv, stdout=write_end, stderr=write_end, env=environment()) as near:
+        try:
+            wait_until(lambda: not select.select([], [write_end], [], 0)[1], "the pipe is full")
+        except AssertionError:
+            near.kill()
+            raise
+        os.close(write_end)
+        with os.fdopen(read_end, "rb") as stream:
+            said = stream.read().split()
+    assert near.returncode == 7
+    assert said == [b"%06d" % number for number in range(100) for _ in range(1000)]
+
+
+def test_a_node_that_cannot_be_asked_needs_no_port(tmp_path, errand, ends):
+    with socket.create_server((errand.host, 0)) as taken:
+        mute = replace(errand, port=taken.getsockname()[1], serves=False)
+        assert b"here" in started(ends, tmp_path, mute).hear(OUTPUT, b"here")
+        heard = started(ends, tmp_path, replace(mute, run_dir="another", serves=True)).hear(OUTPUT, b"in use")
+    assert str(mute.port).encode() in heard
 
 
 @pytest.mark.slow

@@ -71,6 +71,13 @@ def test_exit_code_and_signal_are_those_of_the_script(script):
     assert ran("--node", "w1", "--", "sh", "-c", script).returncode == expected
 
 
+def test_a_pipe_whose_reader_has_gone_ends_what_writes_into_it_as_anywhere_else():
+    script = "trap '' TERM; yes | head -n 1; grep SigIgn /proc/self/status"
+    *_, line = ran("--node", "w1", "--", "sh", "-c", script).stdout.splitlines()
+    ignored = int(line.split()[1], 16)
+    assert [number for number in (signal.SIGPIPE, signal.SIGXFSZ) if ignored >> (number - 1) & 1] == []
+
+
 def test_a_signal_is_the_scripts_and_the_process_is_the_one_that_was_started():
     script = "import os, signal, sys\nsignal.signal(15, lambda *_: sys.exit(5))\nprint(os.getpid(), flush=True)\n"
     script += "while True: signal.pause()"

@@ -194,6 +194,19 @@ def test_a_reader_that_stopped_blocks_nobody_and_missing_lines_are_counted(monke
     os.close(terminal.write_end)
 
 
+def test_a_descriptor_that_ssh_has_made_non_blocking_is_waited_for() -> None:
+    terminal = Terminal(["w1"])
+    os.set_blocking(terminal.write_end, False)
+    for number in range(3000):  # more than a pipe holds
+        terminal.printer.put("w1", f"{number} {'x' * 100}")
+    terminal.printer.put("w1", "last")
+    with os.fdopen(terminal.read_end, "rb") as stream:
+        lines = [stream.readline() for _ in range(3001)]
+    assert [line.split()[2] for line in lines] == [*(b"%d" % number for number in range(3000)), b"last"]
+    terminal.printer.close(timeout_s=5)
+    os.close(terminal.write_end)
+
+
 def test_a_reader_that_went_away_is_reported() -> None:
     terminal = Terminal(["w1"])
     os.close(terminal.read_end)

@@ -84,6 +84,16 @@ def test_nodes_of_the_file_go_to_the_lines_with_their_hosts_in_order_of_the_slot
 
 
 @pytest.mark.usefixtures("started")
+def test_a_host_is_to_try_the_address_on_which_the_node_listens_and_none_where_it_does_not_listen():
+    nodes = "  - {name: door, host: 203.0.113.5, port: 21000, bind: '0.0.0.0:22000'}\n"
+    nodes += "  - {name: mute, host: 10.0.0.1, serve: false}\n"
+    assert launch("gpu address=203.0.113.5\n10.0.0.1\n", f"insecure: true\nnodes:\n{nodes}") == 0
+    door, mute = (ORDERS[name]["errand"] for name in ("door", "mute"))
+    assert (door["host"], door["port"], door["serves"]) == ("0.0.0.0", 22000, True)  # noqa: S104
+    assert not mute["serves"]
+
+
+@pytest.mark.usefixtures("started")
 def test_no_key_stands_in_an_order_or_a_command():
     make_keys(Path("secrets"), ["w1", "w2"])
     assert launch("10.0.0.1 slots=2\n", "keys: secrets\n") == 0

@@ -8,7 +8,7 @@ import pytest
 from fake_peers import Peers, node_with_absent_peer
 
 from dpwa.errors import NodeClosed
-from dpwa.exchange.lease_words import Block, Entry
+from dpwa.exchange.lease_words import MAX_ENTRIES, Block, Entry
 from dpwa.exchange.leasing import Leases
 from dpwa.exchange.messages import Lease, Leased
 from dpwa.transport.wire import decode, encode
@@ -42,6 +42,21 @@ def test_each_block_is_taken_once_over_each_transport(cluster):
         assert all(len(blocks) > 20 for blocks in taken)
     rows = [row for number in range(100) for row in shared[0].rows(Block(0, number))]
     assert rows == list(range(1000))
+
+
+def test_who_holds_blocks_of_many_others_trains_them_before_it_asks_for_more(zeromq):
+    nodes = zeromq.start([VectorModel([float(number)]) for number in range(12)])
+    shared = [node.lease_blocks(24, block_samples=1) for node in nodes]
+    for leases in shared:
+        leases.begin(0)
+    hungry, held = shared[0], []
+    hungry.expect(24)
+    while (block := hungry.next_block()) is not None:  # a batch of all blocks that there are
+        held.append(block)
+    assert not hungry.is_complete(0)
+    assert hungry.table.rows_held >= MAX_ENTRIES - 4
+    hungry.trained(held)
+    assert hungry.next_block() is not None
 
 
 def test_a_node_that_stands_still_loses_its_blocks_to_the_others(zeromq):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -21,6 +22,7 @@ from fake_peers import Peers, node_with_absent_peer
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
+from dpwa.transport.connection import Connection
 from support import TESTS, VectorModel, step_until, wait_until
 
 pytestmark = pytest.mark.seconds
@@ -187,6 +189,16 @@ def test_a_peer_that_was_restarted_between_two_exchanges_is_connected_to_anew(ze
     blended = first.statistics().blended
     step_until(first, lambda: again.step(1.0) or first.statistics().blended > blended, "a blend with its next life")
     assert first.statistics().failures <= failures + 1, "at most the exchange in which its former life ended"
+
+
+def test_a_flood_that_begins_while_all_connections_are_looked_at_ends_the_exchange_and_not_the_node(
+    zeromq, peers, monkeypatch
+):
+    node, port = node_with_absent_peer(zeromq, flow_control=AT_ONCE, timeout_ms=5000)
+    peers.router(port)  # takes a request, and never answers
+    looks = itertools.count()
+    monkeypatch.setattr(Connection, "excess", lambda _: "too much" if next(looks) % 2 else None)
+    step_until(node, lambda: _count(node, "protocol_error") >= 3, "three floods", loss=1.0)
 
 
 # --- Peers that send too much ---------------------------------------------------------------------------------------

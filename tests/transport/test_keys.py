@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,9 @@ from dpwa.config import hosts
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
 from dpwa.transport import key_folder, wire
+from dpwa.transport.allowed_list import read_list
 from dpwa.transport.connection_rules import Cause
+from dpwa.transport.invitations import revoke
 from dpwa.transport.key_folder import KeyFolder, make_keys, rotate_key
 from dpwa.transport.sockets import dealer
 from support import DEADLINE_S, Cluster, VectorModel, wait_until
@@ -90,6 +94,31 @@ def test_what_is_wrong_with_a_file_is_said_with_its_path(folder, spoil, words):
     with pytest.raises(ConfigError, match=words) as error:
         _keys(folder, "w1")
     assert str(folder) in str(error.value)
+
+
+def test_two_that_make_keys_at_the_same_time_are_both_on_the_list(folder, monkeypatch):
+    both_have_read = threading.Barrier(2)
+    make_key = key_folder.make_key
+
+    def slow_make_key(*arguments):
+        with suppress(threading.BrokenBarrierError):  # the other one waits for this one's end, and does not come
+            both_have_read.wait(0.5)
+        return make_key(*arguments)
+
+    monkeypatch.setattr(key_folder, "make_key", slow_make_key)
+    threads = [threading.Thread(target=make_keys, args=(folder, [node])) for node in ("w4", "w5")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(_allowed(folder)) == {*NODES, "w4", "w5"}
+
+
+def test_a_list_of_which_the_last_node_is_revoked_can_be_read(folder):
+    for node in NODES:
+        revoke(folder, node)
+    found, _ = read_list(folder / "allowed.yaml")
+    assert (found.keys, set(found.revoked)) == ({}, set(NODES))
 
 
 def test_a_key_that_two_nodes_have_is_refused(folder):

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from dpwa.transport.tx import TxThread
 from dpwa.transport.worker_thread import WorkerThread
 from support import DEADLINE_S
 
@@ -71,3 +72,11 @@ def test_a_thread_that_never_began_can_be_stopped():
     assert thread.stop(0.0)
     assert thread.stop(0.0)
     assert thread.steps == ["let go", "let go"]
+
+
+def test_a_thread_that_is_busy_is_woken_once_however_often_others_call():
+    thread = TxThread(name="w1", exchanger=None, make_client=None)
+    for _ in range(1000):
+        thread.wake()
+    assert thread._jobs.qsize() == 1
+    thread._let_go()

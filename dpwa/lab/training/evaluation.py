@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dpwa.examples.devices import device_of
 from dpwa.examples.evaluation import accuracy_and_loss_of, accuracy_of
 from dpwa.examples.samples import Samples
+from dpwa.lab.study.kinds import Start, kind_of
 from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 from dpwa.lab.training.assignment import data_of, model_of, parts_of_nodes
 from dpwa.lab.training.data import DataSet
@@ -80,7 +81,9 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
     workers = [found for name in trial.training_names if (found := _worker(folder, trial, name, model, data))]
     last = reached[-1] if reached else None
     if is_done and killed in trial.process_names and not folder.snapshot(killed, trial.rounds).exists():
-        reason = f"{killed} was killed; the others went on to the end"
+        begins_again = kind_of(trial.settings.strategy).start is Start.TORCHRUN
+        what = "all began again from the last checkpoint" if begins_again else "the others went on to the end"
+        reason = f"{killed} was killed; {what}"
     parts = [] if trial.settings.sampler else parts_of_nodes(trial, data)
     labels_of_one = data.train.labels[0].numel()
     newest = [snapshot for name in trial.process_names if (snapshot := _newest(folder, trial, name)) is not None]
