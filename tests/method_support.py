@@ -39,6 +39,22 @@ def begin(cluster: Cluster, start: np.ndarray, name: str, **settings: object) ->
     cluster.start([VectorModel(vector) for vector in start], **{**METHODS[name], **settings})
 
 
+def begin_dpsgd_again(cluster: Cluster, start: np.ndarray) -> None:
+    """Step until all nodes have joined and their first round is over, and put the models back to where they began.
+
+    A round in which somebody has not joined yet misses him, and is only row-stochastic then.
+    """
+
+    def have_joined() -> bool:
+        cluster.step_all()
+        return not any(node._boundary._joining.is_on for node in cluster.nodes)
+
+    wait_until(have_joined, "all have joined")
+    cluster.step_all(3)
+    for model, vector in zip(cluster.models, start, strict=True):
+        model.vector[:] = vector
+
+
 def conservation(cluster: Cluster) -> Conservation:
     """What the cluster's method promises."""
     return cluster.nodes[0].method.conservation

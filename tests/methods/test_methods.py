@@ -12,6 +12,7 @@ from method_support import (
     PUSHING,
     anchors_with_momentum,
     begin,
+    begin_dpsgd_again,
     conservation,
     first_total,
     masses,
@@ -55,6 +56,8 @@ def test_nodes_that_do_not_train_come_to_agree(cluster, name):
 def test_the_mean_of_all_models_is_conserved_to_rounding_by_symmetric_methods_and_by_no_other(cluster, name):
     start = starts(5)
     begin(cluster, start, name)
+    if name == "dpsgd":
+        begin_dpsgd_again(cluster, start)
     cluster.step_all(20)
     settle(cluster)
     bias = np.abs(cluster.vectors().mean(axis=0) - start.mean(axis=0)).max()
@@ -89,6 +92,8 @@ def test_what_the_nodes_train_meanwhile_is_conserved_too(cluster, name):
     # By default sgp rather loses progress than makes a step more than twice as long.
     exact = {"topology": "directed_ring", "sgp": {"least_weight": 0.01}}
     begin(cluster, start, name, **(exact if name == "sgp" else {}))
+    if name == "dpsgd":
+        begin_dpsgd_again(cluster, start)
     cluster.step_all(8)  # a push to a node that has not joined comes back, and with it what was trained meanwhile
     steps = np.random.default_rng(1).normal(size=start.shape)
     sweeps = 25
