@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,17 +147,22 @@ def test_what_contradicts_shared_samples_is_told(row, message) -> None:
         study_of(row)
 
 
-@pytest.mark.heavy
-@pytest.mark.timeout(300)  # three processes that import torch, perhaps on a machine that is busy with others
-def test_what_a_killed_node_has_left_is_trained_by_the_others() -> None:
+def trained(hardship: str) -> dict[str, Any]:
+    """The result of three nodes that share out the digits, one of which has a hard time."""
     Path("study.yaml").write_text(
         "study: try\ndata: digits\nmodel: mlp\nnodes: 3\nbatch_size: 16\nn_epochs: 6\n"
-        "strategies: [{strategy: pull, sampler: true, kill: {node: 2, at: 0.4}, cluster: {timeout_ms: 5000}}]\n"
+        f"strategies: [{{strategy: pull, sampler: true, {hardship}, cluster: {{timeout_ms: 5000}}}}]\n"
     )
     done = CliRunner().invoke(main, ["lab", "run", "study.yaml"])
     assert done.exit_code == 0, done.output
-    result = json.loads(Path("runs/try/trials/pull-s0/result.json").read_text())
+    found: dict[str, Any] = json.loads(Path("runs/try/trials/pull-s0/result.json").read_text())
+    return found
 
+
+@pytest.mark.heavy
+@pytest.mark.timeout(300)  # three processes that import torch, perhaps on a machine that is busy with others
+def test_what_a_killed_node_has_left_is_trained_by_the_others() -> None:
+    result = trained("kill: {node: 2, at: 0.4}")
     assert result["reason"] == "w2 was killed; the others went on to the end"
     # The killed node counts up to its last saved model: of the round that ended before it died.
     assert result["samples_seen"] >= 5 * (1437 - 4 * 16)
@@ -167,14 +173,7 @@ def test_what_a_killed_node_has_left_is_trained_by_the_others() -> None:
 @pytest.mark.heavy
 @pytest.mark.timeout(300)  # three processes that import torch, perhaps on a machine that is busy with others
 def test_nodes_of_a_study_share_out_the_samples_by_their_speed() -> None:
-    Path("study.yaml").write_text(
-        "study: try\ndata: digits\nmodel: mlp\nnodes: 3\nbatch_size: 16\nn_epochs: 6\n"
-        "strategies: [{strategy: pull, sampler: true, slow: {node: 2, factor: 8}, cluster: {timeout_ms: 5000}}]\n"
-    )
-    done = CliRunner().invoke(main, ["lab", "run", "study.yaml"])
-    assert done.exit_code == 0, done.output
-    result = json.loads(Path("runs/try/trials/pull-s0/result.json").read_text())
-
+    result = trained("slow: {node: 2, factor: 8}")
     assert result["status"] == "done"
     assert result["final_accuracy"] > 0.5
     steps = {worker["name"]: worker["steps"] for worker in result["workers"]}
