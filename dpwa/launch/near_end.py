@@ -30,7 +30,7 @@ from dpwa.launch.far_words import END, EVENT, FILE, HELLO, OUTPUT, BadWords, Err
 from dpwa.launch.patient import write_all
 from dpwa.observe.run_record import LAUNCH_FILE, RunRecord
 
-__all__ = ["FAILED", "Carrier", "CarrierFailed", "end_as", "run_near_end", "say"]
+__all__ = ["FAILED", "Carrier", "CarrierFailed", "run_near_end"]
 
 FAILED = 255
 """Exit code where the carrier, and not the command, has failed: that of ssh."""
@@ -101,10 +101,10 @@ def run_near_end(order: Mapping[str, Any], carrier: Carrier) -> NoReturn:
             `files_max_bytes`, `delay_s`; and what the carrier needs.
         carrier: to the far end.
     """
-    end_as(_NearEnd(order, carrier).run())
+    _end_as(_NearEnd(order, carrier).run())
 
 
-def end_as(exit_code: int) -> NoReturn:
+def _end_as(exit_code: int) -> NoReturn:
     """End this process with an exit code, or by a signal, where that is negative."""
     if exit_code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -133,7 +133,7 @@ class _NearEnd:
         try:
             errand = self._errand()
         except OSError as error:
-            say(f"{error.filename}: cannot be read ({error.strerror}); the key of each node must be here to be sent")
+            _say(f"{error.filename}: cannot be read ({error.strerror}); the key of each node must be here to be sent")
             return 2
         if self._has_stopped.wait(self._order["delay_s"]):
             return FAILED
@@ -151,7 +151,7 @@ class _NearEnd:
                 return self._exit_code
             problem = self._carrier.why(is_told=self._is_told)
         if not self._has_stopped.is_set():
-            say(problem)
+            _say(problem)
         return FAILED
 
     def _converse(self, errand: Errand) -> None:
@@ -163,7 +163,7 @@ class _NearEnd:
                 self._tell(errand)
                 self._pass_on()
         except BadWords as error:
-            say(f"{self._order['told']}: {error}")
+            _say(f"{self._order['told']}: {error}")
             self._carrier.interrupt()
 
     def _errand(self) -> Errand:
@@ -272,7 +272,7 @@ def _exit_code_of(payload: bytes) -> int:
     return code
 
 
-def say(line: str) -> None:
+def _say(line: str) -> None:
     """Print a line of this end's own, like one of the node."""
     _show(f"[dpwa] {line}\n".encode(errors="replace"))
 
