@@ -17,8 +17,7 @@ import yaml
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
-from dpwa.observe.bounded_file import read_records
-from support import TESTS, VectorModel, wait_until
+from support import TESTS, VectorModel, events_of, wait_until
 
 PACE_S = 0.005
 
@@ -129,7 +128,7 @@ class Processes:
         return made
 
     def events(self, name: str) -> list[dict]:
-        return list(read_records(self.run_dir / "nodes" / name / "events.jsonl"))
+        return events_of(self.run_dir, name)
 
     def kill(self, name: str) -> None:
         self.running.pop(name).kill()

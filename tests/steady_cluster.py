@@ -18,7 +18,7 @@ from dpwa.observe.invariants import check_run
 from dpwa.observe.lives import Run
 from dpwa.observe.process_use import state_of
 from dpwa.observe.run_record import CHAOS_FILE, RunRecord
-from support import TESTS, wait_until
+from support import TESTS, events_of, wait_until
 
 TRAINER = TESTS / "steady_trainer.py"
 PACE_MS = 50
@@ -64,8 +64,8 @@ class SteadyCluster:
 
     def exchanges(self, node: str, peer: str | None = None) -> list[dict[str, Any]]:
         """Those of a node, with a peer or with all."""
-        events = read_records(self.run_dir / "nodes" / node / "events.jsonl")
-        return [event for event in events if event["event"] == "exchange" and peer in (None, event.get("peer"))]
+        events = events_of(self.run_dir, node, "exchange")
+        return [event for event in events if peer in (None, event.get("peer"))]
 
     def wait_for_training(self, seconds: float = 3.0) -> None:
         """Until every node has trained with the others for so long."""

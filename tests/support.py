@@ -13,6 +13,8 @@ import pytest
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
+from dpwa.observe.bounded_file import read_records
+from dpwa.observe.journal import EVENTS_FILE, node_folder
 from dpwa.snapshot.layout import Layout, TensorSpec
 from dpwa.snapshot.staging import Values
 from dpwa.transport.in_memory import InMemoryNetwork, InMemoryTransport
@@ -97,6 +99,13 @@ class Cluster:
     def close(self) -> None:
         for node in self.nodes:
             node.close()
+
+
+def events_of(run_dir: Path, node: str, event: str | None = None, **fields: object) -> list[dict]:
+    """What a node's journal holds by now: all of it, or one kind, with such fields; a line half written is left out."""
+    records = read_records(node_folder(run_dir, node) / EVENTS_FILE)
+    of_kind = [record for record in records if event in (None, record["event"])]
+    return [record for record in of_kind if all(record.get(field) == value for field, value in fields.items())]
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from dataclasses import replace
@@ -21,7 +20,7 @@ from dpwa.snapshot.distance import Apart
 from dpwa.snapshot.layout import Role
 from dpwa.snapshot.staging import Staging
 from dpwa.snapshot.state import State
-from support import Cluster, VectorModel, wait_until
+from support import Cluster, VectorModel, events_of, wait_until
 
 FLOW = {"flow_control": {"probe_s": 0.01, "probe_max_s": 0.05}}
 TARGET = np.linspace(1.0, 2.0, 8)
@@ -364,16 +363,8 @@ def make_flow():
 
 
 def quarantined(run_dir) -> set[str]:
-    lines = [
-        json.loads(line)
-        for name in ("w1", "w2", "w3")
-        for line in (run_dir / "nodes" / name / "events.jsonl").read_text().splitlines()
-    ]
-    return {line["peer"] for line in lines if line["event"] == "quarantine"}
+    return {event["peer"] for name in ("w1", "w2", "w3") for event in events_of(run_dir, name, "quarantine")}
 
 
 def blends(run_dir, node: str) -> list[dict]:
-    lines = map(json.loads, (run_dir / "nodes" / node / "events.jsonl").read_text().splitlines())
-    return [
-        line for line in lines if line["event"] == "exchange" and line["outcome"] == "blended" and line["factor"] > 0
-    ]
+    return [event for event in events_of(run_dir, node, "exchange", outcome="blended") if event["factor"] > 0]

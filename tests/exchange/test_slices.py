@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import threading
@@ -23,7 +22,7 @@ from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
 from dpwa.snapshot.layout import Layout, Role, TensorSpec
 from dpwa.transport.in_memory import InMemoryTransport
-from support import VectorModel, wait_until
+from support import VectorModel, events_of, wait_until
 
 pytestmark = pytest.mark.seconds
 
@@ -170,16 +169,11 @@ def test_a_partial_blend_changes_its_share_of_the_coordinates(in_memory, tmp_pat
     wait_until(lambda: first.step(1.0) or in_memory.models[0].vector.any(), "the first blend of ones")
     changed = np.flatnonzero(in_memory.models[0].vector)
     first.close()
-    share = _exchanges(tmp_path)[-1]["share"]
+    share = events_of(tmp_path, "w1", outcome="blended")[-1]["share"]
     assert 0.2 < share < 0.3
     assert len(changed) == pytest.approx(share * size, abs=1024)
     gaps = sum(after - before > 1 for before, after in pairwise(changed))
     assert gaps <= 1, "one window, that may go round"
-
-
-def _exchanges(run_dir) -> list[dict]:
-    lines = (run_dir / "nodes" / "w1" / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event.get("outcome") == "blended"]
 
 
 def test_a_partial_blend_advances_the_clock_by_its_share(in_memory, tmp_path):
@@ -198,7 +192,7 @@ def test_a_partial_blend_advances_the_clock_by_its_share(in_memory, tmp_path):
 
     wait_until(blended_once_more, "a partial blend")
     first.close()
-    event = _exchanges(tmp_path)[-1]
+    event = events_of(tmp_path, "w1", outcome="blended")[-1]
     assert event["peer_clock"] > event["clock"] + 5
     advance = event["factor"] * event["share"] * (event["peer_clock"] - event["clock"])
     assert 0.2 < event["share"] < 0.3

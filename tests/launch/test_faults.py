@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -16,7 +15,7 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 from fault_launch import STEPS, Launch, assert_held
 from fault_trainer import PACE_S
-from support import wait_until
+from support import events_of, wait_until
 
 pytestmark = pytest.mark.heavy
 
@@ -51,17 +50,8 @@ def launch(tmp_path, nodes):
             one.end()
 
 
-def _events(run_dir: Path, node: str) -> list[dict]:
-    path = run_dir / "nodes" / node / "events.jsonl"
-    written = path.read_text() if path.exists() else ""
-    whole = written[: written.rfind("\n") + 1]  # the node may be writing the last line just now
-    return [json.loads(line) for line in whole.splitlines()]
-
-
 def _blends(run_dir: Path, node: str, peer: str | None = None) -> list[dict]:
-    return [
-        event for event in _events(run_dir, node) if event.get("outcome") == "blended" and peer in (None, event["peer"])
-    ]
+    return [event for event in events_of(run_dir, node, outcome="blended") if peer in (None, event["peer"])]
 
 
 NODES = ["w1", "w2", "w3", "w4"]
@@ -82,7 +72,7 @@ def test_kill_9_of_any_node_costs_the_others_less_than_one_step(launch, victim):
     for node in survivors:
         (longest_s,) = running.find(rf"{node} \| longest ([0-9.]+)")
         assert float(longest_s) < PACE_S
-        events = _events(running.run_dir, node)
+        events = events_of(running.run_dir, node)
         assert events[-1]["event"] == "close"
         assert events[-1]["step"] == STEPS
         lost = [event["outcome"] for event in events if event["event"] == "exchange" and event.get("peer") == victim]
@@ -98,8 +88,8 @@ def test_a_killed_node_is_restarted_takes_the_peers_model_and_is_asked_again(lau
     )
     pid = running.kill("w2")
     assert running.pid("w2", life=2) != pid
-    wait_until(lambda: len([e for e in _events(running.run_dir, "w2") if e["event"] == "start"]) == 2, "second life")
-    starts = [event for event in _events(running.run_dir, "w2") if event["event"] == "start"]
+    wait_until(lambda: len(events_of(running.run_dir, "w2", "start")) == 2, "second life")
+    starts = events_of(running.run_dir, "w2", "start")
     assert starts[0]["incarnation"] != starts[1]["incarnation"]
 
     def first_blend() -> list[dict]:
@@ -140,13 +130,13 @@ def test_a_stopped_node_is_avoided_and_found_again_when_it_continues(launch):
     try:
         wait_until(
             lambda: any(
-                e.get("peer") == "w3" and e.get("outcome") == "timed_out" for e in _events(running.run_dir, "w1")
+                e.get("peer") == "w3" and e.get("outcome") == "timed_out" for e in events_of(running.run_dir, "w1")
             ),
             "it is missed",
         )
     finally:
         go_on()
-    missed_s = [e["t"] for e in _events(running.run_dir, "w1") if e.get("outcome") == "timed_out"][-1]
+    missed_s = [e["t"] for e in events_of(running.run_dir, "w1") if e.get("outcome") == "timed_out"][-1]
     wait_until(lambda: any(e["t"] > missed_s for e in _blends(running.run_dir, "w1", "w3")), "it is found again")
     assert running.wait() == 0
     assert_held(running.run_dir, "I1", "I2", "I3", "I5", "I9")

@@ -18,8 +18,7 @@ from dpwa.errors import ConfigError, DpwaError
 from dpwa.launch.leaving import ask_to_leave
 from dpwa.launch.ports import free_ports
 from dpwa.launch.run_dir import make_run_dir
-from dpwa.observe.bounded_file import read_records
-from support import wait_until
+from support import events_of, wait_until
 
 SCRIPT = """
 import time, torch
@@ -49,7 +48,7 @@ class Launches:
         return process
 
     def events(self, run: str, name: str) -> list[dict]:
-        return list(read_records(self.folder / run / "nodes" / name / "events.jsonl"))
+        return events_of(self.folder / run, name)
 
     def close(self) -> None:
         for process in self._running:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dpwa.launch.ports import free_ports
-from support import TESTS
+from support import TESTS, events_of
 
 pytestmark = pytest.mark.heavy
 
@@ -40,10 +40,6 @@ def launched(folder: Path, lie: str, **settings: object) -> Path:
     return run_dir
 
 
-def events(run_dir: Path, node: str) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "nodes" / node / "events.jsonl").read_text().splitlines()]
-
-
 def end_of(run_dir: Path, node: str) -> float:
     lines = (run_dir / "nodes" / node / "metrics.jsonl").read_text().splitlines()
     return [line["x"] for line in map(json.loads, lines) if "x" in line][-1]
@@ -52,7 +48,7 @@ def end_of(run_dir: Path, node: str) -> float:
 def test_a_node_whose_values_are_huge_is_refused_and_named(tmp_path):
     run_dir = launched(tmp_path, "huge")
     for node in HONEST:
-        lines = events(run_dir, node)
+        lines = events_of(run_dir, node)
         refused = [line for line in lines if line["event"] == "exchange" and line["outcome"] == "rejected"]
         assert refused, "it did lie"
         assert {line["peer"] for line in refused} == {"w4"}
@@ -64,6 +60,6 @@ def test_a_node_whose_values_are_huge_is_refused_and_named(tmp_path):
 def test_a_node_that_gives_the_first_model_for_ever_holds_nobody_back(tmp_path, guard, is_held_back):
     run_dir = launched(tmp_path, "old", guard=guard)
     for node in HONEST:
-        lines = [line for line in events(run_dir, node) if line["event"] == "exchange" and line["peer"] == "w4"]
+        lines = events_of(run_dir, node, "exchange", peer="w4")
         assert sum(line["outcome"] == "blended" for line in lines) > 20, "it did lie"
         assert (abs(end_of(run_dir, node) - 1.5) > 0.3) is is_held_back

@@ -14,9 +14,8 @@ from poor_network import PoorNetwork
 from steady_cluster import METRICS_MS, SteadyCluster
 from switch import Switch, ip
 
-from dpwa.observe.bounded_file import read_records
 from dpwa.transport.key_folder import make_keys
-from support import wait_until
+from support import events_of, wait_until
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(180)]
 
@@ -92,16 +91,14 @@ def launch(launches: ExitStack, folder: Path, place: str, *names: str) -> Steady
 def blended_with(folder: Path, name: str) -> dict[str, list[dict]]:
     """The exchanges of a node that brought something, by peer."""
     found: dict[str, list[dict]] = {}
-    for event in read_records(folder / "run" / "nodes" / name / "events.jsonl"):
-        if event["event"] == "exchange" and event["outcome"] == "blended":
-            found.setdefault(event["peer"], []).append(event)
+    for event in events_of(folder / "run", name, "exchange", outcome="blended"):
+        found.setdefault(event["peer"], []).append(event)
     return found
 
 
 def asked_by(folder: Path, name: str) -> set[str]:
     """Whom a node has asked, with success or without."""
-    events = read_records(folder / "run" / "nodes" / name / "events.jsonl")
-    return {event["peer"] for event in events if event["event"] == "exchange" and event.get("peer")}
+    return {event["peer"] for event in events_of(folder / "run", name, "exchange") if event.get("peer")}
 
 
 def said_by(folder: Path, name: str) -> str:

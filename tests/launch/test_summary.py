@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 from dpwa.launch.summary import summary
 from dpwa.observe.saved import SavedModel, distances_from_mean
-from support import TESTS
+from support import TESTS, events_of
 
 DID = {"step": 100, "blended": 40, "failures": 2, "outcomes": {"blended": 40, "timed_out": 2}}
 
@@ -130,7 +128,7 @@ def test_a_launch_in_which_nothing_was_exchanged_does_not_end_in_silence(tmp_pat
     assert done.stderr.count("dpwa: node w1 never made a step") == 1
     assert done.stderr.count("dpwa: node w2 blended nothing: its peers train a model of another layout") == 1
     (run_dir,) = (tmp_path / "runs").iterdir()
-    assert [close["remark"][:16] for node in ("w1", "w2") for close in _events(run_dir, node, "close")] == [
+    assert [close["remark"][:16] for node in ("w1", "w2") for close in events_of(run_dir, node, "close")] == [
         "never made a ste",
         "blended nothing:",
     ]
@@ -189,7 +187,7 @@ def test_what_makes_a_run_worth_little_is_told_on_the_terminal_and_in_the_journa
                 "left": f"node {node}: finish leaves behind w3 (no answer for ",
             }.items()
         }
-        warnings = [event["about"] for event in _events(tmp_path / "run", node, "warning")]
+        warnings = [event["about"] for event in events_of(tmp_path / "run", node, "warning")]
         assert {about: len(lines) for about, lines in told.items()} == {
             "other_weights": warnings.count("other_weights"),
             "same_losses": 1,
@@ -197,11 +195,6 @@ def test_what_makes_a_run_worth_little_is_told_on_the_terminal_and_in_the_journa
         }, done.stdout
         assert warnings.count("same_losses") == 1
         assert warnings.count("other_weights") <= 1
-        (end,) = _events(tmp_path / "run", node, "finish")
+        (end,) = events_of(tmp_path / "run", node, "finish")
         assert end["still_training"] == ["w3"]
     assert 1 <= done.stdout.count("began with other initial weights") <= 2
-
-
-def _events(run_dir: Path, node: str, event: str) -> list[dict]:
-    lines = (run_dir / "nodes" / node / "events.jsonl").read_text().splitlines()
-    return [fields for fields in map(json.loads, lines) if fields["event"] == event]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +15,7 @@ from dpwa.exchange.messages import UNKNOWN_ORIGIN
 from dpwa.methods.exchange import ExchangeResult, Outcome
 from dpwa.node.doubts import Doubts, origin_of
 from dpwa.snapshot.layout import Layout, Role, TensorSpec
-from support import Cluster, VectorModel, step_until, wait_until
+from support import Cluster, VectorModel, events_of, step_until, wait_until
 
 OTHER_WEIGHTS = "began with other initial weights"
 SAME_LOSSES = "its losses are those of peer"
@@ -30,11 +28,6 @@ def vector(seed: int) -> np.ndarray:
 def told(caplog, words: str, node: str = "") -> list[str]:
     said = [record.getMessage() for record in caplog.records if words in record.getMessage()]
     return [text for text in said if text.startswith(f"node {node}")]
-
-
-def events(run_dir: Path, node: str) -> list[dict]:
-    lines = (run_dir / "nodes" / node / "events.jsonl").read_text().splitlines()
-    return [fields for fields in map(json.loads, lines) if fields["event"] == "warning"]
 
 
 def until_all_have_blended(cluster: Cluster, times: int = 3) -> None:
@@ -58,7 +51,7 @@ def test_nodes_that_began_with_other_weights_are_told_so_once_in_log_and_journal
     for node, peer in (("w1", "w2"), ("w2", "w1")):
         said = told(caplog, OTHER_WEIGHTS, node)
         assert len(said) <= 1
-        journal = [event for event in events(tmp_path, node) if event["about"] == "other_weights"]
+        journal = events_of(tmp_path, node, "warning", about="other_weights")
         assert [f"node {node}: {event['text']}" for event in journal] == said
         if said:
             assert f"peer {peer} began with other initial weights (the models are " in said[0]

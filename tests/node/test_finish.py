@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import threading
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from dpwa.node import farewell
 from dpwa.node.node import Node
-from support import DEADLINE_S, Cluster, VectorModel, step_until, wait_until
+from support import DEADLINE_S, Cluster, VectorModel, events_of, step_until, wait_until
 
 pytestmark = pytest.mark.seconds
 
@@ -83,11 +82,6 @@ def kill(zeromq: Cluster, node: Node) -> None:
     del zeromq.nodes[index], zeromq.models[index]
 
 
-def events(run_dir: Path, node: str, event: str) -> list[dict]:
-    lines = (run_dir / "nodes" / node / "events.jsonl").read_text().splitlines()
-    return [fields for fields in map(json.loads, lines) if fields["event"] == event]
-
-
 def warnings(caplog, word: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if word in record.getMessage()]
 
@@ -118,7 +112,7 @@ def test_a_dead_peer_is_left_after_a_while_and_named(zeromq, monkeypatch, tmp_pa
     (said,) = [text for text in warnings(caplog, "leaves behind") if text.startswith("node w1")]
     assert said.startswith("node w1: finish leaves behind w2 (no answer for ")
     first.close()
-    (event,) = events(tmp_path, "w1", "finish")
+    (event,) = events_of(tmp_path, "w1", "finish")
     assert event["still_training"] == ["w2"]
     assert event["reasons"]["w2"].startswith("no answer for ")
 
@@ -247,7 +241,7 @@ def test_a_long_wait_is_told_once_with_whom_it_is_for(zeromq, monkeypatch, tmp_p
     assert len(warnings(caplog, told)) == 1
     assert warnings(caplog, "leaves behind") == []
     first.close()
-    (event,) = events(tmp_path, "w1", "waits")
+    (event,) = events_of(tmp_path, "w1", "waits")
     assert event["still_training"] == ["w2"]
 
 

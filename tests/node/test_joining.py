@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
-from support import Cluster, VectorModel
+from support import Cluster, VectorModel, events_of
 
 pytestmark = pytest.mark.heavy
 
@@ -118,8 +117,7 @@ def test_a_trained_node_gives_a_young_model_the_factor_0_and_the_journal_says_wh
     elder.step(1.0)
     assert in_memory.models[0].vector == [1.0]
     in_memory.close()
-    lines = (tmp_path / "nodes" / "w1" / "events.jsonl").read_text().splitlines()
-    told = [event for event in map(json.loads, lines) if event.get("reason", "").startswith("the model of peer w2")]
+    told = [event for event in events_of(tmp_path, "w1") if event.get("reason", "").startswith("the model of peer w2")]
     assert told, "the two have met"
     assert {event["factor"] for event in told} == {0.0}
     assert all("updates behind" in event["reason"] for event in told)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from dpwa.node.last_models import LastModels
 from dpwa.node.node import Node
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.state import UNMARKED, Mark, MergeStage
-from support import DEADLINE_S, Cluster, VectorModel, wait_until
+from support import DEADLINE_S, Cluster, VectorModel, events_of, wait_until
 
 METHODS = ["pull", "gosgd", "sgp", "adpsgd", "dpsgd", "noloco", "elastic", "sparta"]
 
@@ -472,8 +471,7 @@ def test_the_merge_begins_when_the_last_straggler_has_finished(zeromq, tmp_path)
     last = Finishing(straggler)
     assert [one.ended() for one in [*finishing, last]] == [True] * 4
     assert_one_model(zeromq, nodes)
-    events = [json.loads(line) for line in (tmp_path / "nodes" / "w1" / "events.jsonl").read_text().splitlines()]
-    (merge,) = [event for event in events if event["event"] == "merge"]
+    (merge,) = events_of(tmp_path, "w1", "merge")
     assert sorted(merge["of"]) == ["w1", "w2", "w3", "w4"]
     assert merge["models"] == 4
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import time
@@ -18,7 +17,7 @@ from dpwa.launch.ports import free_ports
 from dpwa.methods.base import ExchangeKind, Method, Plan
 from dpwa.node import reach
 from dpwa.node.node import Node
-from support import DEADLINE_S, VectorModel, wait_until
+from support import DEADLINE_S, VectorModel, events_of, wait_until
 
 ONE_WAY = {"name": "laptop", "serve": False}
 
@@ -308,8 +307,7 @@ def test_a_node_at_an_address_that_leads_nowhere_is_named_by_its_peer_and_says_s
     (of_peer,) = [text for text in said("node w1:") if "but it asks this node" in text]
     assert f"no connection to localhost:{nobody}: connection refused" in of_peer
     nodes["w2"].close()
-    events = [json.loads(line) for line in (tmp_path / "nodes" / "w2" / "events.jsonl").read_text().splitlines()]
-    assert "unreached" in [event["about"] for event in events if event["event"] == "warning"]
+    assert events_of(tmp_path, "w2", "warning", about="unreached") != []
 
 
 class Peers:

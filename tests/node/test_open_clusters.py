@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import msgpack
 import pytest
@@ -21,7 +19,7 @@ from dpwa.node import belonging
 from dpwa.node.node import Node
 from dpwa.transport.key_folder import make_keys
 from dpwa.transport.wire import decode, encode
-from support import VectorModel, wait_until
+from support import VectorModel, events_of, wait_until
 
 pytestmark = pytest.mark.seconds
 
@@ -41,10 +39,6 @@ def cluster(train, ports, **settings) -> list[Training]:
     made = [train(config, name) for name in ("w1", "w2", "w3")]
     wait_until(lambda: all(training.step > 60 for training in made), "they train")
     return made
-
-
-def events(run_dir: Path, name: str) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "nodes" / name / "events.jsonl").read_text().splitlines()]
 
 
 # --- Joining --------------------------------------------------------------------------------------------------------
@@ -67,7 +61,7 @@ def test_a_newcomer_joins_through_one_member_and_all_exchange_with_it(train, tmp
 
     wait_until(lambda: all(map(has_exchanged, founders)), f"all exchange with it, after {before}", 20.0)
     newcomer.end()
-    first = events(tmp_path, "w9")
+    first = events_of(tmp_path, "w9")
     (joined,) = [event for event in first if event["event"] == "joined"]
     assert joined["step"] == 0
     assert joined["clock"] > 0

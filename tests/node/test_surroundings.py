@@ -13,7 +13,7 @@ import pytest
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
-from support import TESTS, VectorModel, wait_until
+from support import TESTS, VectorModel, events_of, wait_until
 
 DAY_S = 86_400.0
 DESCRIPTORS = 64
@@ -48,7 +48,7 @@ def test_a_clock_that_jumps_by_days_changes_nothing_but_the_times_in_the_journal
     assert np.ptp(zeromq.vectors()) < 1e-6
     for name in ("w1", "w2"):
         folder = tmp_path / "nodes" / name
-        events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+        events = events_of(tmp_path, name)
         assert max(event["t"] for event in events) - min(event["t"] for event in events) > DAY_S
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         assert 3 <= len(lines) <= lasted_s / 0.05 + 2, "at their interval of the monotonic clock"

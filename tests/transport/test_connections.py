@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import re
 import socket
@@ -23,7 +22,7 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.launch.ports import free_ports
 from dpwa.node.node import Node
 from dpwa.transport.connection import Connection
-from support import TESTS, VectorModel, step_until, wait_until
+from support import TESTS, VectorModel, events_of, step_until, wait_until
 
 pytestmark = pytest.mark.seconds
 
@@ -38,9 +37,7 @@ def peers():
 
 
 def _exchanges(run_dir: Path, name: str, outcome: str) -> list[dict]:
-    lines = (run_dir / "nodes" / name / "events.jsonl").read_text().splitlines()
-    found = [event for event in map(json.loads, lines) if event.get("outcome") == outcome]
-    return [event for event in found for _ in range(event.get("repeats", 1))]
+    return [event for event in events_of(run_dir, name, outcome=outcome) for _ in range(event.get("repeats", 1))]
 
 
 def _count(node: Node, outcome: str) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +25,7 @@ from dpwa.snapshot.staging import Staging
 from dpwa.transport.faults import Faults, Lost
 from dpwa.transport.faulty import FaultyWay
 from fault_launch import Launch
-from support import ROOT, Cluster, VectorModel, mostly_slow, step_until, wait_until
+from support import ROOT, Cluster, VectorModel, events_of, mostly_slow, step_until, wait_until
 
 pytestmark = pytest.mark.seconds
 
@@ -46,11 +44,6 @@ def problems_of(text: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         ClusterConfig.from_text(f"{NODES}faults: {text}\n", "c.yaml")
     return [problem.removeprefix("c.yaml:2:") for problem in caught.value.problems]
-
-
-def fault_events(run_dir: Path, node: str) -> list[dict]:
-    lines = (run_dir / "nodes" / node / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == "fault"]
 
 
 # --- In the file ------------------------------------------------------------------------------------------------------
@@ -213,7 +206,7 @@ def test_each_fault_of_a_message_happens_is_on_record_and_training_goes_on(clust
     wait_until(seen, "faults and blends", 60)
     cluster.close()
     for node in cluster.nodes:
-        events = fault_events(tmp_path / "run", node.name)
+        events = events_of(tmp_path / "run", node.name, "fault")
         counted = Counter(event["kind"] for event in events)
         assert counted == Counter({name: count for name, count in node.statistics().faults.items() if count})
         assert all(event["hit"] in ("pull", "proposal", "question", "done") for event in events)
@@ -345,8 +338,7 @@ def test_a_pull_takes_as_long_as_the_rate_says(zeromq, tmp_path, shared_memory):
     zeromq.step_all(2)
     step_until(first, lambda: first.statistics().blended >= 1, "a blend")
     zeromq.close()
-    lines = (tmp_path / "run" / "nodes" / "w1" / "events.jsonl").read_text().splitlines()
-    durations_s = [event["duration_s"] for event in map(json.loads, lines) if event.get("outcome") == "blended"]
+    durations_s = [event["duration_s"] for event in events_of(tmp_path / "run", "w1", outcome="blended")]
     assert durations_s
     for duration_s in durations_s:
         assert 1.0 <= duration_s <= 1.1
@@ -422,7 +414,7 @@ def test_groups_that_are_cut_off_do_not_blend_and_find_each_other_again(cluster,
     wait_until(lambda: cluster.step_all() or np.ptp(cluster.vectors()) < 1.0, "all agree")
     cluster.close()
     for node in cluster.nodes:
-        events = fault_events(tmp_path / "run", node.name)
+        events = events_of(tmp_path / "run", node.name, "fault")
         assert len(events) == node.statistics().faults["partition"] > 0
         assert all(event["step"] <= 40 for event in events)
         assert all((event["peer"] in ("w1", "w2")) != (node.name in ("w1", "w2")) for event in events)
@@ -469,8 +461,7 @@ def test_a_killed_node_dies_once_and_comes_back_by_the_launcher(tmp_path):
     (tmp_path / "cluster.yaml").write_text(config.to_yaml())
     with contextlib.closing(_Launch(tmp_path, "--on-failure", "restart", steps=60)) as running:
         assert running.wait() == 0, running.lines
-    lines = (running.run_dir / "nodes" / "w2" / "events.jsonl").read_text().splitlines()
-    events = [json.loads(line) for line in lines]
+    events = events_of(running.run_dir, "w2")
     (killed,) = [event for event in events if event["event"] == "fault"]
     assert (killed["kind"], killed["step"]) == ("kill", 15)
     assert len([event for event in events if event["event"] == "start"]) == 2

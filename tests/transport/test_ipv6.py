@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -23,7 +22,7 @@ from dpwa.transport.connection import Connection
 from dpwa.transport.connection_rules import Cause
 from dpwa.transport.key_folder import make_keys
 from dpwa.transport.sockets import close_inherited
-from support import DEADLINE_S, VectorModel, step_until, wait_until
+from support import DEADLINE_S, VectorModel, events_of, step_until, wait_until
 
 
 def has_ipv6() -> bool:
@@ -71,12 +70,7 @@ def test_nodes_at_an_ipv6_address_exchange(zeromq, shared_memory, tmp_path):
     config = config_of({"host": SIX}, {"host": "0:0:0::1"}, shared_memory=shared_memory)
     agree(start(zeromq, config, tmp_path))
     zeromq.close()
-    events = [
-        json.loads(line)
-        for name in ("w1", "w2")
-        for line in (tmp_path / "nodes" / name / "events.jsonl").read_text().splitlines()
-    ]
-    ways = {event["via"] for event in events if event.get("outcome") == "blended"}
+    ways = {event["via"] for name in ("w1", "w2") for event in events_of(tmp_path, name, outcome="blended")}
     assert ways == ({"shared_memory"} if shared_memory == "auto" else {"stream"})
 
 

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from dpwa.config.cluster import ClusterConfig
 from dpwa.config.faults import faults_in_words
 from dpwa.errors import ConfigError
-from support import VectorModel
+from support import VectorModel, events_of
 
 NODES = "nodes: [{name: w1, port: 21000}, {name: w2, port: 21001}, {name: w3, port: 21002}]\n"
 HALF = {"interpolation": "constant", "pull_probability": 1.0}
-
-
-def lies_of(run_dir: Path, node: str) -> list[dict]:
-    lines = (run_dir / "nodes" / node / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == "fault" and event["kind"] == "lies"]
 
 
 @pytest.mark.parametrize(
@@ -59,8 +51,8 @@ def test_a_number_stands_for_all_parameters_and_each_lie_is_on_record(cluster, s
     assert blended > 0
     np.testing.assert_allclose(cluster.vectors()[0], 9.0 - 8.0 * 0.5**blended)
     # The lies of w2 have made w1 another one, which w2 hears of honestly.
-    assert told == len(lies_of(tmp_path, "w1")) > 0
-    assert lies_of(tmp_path, "w2") == []
+    assert told == len(events_of(tmp_path, "w1", "fault", kind="lies")) > 0
+    assert events_of(tmp_path, "w2", "fault", kind="lies") == []
 
 
 def test_what_is_replayed_is_the_first_model_that_came(in_memory):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import stat
@@ -31,7 +30,7 @@ from dpwa.transport.conversation import Conversation
 from dpwa.transport.reception import Reception
 from dpwa.transport.segments import Segments
 from dpwa.transport.shared_memory import SEGMENT_FOLDER, Segment, SegmentReader, SegmentUnusable
-from support import TESTS, Cluster, VectorModel, step_until, wait_until
+from support import TESTS, Cluster, VectorModel, events_of, step_until, wait_until
 
 PEER = TESTS / "shared_memory_peer.py"
 TRAINER = TESTS / "fault_trainer.py"
@@ -201,13 +200,8 @@ def test_a_segment_that_exists_already_is_not_taken_over(segment, run):
 # --- In a cluster ---------------------------------------------------------------------------------------------------
 
 
-def _exchanges(folder: Path, node: str) -> list[dict]:
-    lines = (folder / "nodes" / node / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == "exchange"]
-
-
 def _blends(folder: Path, node: str) -> list[dict]:
-    return [event for event in _exchanges(folder, node) if event["outcome"] == "blended"]
+    return events_of(folder, node, outcome="blended")
 
 
 class TypedModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
@@ -18,7 +17,7 @@ from dpwa.node.node import Node
 from dpwa.transport.connection import Connection
 from dpwa.transport.sockets import Links
 from dpwa.transport.zeromq import ZmqTransport
-from support import Cluster, VectorModel, wait_until
+from support import Cluster, VectorModel, events_of, wait_until
 
 pytestmark = pytest.mark.heavy
 
@@ -56,11 +55,6 @@ def linked(zeromq, tmp_path):
         link.close()
 
 
-def _events(tmp_path, name: str) -> list[dict]:
-    lines = (tmp_path / "nodes" / name / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == "exchange"]
-
-
 def _told(caplog) -> list[str]:
     return [record.message for record in caplog.records if "link to peer" in record.message]
 
@@ -78,7 +72,7 @@ def test_a_model_many_times_too_large_for_the_timeout_is_blended_again_and_again
     assert link.passed_bytes - passed_bytes > SLOW / 2
     link.bytes_per_s = FAST
     cluster.close()
-    events = [event for event in _events(tmp_path, "w1") if event["outcome"] in ("blended", "timed_out")]
+    events = [event for event in events_of(tmp_path, "w1", "exchange") if event["outcome"] in ("blended", "timed_out")]
     broken = [index for index, event in enumerate(events) if event["outcome"] == "timed_out"]
     slow = events[broken[failed] :]
     assert re.search(r"[\d.]+ [kM]B of [\d.]+ MB came in 0\.\d s \([\d.]+ [kM]B/s\)$", slow[0]["reason"])
@@ -117,7 +111,7 @@ def test_a_peer_is_blamed_for_a_transfer_that_was_given_more_than_the_timeout_an
     wait_until(lambda: cluster.step_all() or w1.statistics().exchanges.get("timed_out", 0) > 0, "a timeout", LONG_S)
     assert w1._parts.wiring.exchanger.context.flow_control.is_failing("w2")
     cluster.close()
-    failed = next(event for event in _events(tmp_path, "w1") if event["outcome"] == "timed_out")
+    failed = events_of(tmp_path, "w1", outcome="timed_out")[0]
     assert float(re.search(r" came in ([\d.]+) s \(", failed["reason"])[1]) >= 1.8
     assert "stood still" not in failed["reason"]
 
@@ -172,7 +166,7 @@ def test_what_does_not_fit_travels_smaller_by_every_method_and_as_it_is_again_wh
 
 def _of_others(tmp_path) -> list[dict]:
     """What w1 has fetched of w2 and taken."""
-    return [event for event in _events(tmp_path, "w1") if event["outcome"] == "blended"]
+    return events_of(tmp_path, "w1", outcome="blended")
 
 
 def test_where_a_codec_that_is_fixed_does_not_fit_the_warning_says_what_to_set(linked, caplog):
@@ -235,7 +229,7 @@ def test_the_handshake_may_last_eight_round_trips_with_a_far_peer_and_no_longer_
             wait_until(lambda: counts().get("unreachable", 0) >= 3, "three refusals")
             assert "blended" not in counts()
             zeromq.close()
-            failed = [event for event in _events(tmp_path, "w1") if event["outcome"] == "unreachable"]
+            failed = events_of(tmp_path, "w1", outcome="unreachable")
             assert failed[0]["duration_s"] < 1.0
             assert failed[0]["reason"].endswith("within 0.1 s")
     finally:

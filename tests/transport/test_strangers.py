@@ -28,7 +28,7 @@ from dpwa.transport.allowed_list import read_list
 from dpwa.transport.invitations import make_signer
 from dpwa.transport.key_files import ALLOWED_FILE
 from dpwa.transport.key_folder import KeyFolder, make_keys
-from support import DEADLINE_S, TESTS, VectorModel, mostly_slow, wait_until
+from support import DEADLINE_S, TESTS, VectorModel, events_of, mostly_slow, wait_until
 
 pytestmark = pytest.mark.heavy
 
@@ -213,8 +213,7 @@ def test_what_was_closed_is_counted_in_the_journal_in_few_lines(training, tmp_pa
     wait_until(lambda: _guarded(trains) == {"illegal": 20}, "all are counted")
     trains.end()
     zeromq.close()
-    lines = [json.loads(line) for line in (tmp_path / "nodes/w1/events.jsonl").read_text().splitlines()]
-    counts = [line["illegal"] for line in lines if line["event"] == "guard"]
+    counts = [line["illegal"] for line in events_of(tmp_path, "w1", "guard")]
     assert counts[-1] == 20
     assert len(counts) <= 2
     metrics = (tmp_path / "nodes/w1/metrics.jsonl").read_text().splitlines()

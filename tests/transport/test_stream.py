@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from contextlib import suppress
@@ -22,7 +21,7 @@ from dpwa.snapshot.state import Codec
 from dpwa.transport import client, wire
 from dpwa.transport.sockets import CurveKeys, Links
 from dpwa.transport.zeromq import ZmqTransport
-from support import Cluster, VectorModel, step_until, wait_until
+from support import Cluster, VectorModel, events_of, step_until, wait_until
 
 pytestmark = pytest.mark.seconds
 
@@ -228,11 +227,6 @@ def test_a_codec_that_the_server_does_not_know_gets_plain_chunks(zeromq, peers):
     assert node.statistics().protocol_errors == 0
 
 
-def _exchanges(run_dir) -> list[dict]:
-    lines = (run_dir / "nodes" / "w1" / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event.get("outcome") == "blended"]
-
-
 @pytest.mark.parametrize(
     ("codec", "error", "bytes_per_value"),
     [("raw", 0.0, 8), ("fp16", 2**-11, 2), ("bf16", 2**-8, 2), ("int8", 1 / 254, 1 + 4 / 256)],
@@ -250,7 +244,7 @@ def test_a_blend_over_a_codec_stays_within_the_codecs_error(zeromq, tmp_path, co
     # fp16 and bf16: half of the last digit; int8: half of the 127th part of the largest value of a block.
     assert np.abs(zeromq.models[0].vector - exact).max() <= 0.25 * error * 1.01 + 1e-12
     zeromq.close()
-    (event,) = _exchanges(tmp_path)
+    (event,) = events_of(tmp_path, "w1", outcome="blended")
     assert (event["codec"], event["via"]) == (codec, "stream")
     assert event["bytes"] == pytest.approx(200_000 * bytes_per_value, rel=0.001)
 
@@ -285,7 +279,8 @@ def test_a_node_keeps_no_more_connections_than_it_may_and_still_meets_all_peers(
     assert max(descriptors) - min(descriptors) < 40, descriptors
     assert sum(node.statistics().failures for node in nodes) == 0
     zeromq.close()
-    assert {event["peer"] for event in _exchanges(tmp_path)} == {f"w{number}" for number in range(2, 12)}
+    blended_with = {event["peer"] for event in events_of(tmp_path, "w1", outcome="blended")}
+    assert blended_with == {f"w{number}" for number in range(2, 12)}
 
 
 def _start_linked(cluster: Cluster, links: list[Links], **settings: object) -> list[Node]:
