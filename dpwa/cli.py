@@ -146,7 +146,8 @@ class _Launch(click.Command):
     "first_port",
     metavar="PORT",
     type=click.IntRange(1, 65535),
-    help="Give the nodes this port and the next ones instead of the file's: to run one file twice at a time.",
+    help="Give the nodes this port and the next ones instead of the file's: to run one file twice at a time. "
+    "A port within `bind` moves by as much.",
 )
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, type=click.UNPROCESSED)
 def launch(

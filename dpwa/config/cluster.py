@@ -137,14 +137,17 @@ class ClusterConfig(ClusterKeys):
     def with_ports_from(self, first_port: int) -> ClusterConfig:
         """The same cluster on other ports: that of the first node, and the next ones for the others.
 
+        A port that a node's `bind` names moves by as much as the node's own.
+
         Raises:
-            ConfigError: there are not that many ports.
+            ConfigError: there are not that many ports, or two nodes would listen on one.
         """
         count = len(self.nodes)
         highest = _LAST_PORT + 1 - count
         if not 1 <= first_port <= highest:
             raise ConfigError(f"ports of {count} nodes: expected the first to be from 1 to {highest}, got {first_port}")
-        moved = [node.model_copy(update={"port": first_port + rank}) for rank, node in enumerate(self.nodes)]
+        moved = [node.at_port(first_port + rank) for rank, node in enumerate(self.nodes)]
+        _check_ports(self.nodes, moved)
         now_at = {node.address_key: after.address for node, after in zip(self.nodes, moved, strict=True) if node.serve}
         join = tuple(now_at.get(seed, text) for seed, text in zip(self.seeds, self.join, strict=True))
         return self.model_copy(update={"nodes": tuple(moved), "join": join})
@@ -372,6 +375,20 @@ def json_schema() -> dict[str, Any]:
         "default": "complete",
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "dpwa cluster file"}
+
+
+def _check_ports(before: Sequence[NodeConfig], after: Sequence[NodeConfig]) -> None:
+    """Refuse ports on which two nodes of a machine would meet that have listened on two."""
+    seen: dict[tuple[str, int], NodeConfig] = {}
+    for old, new in zip(before, after, strict=True):
+        if not new.serve:
+            continue
+        other = seen.setdefault((new.home, new.listens_at[1]), old)
+        if other.listens_at[1] != old.listens_at[1]:
+            raise ConfigError(
+                f"other ports: {other.name} and {old.name} would both listen on port {new.listens_at[1]}; give their "
+                "`bind` the same distance from `port`, or change the ports in the file"
+            )
 
 
 _LISTED_NAMES = 10

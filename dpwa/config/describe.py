@@ -186,7 +186,8 @@ def _links(config: ClusterConfig) -> str:
     if config.shared_memory == "auto":
         text += "; between nodes of one host and user by shared memory"
     if config.pull_fraction < 1:
-        text += f"; an exchange pulls {config.pull_fraction:g} of them, another part each time"
+        share = min(config.pull_fraction, getattr(config.method_options, "fraction", 1.0))
+        text += f"; an exchange pulls {share:g} of them, another part each time"
     if config.bandwidth_limit is not None:
         text += f"; a node receives at most {config.bandwidth_limit} over the network"
     return text
@@ -263,6 +264,7 @@ def _without_effect(config: ClusterConfig) -> Iterator[str]:
     method = config.method_class
     fields = type(config).model_fields
     for key in (key for key in fields if getattr(config, key) != fields[key].get_default()):
+        yield from _without_its_switch(config, key)
         if method is not None and not method.uses_interpolation and key in FACTOR_KEYS:
             yield f"{key} has no effect: it is about the factor of a pull, which method {config.method} does not use"
         elif method is not None and not method.uses_probability and key == "pull_probability":
@@ -275,6 +277,18 @@ def _without_effect(config: ClusterConfig) -> Iterator[str]:
             yield f"{key} has no effect: method {config.method} is not a custom one"
         elif key == "custom_rule" and config.interpolation in RULES:
             yield f"{key} has no effect: interpolation {config.interpolation} is not a custom one"
+
+
+def _without_its_switch(config: ClusterConfig, key: str) -> Iterator[str]:
+    """Whether a key is about what another one, which has a default, does not ask for."""
+    if key == "outer" and config.outer.every is None:
+        yield "outer has no effect without `every`, the steps between two outer steps"
+    elif key == "checkpoint" and config.checkpoint.every_s is None:
+        yield "checkpoint has no effect without `every_s`, the seconds between two checkpoints"
+    elif key == "pull_fraction":
+        fraction = getattr(config.method_options, "fraction", None)
+        if fraction is not None and config.pull_fraction >= fraction:
+            yield f"pull_fraction has no effect: an exchange of method {config.method} brings {fraction:g} anyway"
 
 
 def _method_warnings(config: ClusterConfig) -> Iterator[str]:

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from dpwa.config import hosts
 from dpwa.config.data_rate import DATA_RATE_PATTERN, bytes_per_s, expected_rate, hint_for_rate
 from dpwa.config.problems import OWN_TEXT
+from dpwa.errors import ConfigError
 from dpwa.options import OTHER_NAMES, Options, Problem, out_of_order
 
 __all__ = [
@@ -88,6 +89,8 @@ DataRate = Annotated[
 ]
 
 
+_LAST_PORT = 65535
+
 # Of a node that listens nowhere, and whose port nobody looks at.
 _NO_PORT = 1
 
@@ -143,6 +146,23 @@ class NodeConfig(Options):
             return self.host, self.port
         host, port = _parts_of_bind(self.bind)
         return host, self.port if port is None else port
+
+    def at_port(self, port: int) -> NodeConfig:
+        """The same node at another port; one that `bind` names moves by as much.
+
+        Raises:
+            ConfigError: the port of `bind` would be none.
+        """
+        host, inner_port = (None, None) if self.bind is None else _parts_of_bind(self.bind)
+        if host is None or inner_port is None:
+            return self.model_copy(update={"port": port})
+        moved = inner_port + port - self.port
+        if not 1 <= moved <= _LAST_PORT:
+            raise ConfigError(
+                f"node {self.name}: with port {port} instead of {self.port}, bind: {self.bind} would move to port "
+                f"{moved}; expected 1 to {_LAST_PORT}"
+            )
+        return self.model_copy(update={"port": port, "bind": hosts.address_text(host, moved)})
 
     @property
     def home(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpwa.config import hosts
+from dpwa.config.yaml_file import as_text
 from dpwa.errors import ConfigError
 from dpwa.interpolation.registry import RULES
 from dpwa.methods.registry import METHODS
@@ -75,9 +76,9 @@ def starter_file(count: int, first_port: int, machines: Sequence[str] = ()) -> s
         raise ConfigError(f"--hosts: {len(machines)} machines for {count} nodes; name fewer, or have more nodes")
     each, more = divmod(count, len(machines))
     lines: list[str] = []
-    for place, machine in enumerate(machines):
+    for place, host in enumerate(map(as_text, machines)):
         for number in range(each + (place < more)):
-            lines.append(f"  - {{name: w{len(lines) + 1}, host: {machine}, port: {first_port + number}}}\n")
+            lines.append(f"  - {{name: w{len(lines) + 1}, host: {host}, port: {first_port + number}}}\n")
     told = "1 node" if count == 1 else f"{count} nodes"
     if all(hosts.is_loopback(machine) for machine in machines):
         head = _HEAD.format(count=told)

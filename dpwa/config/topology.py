@@ -152,4 +152,5 @@ def with_folder(values: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
 
 
 def _absolute(value: object, folder: Path) -> object:
-    return str((folder / value).resolve()) if isinstance(value, str) else value
+    # An empty text is no path: it stays what it is, so that it is refused.
+    return str((folder / value).resolve()) if isinstance(value, str) and value else value

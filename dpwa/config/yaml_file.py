@@ -12,6 +12,7 @@ Must not know: which keys there are and what they mean. Runs in: any thread.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from dpwa.config.yaml_mistakes import likely_mistake
 from dpwa.errors import ConfigError
 from dpwa.options import Place
 
-__all__ = ["CLUSTER", "YAML_NUMBER", "ClusterFile", "Entry", "parse", "read", "written"]
+__all__ = ["CLUSTER", "YAML_NUMBER", "ClusterFile", "Entry", "as_text", "parse", "read", "written"]
 
 CLUSTER = "cluster file"
 """The kind of most files that are read here."""
@@ -40,6 +41,8 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 YAML_NUMBER = re.compile(rf"^(?:{_INT.pattern}|{_FLOAT.pattern}|{_SPECIAL.pattern})$")
 """What reads as a number; a text of this form must be quoted."""
+
+_PLAIN_TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _MERGE_KEY = "<<"  # of YAML 1.1
 _STR_TAGS = {"!", "tag:yaml.org,2002:str"}
@@ -210,8 +213,10 @@ class _Builder:
             entry, anchor = self._open.pop()
             self._keys.pop()
             merged = entry.children.pop(_MERGE_KEY, None) if entry.is_mapping else None
-            for key, child in ({} if merged is None or not merged.is_mapping else merged.children).items():
-                entry.children.setdefault(key, child)  # reported; what it was to bring must not count as missing, too
+            if merged is not None and merged.is_mapping:
+                # Reported; what it was to bring must not count as missing, too. Each child has a mark of its key.
+                entry.children = {**merged.children, **entry.children}
+                entry.key_marks = {**merged.key_marks, **entry.key_marks}
             entry.refresh()
             self._add(entry, anchor)
 
@@ -300,6 +305,12 @@ def _plain_value(text: str) -> str | int | float | bool | None:
     if _SPECIAL.fullmatch(text):
         return float(text.replace(".", ""))
     return text
+
+
+def as_text(text: str) -> str:
+    """A text as it is written into a file: in quotes where it would read as something else, such as 1e3 or null."""
+    is_plain = _PLAIN_TEXT.fullmatch(text) is not None and _plain_value(text) == text
+    return text if is_plain else json.dumps(text)
 
 
 def _from_list_of_2017(builder: _Builder, root: Entry) -> Entry:

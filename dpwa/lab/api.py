@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
+from rich.text import Text
 
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.lab.report.comparison import base_of, difference
@@ -74,8 +75,9 @@ class StudyTable:
 
     __repr__ = __str__
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
         yield terminal_table(self.columns, self.cells, options.max_width)
+        yield from map(Text, self.notes)
 
     def _repr_html_(self) -> str:
         def line(cells: Sequence[str], tag: str) -> str:
@@ -83,7 +85,8 @@ class StudyTable:
 
         body = "".join(line(cells, "td") for cells in self.cells)
         head = line([column.title for column in self.columns], "th")
-        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{notes}"
 
     def to_pandas(self) -> Any:
         """The rows as a `pandas.DataFrame`.

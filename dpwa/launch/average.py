@@ -38,7 +38,7 @@ def average_run(run_dir: Path, output: Path, weighting: Weighting, evaluate: str
         for model, weight in zip(models, weights, strict=True):
             verdict = "" if judge is None else f"  {_in_words(judge(load_model(model.path)))}"
             yield f"{model.node:<{width}}  {_age(model)}  weight {weight / sum(weights):6.1%}{verdict}"
-        yield from (f"{node} has saved no model and is not in the average" for node in without)
+        yield from (f"{node} {problem} and is not in the average" for node, problem in without.items())
         verdict = "" if judge is None else f": {_in_words(judge(mean))}"
         yield f"the average of {len(models)} models{verdict}"
         yield f"wrote {output}"

@@ -152,8 +152,9 @@ class Breaker:
         cut = self._rng.randint(1, len(names) - 1)
         groups = [sorted(names[:cut]), sorted(set(self._nodes) - set(names[:cut]))]
         lasts_s = self._rng.uniform(*_PARTED_S)
-        self._partition.write(groups, time.time() + lasts_s)
-        broken = self._began("partition", now_s, now_s + lasts_s, groups=groups)
+        until_s = time.time() + lasts_s
+        self._partition.write(groups, until_s)
+        broken = self._began("partition", now_s, now_s + lasts_s, groups=groups, until_s=until_s)
         self._tell(f"cut off {_who(broken)} for {lasts_s:.1f} s")
 
     def _stop(self, victim: Victim, now_s: float) -> None:
@@ -179,12 +180,15 @@ class Breaker:
         *,
         victim: Victim | None = None,
         groups: Sequence[Sequence[str]] = (),
+        until_s: float | None = None,
         evidence: str = "",
     ) -> _Broken:
         broken = _Broken(next(self._numbers), kind, now_s, ends_s, victim, groups, bool(evidence))
         self._broken.append(broken)
         self.made += 1
-        about: dict[str, object] = {"groups": groups} if victim is None else {"node": victim.node, "pid": victim.pid}
+        about: dict[str, object] = {"groups": groups, "until": until_s}
+        if victim is not None:
+            about = {"node": victim.node, "pid": victim.pid}
         # Written with the time of the line: the fault began at most 2 s before, and nothing else happened meanwhile.
         self._record.write("fault", fault=broken.number, kind=kind, evidence=evidence, **about)
         return broken

@@ -210,6 +210,7 @@ class Supervisor:
             if self._loop is not None:
                 self._kill_timer = self._loop.call_later(self._grace_s, self._end_late, self._loop)
         elif now_s - self._stopped_at_s >= _SECOND_STOP_S:
+            self._record("told", signal=int(signal.SIGKILL))  # what ends now has not had its time
             self._end_groups(signal.SIGKILL)
 
     def send_signal(self, signal_number: int) -> None:

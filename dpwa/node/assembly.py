@@ -174,7 +174,9 @@ def assemble(
 
     def way() -> Callable[[Client], Client] | None:
         """One for each thread that asks."""
-        return None if faults is None else FaultyWay(faults, layout=layout, monotonic_s=monotonic_s).through
+        if faults is None:
+            return None
+        return FaultyWay(faults, layout=layout, monotonic_s=monotonic_s, timeout_s=config.timeout_s).through
 
     leasing = Leasing(identity, [node.name for node in config.nodes], monotonic_s, through=way())
     exchanger = Exchanger(
@@ -213,12 +215,11 @@ def _intake(
     """What a node takes in: parts where the method bears them, else whole models, of a round all at a time."""
     is_whole = method.kind is not ExchangeKind.PULL and not method.exchanges_slices
     models = max(1, len(method.links.row(method.round))) if method.kind is ExchangeKind.GATHER else 1
-    most_fraction = config.pull_fraction if method.kind is ExchangeKind.PULL else method.fraction
     budget = Budget(
         config.bandwidth_limit_bytes_per_s,
         model_bytes=models * layout.total_bytes,
         least_fraction=1.0 if is_whole else _LEAST_FRACTION,
-        most_fraction=1.0 if is_whole else most_fraction,
+        most_fraction=1.0 if is_whole else method.fraction,
     )
     return Intake(
         budget,

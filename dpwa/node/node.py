@@ -255,7 +255,7 @@ class Node:
             self._parts.close()
             if self._journal is not None:
                 try:
-                    self._event("close", **self._closing(), **self.method.statistics())
+                    self._event("close", **{**self.method.statistics(), **self._closing()})
                 finally:  # the numbers of a custom method may raise anything
                     self._journal.close(max(0.1, deadline_s - time.monotonic()))
         if was_running:

@@ -147,7 +147,10 @@ class Record:
         self._longest_held_s = max(self._longest_held_s, ended_s - began_s)
 
     def log(self, values: Mapping[str, object]) -> None:
-        """Add values of the training script, as they are now, to every further line of metrics."""
+        """Add values of the training script, as they are now, to every further line of metrics.
+
+        Where the line has a value of the node with such a name, it keeps that.
+        """
         logged = dict(self._logged)
         for name, value in values.items():
             logged[name] = plain(value, limit_chars=_LOGGED_CHARS, tell=self._tell_problem)
@@ -213,7 +216,7 @@ class Record:
         self._sampled = (now_s, statistics.step)
         longest_step_s, self._longest_step_s = self._longest_step_s, 0.0
         longest_held_s, self._longest_held_s = self._longest_held_s, 0.0
-        return {
+        own: dict[str, object] = {
             "elapsed_s": round(now_s - self._started_s, 3),
             "step": statistics.step,
             "clock": statistics.clock,
@@ -231,8 +234,8 @@ class Record:
             "protocol_errors": statistics.protocol_errors,
             "publish_skipped": statistics.publish_skipped,
             **process_use(),
-            **self._logged,
         }
+        return {**own, **self._logged, **own}  # the script's values come last, and replace none of the node's
 
 
 def closing_fields(statistics: NodeStatistics) -> dict[str, object]:

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
+from dpwa.observe.injected import NEVER_BY_CHANCE, chance_of_none, must_have_struck, possible_peers
 from dpwa.observe.lives import Fault, Life, Record, Run, number
 from dpwa.observe.observations import Observed
 
@@ -35,7 +36,10 @@ def pauses(run: Run) -> Observed:
     so long, or if it is near a fault of another node and longer than all that the script makes away from faults.
     """
     seen = Observed("the metrics have no longest_step_s")
-    wait_s = run.setting("wait_ms", default=0.0) / 1000
+    wait_s = _longest_wait_s(run)
+    if wait_s is None:
+        seen.missing = "a custom method may let a step wait for as long as it likes"
+        return seen
     for life in run.all_lives():
         spans = [span for span in _spans(life) if not _is_hit_itself(run, life, span)]
         step_s = _usual_step_s(life)
@@ -45,12 +49,21 @@ def pauses(run: Run) -> Observed:
         for began_s, line in spans:
             seen.count += 1
             paused_s, held_s = _of(line, "longest_step_s"), _of(line, "longest_held_s")
-            is_paused = (began_s, line) in near and paused_s > max(limit_s, 1.2 * habit_s)
+            is_paused = (began_s, line) in near and paused_s > max(limit_s + wait_s, 1.2 * habit_s)
             if held_s > limit_s + wait_s or is_paused:
                 text = f"a step took {paused_s:.1f} s, {held_s:.1f} s of it in dpwa; usual are {step_s:.3f} s"
                 seen.find(life.node, line, text)
         _look_for_a_standstill(seen, run, life, max(limit_s, 1.2 * habit_s) + wait_s)
     return seen
+
+
+def _longest_wait_s(run: Run) -> float | None:
+    """How long a step may wait for its exchange; None: nothing says it."""
+    method = run.settings.get("method", "pull")
+    if isinstance(method, str) and ":" in method:
+        return None
+    wait_ms = run.setting("wait_ms", default=0.0)
+    return max(wait_ms, run.setting("dpsgd", "deadline_ms", default=0.0) if method == "dpsgd" else 0.0) / 1000
 
 
 _Span = tuple[float, Record]
@@ -120,7 +133,6 @@ def _look_for_a_standstill(seen: Observed, run: Run, life: Life, limit_s: float)
 # --- I6: together again -----------------------------------------------------------------------------------------------
 
 _REUNION_S = 10.0
-_NEVER_BY_CHANCE = 1e-6
 
 
 def reunions(run: Run) -> Observed:
@@ -145,7 +157,7 @@ def reunions(run: Run) -> Observed:
             for peer in [peer for peer in apart if _lives_through(run, peer, fault)]:
                 if peer in after:
                     seen.count += 1
-                elif _chance_of_none(run, len(before), len(after)) < _NEVER_BY_CHANCE:
+                elif _is_no_chance(run, life, fault, len(after)):
                     seen.count += 1
                     text = f"{len(after)} exchanges in 10 s after the {fault.kind} ended, none with this peer"
                     seen.find(life.node, fault.ended_s + _REUNION_S, text, peer)
@@ -167,11 +179,29 @@ def _lives_through(run: Run, node: str, fault: Fault) -> bool:
     )
 
 
-def _chance_of_none(run: Run, peers: int, exchanges: int) -> float:
-    """How likely so many exchanges are all with others, if flow control thinks the worst of this peer."""
-    least = run.setting("flow_control", "score_min", default=10.0)
-    most = run.setting("flow_control", "score_max", default=1000.0)
-    return float((1.0 - least / (least + max(0, peers - 1) * most)) ** exchanges) if peers > 1 else 0.0
+def _is_no_chance(run: Run, life: Life, fault: Fault, others: int) -> bool:
+    """Whether a node exchanged so often that it must have met a peer, which it did not within 10 s after a fault.
+
+    Args:
+        run: the run.
+        life: of the node.
+        fault: that has ended.
+        others: exchanges that it made with others in these 10 s.
+    """
+    peers = possible_peers(run, life)
+    if peers > 1:
+        return chance_of_none(run, peers, others) < NEVER_BY_CHANCE
+    # With one peer there are no others: it goes by how often the two exchanged in as many steps before.
+    before_s = (fault.began_s - _REUNION_S, fault.began_s)
+    blends = sum(before_s[0] <= float(blend["t"]) < before_s[1] for blend in life.blends)
+    steps = _steps_within(life, *before_s)
+    expected = blends * _steps_within(life, fault.ended_s, fault.ended_s + _REUNION_S) / steps if steps else 0.0
+    return math.exp(-min(expected, blends)) < NEVER_BY_CHANCE
+
+
+def _steps_within(life: Life, first_s: float, last_s: float) -> float:
+    steps = [float(line["step"]) for line in life.metrics if first_s <= float(line["t"]) <= last_s]
+    return steps[-1] - steps[0] if steps else 0.0
 
 
 # --- I7: nothing grows ------------------------------------------------------------------------------------------------
@@ -265,7 +295,7 @@ def _judge_end(seen: Observed, run: Run, end: Record, told_s: float) -> float:
     seen.count += 1
     if not isinstance(code, int):
         seen.find(node, end, "it ended without an exit code")
-    elif code == -_SIGKILL and not _is_closed_by(run, node, end, told_s + _END_S):
+    elif code == -_SIGKILL and took_s > _END_S and not _is_closed_by(run, node, end, told_s + _END_S):
         seen.find(node, end, f"it had not ended after {took_s:.1f} s, and was killed")
     return took_s
 
@@ -283,19 +313,29 @@ _SETTLE_S = 1.0
 def reality(run: Run) -> Observed:
     """Each fault on record had the effect that it must have, and each that the config asks for has occurred."""
     seen = Observed("no fault is on record")
+    unclear: list[str] = []
     for fault in run.faults:
-        seen.count += 1
         problem = {"kill": _outlives, "restart": _outlives, "stop": _goes_on, "partition": _gets_across}.get(
             fault.kind, _unknown
         )(run, fault)
-        if problem:
+        seen.count += problem is not None
+        if problem is None:
+            unclear.append("a partition of which the journals have lost the time")
+        elif problem:
             seen.find(fault.node, fault.began_s, f"{fault.kind}: {problem}")
-    injected = {str(event.get("kind")) for life in run.all_lives() for event in life.faults}
-    for kind in _asked_for(run):
+    lives = run.all_lives()
+    injected = {str(event.get("kind")) for life in lives for event in life.faults}
+    has_all = not any(life.has_losses or life.kept_from_s is not None for life in lives)
+    for kind, must_have in must_have_struck(run).items():
+        if kind not in injected and not (must_have and has_all):
+            unclear.append(f"`faults: {kind}`, which may not have struck yet" if has_all else f"`faults: {kind}`")
+            continue
         seen.count += 1
         if kind not in injected:
-            moment_s = max((life.last_s for life in run.all_lives()), default=0.0)
+            moment_s = max((life.last_s for life in lives), default=0.0)
             seen.find("", moment_s, f"`faults: {kind}` is set, and no journal has a fault of this kind")
+    if unclear:
+        seen.missing = seen.remark = f"nothing shows {', '.join(dict.fromkeys(unclear))}"
     return seen
 
 
@@ -322,8 +362,8 @@ def _goes_on(run: Run, fault: Fault) -> str:
     return "" if fault.evidence else "nothing shows that the process stood still"
 
 
-def _gets_across(run: Run, fault: Fault) -> str:
-    """What crossed a partition; or that nobody tried."""
+def _gets_across(run: Run, fault: Fault) -> str | None:
+    """What crossed a partition; or that nobody tried; None: who tried may be lost from the journals."""
     has_met = False
     for life in run.all_lives():
         grace_s = _SETTLE_S + 3.0 * _usual_step_s(life)
@@ -337,19 +377,7 @@ def _gets_across(run: Run, fault: Fault) -> str:
             and fault.began_s <= (number(event.get("t")) or 0.0) <= fault.ended_s + _SETTLE_S
             for event in life.faults
         )
-    return "" if has_met or fault.evidence else "nobody met it"
-
-
-def _asked_for(run: Run) -> list[str]:
-    """The kinds of faults that the config injects."""
-    faults = run.settings.get("faults")
-    if not isinstance(faults, dict):
-        return []
-    noise, delay_ms, slow = faults.get("noise"), faults.get("delay_ms"), faults.get("slow")
-    wanted = {
-        **{kind: bool(faults.get(kind)) for kind in ("drop", "duplicate", "bandwidth", "kill", "partition", "lies")},
-        "delay": bool(delay_ms) and (not isinstance(delay_ms, list) or max(delay_ms) > 0),
-        "noise": isinstance(noise, dict) and bool(noise.get("scale")),
-        "slow": isinstance(slow, dict) and any(slow.values()),
-    }
-    return [kind for kind, is_wanted in wanted.items() if is_wanted]
+    if has_met or fault.evidence:
+        return ""
+    is_lost = any(fault.hits(life.node) and life.may_lack(fault.began_s) for life in run.all_lives())
+    return None if is_lost else "nobody met it"

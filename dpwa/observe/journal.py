@@ -203,11 +203,13 @@ class Journal:
             problem = f"the metrics cannot be read: {type(error).__name__}: {error}"
             self._tell_problem(problem)
             values = {"problem": problem}
-        made = line({"t": round(time.time(), 6), **values}, self._tell_problem)
+        own = {"t": round(time.time(), 6)}
+        made = line({**own, **values, **own}, self._tell_problem)
         self._metrics_file.write(made, lambda _written: 1, starts_line=True, must_try=must_try)
 
     def _line_of(self, event: Event) -> bytes:
-        return line({"t": round(event.unix_s, 6), "event": event.name, **event.fields}, self._tell_problem)
+        own: dict[str, object] = {"t": round(event.unix_s, 6), "event": event.name}
+        return line({**own, **event.fields, **own}, self._tell_problem)  # no field replaces these two
 
     def _last_start_line(self, events: Sequence[Event]) -> bytes:
         """The line about this life for the beginning of later files; empty if no life starts among these events."""

@@ -8,6 +8,7 @@ Must not know: files, what must hold. Runs in: any thread; pure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,6 +36,8 @@ class Life:
         closed_s: Unix seconds in which it was closed as it should; None if it was not.
         has_finished: it has come to `finish`.
         has_losses: lines of its journal are lost.
+        kept_from_s: if the beginning of its journal is lost, which keeps two generations: Unix seconds of the first
+            line that is left. What other lives of the node before it did may be lost, too.
     """
 
     node: str
@@ -49,11 +52,16 @@ class Life:
     closed_s: float | None = None
     has_finished: bool = False
     has_losses: bool = False
+    kept_from_s: float | None = None
 
     @property
     def is_closed(self) -> bool:
         """Whether it has ended as it should."""
         return self.closed_s is not None
+
+    def may_lack(self, moment_s: float) -> bool:
+        """Whether the node's journal may have lost what it held of a moment."""
+        return self.has_losses or (self.kept_from_s is not None and moment_s < self.kept_from_s)
 
     @property
     def pid(self) -> int | None:
@@ -147,10 +155,11 @@ def lives_of(node: str, events: Iterable[Record], metrics: Iterable[Record]) -> 
             incarnation = str(event.get("incarnation") or "")
             if lives and lives[-1].incarnation == incarnation:
                 continue  # the line that each further file of a journal begins with
-            lives.append(Life(node, incarnation, moment_s, event, last_s=moment_s))
+            kept_from_s = math.inf if event.get("continued") else None
+            lives.append(Life(node, incarnation, moment_s, event, last_s=moment_s, kept_from_s=kept_from_s))
             continue
         if not lives:
-            lives.append(Life(node, "", moment_s))
+            lives.append(Life(node, "", moment_s, kept_from_s=moment_s))
         _take(lives[-1], event, moment_s)
     for line in metrics:
         moment_s = number(line.get("t"))
@@ -164,6 +173,8 @@ def lives_of(node: str, events: Iterable[Record], metrics: Iterable[Record]) -> 
 
 def _take(life: Life, event: Record, moment_s: float) -> None:
     life.last_s = max(life.last_s, moment_s)
+    if life.kept_from_s == math.inf:
+        life.kept_from_s = moment_s
     kind, version = event.get("event"), event.get("version")
     if kind == "exchange" and event.get("outcome") == "blended":
         life.blends.append(event)
@@ -197,6 +208,9 @@ def faults_of(records: Iterable[Record]) -> list[Fault]:
                 pid if isinstance(pid, int) else None,
                 str(record.get("evidence") or ""),
             )
+            until_s = number(record.get("until"))  # it ends by itself, also when nobody is left to write that down
+            if until_s is not None:
+                found[key] = replace(found[key], ended_s=until_s)
         elif record.get("event") == "evidence" and key in found:
             found[key] = replace(found[key], evidence=str(record.get("evidence") or ""))
         elif record.get("event") == "undone" and key in found:

@@ -46,8 +46,18 @@ def read_run(run_dir: Path) -> Run:
     """All that the folder tells.
 
     Raises:
-        ConfigError: this is not the folder of a run.
+        ConfigError: this is not the folder of a run, or a file in it cannot be read.
     """
+    try:
+        return _read(run_dir)
+    except OSError as error:
+        place = error.filename or run_dir
+        raise ConfigError(
+            f"{place}: cannot be read ({error.strerror or error}); run this as a user who may read it"
+        ) from error
+
+
+def _read(run_dir: Path) -> Run:
     names = node_names(run_dir)
     return Run(
         lives={

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from safetensors import deserialize
 
 from dpwa.errors import ConfigError
-from dpwa.observe.endings import ending_of
-from dpwa.observe.journal import MODEL_FILE, node_folder
+from dpwa.observe.bounded_file import read_records
+from dpwa.observe.endings import Ending, ending_of
+from dpwa.observe.journal import EVENTS_FILE, MODEL_FILE, node_folder
 from dpwa.snapshot.dtypes import widened
 
 __all__ = ["SavedModel", "Weighting", "distances_from_mean", "saved_models"]
@@ -63,8 +64,8 @@ class SavedModel:
         return 1.0 / value if weighting == "loss" else value
 
 
-def saved_models(run_dir: Path) -> tuple[list[SavedModel], list[str]]:
-    """The models of a run, in the order of the nodes' names, and the names of nodes that have saved none.
+def saved_models(run_dir: Path) -> tuple[list[SavedModel], dict[str, str]]:
+    """The models of a run, in the order of the nodes' names, and what is wrong with the other nodes, by name.
 
     Raises:
         ConfigError: this is not the folder of a run, or no node has saved a model.
@@ -72,10 +73,18 @@ def saved_models(run_dir: Path) -> tuple[list[SavedModel], list[str]]:
     folders = sorted(path for path in node_folder(run_dir, "any").parent.glob("*") if path.is_dir())
     if not folders:
         raise ConfigError(f"{run_dir}: expected the folder of a run, with a folder nodes/NAME for each node")
-    found = [_saved(folder) for folder in folders if (folder / MODEL_FILE).exists()]
+    found, without = [], {}
+    for folder in folders:
+        ending = ending_of(folder)
+        if not (folder / MODEL_FILE).exists():
+            without[folder.name] = "has saved no model"
+        elif ending.is_cut_off and _is_of_a_former_life(folder):
+            without[folder.name] = "has saved no model in its last life"
+        else:
+            found.append(_saved(folder, ending))
     if not found:
         raise ConfigError(f"{run_dir}: no node has saved a model yet; a node saves {MODEL_FILE} when it ends")
-    return found, [folder.name for folder in folders if not (folder / MODEL_FILE).exists()]
+    return found, without
 
 
 def distances_from_mean(models: Sequence[SavedModel]) -> dict[str, float]:
@@ -109,8 +118,15 @@ def _values(path: Path) -> npt.NDArray[np.float32]:
     return np.concatenate(found) if found else np.empty(0, np.float32)
 
 
-def _saved(folder: Path) -> SavedModel:
-    closing = ending_of(folder).closing
+def _is_of_a_former_life(folder: Path) -> bool:
+    """Whether the model of a node is older than its last life."""
+    starts = [record.get("t") for record in read_records(folder / EVENTS_FILE) if record.get("event") == "start"]
+    began_s = _number(starts[-1]) if starts else None
+    return began_s is not None and (folder / MODEL_FILE).stat().st_mtime < began_s
+
+
+def _saved(folder: Path, ending: Ending) -> SavedModel:
+    closing = ending.closing
     clock, mass, loss = (_number(closing.get(key)) for key in ("clock", "mass", "loss"))
     return SavedModel(folder.name, folder / MODEL_FILE, clock, mass, loss)
 

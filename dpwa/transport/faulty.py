@@ -68,9 +68,16 @@ class _FaultyClient:
     """A `Client` with faults; see there for the methods."""
 
     def __init__(
-        self, inner: Client, faults: Faults, held: dict[str, Propose], tap: _Tap, monotonic_s: Callable[[], float]
+        self,
+        inner: Client,
+        faults: Faults,
+        held: dict[str, Propose],
+        tap: _Tap,
+        monotonic_s: Callable[[], float],
+        timeout_s: float,
     ) -> None:
         self.patience_s = inner.patience_s
+        self._timeout_s = timeout_s
         self._inner = inner
         self._faults = faults
         self._held = held
@@ -198,7 +205,8 @@ class _FaultyClient:
 
     def _timed_out(self, attempt: _Attempt, reason: str) -> PeerTimeout:
         """The error after the wait for an answer that does not come."""
-        if self.patience_s > 0 and (left_s := self._left_s(attempt)) > 0:
+        left_s = self._left_s(attempt) if self.patience_s > 0 else self._timeout_s
+        if left_s > 0:
             self._inner.pause(left_s)
         return PeerTimeout(attempt.peer, reason)
 
@@ -213,19 +221,25 @@ class FaultyWay:
         faults: of the node.
         layout: of what is exchanged.
         monotonic_s: the clock.
+        timeout_s: what a lost message costs where the transport answers at once; virtual time takes note of it.
     """
 
-    def __init__(self, faults: Faults, *, layout: Layout, monotonic_s: Callable[[], float]) -> None:
+    def __init__(
+        self, faults: Faults, *, layout: Layout, monotonic_s: Callable[[], float], timeout_s: float = 0.0
+    ) -> None:
         self._faults = faults
         self._tap = _Tap(layout)
         self._monotonic_s = monotonic_s
+        self._timeout_s = timeout_s
         self._held: dict[str, Propose] = {}
         self._known: tuple[Client, Client] | None = None
 
     def through(self, client: Client) -> Client:
         """The client with faults."""
         if self._known is None or self._known[0] is not client:
-            faulty = _FaultyClient(client, self._faults, self._held, self._tap, self._monotonic_s)
+            faulty = _FaultyClient(
+                client, self._faults, self._held, self._tap, self._monotonic_s, self._timeout_s
+            )
             self._known = (client, faulty)
         return self._known[1]
 

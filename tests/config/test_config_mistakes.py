@@ -182,6 +182,8 @@ def test_merge_keys_are_called_unsupported_and_what_they_bring_is_not_called_mis
         f"3:6: {merge}",
         '3:24: nodes[1].pord: unknown key, did you mean "port"?',
     ]
+    assert problems_of("- nodes: [{name: w1, port: 23200}]\n- <<: {seed: 1}\n") == [f"2:3: {merge}"]
+    assert problems_of("nodes: [{name: w1, port: 23200}]\n<<: {fetch_probability: 0.5}\n") == [f"2:1: {merge}"]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +208,12 @@ def test_merge_keys_are_called_unsupported_and_what_they_bring_is_not_called_mis
             "method: dpsgd\npull_probability: 0",
             "pull_probability has no effect: method dpsgd itself says when it exchanges",
         ),
+        (
+            "method: sparta\npull_fraction: 0.25\nsparta: {fraction: 0.01}",
+            "pull_fraction has no effect: an exchange of method sparta brings 0.01 anyway",
+        ),
+        ("outer: {momentum: 0.5}", "outer has no effect without `every`, the steps between two outer steps"),
+        ("checkpoint: {keep: 3}", "checkpoint has no effect without `every_s`, the seconds between two checkpoints"),
     ],
 )
 def test_check_warns_of_keys_without_effect(lines, warning):
@@ -220,11 +228,27 @@ def test_check_warns_of_keys_without_effect(lines, warning):
         "method: elastic\nelastic: {alpha: 0.3}",
         "interpolation: loss\nfactor_max: 0.5\nloss_smoothing: 0.5",
         "method: sparta\nsparta: {base: pull}\nfactor_max: 0.5",
+        "method: sparta\nsparta: {fraction: 0.5}\npull_fraction: 0.25",
+        "pull_fraction: 0.25",
+        "outer: {every: 10, momentum: 0.5}",
+        "checkpoint: {every_s: 10, keep: 3}",
         'method: "my_method:Mine"\ncustom_method: {a: 1}\nfactor_max: 0.5',
     ],
 )
 def test_check_does_not_warn_of_keys_that_have_an_effect(lines):
     assert "no effect" not in describe(ClusterConfig.from_text(f"{lines}\n{NODES}"), ["w1"])
+
+
+@pytest.mark.parametrize(("fraction", "share"), [(0.01, 0.01), (0.5, 0.25)])
+def test_check_says_how_much_an_exchange_of_sparta_brings(fraction, share):
+    lines = f"method: sparta\npull_fraction: 0.25\nsparta: {{fraction: {fraction}}}"
+    assert f"an exchange pulls {share:g} of them" in describe(ClusterConfig.from_text(f"{lines}\n{NODES}"), ["w1"])
+
+
+def test_an_empty_folder_of_keys_is_refused_and_not_taken_for_the_one_of_the_file(tmp_path):
+    (tmp_path / "cluster.yaml").write_text(f'keys: ""\n{NODES}')
+    with pytest.raises(ConfigError, match=r":1:7: keys: expected"):
+        ClusterConfig.load(tmp_path / "cluster.yaml")
 
 
 def test_check_warns_of_gosgd_at_its_default_probability():

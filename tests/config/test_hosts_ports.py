@@ -106,3 +106,37 @@ def test_a_host_that_is_not_ours_is_a_problem_in_words(host: str, words: str) ->
     problem = port_problem(host, 21000)
     assert problem is not None
     assert words in problem
+
+
+def _bound(*nodes: str) -> ClusterConfig:
+    lines = "".join(f"  - {{{node}}}\n" for node in nodes)
+    return ClusterConfig.from_text(f"insecure: true\nnodes:\n{lines}")
+
+
+def test_other_ports_move_the_port_within_bind_by_as_much() -> None:
+    config = _bound(
+        f'name: a, host: {ELSEWHERE}, port: 21000, bind: "0.0.0.0:22000"',
+        f'name: b, host: {ELSEWHERE}, port: 21001, bind: "[::]:22001"',
+        'name: c, host: 192.168.1.7, port: 21000, bind: "::"',
+        "name: d, host: 192.168.1.7, port: 21001",
+    )
+    moved = config.with_ports_from(24000).nodes
+    assert [node.port for node in moved] == [24000, 24001, 24002, 24003]
+    assert [node.bind for node in moved] == ["0.0.0.0:25000", "[::]:25001", "::", None]
+    assert moved[1].listens_at == ("::", 25001)
+
+
+@pytest.mark.parametrize(
+    ("ports", "expected"),
+    [
+        ([(21000, 22000), (21002, 22001)], "a and b would both listen on port 25000"),
+        ([(21000, 64000), (21001, 64001)], "node a: .* would move to port 67000; expected 1 to 65535"),
+    ],
+)
+def test_other_ports_that_cannot_be_are_refused(ports: list[tuple[int, int]], expected: str) -> None:
+    nodes = [
+        f'name: {name}, host: {ELSEWHERE}, port: {port}, bind: "0.0.0.0:{inner}"'
+        for name, (port, inner) in zip("ab", ports, strict=True)
+    ]
+    with pytest.raises(DpwaError, match=expected):
+        _bound(*nodes).with_ports_from(24000)

@@ -65,6 +65,13 @@ def test_without_a_number_each_host_has_a_node():
     assert [node.host for node in ClusterConfig.from_text(done.output).nodes] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
 
 
+@pytest.mark.parametrize("host", ["::1", "2001:db8::7", "1e3", "0x1f", "null", "true", "no", "ada.lan", "10.0.0.1"])
+def test_a_host_that_yaml_would_read_as_something_else_is_quoted(host):
+    done = CliRunner().invoke(main, ["init", "--hosts", host])
+    assert done.exit_code == 0, done.output
+    assert [node.host for node in ClusterConfig.from_text(done.output).nodes] == [host]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -30,7 +30,7 @@ class Limited:
     def __init__(self, start: np.ndarray, **settings: object) -> None:
         self.now_s = 0.0
         self.network = InMemoryNetwork()
-        config = ClusterConfig.for_localhost(len(start), bandwidth_limit=f"{LIMIT} B/s", **settings)
+        config = ClusterConfig.for_localhost(len(start), **{"bandwidth_limit": f"{LIMIT} B/s", **settings})
         self.models = [VectorModel(vector) for vector in start]
         self.nodes: list[Node] = []
         self.arrived: list[list[tuple[float, int]]] = []
@@ -163,3 +163,16 @@ def test_without_a_limit_nothing_is_left_out(in_memory: Cluster):
     in_memory.step_all(20)
     assert conservation(in_memory) is Conservation.DOUBLY
     assert min(node.statistics().method["rounds"] for node in in_memory.nodes) >= 15
+
+
+@pytest.mark.parametrize("base", ["pull", "adpsgd"])
+def test_small_slices_use_up_the_limit_as_well(limited, base):
+    """A slice costs less than the smallest part that whole models are cut into, and is not to wait for its price."""
+    limit = 4000
+    settings = {"bandwidth_limit": f"{limit} B/s", "sparta": {"base": base, "fraction": 0.005}}
+    cluster = Limited(np.zeros((2, 25 * limit)), method="sparta", **settings)
+    limited.append(cluster)
+    cluster.sweep(600)  # 30 s
+    for arrived in cluster.arrived:
+        late = sum(received for at_s, received in arrived if at_s >= 15.0)
+        assert 0.8 * 15 * limit < late < 1.1 * 15 * limit

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +16,8 @@ from torch import nn
 from dpwa.examples.evaluation import accuracy_and_loss_of
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.trial import Trial, TrialFolder, write_json
+from dpwa.lab.training import machine as measured
+from dpwa.lab.training.client_schedule import Schedule
 from dpwa.lab.training.data import DataSet, load
 from dpwa.lab.training.evaluation import evaluate
 from dpwa.lab.training.models import build, initial_weights_hash
@@ -69,6 +73,21 @@ def test_a_result_has_the_commit_that_the_trial_began_with(tmp_path, digits):
     assert evaluate(folder, trial, digits, exit_code=0)["commit"] == "fedcba987654"
 
 
+def test_an_environment_inside_a_repository_of_the_user_has_no_commit_of_dpwa(tmp_path, monkeypatch):
+    installed = tmp_path / "venv" / "dpwa" / "lab" / "training" / "machine.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    (tmp_path / ".gitignore").write_text("venv\n")
+    git = str(shutil.which("git"))
+    person = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", ".gitignore"], [*person, "commit", "-q", "-m", "of the user"]):
+        subprocess.run([git, "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr(measured, "__file__", str(installed))
+    assert measured.commit() == ""
+    subprocess.run([git, "-C", str(tmp_path), "add", "-f", str(installed)], check=True)
+    assert measured.commit().endswith("-dirty"), "now it is one of its files"
+
+
 def test_only_the_last_round_is_measured_when_the_others_are_not_wanted(tmp_path, digits):
     folder, trial = TrialFolder(tmp_path), trial_of(eval_acc=False)
     run_rounds(folder, trial, digits, {"w1": [0.1, 0.0], "w2": [-0.1, 0.1]})
@@ -121,7 +140,25 @@ def test_when_a_node_was_killed_on_purpose_the_result_is_that_of_the_survivors(t
     result = evaluate(folder, trial, digits, exit_code=1)
     assert result["status"] == "done"
     assert result["reason"] == "w2 was killed; the others went on to the end"
-    assert len(result["workers"]) == 2
+    survivor, dead = result["workers"]
+    assert survivor["accuracy"] == result["final_accuracy"]
+    assert (dead["name"], dead["accuracy"], dead["samples"]) == ("w2", None, 4), "its model is in no mean"
+
+
+def test_a_client_that_was_not_in_the_last_round_has_no_model_at_the_end(tmp_path, digits):
+    folder, trial = TrialFolder(tmp_path), trial_of(strategy="fedavg", client_fraction=0.5)
+    run_rounds(folder, trial, digits, {"w1": [0.1, 0.1], "w2": [0.1, 0.1], "server": [0.1, 0.1]})
+    schedule = Schedule.of(trial.settings, trial.seed)
+    (last,) = schedule.chosen(schedule.rounds)
+    workers = evaluate(folder, trial, digits, exit_code=0)["workers"]
+    assert [worker["accuracy"] is not None for worker in workers] == [last == 0, last == 1]
+
+
+def test_models_that_are_no_numbers_any_more_have_no_distance(tmp_path, digits):
+    folder, trial = TrialFolder(tmp_path), trial_of()
+    run_rounds(folder, trial, digits, {"w1": [0.1, math.nan], "w2": [0.1, 0.1]})
+    rounds = evaluate(folder, trial, digits, exit_code=0)["rounds"]
+    assert math.isnan(rounds[2]["consensus"])
 
 
 def test_samples_and_bytes_of_a_killed_node_count_up_to_its_last_snapshot(tmp_path, digits):

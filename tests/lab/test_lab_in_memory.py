@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from dpwa.errors import ConfigError
 from dpwa.examples.samples import Samples, unchanged
@@ -116,6 +120,23 @@ def test_two_runs_give_the_same_models_to_the_bit_and_another_seed_gives_others(
     other = trial_of(strategy=method, nodes=5, seed=1)
     found = last_models(other, run(other, tmp_path / "other", squares))
     assert not torch.equal(found["w1"]["1.weight"], first["w1"]["1.weight"])
+
+
+@pytest.mark.heavy
+def test_the_order_of_sets_which_differs_from_process_to_process_makes_no_difference(tmp_path):
+    study = "study: s\ndata: digits\nmodel: mlp\nnodes: 5\nn_epochs: 2\nbatch_size: 16\nengine: in_memory\n"
+    study += "strategies: [pull, adpsgd, noloco]\n"
+    (tmp_path / "s.yaml").write_text(study)
+    for hash_seed in ("1", "2"):
+        words = [sys.executable, "-m", "dpwa", "lab", "run", "s.yaml", "--run-dir", hash_seed]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    models = [sorted((tmp_path / folder).glob("trials/*/nodes/*/snapshots/*")) for folder in ("1", "2")]
+    assert len(models[0]) == 15
+    for one, other in zip(*models, strict=True):
+        tensors, again = load_file(one), load_file(other)
+        assert all(torch.equal(tensors[name], again[name]) for name in tensors)
 
 
 def test_a_row_may_blend_the_optimizers_state_and_then_twice_the_tensors_travel(tmp_path, squares, statistics):
@@ -256,6 +277,22 @@ def test_a_killed_node_is_gone_in_the_middle_and_the_others_end(tmp_path, square
 def test_lost_messages_are_lost_in_memory_too(tmp_path, squares, statistics):
     run(trial_of(strategy="pull", nodes=3, n_epochs=6, cluster={"faults": {"drop": 0.5}}), tmp_path, squares)
     assert all(found.faults["drop"] > 0 and found.failures > 0 for found in statistics.values())
+
+
+def test_a_lost_message_costs_whoever_asked_the_timeout(tmp_path, squares, statistics):
+    def blended(timeout_ms: int) -> int:
+        cluster = {"faults": {"drop": 0.5}, "timeout_ms": timeout_ms}
+        run(trial_of(cluster=cluster, n_epochs=20), tmp_path / str(timeout_ms), squares)
+        assert all(found.exchanges["timed_out"] > 0 for found in statistics.values()), "the fault happened"
+        return sum(found.blended for found in statistics.values())
+
+    assert blended(1000) < 0.5 * blended(10)
+
+
+def test_a_model_that_never_gets_across_in_time_is_an_error(tmp_path, squares):
+    slow = trial_of(virtual={"step_ms": 10, "bandwidth": "1 kB/s"}, cluster={"timeout_ms": 500})
+    with pytest.raises(ConfigError, match=r"timeout_ms ends an exchange after 0\.5 s"):
+        run(slow, tmp_path, squares)
 
 
 def test_one_process_alone_trains_in_virtual_time(tmp_path, squares):

@@ -38,7 +38,7 @@ def summary_of(rows: int) -> Summary:
     return summarise(study, results)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_a_row_of_images_for_each_class(tmp_path: Path, channels: int) -> None:
     figure = draw_class_samples(images_file(tmp_path / "x.safetensors", channels=channels))
     assert figure is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -122,6 +123,38 @@ def test_a_slow_node_sleeps_in_proportion_to_what_it_computed(monkeypatch):
     slow.after_step(0.1)
     slow.after_step(0.2)
     assert slept_s == [pytest.approx(3 * 0.5 * 2), pytest.approx(3 * 0.25 * 2)]
+
+
+def test_saving_is_no_computing_that_a_slow_node_sleeps_for(tmp_path, monkeypatch):
+    slept_s: list[float] = []
+    cpu_s = 0.0
+    monkeypatch.setattr("dpwa.lab.training.handicaps.time.thread_time", lambda: cpu_s)
+    monkeypatch.setattr("dpwa.lab.training.handicaps.time.sleep", slept_s.append)
+
+    def hard_write(*arguments: object, **header: float) -> None:
+        nonlocal cpu_s
+        cpu_s += 50.0
+        write_snapshot(*arguments, **header)
+
+    monkeypatch.setattr("dpwa.lab.training.recording.write_snapshot", hard_write)
+    options = Settings.model_validate({"strategy": "pull", "slow": {"node": 1, "factor": 4.0}})
+    watch = recorder(tmp_path, rounds=2, handicap=Handicap(options, 1, crowding=1.0))
+    watch.begin(2)
+    for step in (1, 2):
+        cpu_s += 0.5
+        make_steps(watch, 1, begin=step, of=2)
+    assert slept_s == [pytest.approx(1.5)] * 2
+
+
+def test_a_process_that_begins_anew_has_the_clock_of_its_first_life(tmp_path):
+    recorder(tmp_path, rounds=1).begin(1)
+    ready = TrialFolder(tmp_path).node("w1") / "ready"
+    began_s = ready.stat().st_mtime - 100
+    os.utime(ready, (began_s, began_s))
+    for _life in (2, 3):
+        again = recorder(tmp_path, rounds=1)
+        again.begin(1)
+        assert 100 <= again.training_s < 160
 
 
 def test_other_nodes_are_not_slowed_down(monkeypatch):

@@ -19,6 +19,7 @@ from dpwa.lab.report.statistics import estimate
 from dpwa.lab.report.summary import MOST_BATCH_POINTS, MOST_POINTS, Summary, summarise, time_to
 from dpwa.lab.report.text import Heading, bytes_text, caption, columns, seconds_text, status_text, terminal_table
 from dpwa.lab.study.study import Study
+from dpwa.lab.study.trial import Trial
 from lab_report_support import RunFolder, failed, parsed, result_of
 
 STUDY = """\
@@ -241,10 +242,24 @@ def test_trials_that_were_not_run_and_rows_that_are_not_asked_for_are_reported()
     assert status_text(summary.rows[1]) == "not run yet"
 
 
-def test_results_of_other_settings_than_the_study_file_has_now_are_reported():
+def test_results_of_other_settings_than_the_study_file_has_now_are_left_out_and_reported():
     study = Study.from_text(STUDY)
     old = [parsed(result_of(trial)) for trial in Study.from_text(STUDY.replace("n_epochs: 4", "n_epochs: 2")).trials()]
-    assert any("before these settings changed: n_epochs" in note for note in summarise(study, old).notes)
+    new = [parsed(result_of(trial)) for trial in study.trials() if trial.seed == 0]
+    summary = summarise(study, [*new, *(result for result in old if result.seed != 0)])
+    assert any("made before settings changed (n_epochs)" in note for note in summary.notes)
+    assert {result.seed for result in summary.results} == {0}
+    assert all(row.missing == tuple(seed for seed in study.seeds if seed != 0) for row in summary.rows)
+
+
+def test_seeds_that_only_some_rows_were_asked_for_are_missing_in_the_others():
+    study = Study.from_text(STUDY)
+    (first, *_) = study.rows
+    results = [parsed(result_of(trial)) for trial in study.trials()]
+    more = [parsed(result_of(Trial(study.name, first.label, 99, first.settings)))]
+    summary = summarise(study, [*results, *more])
+    assert summary.rows[0].missing == ()
+    assert all(row.missing == (99,) for row in summary.rows[1:])
 
 
 def test_a_file_that_cannot_be_used_is_one_line_and_the_others_are_read(tmp_path):
@@ -307,6 +322,7 @@ def test_equal_rows_are_found_equal_in_everything_but_the_cores():
     [
         ({"initial_weights": "f" * 64}, ("Initial weights differ", "seed 0: 00000000 in", "ffffffff in ddp")),
         ({"samples_seen": 200_000}, ("different numbers of training samples", "200,000 (-16.7%) in ddp")),
+        ({"final_loss": math.nan}, ("Models became NaN or infinite", "says nothing: ddp")),
         ({"commit": "fedcba"}, ("by different commits", "fedcba in ddp")),
         ({"machine": {"processor": "Other", "cores": 2}}, ("different machines", "Other, 2 cores in ddp")),
         ({"threads_per_process": 1, "processes": 1}, ("different numbers of cores", "1 core in single, ddp")),

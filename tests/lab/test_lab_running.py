@@ -27,7 +27,7 @@ from dpwa.errors import ConfigError
 from dpwa.lab import commands
 from dpwa.lab.run import running, starting
 from dpwa.lab.run.mpi_segments import remove_mpi_segments
-from dpwa.lab.run.pace import Pace, duration_text
+from dpwa.lab.run.pace import Pace, Patience, duration_text
 from dpwa.lab.run.progress import RunProgress
 from dpwa.lab.run.run_folder import RunFolder, last_lines
 from dpwa.lab.run.running import Runner
@@ -76,7 +76,8 @@ def run_shown(text: str, *, only: tuple[str, ...] = ()) -> tuple[int, str]:
 
 def run_program(code: str, log: Path, *, grace_s: float = 10.0, deadline_s: float) -> Ended:
     argv = [sys.executable, "-c", code]
-    return asyncio.run(Programs(grace_s).run(argv, dict(os.environ), log=log, deadline_s=deadline_s))
+    is_over = lambda elapsed_s: elapsed_s > deadline_s  # noqa: E731
+    return asyncio.run(Programs(grace_s).run(argv, dict(os.environ), log=log, is_over=is_over))
 
 
 @pytest.fixture
@@ -287,7 +288,7 @@ def test_a_trial_that_does_not_end_is_ended(monkeypatch) -> None:
     monkeypatch.setattr(running, "command_of", lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
     code, output = run_shown("strategies: [single]\n")
     assert code == 1
-    assert "failed: not done within 0 s" in output
+    assert re.search(r"failed: not done within \d s, and no round has ended", output)
 
 
 @pytest.mark.usefixtures("small_trials")
@@ -447,6 +448,25 @@ def test_the_pace_is_learned_from_trials_with_the_same_data_and_network() -> Non
     assert pace.seconds([trial_of(n_epochs=1), trial_of(model="mlp")], (trial_of(model="mlp"), 7)) == 17
     slow = {"slow": {"node": 1, "factor": 4}, "n_epochs": 1}
     assert [pace.seconds([trial_of(strategy, **slow)]) for strategy in ("ddp", "pull")] == [40, 10]
+    assert pace.seconds([trial_of("pull", slow={"node": 1, "factor": 4, "keeps_work": True}, n_epochs=1)]) == 40
+    assert pace.seconds([trial_of("pull", engine="in_memory")]) is None, "one core does all"
+
+
+def test_a_trial_is_not_late_while_its_rounds_still_end() -> None:
+    patience = Patience(deadline_s=1000)
+    assert not patience.is_over(999, rounds=0)
+    assert not patience.is_over(900, rounds=0.5)
+    assert not patience.is_over(6200, rounds=0.5), "six times as long as a half"
+    assert not patience.is_over(6300, rounds=1)
+    assert not patience.is_over(6300 + 6 * 5400, rounds=1)
+    assert patience.is_over(6301 + 6 * 5400, rounds=1)
+    assert Patience(deadline_s=1000).is_over(1001, rounds=0), "not even one"
+
+
+def test_a_trial_of_short_rounds_hangs_only_when_none_has_ended_for_ten_minutes() -> None:
+    patience = Patience(deadline_s=1000)
+    assert [patience.is_over(elapsed_s, rounds=elapsed_s) for elapsed_s in range(1, 1200)] == [False] * 1199
+    assert [patience.is_over(elapsed_s, rounds=1199) for elapsed_s in (1798, 1800)] == [False, True]
 
 
 def test_deadlines_are_generous_and_follow_the_pace() -> None:

@@ -90,6 +90,25 @@ def test_a_key_of_the_grid_that_a_strategy_does_not_use_does_not_multiply_its_ro
     ]
 
 
+@pytest.mark.parametrize("key", ["partition.alpha", "partition.classes_per_node", "decay_factor"])
+def test_a_grid_over_what_no_row_uses_is_refused(key: str) -> None:
+    """Its rows would differ in their names only."""
+    values = "[2, 3]" if key.endswith("node") else "[0.1, 0.5]"
+    found = problems_of(f"strategies: [pull]\ngrid: {{{key}: {values}}}\n")
+    assert len(found) == 2
+    assert all(f": grid.{key}[" in line and "remove one of the two" in line for line in found)
+
+
+def test_a_decay_for_all_rows_may_be_used_by_some_of_them_alone() -> None:
+    study = study_of("decay_factor: 0.5\nstrategies: [pull, {strategy: pull, name: steps, schedule: steps}]\n")
+    assert [row.settings.decay_factor for row in study.rows] == [0.5, 0.5]
+
+
+def test_one_process_with_wrong_labels_has_those_of_the_node_that_its_rivals_have() -> None:
+    study = study_of("strategies: [single, pull]\npartition: classes\nwrong_labels: {node: 2, share: 0.5}\n")
+    assert [row.settings.partition.kind for row in study.rows] == ["classes", "classes"]
+
+
 def test_a_row_that_sets_a_key_of_the_grid_keeps_its_own_value() -> None:
     study = study_of(
         "strategies: [pull, {name: seldom, strategy: pull, cluster: {pull_probability: 0.05}}]\n"
@@ -280,6 +299,15 @@ target_accuracy: 0
             "same_updates[0]: expected a list of at least 2 entries, got a list of 1",
         ),
         (f"strategies: [pull]\ntakes: {'x' * 41}", "takes: expected text of at most 40 characters"),
+        (
+            "strategies: [pull]\npartition: {alpha: 0.3}",
+            "alpha is for partition dirichlet and quantity, and here it is iid",
+        ),
+        ("strategies: [pull]\npartition: {kind: dirichlet, equal: true}", "equal is for partition classes"),
+        (
+            "strategies: [{strategy: pull, decay_factor: 0.5}]",
+            "for schedule: steps, and here it is constant",
+        ),
         ("strategies: pull", "strategies: expected a list"),
         ("title: x", "strategies: missing"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,16 +10,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from dpwa.cli import main
 from dpwa.config.cluster import ClusterConfig
+from dpwa.launch import breaking
 from dpwa.launch.ports import free_ports
 from dpwa.launch.victims import running_node
+from dpwa.observe.bounded_file import read_records
+from dpwa.observe.lives import faults_of
 from dpwa.observe.process_use import started_ticks, state_of
 from dpwa.observe.run_folder import read_run
+from dpwa.observe.run_record import CHAOS_FILE
 from dpwa.transport.faults import SteeredPartition
 from fault_launch import TRAINER
 from support import VectorModel, step_until, wait_until
@@ -187,6 +193,19 @@ def test_a_partition_in_the_run_folder_separates_groups_and_ends_by_itself(tmp_p
     wait_until(lambda: reader.separates("w1", "w2"), "another one")
     writer.remove()
     wait_until(lambda: not reader.separates("w1", "w2"), "it is healed")
+
+
+def test_what_is_on_record_of_a_partition_says_when_it_ends_by_itself(tmp_path, monkeypatch):
+    """Whoever made it may be killed meanwhile, and then nobody writes that it is over."""
+
+    def node(_run_dir: Path, name: str) -> SimpleNamespace:
+        return SimpleNamespace(node=name, pid=1, restarts=False, is_alive=True, send=lambda _number: False)
+
+    monkeypatch.setattr(breaking, "running_node", node)
+    breaker = breaking.Breaker(tmp_path, ["w1", "w2"], mtbf_s=1e-3, is_steered=True, seed=1, tell=lambda _line: None)
+    wait_until(lambda: (breaker.turn(may_begin=True), breaker.made)[1] > 0, "a partition is made")
+    (fault,) = faults_of(read_records(tmp_path / CHAOS_FILE))
+    assert fault.ended_s == json.loads((tmp_path / "partition.json").read_text())["until"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"groups": 3, "until": 9e99}', '{"groups": [["w1"]], "until": "x"}'])

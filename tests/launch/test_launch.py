@@ -51,11 +51,17 @@ class Run:
         grace_s: float = 3.0,
     ) -> None:
         self.lines: list[tuple[str, str]] = []
+        self.records: list[dict[str, object]] = []
         self.processes: list[psutil.Process] = []
         self.named_total = 0
         self._react = react
         self.supervisor = Supervisor(
-            commands, on_failure=on_failure, max_restarts=max_restarts, grace_s=grace_s, on_line=self._on_line
+            commands,
+            on_failure=on_failure,
+            max_restarts=max_restarts,
+            grace_s=grace_s,
+            on_line=self._on_line,
+            record=lambda event, **fields: self.records.append({"event": event, **fields}),
         )
         started_s = time.monotonic()
         self.ends = asyncio.run(self.supervisor.run())
@@ -259,6 +265,8 @@ def test_a_second_stop_kills_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     leader = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + FORK_STUBBORN_WORKER + "time.sleep(600)"
     run = Run(python("w1", "import signal\n" + leader), react=stop_twice, grace_s=60)
     assert run.ends[0].exit_code == -signal.SIGKILL
+    told = [record["signal"] for record in run.records if record["event"] == "told"]
+    assert told == [signal.SIGTERM, signal.SIGKILL], "`dpwa verify` must not take the end for one that took too long"
     assert run.named_total == 2
     assert_ended(run.processes)
 

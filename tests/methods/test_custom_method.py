@@ -10,7 +10,8 @@ import pytest
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError
 from dpwa.methods.base import Conservation, ExchangeKind
-from support import ROOT, VectorModel
+from dpwa.methods.pull import Pull
+from support import ROOT, VectorModel, events_of
 
 FOLDER = ROOT / "examples" / "custom_method"
 
@@ -166,3 +167,20 @@ def test_options_that_a_custom_method_declares_have_defaults_and_are_checked_wit
 def test_a_method_that_is_not_there_is_refused(name, words):
     with pytest.raises(ConfigError, match=words):
         ClusterConfig.for_localhost(2, method=name).method_for("w1")
+
+
+class Talkative(Pull):
+    """Its numbers have the names of what the node itself writes into its journal."""
+
+    def statistics(self):
+        return {"loss": -1.0, "clock": -1.0, "blended": -1.0, "step": -1.0, "t": -1.0, "event": -1.0, "pulls": 7.0}
+
+
+def test_a_method_whose_numbers_have_the_names_of_the_nodes_own_replaces_none_of_them(in_memory, tmp_path):
+    in_memory.start([VectorModel([0.0]), VectorModel([1.0])], method=f"{__name__}:Talkative", run_dir=tmp_path)
+    in_memory.step_all(5)
+    in_memory.close()
+    (close,) = events_of(tmp_path, "w1", "close")
+    assert (close["loss"], close["step"], close["pulls"]) == (1.0, 5, 7.0)
+    assert close["blended"] > 0
+    assert min(event["t"] for event in events_of(tmp_path, "w1")) > 0

@@ -266,7 +266,7 @@ def _memory(journals: Journals, place: int) -> None:
 
 def _killed_at_the_end(journals: Journals, place: int) -> None:
     end = journals.launches[-1 - place % 2]
-    end["exit_code"] = -9
+    end |= {"exit_code": -9, "t": end["t"] + 5.0}
     journals.events[end["node"]].pop()
 
 

@@ -132,6 +132,17 @@ def test_logged_values_are_bounded_in_number_and_size(caplog):
     assert caplog.text.count("256") == 1
 
 
+def test_a_logged_value_replaces_none_of_the_nodes_own(zeromq, tmp_path):
+    (node,) = zeromq.start([VectorModel([0.0])], run_dir=tmp_path, metrics_interval_ms=10)
+    node.log(t=-1.0, step=-1, steps_per_s=-1.0, accuracy=0.9)
+    node.step(1.0)
+    node.close()
+    last = list(read_records(tmp_path / "nodes" / "w1" / "metrics.jsonl"))[-1]
+    assert (last["step"], last["accuracy"]) == (1, 0.9)
+    assert last["t"] > 0
+    assert last["steps_per_s"] >= 0
+
+
 def statistics_of(record: Record) -> NodeStatistics:
     return record.statistics(
         step=1,

@@ -120,6 +120,15 @@ def test_a_run_without_any_journal_has_nothing_to_check(tmp_path):
     assert "nothing to check" in output
 
 
+def test_a_journal_that_cannot_be_read_is_named_in_one_line(run_dir):
+    journal = run_dir / "nodes" / "w2" / "events.jsonl"
+    journal.unlink()
+    journal.mkdir()
+    code, output = _run(run_dir)
+    assert code == 2
+    assert f"{journal}: cannot be read (Is a directory)" in " ".join(output.split())
+
+
 def test_a_terminal_gets_a_table(run_dir):
     shown = io.StringIO()
     assert verify(run_dir, Console(file=shown, force_terminal=True, width=100)) == 0

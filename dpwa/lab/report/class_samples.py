@@ -65,8 +65,8 @@ def _images(path: Path) -> dict[int, list[NDArray[np.float64]]]:
 
 
 def _image(stored: NDArray[np.generic]) -> NDArray[np.float64]:
-    """One image for matplotlib, from channels, height and width."""
+    """One image for matplotlib, from channels, height and width: three are colours, of fewer the first is shown."""
     values = stored.astype(np.float64)
     low, high = values.min(), values.max()
     values = (values - low) / max(high - low, 1e-12)
-    return values[0] if len(values) == 1 else np.moveaxis(values[:3], 0, -1)
+    return values[0] if len(values) < 3 else np.moveaxis(values[:3], 0, -1)

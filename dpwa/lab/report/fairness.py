@@ -6,6 +6,7 @@ Runs in: any thread; all functions are pure.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -60,6 +61,7 @@ def findings(summary: Summary) -> list[Finding]:
         _initial_weights(results),
         _samples(summary),
         *_exchanges(summary),
+        *_destroyed(summary),
         *_times(summary),
         _cores(summary),
         Finding(
@@ -126,6 +128,18 @@ def _exchanges(summary: Summary) -> Iterator[Finding]:
         yield Finding(is_equal=False, text=text)
     elif rows:
         yield Finding(is_equal=True, text="All rows exchange at least nine tenths as often as they ask for.")
+
+
+def _destroyed(summary: Summary) -> Iterator[Finding]:
+    """Rows whose models are no numbers any more: their accuracy is that of guessing."""
+    names = [
+        row.name
+        for row in summary.rows
+        if any(result.final_loss is not None and not math.isfinite(result.final_loss) for result in row.done)
+    ]
+    if names:
+        text = f"Models became NaN or infinite, so that their accuracy says nothing: {_listed_briefly(names)}."
+        yield Finding(is_equal=False, text=text)
 
 
 def _times(summary: Summary) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ Runs in: any thread; all functions are pure.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -197,14 +197,14 @@ def summarise(study: Study, results: Sequence[TrialResult], problems: Sequence[s
         problems: found while reading them, one line each.
     """
     labels = [row.label for row in study.rows]
-    rows = tuple(
-        _row(study, index, row, [result for result in results if result.row == row.label])
-        for index, row in enumerate(study.rows)
-    )
     notes = [*problems]
     strangers = dict.fromkeys(result.row for result in results if result.row not in labels)
     notes += [f'Results of "{name}" are left out: the study has no such row.' for name in strangers]
-    notes += [f"{row.name}: {remark}" for row in rows if (remark := _stale(row))]
+    current, remarks = _current(study, results)
+    notes += remarks
+    # A run may have been asked for more seeds than the file has.
+    seeds_wanted = {*study.seeds, *(result.seed for found in current for result in found)}
+    rows = tuple(_row(study, index, row, current[index], seeds_wanted) for index, row in enumerate(study.rows))
     missing: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if row.missing:
@@ -214,21 +214,30 @@ def summarise(study: Study, results: Sequence[TrialResult], problems: Sequence[s
     return Summary(study, rows, tuple(notes))
 
 
-def _stale(row: RowSummary) -> str:
-    """The row's results that were made with other settings than the study file has; empty if there are none."""
+def _current(study: Study, results: Sequence[TrialResult]) -> tuple[list[list[TrialResult]], list[str]]:
+    """The results of each row that were made with its present settings, and a remark for those that were not."""
+    current: list[list[TrialResult]] = []
+    changed: dict[str, list[str]] = defaultdict(list)
+    for row in study.rows:
+        keys_of = [(result, _changed(row, result)) for result in results if result.row == row.label]
+        current.append([result for result, keys in keys_of if not keys])
+        if keys := sorted({key for _, keys in keys_of for key in keys}):
+            changed[", ".join(keys)].append(row.label)
+    return current, [
+        f"Left out: results made before settings changed ({keys}): {listed(names)}. Run the study again."
+        for keys, names in changed.items()
+    ]
+
+
+def _changed(row: Row, result: TrialResult) -> list[str]:
+    """The settings with which a result was made and that are others in the study file now."""
     wanted = row.settings.to_json()
-    keys = {
-        key
-        for result in row.measured
-        for key, value in result.trial.settings.items()
-        if key in wanted and wanted[key] != value
-    }
-    if not keys:
-        return ""
-    return f"its results were made before these settings changed: {', '.join(sorted(keys))}; run the study again."
+    return [key for key, value in result.trial.settings.items() if key in wanted and wanted[key] != value]
 
 
-def _row(study: Study, index: int, row: Row, results: Sequence[TrialResult]) -> RowSummary:
+def _row(
+    study: Study, index: int, row: Row, results: Sequence[TrialResult], seeds_wanted: Collection[int]
+) -> RowSummary:
     ordered = sorted(results, key=lambda result: result.seed)
     done = tuple(result for result in ordered if result.status == "done")
     skipped = tuple(result for result in ordered if result.status == "skipped")
@@ -247,7 +256,7 @@ def _row(study: Study, index: int, row: Row, results: Sequence[TrialResult]) -> 
         done=done,
         failed=failed,
         skipped=skipped,
-        missing=tuple(sorted(set(study.seeds) - {result.seed for result in ordered})),
+        missing=tuple(sorted(set(seeds_wanted) - {result.seed for result in ordered})),
         accuracy=over_seeds(lambda result: _percent(result.final_accuracy)),
         best=over_seeds(lambda result: _percent(_best(result).accuracy)),
         best_epoch=over_seeds(lambda result: _best(result).epoch),

@@ -9,7 +9,9 @@ from collections.abc import Iterable
 
 from dpwa.lab.study.trial import Trial
 
-__all__ = ["Pace", "duration_text"]
+__all__ = ["Pace", "Patience", "duration_text"]
+
+_Key = tuple[str, str, str]
 
 _LEAST_DEADLINE_S = 600.0
 _DEADLINE_FACTOR = 6.0
@@ -18,11 +20,11 @@ _LONGEST_EPOCH_S = 360.0
 
 
 class Pace:
-    """Seconds per epoch, by data set and network."""
+    """Seconds per epoch, by data set, network and engine."""
 
     def __init__(self) -> None:
-        self._taken_s: dict[tuple[str, str], float] = {}
-        self._epochs: dict[tuple[str, str], float] = {}
+        self._taken_s: dict[_Key, float] = {}
+        self._epochs: dict[_Key, float] = {}
 
     def learn(self, trial: Trial, taken_s: float) -> None:
         """Takes note of a trial that has finished."""
@@ -49,21 +51,53 @@ class Pace:
         return total_s
 
     def deadline_s(self, trial: Trial) -> float:
-        """How long a trial may take before it counts as hanging, in seconds."""
+        """How long a trial may take before it may count as hanging, in seconds; see `Patience`."""
         expected_s = self.seconds([trial])
         if expected_s is None:
             return _LEAST_DEADLINE_S + _LONGEST_EPOCH_S * _epochs(trial)
         return max(_LEAST_DEADLINE_S, _DEADLINE_FACTOR * expected_s)
 
 
-def _key(trial: Trial) -> tuple[str, str]:
-    return trial.settings.data, trial.settings.model
+class Patience:
+    """Tells a trial that hangs from one that is slow: its time is over, and rounds have stopped to end.
+
+    Small batches, few cores and slow nodes can make an honest trial many times slower than others on the same data.
+
+    Args:
+        deadline_s: when its time is over.
+    """
+
+    def __init__(self, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._rounds = 0.0
+        self._newest_s = 0.0
+        self._longest_s = 0.0
+
+    def is_over(self, elapsed_s: float, rounds: float) -> bool:
+        """Whether the trial hangs.
+
+        Args:
+            elapsed_s: since its start.
+            rounds: that have ended, the mean over its processes.
+        """
+        if rounds > self._rounds:
+            self._longest_s = max(self._longest_s, elapsed_s - self._newest_s)
+            self._rounds, self._newest_s = rounds, elapsed_s
+        silent_s = elapsed_s - self._newest_s
+        usual_s = max(_LEAST_DEADLINE_S, _DEADLINE_FACTOR * self._longest_s) if self._rounds else 0.0
+        return elapsed_s > self._deadline_s and silent_s > usual_s
+
+
+def _key(trial: Trial) -> _Key:
+    return trial.settings.data, trial.settings.model, trial.settings.engine
 
 
 def _epochs(trial: Trial) -> float:
-    """Passes over the data; processes that wait for each other are as slow as the slowest of them."""
+    """Passes over the data; whoever waits for a slow process, or for all of its work, is as slow as that one."""
     slow = trial.settings.slow
-    return trial.settings.n_epochs * (slow.factor if slow is not None and trial.kind.waits else 1.0)
+    return trial.settings.n_epochs * (
+        slow.factor if slow is not None and (trial.kind.waits or slow.keeps_work) else 1.0
+    )
 
 
 def duration_text(seconds: float) -> str:

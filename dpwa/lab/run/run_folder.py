@@ -147,13 +147,13 @@ def remove_snapshots(folder: TrialFolder) -> None:
             path.unlink()
 
 
-def newest_round(folder: TrialFolder) -> int:
+def newest_round(folder: TrialFolder) -> float:
     """The round that a trial has reached: the mean over the processes that save models."""
     found = [
         max((int(path.stem) for path in snapshots.glob("[0-9]*.safetensors")), default=0)
         for snapshots in (folder.path / "nodes").glob("*/snapshots")
     ]
-    return round(sum(found) / len(found)) if found else 0
+    return sum(found) / len(found) if found else 0.0
 
 
 def last_lines(path: Path, count: int) -> list[str]:

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from dpwa.custom_code import is_own
 from dpwa.lab.run.mpi_segments import remove_mpi_segments
-from dpwa.lab.run.pace import Pace, duration_text
+from dpwa.lab.run.pace import Pace, Patience, duration_text
 from dpwa.lab.run.progress import RunProgress
 from dpwa.lab.run.run_folder import (
     RunFolder,
@@ -292,32 +292,34 @@ class Runner:
         folder = self.folder.empty(trial)
         prepare(trial, folder, self._study.folder)
         expected_s, deadline_s = self._pace.seconds([trial]), self._pace.deadline_s(trial)
+        patience = Patience(deadline_s)
         later = [other for other in self.waiting() if other != trial]
 
-        def on_wait(elapsed_s: float) -> None:
-            share = min(1.0, newest_round(folder) / trial.rounds)
+        def is_over(elapsed_s: float) -> bool:
+            rounds = newest_round(folder)
+            share = min(1.0, rounds / trial.rounds)
             whole_s = elapsed_s / share if share >= _SHARE_TO_TRUST else expected_s
             left_s = None
             if whole_s is not None and (later_s := self._seconds_of(later, (trial, whole_s))) is not None:
                 left_s = max(0.0, whole_s - elapsed_s) + later_s
             progress.update(trial.title, share, left_s)
+            return patience.is_over(elapsed_s, rounds)
 
         with held_to(trial.settings.cores):
             ended = await self._programs.run(
                 (self._command or command_of)(trial, folder),
                 self._environment(threads_of(trial, self._cores)),
                 log=folder.output_log,
-                deadline_s=deadline_s,
-                on_wait=on_wait,
+                is_over=is_over,
             )
-        reason = _reason(ended, deadline_s, folder)
+        reason = _reason(ended, folder)
         evaluated = Ended(0, 0.0)
         if ended.exit_code != 0 or read_json(folder.result_json) is None:  # a trial in memory evaluates itself
             evaluated = await self._programs.run(
                 evaluation_command(folder, exit_code=ended.exit_code, reason=reason, wall_s=ended.wall_s),
                 self._environment(1 if _shares_machine(trial) else self._cores),
                 log=folder.output_log,
-                deadline_s=deadline_s,
+                is_over=lambda elapsed_s: elapsed_s > deadline_s,
             )
         outcome = self._evaluated(trial, folder, reason, evaluated)
         if outcome.status == "done":
@@ -367,10 +369,10 @@ def _print(console: Console, line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _reason(ended: Ended, deadline_s: float, folder: TrialFolder) -> str:
+def _reason(ended: Ended, folder: TrialFolder) -> str:
     """Why a trial has failed, in one line; empty if it has not."""
     if ended.is_late:
-        return f"not done within {duration_text(deadline_s)}"
+        return f"not done within {duration_text(ended.wall_s)}, and no round has ended for long"
     if ended.exit_code == 0:
         return ""
     return ended.reason if ended.exit_code < 0 else _error_in(folder) or ended.reason

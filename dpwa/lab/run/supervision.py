@@ -75,9 +75,8 @@ class Programs:
         environment: Mapping[str, str],
         *,
         log: Path | None = None,
-        deadline_s: float = float("inf"),
+        is_over: Callable[[float], bool] = lambda _elapsed_s: False,
         on_line: Callable[[str, str], None] = lambda _name, _line: None,
-        on_wait: Callable[[float], None] = lambda _elapsed_s: None,
     ) -> Ended:
         """Starts a program and waits for its end.
 
@@ -85,9 +84,8 @@ class Programs:
             argv: program and arguments.
             environment: the complete environment.
             log: file that gets its output appended; None keeps no copy.
-            deadline_s: seconds after which it is ended.
+            is_over: asked several times a second, with the seconds since the start, whether it is to be ended.
             on_line: called with "" and a line that it printed.
-            on_wait: called several times a second with the seconds since the start.
 
         Raises:
             EndedBySignal: `end` was called.
@@ -101,11 +99,9 @@ class Programs:
         running = asyncio.create_task(supervisor.run())
         try:
             while not (await asyncio.wait({running}, timeout=_POLL_S))[0]:
-                elapsed_s = time.monotonic() - started_s
-                if elapsed_s > deadline_s and not is_late:
+                if is_over(time.monotonic() - started_s) and not is_late:
                     is_late = True
                     supervisor.stop()
-                on_wait(elapsed_s)
         finally:
             self._at_work.remove(supervisor)
         self._check_signal()

@@ -20,9 +20,6 @@ __all__ = ["Peers", "SharedOut", "did_by_node"]
 # As many as the adapter makes by itself; here they are multiples of a batch.
 _BLOCKS_PER_NODE = 100
 
-# A slow node may still train when the others are done; they keep answering it.
-_FINISH_TIMEOUT_S = 600.0
-
 
 class Peers(Strategy):
     """Trains as a node of the cluster that `dpwa launch` has started.
@@ -59,8 +56,8 @@ class Peers(Strategy):
         return did_by_node(self._node.statistics())
 
     def finish(self) -> bool:
-        """Keeps serving until all nodes are done, and takes part in their merge if the row has one."""
-        self._node.finish(_FINISH_TIMEOUT_S)
+        """Keeps serving as long as others train, however slow, and takes part in their merge if the row has one."""
+        self._node.finish()
         return bool(self._node.statistics().merged_models)
 
     def close(self) -> None:

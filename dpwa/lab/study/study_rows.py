@@ -69,6 +69,9 @@ _USERS: Mapping[str, _Uses] = {
 }
 """The settings that not every strategy uses, and the strategies that use them."""
 
+_OF_PARTITION = {"classes_per_node": ("classes",), "equal": ("classes",), "alpha": ("dirichlet", "quantity")}
+"""The options of a partition, and its kinds that have them."""
+
 _USERS_IN_CLUSTER: Mapping[str, _Uses] = {
     **{name: _named(name) for name, method in METHODS.items() if method.options is not None},
     **dict.fromkeys(FACTOR_KEYS, _declared("uses_interpolation")),
@@ -158,10 +161,25 @@ class _Draft:
         except ValidationError as error:
             problems += problems_of(error, Settings.model_json_schema())
         problems += contradictions(values, self.kind, folder)
+        if settings is not None:
+            problems += self._idle(settings)
         if folder is not None:
             problems += own_code_problems(values if settings is None else settings.to_json(), folder)
         own: Place = ("strategies", self.index)
         return settings, [replace(one, place=self.layers.origin(one.place, own)) for one in problems]
+
+    def _idle(self, settings: Settings) -> Iterator[Problem]:
+        """What was written for this row and has no effect beside its other settings: its name would say too much."""
+        kind = settings.partition.kind
+        for key, kinds in _OF_PARTITION.items():
+            if key in mapping(self.layers.values.get("partition")) and kind not in kinds:
+                text = f"{key} is for partition {' and '.join(kinds)}, and here it is {kind}; remove one of the two"
+                yield Problem(("partition", key), text, at_key=True)
+        for key in ("decay_at", "decay_factor"):
+            is_of_row = self.layers.origin((key,), ())[:1] in (("grid",), ("strategies",))
+            if is_of_row and settings.schedule in ("constant", "cosine", "linear"):
+                text = f"{key} is for schedule: steps, and here it is {settings.schedule}; remove one of the two"
+                yield Problem((key,), text, at_key=True)
 
 
 def _drafts(
@@ -174,11 +192,13 @@ def _drafts(
 ) -> Iterator[_Draft]:
     """The rows of one entry of `strategies`."""
     own = {key: found for key in grid_keys if (found := _own_choice(kind, entry, tuple(key.split(".")))) is not None}
+    # Which samples the wrong labels are of depends on who would hold them, also where one process has all.
+    has_wrong_labels = bool(entry.get("wrong_labels", values.get("wrong_labels")))
     for choice in product(*(found for _, found in points)):
         layers = Layers()
         for source, place in ((values, ()), (entry, ("strategies", index))):
             for key in source:
-                if key in _known_keys() and is_used(kind, (key,)):
+                if key in _known_keys() and (is_used(kind, (key,)) or (key == "partition" and has_wrong_labels)):
                     _put(layers, key, source[key], place)
         name = label = str(entry.get("name") or kind.name)
         point = dict(own)

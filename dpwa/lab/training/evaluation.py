@@ -26,6 +26,7 @@ from dpwa.examples.samples import Samples
 from dpwa.lab.study.kinds import Start, kind_of
 from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 from dpwa.lab.training.assignment import data_of, model_of, parts_of_nodes
+from dpwa.lab.training.client_schedule import Schedule
 from dpwa.lab.training.data import DataSet
 from dpwa.lab.training.machine import commit, machine
 from dpwa.lab.training.models import initial_weights_hash
@@ -78,7 +79,12 @@ def evaluate(folder: TrialFolder, trial: Trial, data: DataSet, *, exit_code: int
     done = [name for name in names if folder.snapshot(name, trial.rounds).exists()]
     killed = f"w{trial.settings.kill.node}" if trial.settings.kill is not None else None
     is_done = bool(done) and set(done) >= set(names) - {killed} and (exit_code == 0 or killed is not None)
-    workers = [found for name in trial.training_names if (found := _worker(folder, trial, name, model, data))]
+    ends = _names_at_the_end(folder, trial)
+    workers = [
+        found
+        for name in trial.training_names
+        if (found := _worker(folder, trial, name, model, data if name in ends else None))
+    ]
     last = reached[-1] if reached else None
     if is_done and killed in trial.process_names and not folder.snapshot(killed, trial.rounds).exists():
         begins_again = kind_of(trial.settings.strategy).start is Start.TORCHRUN
@@ -144,6 +150,15 @@ def _names_with_models(trial: Trial) -> tuple[str, ...]:
     if trial.kind.has_server:
         return names[-1:]
     return names[:1] if trial.kind.splits_batch else names
+
+
+def _names_at_the_end(folder: TrialFolder, trial: Trial) -> set[str]:
+    """The processes whose models are in the final one: not those that were killed, nor clients that were not chosen."""
+    names = trial.training_names
+    if trial.kind.has_server:
+        schedule = Schedule.of(trial.settings, trial.seed)
+        names = tuple(names[client] for client in schedule.chosen(schedule.rounds))
+    return {name for name in names if folder.snapshot(name, trial.rounds).exists()}
 
 
 def _initial_weights(folder: TrialFolder, names: Sequence[str], model: nn.Module) -> str:
@@ -238,11 +253,13 @@ def _distance(models: Sequence[dict[str, Tensor]], mean: dict[str, Tensor]) -> f
         torch.stack([(model[name].double() - value).norm() for name, value in mean.items()]).norm().item()
         for model in models
     ]
-    return float(np.mean(distances)) / norm if norm > 0 else 0.0
+    return 0.0 if norm == 0 else float(np.mean(distances)) / norm
 
 
-def _worker(folder: TrialFolder, trial: Trial, name: str, model: nn.Module, data: DataSet) -> dict[str, Any] | None:
-    """What is measured of one process."""
+def _worker(
+    folder: TrialFolder, trial: Trial, name: str, model: nn.Module, data: DataSet | None
+) -> dict[str, Any] | None:
+    """What is measured of one process; without data, all but its accuracy."""
     newest = _newest(folder, trial, name)
     if newest is None:
         return None
@@ -252,7 +269,7 @@ def _worker(folder: TrialFolder, trial: Trial, name: str, model: nn.Module, data
         "samples": round(newest.header["samples"]),
         "steps": round(newest.header["step"]),
         "training_s": newest.header["training_s"],
-        "accuracy": accuracy_of(model, data.held_out, data.prepare),
+        "accuracy": accuracy_of(model, data.held_out, data.prepare) if data is not None else None,
     }
 
 

@@ -42,17 +42,21 @@ def machine_cores() -> int:
 
 
 def commit() -> str:
-    """The commit of this checkout, with "-dirty" if files differ from it; empty outside git."""
+    """The commit of this checkout, with "-dirty" if files differ from it; empty outside git.
+
+    An environment inside somebody's own repository is no checkout of dpwa: git does not know the files there.
+    """
     try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def _version(name: str) -> str | None:

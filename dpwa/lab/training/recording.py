@@ -81,17 +81,20 @@ class Recorder:
     def begin(self, total_steps: int) -> None:
         """Saves the initial model, waits until all processes are ready, and starts the clock.
 
+        One that was started anew before it had anything to go on from keeps the clock of its first life.
+
         Raises:
             StartTimeout: a process did not become ready.
         """
         self._total_steps = total_steps
         self._started_s = self._clock()
         self._write(0)
+        first_life_s = self._begin_of_first_life()
         if self._meets:
             self._meet()
         if self._handicap is not None:
             self._handicap.begin()
-        self._started_s = self._clock()
+        self._started_s = self._clock() - (0.0 if first_life_s is None else time.time() - first_life_s)
         self._paused_s = 0.0
 
     def resume(self, total_steps: int, steps_done: int) -> None:
@@ -152,6 +155,8 @@ class Recorder:
         while self._round < self._rounds and done >= (self._round + 1) / self._rounds:
             self._round += 1
             self._write(self._round)
+            if self._handicap is not None:
+                self._handicap.begin()  # what saving has computed is no training
 
     def _write(self, round_: int) -> None:
         paused_s, training_s = self._clock(), self.training_s
@@ -176,9 +181,16 @@ class Recorder:
             threads=self._threads,
         )
 
+    def _begin_of_first_life(self) -> float | None:
+        """When an earlier life of this process was ready, in seconds since 1970; None if there was none."""
+        ready = self._folder.node(self._name) / "ready"
+        return ready.stat().st_mtime if self._meets and ready.exists() else None
+
     def _meet(self) -> None:
         """Waits for all processes, so that no clock runs while another process is still loading."""
-        (self._folder.node(self._name) / "ready").touch()
+        ready = self._folder.node(self._name) / "ready"
+        if not ready.exists():  # its time is that of the first life
+            ready.touch()
         deadline_s = time.monotonic() + _START_TIMEOUT_S
         missing = list(self._names)
         while missing:

@@ -3,6 +3,7 @@
 A pull or a gathering reads the peer's snapshot when the request has arrived there, so that what comes back is as old
 as the way home is long. A push lands when its bytes have arrived, a pair is made when they have gone both ways. A
 gathering is made when every neighbour that still trains has published its round, or when the plan's wait is over.
+Whoever asks in vain, because a message was lost, learns of it when the cluster's `timeout_ms` is over.
 
 Runs in: the training thread.
 """
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from dpwa.errors import ConfigError
 from dpwa.exchange.service import Service
 from dpwa.lab.strategies.in_memory.virtual_time import VirtualTime
 from dpwa.methods.base import ExchangeKind
@@ -36,12 +38,28 @@ class Link:
         bytes_per_s: the rate at which a model comes over it; infinite by default.
         codec: how models are encoded.
         wait_s: how long a step waits for its exchange, whatever the method says: the cluster file's `wait_ms`.
+        timeout_s: how long a model may be on its way: the cluster file's `timeout_ms`.
     """
 
     latency_s: float
     bytes_per_s: float = math.inf
     codec: Codec = Codec.RAW
     wait_s: float = 0.0
+    timeout_s: float = math.inf
+
+    def check(self, layout: Layout) -> None:
+        """Whether a whole model gets across.
+
+        Raises:
+            ConfigError: it does not within the timeout.
+        """
+        takes_s = 2 * self.latency_s + self.transfer_s(layout, 1.0)
+        if takes_s > self.timeout_s:
+            raise ConfigError(
+                f"a model takes {takes_s:.3g} s over the virtual link, and timeout_ms ends an exchange after "
+                f"{self.timeout_s:g} s; in memory nothing is made smaller for a slow link: set a longer timeout_ms, a "
+                "codec, or a faster link in virtual"
+            )
 
     def transfer_s(self, layout: Layout, fraction: float) -> float:
         """How long a share of a model is on its way, without the latency."""
@@ -54,12 +72,16 @@ class VirtualNetwork(InMemoryNetwork):
     Args:
         time: the trial's.
         link: between any two nodes.
+
+    Attributes:
+        waited_s: how long whoever asks at the moment has waited in vain.
     """
 
     def __init__(self, time: VirtualTime, link: Link) -> None:
         super().__init__()
         self.time = time
         self.link = link
+        self.waited_s = 0.0
         self._services: dict[str, Service] = {}
         self._gathering: list[VirtualTransport] = []
 
@@ -76,6 +98,10 @@ class VirtualNetwork(InMemoryNetwork):
         super().leave(name)
         self._services.pop(name, None)
         self._look_again()
+
+    def pause(self, pause_s: float) -> None:
+        """See `Client.pause`: virtual time stands still meanwhile, so that the result has to come so much later."""
+        self.waited_s += pause_s
 
     def published(self) -> None:
         """A node has a new snapshot, or will have none any more."""
@@ -105,6 +131,7 @@ class VirtualTransport(InMemoryTransport):
 
     def __init__(self, network: VirtualNetwork, name: str, wiring: Ends) -> None:
         super().__init__(network, name, wiring)
+        network.link.check(wiring.service.layout)
         self._virtual = network
         self._asked: ExchangeRequest | None = None
         self._asks = 0  # plans name an exchange by its number: with the request they would keep its snapshot, too
@@ -182,8 +209,11 @@ class VirtualTransport(InMemoryTransport):
         if request is None or ask != self._asks or not self._virtual.is_there(self._name):
             return  # it was made already, or this node is no more
         self._asked = None
+        self._virtual.waited_s = 0.0
         self._exchanger.perform(request, self._virtual)
-        self._here_s = self._virtual.time.now_s + way_home_s
+        # A gathering asks again and again, and its plan says how long that may take.
+        in_vain_s = 0.0 if request.plan.kind is ExchangeKind.GATHER else self._virtual.waited_s
+        self._here_s = self._virtual.time.now_s + way_home_s + in_vain_s
         if self._on_arrival is not None:
             self._plan_arrival()
 

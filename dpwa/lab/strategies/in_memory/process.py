@@ -75,7 +75,7 @@ def _link(trial: Trial, config: ClusterConfig | None) -> Link:
     if config is None:
         return Link(virtual.latency_s, rate)
     codec = Codec.RAW if config.codec == "auto" else Codec[config.codec.upper()]
-    return Link(virtual.latency_s, rate, codec, config.wait_s)
+    return Link(virtual.latency_s, rate, codec, config.wait_s, config.timeout_s)
 
 
 class _VirtualPeers(Strategy):
