@@ -26,6 +26,9 @@ from .restoring import Kept
 
 __all__ = ["attach"]
 
+# Rules that without a loss would be constant.
+_BY_LOSS = ("loss", "loss_divergence")
+
 
 def attach(
     model: nn.Module,
@@ -40,7 +43,7 @@ def attach(
 
     A step that a GradScaler skips does not count (a fused optimizer's on a GPU does: to know better, the trainer would
     have to wait for the GPU). dpwa ends with the process, or with `close` of the returned adapter; the optimizer then
-    goes on without it.
+    goes on without it. Until then the adapter's own `step` is refused: it would count each step twice.
 
     Args:
         model: see `DpwaPyTorchAdapter`.
@@ -55,14 +58,14 @@ def attach(
     """
     optimizer = unwrapped_optimizer(optimizer, "attach")
     identity = identity_of_model(model, name, config)
-    if loss is None and (identity.config.interpolation == "loss" or identity.config.divergence_threshold > 0):
+    if loss is None and (identity.config.interpolation in _BY_LOSS or identity.config.divergence_threshold > 0):
         raise ConfigError(
             "attach: this config's interpolation looks at the loss; pass loss=..., a function that returns the loss of "
-            "the latest step, or call adapter.step(loss) in the loop instead"
+            "the latest step, or make a DpwaPyTorchAdapter instead, and call its step(loss) in the loop"
         )
     adapter = DpwaPyTorchAdapter(model, name, cast("Any", identity), optimizer=optimizer, checkpoint=checkpoint)
     with ExitStack() as undo:
         undo.callback(adapter.close)  # what nobody gets nobody could close
-        adapter._hook = OptimizerHook(adapter.step, optimizer, loss)  # noqa: SLF001
+        adapter._hook = OptimizerHook(adapter._step, optimizer, loss)  # noqa: SLF001
         undo.pop_all()
     return adapter

@@ -1,8 +1,9 @@
 """The checkpoints of one node: when they are due, what they keep, and how a node goes on from one.
 
-A checkpoint is taken at the end of a step boundary: model, optimizer, random numbers and the node's state, of one
-moment. What a script changes after `optimizer.step()` and before the next one, schedulers and gradient scalers, is read
-when the next `optimizer.step()` begins: a loop may call `scheduler.step()` before the boundary or after it.
+A checkpoint is taken at the end of a step boundary: model, optimizers, random numbers and the node's state, of one
+moment. What a script changes after `optimizer.step()` and before the next one, schedulers, gradient scalers and the
+optimizers' `param_groups`, is read when the next step of any optimizer begins: a loop may call `scheduler.step()`
+before the boundary or after it.
 
 Runs in: the trainer's thread, but for `_ended`, which the writing thread calls.
 """
@@ -26,6 +27,7 @@ from dpwa import ConfigError
 
 from .checkpoint_files import Found, read_newest
 from .checkpoint_writer import Copied, Writer, Written
+from .optimizer_state import unwrapped_optimizer
 from .plain_state import Plain, Tensors, as_plain
 from .random_state import random_state, set_random_state
 from .restoring import Kept, Training
@@ -100,7 +102,7 @@ class Checkpoints:
         self._refuse_what_cannot_be_kept()
         self._lock = _locked(folder / "lock", node)
         self._writer = Writer(node, folder, keep=keep, ended=self._ended)
-        self._hook = None if optimizer is None else optimizer.register_step_pre_hook(self._before_step)
+        self._hooks = [one.register_step_pre_hook(self._before_step) for one in self._optimizers()]
         self._due_s = monotonic_s() + every_s
         self.random_of_island: Callable[[], list[str] | None] | None = None
         """Of an island: the random numbers of its processes, by rank, at a step that `is_due` has chosen; else None."""
@@ -121,6 +123,12 @@ class Checkpoints:
                 )
         self._plain_state(Tensors())
         self._late_state(Tensors())
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """All that say when their steps begin: the one that trains the model, and those among the parts."""
+        given = [self._optimizer, *self._parts.values()]
+        found = [unwrapped_optimizer(one, "checkpoint") for one in given if isinstance(one, torch.optim.Optimizer)]
+        return list({id(one): one for one in found}.values())
 
     # --- Going on -------------------------------------------------------------------------------------------------
 
@@ -217,7 +225,10 @@ class Checkpoints:
         return not self._writer.is_busy
 
     def finish(self) -> None:
-        """Take one more after the last step, so that a run that is resumed has nothing left to train."""
+        """Take one more after the last step, so that a run that is resumed has nothing left to train.
+
+        Also once `Node.finish` has changed the model, so that such a run ends with the same one.
+        """
         self._hand_over()
         if self._writer.wait(_CLOSE_TIMEOUT_S):
             self._take([])
@@ -225,8 +236,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Write what was taken, and end."""
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         self._hand_over()
         if not self._writer.close(_CLOSE_TIMEOUT_S):
             _logger.warning("node %s: its last checkpoint takes too long and is given up", self._node)
@@ -246,7 +257,7 @@ class Checkpoints:
             self._ended(Written(self.step, 0, 0.0, error))
             return
         self._pending = _Pending(self.step, plain, self._writer.copy(tensors.by_name))
-        if self._optimizer is None:
+        if not self._hooks:
             self._hand_over()
 
     def _before_step(self, *_args: object) -> None:
@@ -272,9 +283,12 @@ class Checkpoints:
 
     def _plain_state(self, tensors: Tensors) -> dict[str, Plain]:
         """All that belongs to the moment of the boundary."""
-        optimizer = {} if self._optimizer is None else self._optimizer.state_dict()
-        optimizer = {key: value for key, value in optimizer.items() if key != "param_groups"}
-        parts = {name: part.state_dict() for name, part in self._parts.items() if not isinstance(part, _LATE)}
+        optimizer = {} if self._optimizer is None else _but_groups(self._optimizer)
+        parts = {
+            name: _but_groups(part) if isinstance(part, torch.optim.Optimizer) else part.state_dict()
+            for name, part in self._parts.items()
+            if not isinstance(part, _LATE)
+        }
         # Those of the checkpoint that the script has not made yet are kept as they were.
         samplers = {**self._kept_samplers, **{name: one.state_dict() for name, one in self._samplers.items()}}
         return {
@@ -288,9 +302,13 @@ class Checkpoints:
         }
 
     def _late_state(self, tensors: Tensors) -> dict[str, Plain]:
-        """What the script changes between the boundary and the next step of the optimizer."""
-        groups = {} if self._optimizer is None else {"param_groups": self._optimizer.state_dict()["param_groups"]}
-        parts = {name: part.state_dict() for name, part in self._parts.items() if isinstance(part, _LATE)}
+        """What the script changes between the boundary and the next step of an optimizer."""
+        groups = {} if self._optimizer is None else _groups(self._optimizer)
+        parts = {
+            name: _groups(part) if isinstance(part, torch.optim.Optimizer) else part.state_dict()
+            for name, part in self._parts.items()
+            if isinstance(part, (*_LATE, torch.optim.Optimizer))
+        }
         return {
             "optimizer": as_plain(groups, "late.optimizer", tensors),
             "parts": as_plain(parts, "late.parts", tensors),
@@ -329,9 +347,20 @@ class Checkpoints:
             )
 
 
+def _groups(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Of an optimizer's state what schedulers change."""
+    return {key: value for key, value in optimizer.state_dict().items() if key == "param_groups"}
+
+
+def _but_groups(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {key: value for key, value in optimizer.state_dict().items() if key != "param_groups"}
+
+
 def _joined(first: Plain, second: Plain) -> Plain:
-    """Two mappings as one."""
-    return {"dict": [*first["dict"], *second["dict"]]}
+    """Two mappings as one; what both have is a mapping itself."""
+    of_second = dict(second["dict"])
+    both = [[key, _joined(value, of_second.pop(key)) if key in of_second else value] for key, value in first["dict"]]
+    return {"dict": [*both, *map(list, of_second.items())]}
 
 
 def _locked(path: Path, node: str) -> int | None:

@@ -18,7 +18,9 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from dpwa import ConfigError
 from dpwa.engines.environment import Start
 
-__all__ = ["open_store"]
+__all__ = ["open_store", "shared_run_dir"]
+
+_RUN_DIR = "dpwa/run_dir"
 
 _opened: list[Any] = []
 """A store that ended with its last use would end for the others, too."""
@@ -57,5 +59,30 @@ def open_store(start: Start, run_dir: Path, timeout_s: float) -> tuple[Any, Path
         ) from error
     _opened.append(store)
     if start.rank == 0:
-        run_dir = Path(store.compare_set("dpwa/run_dir", "", str(run_dir)).decode())
+        run_dir = Path(store.compare_set(_RUN_DIR, "", str(run_dir)).decode())
     return PrefixStore(f"dpwa/attempt_{start.attempt}", store), run_dir
+
+
+def shared_run_dir(start: Start, run_dir: Path, timeout_s: float) -> Path:
+    """The run folder of the first process, in each of them; when they are started again, still the first one.
+
+    Args:
+        start: of this process, with torch's variables.
+        run_dir: what it would be by this process, in a first start.
+        timeout_s: how long the first process is waited for.
+
+    Raises:
+        ConfigError: the store cannot be reached, or the first process has told nothing.
+    """
+    _, run_dir = open_store(start, run_dir, timeout_s)
+    if start.rank == 0:
+        return run_dir
+    store = _opened[-1]
+    try:
+        store.wait([_RUN_DIR], timedelta(seconds=timeout_s))
+        return Path(store.get(_RUN_DIR).decode())
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"{start.engine}: the first process has told no run folder within {timeout_s:g} s; have it make a node of "
+            "dpwa, too, or set DPWA_RUN_DIR to one folder for all"
+        ) from error

@@ -5,6 +5,7 @@ Must not know: models, tensors. Runs in: the trainer's thread.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -15,12 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from dpwa import ClusterConfig, ConfigError
-from dpwa.engines.boards import Board, FolderBoard, PmiBoard, StoreBoard, file_name
+from dpwa.engines.boards import MAX_CARD_BYTES, Board, FolderBoard, PmiBoard, StoreBoard, file_name
 from dpwa.engines.environment import Start, start_of
-from dpwa.engines.gathering import GATHER_TIMEOUT_S, gather, own_host, values_in
+from dpwa.engines.gathering import GATHER_TIMEOUT_S, Gathered, gather, own_host, values_in
 from dpwa.engines.parts import cluster_of_part, part_folder, with_keys_of_run
 
-from .engine_store import open_store
+from .engine_store import open_store, shared_run_dir
 from .islands import Members
 
 __all__ = ["ConfigLike", "Identity", "given_config", "identity_of", "in_folder", "island_size", "take_place"]
@@ -36,10 +37,6 @@ class _Closable(Protocol):
 
 _holders: weakref.WeakValueDictionary[tuple[int, str], _Closable] = weakref.WeakValueDictionary()
 """By process and address: which adapter is that node now."""
-
-_found: dict[tuple[Start, int], Identity] = {}
-"""By start, and by the first process of the node. What was found out once: the others do not wait for a second adapter
-of one process."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,28 @@ class Identity:
     launch_id: str = ""
     is_by_rank: bool = False
     members: Members | None = None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found out once: the others do not wait for a second adapter of one process.
+
+    Attributes:
+        source: the settings, as the script or the environment named them.
+        identity: the node, with these settings.
+        gathered: where the processes are, if they have told each other.
+    """
+
+    source: ConfigLike
+    identity: Identity
+    gathered: Gathered | None
+
+
+_found: dict[tuple[Start, int], _Found] = {}
+"""By start, and by the first process of the node."""
+
+_run_dirs: dict[Start, Path] = {}
+"""What the processes of a start without a name have agreed on."""
 
 
 def identity_of(
@@ -151,76 +170,104 @@ def island_size(config: ConfigLike) -> int | None:
 def _of_start(start: Start, config: ConfigLike, members: Members | None) -> Identity:
     """The node of one of several processes that an engine has started: the file's nodes by rank, or those started."""
     first = start.rank if members is None else members.ranks[0]
-    if (start, first) in _found:
-        return replace(_found[start, first], members=members)
-    if members is not None and members.ranks[members.rank] != start.rank:
-        raise ConfigError(
-            f"{start.engine} calls this process {start.rank}, and torch.distributed calls it "
-            f"{members.ranks[members.rank]}; give init_process_group the rank of {start.engine}"
-        )
-    if start.others:
-        _logger.warning(
-            "started by %s, as process %d of %d; the variables of %s are set, too, and do not count",
-            start.engine,
-            start.rank,
-            start.size,
-            ", ".join(start.others),
-        )
     source = config if config is not None else os.environ.get("DPWA_CONFIG") or None
+    source = os.fspath(source) if isinstance(source, os.PathLike) else source
+    known = _found.get((start, first))
+    if known is None or known.source != source:
+        if members is not None and members.ranks[members.rank] != start.rank:
+            raise ConfigError(
+                f"{start.engine} calls this process {start.rank}, and torch.distributed calls it "
+                f"{members.ranks[members.rank]}; give init_process_group the rank of {start.engine}"
+            )
+        if start.others and known is None:
+            _logger.warning(
+                "started by %s, as process %d of %d; the variables of %s are set, too, and do not count",
+                start.engine,
+                start.rank,
+                start.size,
+                ", ".join(start.others),
+            )
+        known = _found[start, first] = _look_up(start, source, members, None if known is None else known.gathered)
+    return replace(known.identity, members=members)
+
+
+def _look_up(start: Start, source: ConfigLike, members: Members | None, gathered: Gathered | None) -> _Found:
+    """Find out which node this process is.
+
+    Args:
+        start: of this process.
+        source: the settings.
+        members: the island that this process belongs to; None: none.
+        gathered: what the processes have told each other before, for other settings; None: nothing yet.
+    """
     values = _values_of(source)
     if values.get("nodes"):
-        listed = given_config(source)
-        size = 1 if members is None else members.size
-        if listed is None or len(listed.nodes) * size != start.size:
-            islands = "" if size == 1 else f", {size} of which share a model,"
-            raise ConfigError(
-                f"{start.engine} has started {start.size} processes{islands} and the cluster file has "
-                f"{len(values['nodes'])} nodes; start as many as it has, or leave `nodes` out of it: the processes "
-                "find each other"
-            )
-        neighbours = range(start.rank // size * size, (start.rank // size + 1) * size)
-        if members is not None and members.ranks != tuple(neighbours):
-            raise ConfigError(
-                f"the processes {list(members.ranks)} share a model; with `nodes` in the cluster file, expected "
-                f"{size} neighbours such as {list(neighbours)}; leave `nodes` out of it"
-            )
-        node = listed.nodes[start.rank // size]
-        identity = Identity(_of_part(listed, members), node.name, _run_dir_of(start, listed.run), is_by_rank=True)
+        identity = _listed(start, source, len(values["nodes"]), members)
     else:
-        identity = _gathered(start, source, values, first, 0 if members is None else members.part)
-    _found[start, first] = identity
-    return replace(identity, members=members)
+        if gathered is None:
+            first, part = (start.rank, 0) if members is None else (members.ranks[0], members.part)
+            gathered = _gathered(start, values, first, part)
+        config = _with_found(source, values, gathered.settings)
+        identity = Identity(
+            config, gathered.name, gathered.run_dir, launch_id=gathered.launch_id, is_by_rank=True, members=members
+        )
+    return _Found(copy.deepcopy(source) if isinstance(source, Mapping) else source, identity, gathered)
 
 
-def _gathered(start: Start, source: ConfigLike, values: Mapping[str, Any], first: int, part: int) -> Identity:
-    folder = os.environ.get("DPWA_RENDEZVOUS")
+def _listed(start: Start, source: ConfigLike, nodes: int, members: Members | None) -> Identity:
+    """A node of a cluster file, by rank."""
+    listed = given_config(source)
+    size = 1 if members is None else members.size
+    if listed is None or len(listed.nodes) * size != start.size:
+        islands = "" if size == 1 else f", {size} of which share a model,"
+        raise ConfigError(
+            f"{start.engine} has started {start.size} processes{islands} and the cluster file has {nodes} nodes; start "
+            "as many as it has, or leave `nodes` out of it: the processes find each other"
+        )
+    neighbours = range(start.rank // size * size, (start.rank // size + 1) * size)
+    if members is not None and members.ranks != tuple(neighbours):
+        raise ConfigError(
+            f"the processes {list(members.ranks)} share a model; with `nodes` in the cluster file, expected "
+            f"{size} neighbours such as {list(neighbours)}; leave `nodes` out of it"
+        )
+    node = listed.nodes[start.rank // size]
+    return Identity(_of_part(listed, members), node.name, _agreed_run_dir(start, listed.run), is_by_rank=True)
+
+
+def _gathered(start: Start, values: Mapping[str, Any], first: int, part: int) -> Gathered:
+    """Have the processes find each other."""
     run_dir = _run_dir_of(start, str(values.get("run", "dpwa")))
     towards = None
-    board: Board
-    if folder:
-        board = FolderBoard(Path(folder), start, _logger.warning)
-    elif start.engine == "torchrun":
+    board = _given_board(start)
+    if board is None and start.engine == "torchrun":
         towards = os.environ["MASTER_ADDR"], 9
         store, run_dir = open_store(start, run_dir, GATHER_TIMEOUT_S)
         board = StoreBoard(store, start)
-    elif start.engine == "MPICH":
-        board = PmiBoard(int(os.environ["PMI_FD"]), start)
-    else:
+    elif board is None:
         board = FolderBoard(Path.cwd() / "runs" / ".rendezvous", start, _logger.warning)
-    found = gather(
-        start,
-        board,
-        values,
-        first=first,
-        part=part,
-        run_dir=run_dir,
-        host=own_host(start, os.environ.get("DPWA_HOST"), towards),
-    )
-    if isinstance(source, (str, os.PathLike)):
-        config = ClusterConfig.load(Path(source), found.settings)
-    else:
-        config = ClusterConfig.from_mapping({**values, **found.settings})
-    return Identity(config, found.name, found.run_dir, launch_id=found.launch_id, is_by_rank=True)
+    host = own_host(start, os.environ.get("DPWA_HOST"), towards)
+    return gather(start, board, values, first=first, part=part, run_dir=run_dir, host=host)
+
+
+def _given_board(start: Start) -> Board | None:
+    """The board that the user names, or MPICH has; None where there is neither."""
+    folder = os.environ.get("DPWA_RENDEZVOUS")
+    if folder:
+        return FolderBoard(Path(folder), start, _logger.warning)
+    return PmiBoard(int(os.environ["PMI_FD"]), start) if start.engine == "MPICH" else None
+
+
+def _with_found(source: ConfigLike, values: Mapping[str, Any], found: Mapping[str, Any]) -> ClusterConfig:
+    """The cluster of settings and of the nodes that were found; keys of the settings' own come before those of the run.
+
+    Raises:
+        ConfigError: the settings cannot be used.
+    """
+    has_own_keys = values.get("keys") or values.get("insecure")
+    needed = {key: value for key, value in found.items() if not (key == "keys" and has_own_keys)}
+    if isinstance(source, str):
+        return ClusterConfig.load(Path(source), needed)
+    return ClusterConfig.from_mapping({**values, **needed})
 
 
 def _values_of(source: ConfigLike) -> Mapping[str, Any]:
@@ -262,6 +309,36 @@ def _run_dir_of(start: Start, run: str) -> Path:
     if chosen:
         return Path(chosen).absolute()
     return Path.cwd() / "runs" / file_name(f"{run}-{start.job or time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def _agreed_run_dir(start: Start, run: str) -> Path:
+    """The run folder where a cluster file names the nodes: the first process's, if each would choose by its own clock.
+
+    Raises:
+        ConfigError: the engine gives them no way to agree.
+    """
+    run_dir = _run_dir_of(start, run)
+    if start.job or os.environ.get("DPWA_RUN_DIR"):
+        return run_dir
+    if start not in _run_dirs:
+        board = _given_board(start)
+        if board is not None:
+            _run_dirs[start] = Path(os.fsdecode(board.exchange(_told(run_dir), GATHER_TIMEOUT_S)[0]))
+        elif start.engine == "torchrun":
+            _run_dirs[start] = shared_run_dir(start, run_dir, GATHER_TIMEOUT_S)
+        else:
+            raise ConfigError(
+                f"{start.engine} has no name for this job, and so its {start.size} processes would each choose a run "
+                "folder by its own clock; set DPWA_RUN_DIR to one folder for all of them"
+            )
+    return _run_dirs[start]
+
+
+def _told(run_dir: Path) -> bytes:
+    told = os.fsencode(run_dir)
+    if len(told) > MAX_CARD_BYTES:
+        raise ConfigError(f"run folder {run_dir}: its path is too long to be told to the others; set DPWA_RUN_DIR")
+    return told
 
 
 def _run_dir(config: ClusterConfig, *, is_given: bool) -> Path | None:

@@ -71,8 +71,8 @@ def as_plain(value: object, place: str, tensors: Tensors) -> Plain:
     if isinstance(value, Tensor):
         return _tensor("tensor", value.detach(), place, tensors)
     if isinstance(value, np.ndarray):
-        return _tensor("array", torch.from_numpy(value), place, tensors)
-    if isinstance(value, np.generic):
+        return _tensor("array", _as_tensor(value, place), place, tensors)
+    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):  # as that of a long double is
         return as_plain(value.item(), place, tensors)
     if isinstance(value, (list, tuple)):
         items = [as_plain(item, f"{place}.{index}", tensors) for index, item in enumerate(value)]
@@ -118,6 +118,23 @@ def from_plain(plain: Plain, tensors: Mapping[str, Tensor]) -> Any:
         tensor = tensor.reshape(plain["shape"])
         return tensor if kind == "tensor" else tensor.numpy()
     raise ValueError(f"expected a value of a checkpoint, got {kind}")
+
+
+def _as_tensor(array: np.ndarray[Any, Any], place: str) -> Tensor:
+    """An array as a tensor: as it is, or a copy of one that is read backwards or cannot be written.
+
+    Raises:
+        ConfigError: it holds text, objects, or numbers that torch has not.
+    """
+    if not (array.flags.writeable and array.flags.c_contiguous):
+        array = array.copy()
+    try:
+        return torch.from_numpy(array)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{place}: a checkpoint keeps arrays of numbers, got one of {array.dtype}; leave it out of what "
+            "state_dict() returns, or return a list"
+        ) from error
 
 
 def _key(key: object, place: str) -> object:

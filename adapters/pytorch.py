@@ -15,7 +15,6 @@ Runs in: the trainer's thread, which alone writes the model: in place, under `to
 
 from __future__ import annotations
 
-import atexit
 import logging
 from collections.abc import Mapping, Sized
 from contextlib import ExitStack
@@ -45,7 +44,7 @@ from .saving import save_model
 from .shard_nodes import ShardNode
 from .streams import LateLosses
 from .tensors import TorchModel
-from .termination import closing, end_with_agent, raise_if_terminated, watch
+from .termination import close_at_end, closing, end_with_agent, has_closed, raise_if_terminated, watch
 
 __all__ = ["DpwaPyTorchAdapter"]
 
@@ -138,7 +137,7 @@ class DpwaPyTorchAdapter:
                 self._begin_to_follow(self._island, identity, inner, checkpoint or {}, undo)
             undo.pop_all()
         # A script that ends without closing must not leave threads that the interpreter would stop in mid-air.
-        atexit.register(self.close)
+        close_at_end(self.close)
         watch(self)
 
     def _begin(
@@ -312,15 +311,33 @@ class DpwaPyTorchAdapter:
         Raises:
             NodeClosed: after `close`.
             SystemExit: `dpwa leave` has asked this node to go.
-            ConfigError: the loss is not a single number; or the model no longer has the tensors that dpwa took.
+            ConfigError: `attach` has made the optimizer's steps the node's; the loss is not a single number; or the
+                model no longer has the tensors that dpwa took.
             InternalError: a background thread failed.
         """
-        raise_if_terminated()
-        if self._node.is_asked_to_leave:
-            raise SystemExit(0)  # as on SIGTERM the script is left by its `with` blocks, and the model is saved
+        self._refuse_beside_hook("step")
+        self._step(loss)
+
+    def _step(self, loss: LossLike = None) -> None:
+        """`step`, also for the optimizer's hook."""
+        self._leave_if_told()
         self._follow_model()
         self._node.step(self._known(loss))
         self._stepped()
+
+    def _leave_if_told(self) -> None:
+        raise_if_terminated()
+        if self._node.is_asked_to_leave:
+            raise SystemExit(0)  # as on SIGTERM the script is left by its `with` blocks, and the model is saved
+
+    def _refuse_beside_hook(self, method: str) -> None:
+        """With `attach` a step of the optimizer is the node's: another call would count each one twice."""
+        if self._hook is not None and not self._is_closed:
+            raise ConfigError(
+                f"node.{method}: attach has made every step of the optimizer a step of the node, and this would count "
+                f"each of them twice; leave node.{method} out, and give the loss to attach: loss=lambda: loss. Or make "
+                "the node with DpwaPyTorchAdapter(model, optimizer=optimizer), and call node.step(loss) yourself"
+            )
 
     def _stepped(self) -> None:
         """A step boundary has ended."""
@@ -331,12 +348,14 @@ class DpwaPyTorchAdapter:
 
     def update_send(self, loss: LossLike = None) -> None:
         """The 2017 dpwa's call before a batch: publishes and asks for an exchange. Raises as `step`."""
+        self._refuse_beside_hook("update_send")
         self._follow_model()
         self._node.update_send(self._known(loss))
 
     def update_wait(self, loss: LossLike = None) -> None:
         """The 2017 dpwa's call after a batch: applies the exchange, waiting up to `wait_ms`. Raises as `step`."""
-        raise_if_terminated()
+        self._refuse_beside_hook("update_wait")
+        self._leave_if_told()
         self._follow_model()
         self._node.update_wait(self._known(loss))
         self._stepped()
@@ -401,9 +420,13 @@ class DpwaPyTorchAdapter:
         self._follow_model(everywhere=True)
         for sampler in self._samplers:
             sampler.settle()
+        blends = self._tensors.blends
         if self._checkpoints is not None:
-            self._checkpoints.finish()
-        return self._node.finish(timeout_s, merge=merge)
+            self._checkpoints.finish()  # should this process be killed while it waits
+        answer = self._node.finish(timeout_s, merge=merge)
+        if self._checkpoints is not None and self._tensors.blends != blends:
+            self._checkpoints.finish()  # else a node that is started again would end with the model from before
+        return answer
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep beside model and optimizer: clock, mass, anchors, momentum …, as plain tensors.
@@ -448,7 +471,7 @@ class DpwaPyTorchAdapter:
         if self._is_closed or self._node.is_forked:
             return
         self._is_closed = True
-        atexit.unregister(self.close)
+        has_closed(self.close)
         with closing(self):
             self._end()
 
@@ -519,4 +542,4 @@ def _as_tensors(value: object) -> object:
 def _as_arrays(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _as_arrays(item) for key, item in value.items()}
-    return value.numpy() if isinstance(value, Tensor) else value
+    return value.cpu().numpy() if isinstance(value, Tensor) else value

@@ -169,7 +169,7 @@ class SharingSampler(Sampler[int]):
         """The loop over the loader has ended. What it has taken and not trained is free for others."""
         loop, self._loop = self._loop, _Loop()
         blocks = [block for block, _ in loop.blocks]
-        if loop.is_complete:
+        if loop.is_complete and not loop.was_left:
             self._leases.trained(blocks)
         else:
             self._leases.release(blocks)
@@ -219,6 +219,15 @@ class _Loop:
         self._before = 0
         self._first = 0
         self._seen = 0
+
+    @property
+    def was_left(self) -> bool:
+        """Whether steps are missing for samples that a loader with workers has asked for: its loop was left early.
+
+        A last batch that `drop_last` leaves out takes less than a step. Where the loader had asked for all before the
+        second step, nobody knows how much a step takes, and all counts as trained.
+        """
+        return 0 < self.per_step <= self.given - self._seen
 
     def take(self, block: Block, samples: int) -> None:
         """A block was taken."""

@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+# Of `torch.compile`, and of torch's activation checkpointing.
+_OF_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
+
+
 @dataclass(frozen=True)
 class Chosen:
     """An exchanged tensor, and where its module keeps it.
@@ -124,7 +128,6 @@ def select(
     """
     made = Selection()
     seen: dict[tuple[object, ...], str] = {}
-    persistent = module.state_dict(keep_vars=True).keys()
     for full_name, found, part, key, role in _tensors(module):
         name, tensor = _of_this_process(plain_name(full_name), found, alone=alone, parts=parts)
         if role is Role.PARAMETER:
@@ -132,7 +135,7 @@ def select(
             if not (frozen or found.requires_grad or was_taken):
                 made.frozen[name] = found
                 continue
-        elif full_name not in persistent or (before is not None and name in before.ignored):
+        elif not _is_persistent(part, key) or (before is not None and name in before.ignored):
             made.ignored[name] = tensor  # a constant or a cache; or left out before
             continue
         elif not buffers:
@@ -210,8 +213,16 @@ def _where_it_is(name: str, now: Selection) -> str:
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name without what `torch.compile` puts into it, so that compiled and plain models are one model."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    """A tensor's name without what wrappers put into it: a model that is compiled or recomputes is the plain one."""
+    return ".".join(part for part in name.split(".") if part not in _OF_WRAPPERS)
+
+
+def _is_persistent(module: nn.Module, key: str) -> bool:
+    """Whether a module's buffer is in its state dict.
+
+    The state dict itself does not say so: hooks rename its keys, as those of activation checkpointing do.
+    """
+    return key not in getattr(module, "_non_persistent_buffers_set", ())
 
 
 def is_written_elementwise(tensor: Tensor) -> bool:

@@ -13,11 +13,15 @@ replaced, and only this handler is removed again.
 - Workers that the same SIGTERM ends are no longer failures. torch reports those from its handler of SIGCHLD, in the
   middle of whatever the main thread does, so that handler is removed.
 
+However else a process ends, short of SIGKILL, its nodes are closed, too: by the interpreter's end, by that of a
+`multiprocessing.Process`, which may come without the interpreter's, or by an engine whose process lives on.
+
 Must not know: models, torch. Runs in: the main thread; in others it has no effect, because Python allows no handlers.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
@@ -25,12 +29,15 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from types import FrameType
 
-__all__ = ["closing", "end_with_agent", "raise_if_terminated", "watch"]
+from dpwa.engines.closers import forget_closer, remember_closer
+
+__all__ = ["close_at_end", "closing", "end_with_agent", "has_closed", "raise_if_terminated", "watch"]
 
 EXIT_CODE = 128 + signal.SIGTERM
 
@@ -39,6 +46,11 @@ _SAME_S = 1.0
 
 # Of the header linux/prctl.h: the signal that a process gets when its parent ends.
 _SET_DEATH_SIGNAL = 1
+
+# Before daemons among the process's own children are ended, which is what 0 and more mean.
+_EXIT_PRIORITY = 10
+
+_finalizers: dict[Callable[[], object], Finalize] = {}
 
 _living: weakref.WeakSet[object] = weakref.WeakSet()
 
@@ -70,6 +82,23 @@ def end_with_agent() -> None:
     """
     if os.environ.get("DPWA_NODE") and os.environ.get("TORCHELASTIC_RUN_ID") and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+
+
+def close_at_end(close: Callable[[], object]) -> None:
+    """Call this when the script ends, whatever its process is, until `has_closed`."""
+    atexit.register(close)
+    remember_closer(close)
+    # A forked multiprocessing.Process ends without `atexit`. What a parent has registered does not run in its children.
+    _finalizers[close] = Finalize(None, close, exitpriority=_EXIT_PRIORITY)
+
+
+def has_closed(close: Callable[[], object]) -> None:
+    """There is nothing to call any more."""
+    atexit.unregister(close)
+    forget_closer(close)
+    finalizer = _finalizers.pop(close, None)
+    if finalizer is not None:
+        finalizer.cancel()
 
 
 def watch(node: object) -> None:

@@ -9,18 +9,20 @@ import os
 
 import torch
 
-from dpwa import ClusterConfig
+from dpwa import ClusterConfig, local_rank
 
 __all__ = ["device_of", "device_of_this_node", "rank_of_this_node"]
 
 
 def device_of_this_node() -> torch.device:
-    """The device of this process, known before there is a model: `node.rank` comes only with the adapter."""
-    return device_of(rank_of_this_node())
+    """The device of this process among those of its machine, whatever has started it; known before there is a model."""
+    if os.environ.get("DPWA_NODE") and not os.environ.get("DPWA_LOCAL_RANK"):
+        return device_of(rank_of_this_node())  # of `dpwa run`: which others are on this machine, nobody has said
+    return device_of(local_rank())
 
 
 def device_of(rank: int) -> torch.device:
-    """The device that a node trains on: one of the GPUs in turn, else the CPU."""
+    """One of the GPUs in turn, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", rank % torch.cuda.device_count())
     return torch.device("cpu")

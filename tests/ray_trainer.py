@@ -27,7 +27,7 @@ def say(**fields: object) -> None:
 torch.manual_seed(0)
 model = nn.Linear(4, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-node = attach(model, optimizer)
+node = attach(model, optimizer, loss=lambda: loss)
 own = node.config.node(node.name)
 say(pid=os.getpid(), first=node.resumed_step, address=own.address, rank=node.rank, size=node.world_size)
 told: dict[str, str] = {}
@@ -36,8 +36,7 @@ while not stopping:
     loss = model(torch.randn(8, 4)).square().mean()
     optimizer.zero_grad()
     loss.backward()
-    optimizer.step()
-    node.step(loss)
+    optimizer.step()  # of the node, too
     step += 1
     time.sleep(0.02)
     did = node.statistics()

@@ -18,11 +18,13 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from dpwa._version import __version__
+from dpwa.engines.closers import close_all
 from dpwa.engines.placed import given_settings, may_move, moved, placed_config
 from dpwa.engines.ray_hand import Hand
 from dpwa.engines.ray_places import START_TIMEOUT_S, PlaceLost, Places, needs_ray
@@ -137,11 +139,12 @@ class _Node(Hand):
         file.write_text(part.config, encoding="utf-8")
         keys = own_keys(folder, part.name, part.secret, part.allowed) if part.secret else None
         os.environ.update(part.environment, DPWA_CONFIG=str(file), DPWA_RUN_DIR=str(folder), DPWA_NODE=part.name)
-        try:
-            return function()
-        finally:
+        with ExitStack() as undo:
             if keys is not None:
-                remove_own_keys(keys, part.name, os.getpid())
+                undo.callback(remove_own_keys, keys, part.name, os.getpid())
+            # This process lives on: peers would wait for its node, and Ray ends it without a word.
+            undo.callback(close_all)
+            return function()
 
 
 class _Run(Generic[_Result]):
@@ -220,6 +223,7 @@ class _Run(Generic[_Result]):
                 why = _last_line(error)
                 if left[name] == 0 or not self._start_again(name):
                     failures[name] = why
+                    self._places.end(self._actors[name])  # whatever it holds: peers would wait for a node in it
                 left[name] -= 1
         if failures:
             raise NodesFailed({name: found[name] for name in names if name in found}, failures)
@@ -237,6 +241,7 @@ class _Run(Generic[_Result]):
         address = (card["host"], card["port"])
         if not may_move(self._config):
             if address[0] != self._addresses[name][0]:
+                self._places.end(actor)
                 return False
             address = self._addresses[name]
         self._actors[name], self._addresses[name] = actor, address

@@ -237,9 +237,7 @@ class FaultyWay:
     def through(self, client: Client) -> Client:
         """The client with faults."""
         if self._known is None or self._known[0] is not client:
-            faulty = _FaultyClient(
-                client, self._faults, self._held, self._tap, self._monotonic_s, self._timeout_s
-            )
+            faulty = _FaultyClient(client, self._faults, self._held, self._tap, self._monotonic_s, self._timeout_s)
             self._known = (client, faulty)
         return self._known[1]
 

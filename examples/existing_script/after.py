@@ -47,7 +47,7 @@ def main():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     loss_fn = nn.CrossEntropyLoss()
-    node = attach(model, optimizer)  # node.step() after each optimizer.step()
+    node = attach(model, optimizer)  # from here on each optimizer.step() is a step of the node
     train = train[node.rank :: node.world_size]
     for epoch in range(epochs):
         for batch in torch.split(train[torch.randperm(len(train))], 32):

@@ -98,6 +98,39 @@ def test_what_cannot_be_kept_is_refused_with_its_place(value):
         as_plain({"mine": value}, "parts", Tensors())
 
 
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6.0)[::-1],
+        np.arange(6).reshape(2, 3).T,
+        np.broadcast_to(np.float32(2), (3,)),
+        np.array(5.0),
+        np.frombuffer(b"abcd", np.uint8),  # which nobody may write
+        np.zeros((0, 3), np.float16),
+    ],
+    ids=["backwards", "transposed", "broadcast", "0-d", "read-only", "empty"],
+)
+def test_an_array_comes_back_however_it_lies_in_memory(array):
+    tensors = Tensors()
+    plain = as_plain({"array": array}, "parts", tensors)
+    back = from_plain(json.loads(json.dumps(plain)), tensors.by_name)["array"]
+    assert (back.shape, back.dtype) == (array.shape, array.dtype)
+    assert np.array_equal(back, array)
+
+
+@pytest.mark.parametrize(
+    "array", [np.array(["a", "bc"]), np.array([None]), np.zeros(2, "datetime64[s]"), np.zeros(2, ">f4")], ids=str
+)
+def test_an_array_that_holds_no_numbers_of_torch_is_refused_by_its_place(array):
+    with pytest.raises(ConfigError, match=r"^parts\.mine: a checkpoint keeps arrays of numbers, got one of "):
+        as_plain({"mine": array}, "parts", Tensors())
+
+
+def test_a_number_that_no_file_holds_is_refused_by_its_place():
+    with pytest.raises(ConfigError, match=r"^parts\.mine: a checkpoint keeps tensors, numbers, .* got a longdouble"):
+        as_plain({"mine": np.longdouble(1)}, "parts", Tensors())
+
+
 @pytest.mark.parametrize("plain", [{"tensor": "x"}, {"pickle": "x"}, {"tensor": "here", "dtype": "load", "shape": []}])
 def test_json_that_nobody_wrote_is_no_state(plain):
     with pytest.raises(ValueError, match=r"expected a value|there is no dtype"):

@@ -123,6 +123,52 @@ def test_a_training_that_goes_on_is_to_the_bit_the_one_that_was_never_stopped(
     resumed.node.close()
 
 
+class Rivals:
+    """Two networks with an optimizer and a schedule each, as those of a GAN."""
+
+    def __init__(self, *, schedule_late: bool) -> None:
+        torch.manual_seed(1)
+        self.layers = nn.ModuleList([nn.Linear(3, 1), nn.Linear(3, 1)])
+        self.optimizers = [torch.optim.Adam(layer.parameters(), lr=0.1) for layer in self.layers]
+        self.schedulers = [torch.optim.lr_scheduler.StepLR(one, 2, gamma=0.5) for one in self.optimizers]
+        self.schedule_late = schedule_late
+        parts = {"first": self.optimizers[0], **{f"s{index}": one for index, one in enumerate(self.schedulers)}}
+        self.node = attach(self.layers, self.optimizers[1], config=CONFIG, checkpoint=parts)
+
+    def train(self, steps: int, *, checkpoint_at: int | None = None) -> list[list[float]]:
+        """Both rates and weights behind each round."""
+        seen = []
+        for step in range(self.node.resumed_step, steps):
+            self.node._checkpoints._due_s = 0.0 if step == checkpoint_at else float("inf")
+            for layer, optimizer, scheduler in zip(self.layers, self.optimizers, self.schedulers, strict=True):
+                optimizer.zero_grad()
+                layer(torch.full((1, 3), 1.0 + step)).square().sum().backward()
+                optimizer.step()
+                if not self.schedule_late:
+                    scheduler.step()
+            for scheduler in self.schedulers if self.schedule_late else ():
+                scheduler.step()
+            rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+            seen.append([*rates, *(value for layer in self.layers for value in layer.weight.flatten().tolist())])
+        return seen
+
+
+@pytest.mark.parametrize("schedule_late", [True, False])
+@pytest.mark.parametrize("checkpoint_at", [2, 3])
+def test_a_second_optimizer_and_its_schedule_go_on_from_one_moment(run_dir, monkeypatch, schedule_late, checkpoint_at):
+    script = Rivals(schedule_late=schedule_late)
+    through = script.train(9)
+    script.node.close()
+    monkeypatch.setenv("DPWA_RUN_DIR", str(run_dir.with_name("second")))
+    killed = Rivals(schedule_late=schedule_late)
+    killed.train(6, checkpoint_at=checkpoint_at)
+    killed.node.close()
+    resumed = Rivals(schedule_late=schedule_late)
+    assert resumed.node.resumed_step == checkpoint_at + 1
+    assert resumed.train(9) == through[checkpoint_at + 1 :]
+    resumed.node.close()
+
+
 def test_finish_takes_a_checkpoint_after_which_nothing_is_left_to_train(run_dir):
     script = Script(attached=True, schedule_first=False)
     script.train(5)
@@ -210,6 +256,16 @@ def test_what_cannot_be_kept_is_refused_at_the_start_and_later_costs_only_the_ch
     (failed,) = events(run_dir, "checkpoint_failed")
     assert "parts.sampler.place" in failed["reason"]
     assert len([record for record in caplog.records if "cannot be written" in record.message]) == 1
+
+
+def test_an_array_that_cannot_be_kept_costs_the_checkpoint_and_not_the_step(run_dir):
+    sampler = Sampler()
+    node = small(config=SELDOM, checkpoint={"sampler": sampler})
+    sampler.place = np.array(["first", "second"])
+    with node:
+        take(node)
+        assert node.statistics().step == 1
+    assert "parts.sampler.place" in events(run_dir, "checkpoint_failed")[0]["reason"]
 
 
 OTHER = """

@@ -548,7 +548,7 @@ def test_two_nodes_by_adapter_and_by_attach_come_to_one_momentum():
     ):
         assert first.statistics().exchanged_tensors == 4
         assert first.statistics().exchanged_bytes == 2 * 4 * 8
-        until_all_have_blended([first, second], lambda: (first.step(1.0), second.step(1.0)))
+        until_all_have_blended([first, second], lambda: (first.step(1.0), second._step(1.0)))
         fill(optimizers[0], "momentum_buffer", 8.0)
 
         def distance() -> float:
@@ -557,7 +557,7 @@ def test_two_nodes_by_adapter_and_by_attach_come_to_one_momentum():
 
         for _ in range(40):
             first.step(1.0)
-            second.step(1.0)
+            second._step(1.0)
         assert distance() < 0.01
         assert 0.0 < float(state_of(optimizers[0], "momentum_buffer")[0][0, 0]) < 8.0
 
@@ -584,7 +584,7 @@ def test_nodes_of_which_one_blends_its_state_are_told_so_in_words_and_the_journa
 
         def told() -> bool:
             first.step(1.0)
-            second.step(1.0)
+            second._step(1.0)
             return caplog.text.count("give all nodes the same cluster file") >= 2
 
         wait_until(told, "both nodes' warnings")

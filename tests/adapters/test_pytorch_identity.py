@@ -149,6 +149,36 @@ def test_an_adapter_says_who_it_is_and_what_it_did(config):
     assert repr(node) == "<dpwa node w1 (closed): 1 steps, 0 blended>"
 
 
+class OnGpu(torch.Tensor):
+    """What `torch.load(map_location="cuda")` makes of a tensor: its values are numpy's only after a copy."""
+
+    def numpy(self) -> None:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_state_that_was_loaded_onto_a_gpu_is_restored():
+    config = ClusterConfig.for_localhost(2, ports=free_ports(2), method="noloco")
+    with DpwaPyTorchAdapter(nn.Linear(2, 1), "w1", config) as first:
+        first.step(1.0)
+        state = first.state_dict()
+
+    def moved(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: moved(item) for key, item in value.items()}
+        return value.as_subclass(OnGpu) if isinstance(value, torch.Tensor) else value
+
+    def has_moved(value: object) -> bool:
+        return isinstance(value, OnGpu) or (isinstance(value, dict) and any(map(has_moved, value.values())))
+
+    assert has_moved(moved(state))
+    with DpwaPyTorchAdapter(nn.Linear(2, 1), "w1", config) as second:
+        second.load_state_dict(moved(state))
+        assert second.clock == 1.0
+
+
 @pytest.mark.parametrize(("on_failure", "waits_for_restarts"), [("restart", True), ("continue", False)])
 def test_a_node_knows_whether_the_launcher_starts_its_peers_anew(config, monkeypatch, on_failure, waits_for_restarts):
     monkeypatch.setenv("DPWA_ON_FAILURE", on_failure)

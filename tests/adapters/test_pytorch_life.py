@@ -22,8 +22,11 @@ from dpwa.adapters.pytorch import DpwaPyTorchAdapter
 from dpwa.adapters.tensors import TorchModel
 from dpwa.config.cluster import ClusterConfig
 from dpwa.errors import ConfigError, NodeClosed
+from dpwa.launch.ports import free_ports
+from dpwa.node.belonging import LEAVE_FILE
 from dpwa.node.node import Node
 from dpwa.node.publishing import SnapshotPublisher
+from support import events_of, wait_until
 
 
 @pytest.fixture
@@ -192,6 +195,20 @@ def test_a_step_that_a_grad_scaler_skips_does_not_count(fused):
     assert steps == [1, 1, 2]
 
 
+@pytest.mark.parametrize("method", ["step", "update_send", "update_wait"])
+def test_a_step_beside_attach_is_refused_with_what_to_do_and_counts_nothing(method):
+    model = linear(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with attach(model, optimizer) as adapter:
+        loss = train(model, optimizer)
+        with pytest.raises(ConfigError, match=rf"twice; leave node\.{method} out, and give the loss to attach: loss="):
+            getattr(adapter, method)(loss)
+        train(model, optimizer)
+        assert (adapter.statistics().step, adapter.clock) == (2, 2.0)
+    with pytest.raises(NodeClosed):
+        getattr(adapter, method)(loss)
+
+
 def test_after_close_an_attached_optimizer_goes_on_without_dpwa():
     model = linear(1.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -203,7 +220,9 @@ def test_after_close_an_attached_optimizer_goes_on_without_dpwa():
     assert not torch.equal(model.weight, before)
 
 
-@pytest.mark.parametrize("settings", [{"interpolation": "loss"}, {"divergence_threshold": 0.1}])
+@pytest.mark.parametrize(
+    "settings", [{"interpolation": "loss"}, {"interpolation": "loss_divergence"}, {"divergence_threshold": 0.1}]
+)
 def test_attach_without_a_loss_is_refused_before_anything_runs_when_the_interpolation_needs_one(run_dir, settings):
     model = linear(1.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -222,6 +241,27 @@ def test_a_bad_loss_function_is_reported_by_the_step_that_calls_it():
         pytest.raises(ConfigError, match=r"loss: .* a tensor of shape \(3,\)"),
     ):
         train(model, optimizer)
+
+
+@pytest.mark.parametrize("method", ["step", "update_wait"])
+def test_whoever_is_asked_to_leave_leaves_in_the_next_step_or_half_of_it(run_dir, method):
+    port = free_ports(1)[0]
+    config = {"nodes": [{"name": "w1", "port": port}], "join": [f"127.0.0.1:{port}"]}
+    left: list[object] = []
+
+    def use(adapter: DpwaPyTorchAdapter) -> bool:
+        try:
+            getattr(adapter, method)(1.0)
+        except SystemExit as end:
+            left.append(end.code)
+        return bool(left)
+
+    with DpwaPyTorchAdapter(linear(5.0), "w1", config) as adapter:
+        use(adapter)
+        (adapter.folder / LEAVE_FILE).touch()  # as `dpwa leave` does
+        wait_until(lambda: use(adapter), "the end of the script")
+    assert left == [0]
+    assert (run_dir / "nodes" / "w1" / "model.safetensors").exists()
 
 
 # --- Closing ----------------------------------------------------------------------------------------------------------
@@ -279,6 +319,48 @@ def test_a_script_that_never_closes_ends_at_once_and_its_model_is_saved(monkeypa
     assert ended_s - float(done.stdout) < 5.0  # 2 s for close, and time for the interpreter to leave torch
     assert load_file(run_dir / "nodes" / "w2" / "model.safetensors")["bias"].tolist() == [5.0, 5.0]
     assert '"event":"close"' in (run_dir / "nodes" / "w2" / "events.jsonl").read_text(encoding="utf-8")
+
+
+FORKING = """
+import multiprocessing, sys, torch
+from dpwa.adapters.pytorch import DpwaPyTorchAdapter
+
+def made(name):
+    model = torch.nn.Linear(3, 2)
+    torch.nn.init.constant_(model.bias, 5.0)
+    adapter = DpwaPyTorchAdapter(model, name)
+    adapter.step(1.0)
+    return adapter
+
+def train():
+    adapter = made("w2")
+    if sys.argv[1] == "fails":
+        raise KeyError("no such batch")
+
+parent = made("w1")
+child = multiprocessing.get_context("fork").Process(target=train)
+child.start()
+child.join()
+assert child.exitcode == (sys.argv[1] == "fails"), child.exitcode
+assert not parent.closed
+parent.step(1.0)
+print(parent.statistics().step)
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("how", ["returns", "fails"])
+def test_a_node_in_a_forked_process_is_closed_at_its_end_and_the_parents_node_is_not(
+    monkeypatch, run_dir, tmp_path, how
+):
+    (tmp_path / "cluster.yaml").write_text(local_cluster(wait_ms=0).to_yaml(), encoding="utf-8")
+    monkeypatch.setenv("DPWA_CONFIG", str(tmp_path / "cluster.yaml"))
+    script = [sys.executable, "-c", FORKING, how]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+    for name in ("w1", "w2"):
+        assert load_file(run_dir / "nodes" / name / "model.safetensors")["bias"].tolist() == [5.0, 5.0]
+        assert len(events_of(run_dir, name, "close")) == 1
 
 
 LARGE = (Node, TorchModel, SnapshotPublisher)

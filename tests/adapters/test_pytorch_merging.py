@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch_support import DEVICES, local_cluster
+from torch_support import DEVICES, linear, local_cluster
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
-from support import DEADLINE_S
+from support import DEADLINE_S, events_of
 
 pytestmark = pytest.mark.seconds
 
@@ -70,6 +70,27 @@ def test_all_have_the_mean_rounded_once_and_save_it(tmp_path, monkeypatch, dtype
     saved = [load_file(tmp_path / "nodes" / f"w{number}" / "model.safetensors") for number in (1, 2, 3)]
     assert all(torch.equal(saved[0][name], one[name]) for one in saved for name in saved[0])
     assert all(torch.equal(saved[0][name].cpu(), tensors[0][name].detach().cpu()) for name in saved[0])
+
+
+def test_a_merged_node_that_is_started_again_keeps_the_merged_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPWA_RUN_DIR", str(tmp_path))
+    config = local_cluster(2, method="adpsgd", pull_probability=0.0, checkpoint={"every_s": 60.0})
+
+    def made(index: int, value: float) -> DpwaPyTorchAdapter:
+        model = linear(value)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return DpwaPyTorchAdapter(model, f"w{index + 1}", config, optimizer=optimizer)
+
+    adapters = [made(index, 1.0 + 2.0 * index) for index in range(2)]
+    for adapter in adapters:
+        adapter.step(1.0)
+    assert merged(adapters) == [True, True]
+    for adapter in adapters:
+        adapter.close()
+    assert [len(events_of(tmp_path, name, "checkpoint")) for name in ("w1", "w2")] == [2, 2], "one is from before"
+    with made(1, 9.0) as again:
+        assert (again.resumed_step, again._tensors.module.weight.unique().tolist()) == (1, [2.0])
+    assert load_file(tmp_path / "nodes" / "w2" / "model.safetensors")["weight"].unique().tolist() == [2.0]
 
 
 def test_a_tensor_that_holds_nan_is_replaced_too():

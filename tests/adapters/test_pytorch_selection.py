@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.ao import quantization
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch_support import local_cluster, until_all_have_blended
 
 from dpwa.adapters.pytorch import DpwaPyTorchAdapter
@@ -118,6 +119,23 @@ def test_a_tensor_without_ordinary_memory_is_refused_by_name_with_what_to_do(mak
     with pytest.raises(ConfigError, match=rf"tensor table: {message}.*persistent=False or `buffers: keep`"):
         DpwaPyTorchAdapter(model)
     assert names(model, buffers="keep") == ["weight", "bias"]
+
+
+def normed() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+
+
+def test_a_model_that_recomputes_activations_is_exchanged_whole_with_one_that_does_not():
+    plain, recomputing = nn.Sequential(normed()), nn.Sequential(checkpoint_wrapper(normed()))
+    recomputing[0].register_buffer("cache", torch.zeros(5), persistent=False)
+    assert names(recomputing) == names(plain)
+    assert {"0.1.running_mean", "0.1.running_var"} < set(names(recomputing))
+    config = local_cluster(constant={"value": 0.5})
+    with DpwaPyTorchAdapter(plain, "w1", config) as first, DpwaPyTorchAdapter(recomputing, "w2", config) as second:
+        recomputing[0]._checkpoint_wrapped_module[1].running_mean.fill_(8.0)
+        until_all_have_blended([first, second], lambda: (first.step(1.0), second.step(1.0)))
+        assert plain[0][1].running_mean.min() > 0.0
 
 
 class LowRank(nn.Module):

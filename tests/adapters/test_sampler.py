@@ -273,6 +273,22 @@ def test_a_block_counts_as_trained_when_its_last_step_was_made_however_far_ahead
 
 
 @pytest.mark.seconds
+def test_what_workers_have_asked_for_when_a_loop_is_left_is_not_trained(alone):
+    """The loader asks for 16 batches at first, and for one more with each that it gives; the data set has 18."""
+    sampler = alone.node.sampler(data(72), block_samples=4)
+    loader = DataLoader(data(72), batch_size=4, sampler=sampler, num_workers=2, prefetch_factor=8)
+    batches = iter(loader)
+    for _ in range(4):
+        alone.step(next(batches))
+    sampler.settle()
+    assert sampler.share_trained(0) == pytest.approx(16 / 72)
+    for batch in loader:  # what is left, and the next epoch
+        alone.step(batch)
+    assert sampler.share_trained(0) == 1.0
+    assert set(Counter(alone.trained).values()) == {2}
+
+
+@pytest.mark.seconds
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_ask_ahead_and_nothing_counts_before_it_is_trained(alone, workers):
     sampler = alone.node.sampler(data(), block_samples=10)

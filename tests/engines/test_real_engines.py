@@ -69,6 +69,22 @@ def test_torchrun_starts_all_again_and_they_go_on_from_their_checkpoints(tmp_pat
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
+def listed(folder: Path, count: int) -> None:
+    nodes = "".join(f"  - {{name: w{number + 1}, port: {port}}}\n" for number, port in enumerate(free_ports(count)))
+    (folder / "cluster.yaml").write_text(f"checkpoint: {{every_s: 0.1}}\nnodes:\n{nodes}")
+
+
+@pytest.mark.heavy
+@pytest.mark.slow
+def test_nodes_of_a_file_that_torchrun_starts_again_find_their_checkpoints(tmp_path):
+    """Without an id of the job, the time of the start names the run folder: that of the first process's first life."""
+    listed(tmp_path, 2)
+    torchrun = [*TORCHRUN, "--nproc-per-node=2", "--max-restarts=1", f"--master-port={free_ports(1)[0]}"]
+    run(tmp_path, *torchrun, TRAINER, str(tmp_path), "150", "w2", DPWA_CONFIG="cluster.yaml")
+    assert all(node["first"] > 0 for node in said_in(tmp_path, 2))
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
 @pytest.mark.heavy
 @pytest.mark.slow
 def test_the_sample_for_torchrun_starts_all_again(tmp_path):
@@ -110,6 +126,15 @@ def test_processes_of_slurm_meet_in_a_folder(tmp_path):
     ]
     assert [process.wait(110.0) for process in started] == [0, 0]
     assert Path(said_in(tmp_path, 2)[0]["run_dir"]).name == "dpwa-slurm-7-0"
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_nodes_of_a_file_that_mpiexec_starts_have_one_run_folder(tmp_path):
+    listed(tmp_path, 2)
+    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    run(tmp_path, mpiexec, "-n", "2", sys.executable, TRAINER, str(tmp_path), "50", DPWA_CONFIG="cluster.yaml")
+    assert Path(said_in(tmp_path, 2)[0]["run_dir"]).parent == tmp_path / "runs"
 
 
 # --- Two hosts --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from dpwa.config.cluster import ClusterConfig
 from dpwa.examples import progress
 from dpwa.examples.cifar10 import data as cifar10_data
 from dpwa.examples.cifar10.model import build_network
-from dpwa.examples.devices import rank_of_this_node
+from dpwa.examples.devices import device_of_this_node, rank_of_this_node
 from dpwa.examples.digits import data as digits_data
 from dpwa.examples.evaluation import accuracy_of
 from dpwa.examples.fashion_mnist import data as fashion_data
@@ -70,6 +70,28 @@ def test_a_launched_process_finds_its_rank_in_the_cluster_file(tmp_path: Path, m
     monkeypatch.setenv("DPWA_CONFIG", str(config_path))
     monkeypatch.setenv("DPWA_NODE", "w3")
     assert rank_of_this_node() == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "gpu"),
+    [
+        ({}, 0),
+        ({"RANK": "6", "WORLD_SIZE": "8", "MASTER_ADDR": "a", "MASTER_PORT": "1", "LOCAL_RANK": "2"}, 2),  # torchrun
+        ({"DPWA_NODE": "w3", "DPWA_LOCAL_RANK": "1"}, 1),  # dpwa launch, on the second machine
+        ({"DPWA_NODE": "w3"}, 2),  # dpwa run
+    ],
+)
+def test_a_process_takes_the_gpu_of_its_place_on_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], gpu: int
+) -> None:
+    config_path = tmp_path / "cluster.yaml"
+    config_path.write_text(ClusterConfig.for_localhost(3).to_yaml(), encoding="utf-8")
+    for name, value in {**variables, "DPWA_CONFIG": str(config_path)}.items():
+        monkeypatch.setenv(name, value)
+    assert device_of_this_node() == torch.device("cpu") or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert device_of_this_node() == torch.device("cuda", gpu)
 
 
 # Digits
