@@ -46,7 +46,7 @@ def average_models(paths: Sequence[Path], weights: Sequence[float] | None = None
         weights: of each; None: all the same.
 
     Raises:
-        ConfigError: there is no file, one cannot be read, they hold different tensors, or NaN.
+        ConfigError: there is no file, one cannot be read, they hold different tensors, or NaN or infinity.
     """
     if not paths:
         raise ConfigError("averaging models: expected at least one file, got none")
@@ -93,8 +93,9 @@ def _mean_of(name: str, paths: Sequence[Path], files: Sequence[Any], shares: Seq
     total = torch.zeros_like(first, dtype=torch.float64)
     for path, file, share in zip(paths, files, shares, strict=True):
         value = file.get_tensor(name)
-        if torch.isnan(value).any():
-            raise ConfigError(f"{path}: {name} holds NaN: a mean with this model would be worthless")
+        if not torch.isfinite(value).all():
+            what = "NaN" if torch.isnan(value).any() else "infinity"
+            raise ConfigError(f"{path}: {name} holds {what}: a mean with this model would be worthless")
         total.add_(value.double(), alpha=share)
     return total.to(first.dtype)
 

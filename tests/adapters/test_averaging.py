@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,9 @@ def test_models_that_differ_or_hold_nan_are_refused_by_name(tmp_path):
     paths = sorted(tmp_path.glob("nodes/*/model.safetensors"))
     save_model(nn.Linear(3, 2).state_dict(), paths[1])
     with pytest.raises(ConfigError, match=r"0\.bias is of shape \[2\] in .*w1.* and missing in .*w2"):
+        average_models(paths)
+    save_model(_model(math.inf).state_dict(), paths[1])
+    with pytest.raises(ConfigError, match="holds infinity"):
         average_models(paths)
     save_model(_model(float("nan")).state_dict(), paths[1])
     with pytest.raises(ConfigError, match=r"w2.*: 0\.bias holds NaN"):
