@@ -59,11 +59,11 @@ def pauses(run: Run) -> Observed:
 
 def _longest_wait_s(run: Run) -> float | None:
     """How long a step may wait for its exchange; None: nothing says it."""
-    method = run.settings.get("method", "pull")
-    if isinstance(method, str) and ":" in method:
+    method = str(run.settings.get("method", "pull"))
+    if ":" in method:
         return None
-    wait_ms = run.setting("wait_ms", default=0.0)
-    return max(wait_ms, run.setting("dpsgd", "deadline_ms", default=0.0) if method == "dpsgd" else 0.0) / 1000
+    # The options of a method stand under its name; those of rounds have a deadline.
+    return max(run.setting("wait_ms", default=0.0), run.setting(method, "deadline_ms", default=0.0)) / 1000
 
 
 _Span = tuple[float, Record]
