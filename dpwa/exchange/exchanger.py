@@ -30,8 +30,8 @@ __all__ = ["Exchanger"]
 
 _logger = logging.getLogger("dpwa")
 
-# Peers that are asked for a pair, one after the other, while those asked before are taken.
-_PAIR_TRIES = 3
+# Peers that are asked for an exchange, one after the other, while those asked before are taken or have nothing new.
+_MOST_ASKED = 3
 
 _OUTCOME_OF_ERROR: dict[type[TransportError], Outcome] = {
     PeerTimeout: Outcome.TIMED_OUT,
@@ -112,11 +112,11 @@ class Exchanger:
             context.results.put(self._gatherer.gather(request, client))
             return
         result: ExchangeResult | None = None
-        refused: list[str] = []
+        asked: list[str] = []
         without = [self._pairer.creditor] if plan.kind is ExchangeKind.PAIR and self._pairer.creditor else []
-        while result is None or (result.outcome is Outcome.BUSY and result.peer and len(refused) < _PAIR_TRIES):
+        while result is None or (result.is_refusal and result.peer and len(asked) < _MOST_ASKED):
             start_s = context.monotonic_s()
-            chosen = context.flow_control.choose(start_s, plan.peers, without=[*refused, *without])
+            chosen = context.flow_control.choose(start_s, plan.peers, without=[*asked, *without])
             if chosen is None:
                 result = result or request.ended(Outcome.NO_PEER, reason="every peer failed lately")
                 break
@@ -126,9 +126,7 @@ class Exchanger:
             if context.guard.combines and len(context.membership.peers) >= _OF_MEDIAN and not request.merging:
                 result = self._combined(result, request, client)
             result = replace(result, duration_s=context.monotonic_s() - start_s)
-            if plan.kind is not ExchangeKind.PAIR:
-                break
-            refused.append(chosen)
+            asked.append(chosen)
         context.proposer.end(request, result.outcome)
         context.results.put(result)
 

@@ -16,16 +16,14 @@ import random
 from collections.abc import Mapping
 
 from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
+from dpwa.methods.draw import Draw
 from dpwa.snapshot.state import State
 from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["ADPSGD", "Symmetric"]
 
-# How often a pair that was refused is proposed again. Each time takes a snapshot, and a peer may be busy for ever.
-_MOST_TRIES = 8
-
-# In which share of the steps, until then: two nodes that asked each other in all of them would mostly find each other
-# asking.
+# In which share of the steps a pair that was refused is proposed again: two nodes that asked each other in all of them
+# would mostly find each other asking.
 _RETRY_SHARE = 0.5
 
 
@@ -46,8 +44,7 @@ class Symmetric(Method):
         super().__init__(links, count, probability)
         self._share = share
         self._pairs = 0
-        self._is_owed = False  # a pair was drawn and refused
-        self._tries = 0  # that may still be made for it
+        self._draw = Draw(retry_share=_RETRY_SHARE)
 
     @property
     def wants_snapshot(self) -> bool:
@@ -55,21 +52,14 @@ class Symmetric(Method):
         return True
 
     def plan(self, rng: random.Random) -> Plan | None:
-        """See `Method.plan`: any neighbour, in or out, because a pair has no direction.
-
-        What was drawn and refused is made up for, or nodes would meet much less often than they ask for.
-        """
-        if rng.random() < self.probability:
-            self._tries = _MOST_TRIES
-        elif not (self._is_owed and self.probability > 0 and rng.random() < _RETRY_SHARE):
+        """See `Method.plan`: any neighbour, in or out, because a pair has no direction."""
+        if not self._draw.begins(rng, self.probability):
             return None
-        self._is_owed = False
         return Plan(ExchangeKind.PAIR, peers=self.links.meets(self.round), fraction=self.fraction)
 
     def refused(self, *, by_peers: bool) -> None:
         """See `Method.refused`."""
-        self._is_owed = self._tries > 0
-        self._tries -= by_peers
+        self._draw.refused(by_peers=by_peers)
 
     def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`."""

@@ -166,11 +166,11 @@ class Method(ABC):
         """
 
     def refused(self, *, by_peers: bool) -> None:
-        """The pair that was planned last came to nothing.
+        """The pair or pull that was planned last came to nothing, and no failure is to blame.
 
         Args:
-            by_peers: those that were asked take part in another one, which has cost messages and a snapshot; False:
-                this node itself does, and nobody was asked.
+            by_peers: those that were asked take part in another pair, which has cost messages and a snapshot, or have
+                nothing new to pull; False: this node itself takes part in a pair, and nobody was asked.
         """
 
     def gave(self, mass: float) -> None:

@@ -220,6 +220,18 @@ class ExchangeResult:
     note: str = ""
 
     @property
+    def is_refusal(self) -> bool:
+        """Whether another peer, or a later step, may have what was asked for: room for a pair, or a model that is new.
+
+        Only of what a method plans while it trains: not of a pull to join, to merge or to part.
+        """
+        if self.kind is ExchangeKind.PAIR:
+            return self.outcome is Outcome.BUSY
+        request = self.request
+        is_of_training = request is not None and not (request.joining or request.merging or request.finished)
+        return self.kind is ExchangeKind.PULL and is_of_training and self.outcome is Outcome.NOT_MODIFIED
+
+    @property
     def values(self) -> Sequence[Values]:
         """Section by section: differences from the reference, or the peer's values. A method may change them."""
         return () if self.staging is None else self.staging.values

@@ -12,7 +12,9 @@ from __future__ import annotations
 import random
 
 from dpwa.methods.base import Conservation, ExchangeKind, ExchangeResult, Method, Plan
+from dpwa.methods.draw import Draw
 from dpwa.snapshot.state import State
+from dpwa.topology.neighbourhood import Neighbourhood
 
 __all__ = ["Pull"]
 
@@ -32,11 +34,19 @@ class Pull(Method):
     kind = ExchangeKind.PULL
     conservation = Conservation.ROW
 
+    def __init__(self, links: Neighbourhood, count: int, probability: float) -> None:
+        super().__init__(links, count, probability)
+        self._draw = Draw(retry_share=1.0)
+
     def plan(self, rng: random.Random) -> Plan | None:
         """See `Method.plan`."""
-        if rng.random() >= self.probability:
+        if not self._draw.begins(rng, self.probability):
             return None
         return Plan(ExchangeKind.PULL, peers=self.links.hears(self.round), fraction=self.fraction)
+
+    def refused(self, *, by_peers: bool) -> None:
+        """See `Method.refused`."""
+        self._draw.refused(by_peers=by_peers)
 
     def blend(self, result: ExchangeResult, own_state: State) -> float:  # noqa: ARG002
         """See `Method.blend`: the factor is ready, because the rule was asked where the states were at hand."""

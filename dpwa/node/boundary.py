@@ -272,7 +272,7 @@ class Boundary:
         factor = self._apply(result) if result.outcome is Outcome.BLENDED else 0.0
         if result.kind is ExchangeKind.PUSH and request is not None:
             self._end_push(result, request.plan.mass)
-        if result.kind is ExchangeKind.PAIR and result.outcome is Outcome.BUSY:
+        if result.is_refusal:
             self._method.refused(by_peers=True)
         self._end_engagement(result, factor)
         if result.staging is not None:

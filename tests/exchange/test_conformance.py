@@ -56,6 +56,30 @@ def test_the_same_snapshot_is_not_blended_twice(cluster):
     assert second.statistics().failures == 0
 
 
+def test_where_one_peer_has_nothing_new_another_is_asked_in_the_same_step(cluster):
+    first, still, trains = cluster.start([VectorModel([0.0]), VectorModel([4.0]), VectorModel([8.0])])
+    cluster.step_all(5)
+    served = still.statistics().served
+    for _ in range(120):
+        trains.step(1.0)
+        first.step(1.0)
+    done = first.statistics()
+    assert still.statistics().served <= served + 2, "each had its last model once at most"
+    # Over sockets a pull may come before the snapshot of the step; half of all would if nobody else was asked.
+    assert done.step - done.blended < 24, done.exchanges
+
+
+def test_a_pull_that_brought_nothing_new_is_made_up_for(in_memory):
+    first, second = in_memory.start([VectorModel([0.0]), VectorModel([4.0])], pull_probability=0.2)
+    for step in range(2000):
+        first.step(1.0)
+        if step % 3 == 0:
+            second.step(1.0)
+    done = first.statistics()
+    assert _empty_answers(first) > 50, "it has asked between two steps of its peer"
+    assert done.completed == pytest.approx(0.2 * done.step, rel=0.1)
+
+
 def _empty_answers(node):
     return node.statistics().exchanges.get("not_modified", 0)
 

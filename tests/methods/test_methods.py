@@ -25,6 +25,7 @@ from method_support import (
 from dpwa.config.cluster import ClusterConfig
 from dpwa.methods.adpsgd import ADPSGD
 from dpwa.methods.base import Conservation
+from dpwa.methods.pull import Pull
 from dpwa.methods.registry import METHODS as REGISTERED
 from dpwa.topology.neighbourhood import Neighbourhood
 from support import VectorModel, wait_until
@@ -171,6 +172,27 @@ def test_a_pair_that_is_always_refused_is_proposed_eight_more_times_and_no_more(
             for _ in range(20):
                 if method.plan(rng) is not None:
                     method.refused(by_peers=False)  # costs nothing, and does not count
+        method.probability = 1e-12
+    assert plans == 1 + 8
+
+
+def test_a_pull_that_brought_nothing_new_is_made_up_for_by_the_next_step_and_one_that_came_is_not():
+    links = Neighbourhood(ClusterConfig.for_localhost(2).topology_of_nodes, ["w1", "w2"], 0)
+    method, rng = Pull(links, 2, 1.0), random.Random(0)
+    assert method.plan(rng) is not None
+    method.probability = 1e-12
+    method.refused(by_peers=True)
+    plans = [method.plan(rng) for _ in range(100)]
+    assert [index for index, plan in enumerate(plans) if plan is not None] == [0]
+
+
+def test_a_peer_that_never_has_anything_new_is_asked_eight_more_times_and_no_more():
+    links = Neighbourhood(ClusterConfig.for_localhost(2).topology_of_nodes, ["w1", "w2"], 0)
+    method, rng, plans = Pull(links, 2, 1.0), random.Random(0), 0
+    for _ in range(100):
+        if method.plan(rng) is not None:
+            plans += 1
+            method.refused(by_peers=True)
         method.probability = 1e-12
     assert plans == 1 + 8
 
