@@ -1,6 +1,7 @@
 """Draws a study: accuracy, loss and consensus of every row, by epochs, time and bytes.
 
-A row has the same colour and dash in all charts, and its name beside the end of its line.
+A row has the same colour and dash in all charts, and its name beside the end of its line. A folded study has a small
+diagram for each point of its grid, in which a row has the colour and dash of its entry.
 
 Runs in: the calling thread. Imports matplotlib: import this module only when charts are wanted.
 """
@@ -15,7 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dpwa.lab.report import axes as axis
+from dpwa.lab.report.grid import Fold, fold
 from dpwa.lab.report.lines import INK, Line, draw_line, name_lines, names_height_inches, names_width_inches, style_of
+from dpwa.lab.report.multiples import Diagrams, multiples
 from dpwa.lab.report.summary import Band, Curves, Numbers, RowSummary, Summary
 
 __all__ = ["Chart", "charts"]
@@ -161,15 +164,27 @@ def charts(summary: Summary) -> list[Chart]:
 
 
 def _chart(summary: Summary, name: str, title: str, caption: str, *panels: _Panel) -> Chart | None:
-    lines = {panel: _lines(summary.rows, panel) for panel in panels}
+    folded = fold(summary)
+    lines = {panel: _lines(summary.rows, panel, folded) for panel in panels}
     if not any(lines.values()):
         return None
     target = summary.study.target_accuracy if name in {"accuracy-by-round", "accuracy-by-time"} else None
-    return Chart(name, title, caption, _figure(lines, target))
+    if folded is None:
+        return Chart(name, title, caption, _figure({panel: list(lines[panel].values()) for panel in panels}, target))
+    blocks = [Diagrams(panel.y_label, found, _drawing(panel, target)) for panel, found in lines.items() if found]
+    return Chart(name, title, caption, multiples(folded, blocks))
 
 
-def _lines(rows: Sequence[RowSummary], panel: _Panel) -> list[Line]:
-    found = []
+def _drawing(panel: _Panel, target: float | None) -> Callable[[Axes, Sequence[Line], Sequence[Line]], None]:
+    def draw(axes: Axes, lines: Sequence[Line], alike: Sequence[Line]) -> None:
+        _draw(axes, panel, lines, target, alike)
+
+    return draw
+
+
+def _lines(rows: Sequence[RowSummary], panel: _Panel, folded: Fold | None) -> dict[int, Line]:
+    """The lines of those rows that have one, by the rows' indices."""
+    found: dict[int, Line] = {}
     for row in rows:
         if row.curves is None:
             continue
@@ -185,8 +200,8 @@ def _lines(rows: Sequence[RowSummary], panel: _Panel) -> list[Line]:
         if known.any():
             failed = "" if row.curves.is_whole else " (failed)"
             values = Band(band.mean[known], band.low[known], band.high[known])
-            style = style_of(row.index)
-            found.append(Line(f"{row.name}{failed}", style, x[known], values, is_level, row.curves.is_whole))
+            style = style_of(row.index if folded is None else folded.entries.index(row.entry))
+            found[row.index] = Line(f"{row.name}{failed}", style, x[known], values, is_level, row.curves.is_whole)
     return found
 
 
@@ -208,26 +223,27 @@ def _figure(lines: dict[_Panel, list[Line]], target: float | None) -> Figure:
         axes = figure.add_axes(
             (LEFT_INCHES / width, bottom / height, (width - LEFT_INCHES - right_inches) / width, panel_inches / height)
         )
-        _draw(axes, panel, found, target)
+        _draw(axes, panel, found, target, found)
+        name_lines(axes, found)
     return figure
 
 
-def _draw(axes: Axes, panel: _Panel, lines: Sequence[Line], target: float | None) -> None:
+def _draw(axes: Axes, panel: _Panel, lines: Sequence[Line], target: float | None, alike: Sequence[Line]) -> None:
+    """Draw lines into a diagram, on the scales that suit all of `alike`."""
     for line in lines:
         if not line.is_level:
             draw_line(axes, line)
     if not lines:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=INK)
     elif panel.is_accuracy:
-        axis.accuracy_axis(axes, lines, target)
+        axis.accuracy_axis(axes, alike, target)
     else:
-        axis.log_axis(axes, lines)
+        axis.log_axis(axes, alike)
     if lines:
-        (axis.bytes_axis if panel.is_in_bytes else axis.plain_axis)(axes, lines)
+        (axis.bytes_axis if panel.is_in_bytes else axis.plain_axis)(axes, alike)
     if panel.is_accuracy and target is not None:
         axes.axhline(target, color=INK, linewidth=0.9, linestyle=(0, (1, 2.5)))
     for line in lines:
         if line.is_level:
             axes.axhline(line.values.mean[-1], **line.style.plot_arguments, linewidth=1.2)
     axis.finish(axes, title=panel.title, x_label=panel.x_label, y_label=panel.y_label)
-    name_lines(axes, lines)

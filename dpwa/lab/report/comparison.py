@@ -15,6 +15,9 @@ from dpwa.lab.report.results import listed
 from dpwa.lab.report.statistics import Estimate, estimate
 from dpwa.lab.report.summary import NONE, RowSummary, Summary
 
+# Groups of rows that the caption names one by one.
+_MOST_GROUPS = 4
+
 __all__ = ["base_of", "comparison_texts", "difference", "difference_text", "has_own_bases", "noise_floor"]
 
 
@@ -74,10 +77,11 @@ def comparison_texts(summary: Summary) -> list[str]:
         )
     floor = noise_floor(summary)
     if floor is not None:
-        groups = "; ".join(listed(group) for group in study.same_updates)
+        named = [listed(group) for group in study.same_updates]
+        more = f"; and {len(named) - _MOST_GROUPS} more such groups" if len(named) > _MOST_GROUPS else ""
         parts.append(
             f"The noise floor is {floor:.2f} points{_of_groups(summary)}: so much do rows differ that make the same "
-            f"updates, or the same in another order ({groups})."
+            f"updates, or the same in another order ({'; '.join(named[:_MOST_GROUPS])}{more})."
         )
     return parts
 
@@ -85,8 +89,13 @@ def comparison_texts(summary: Summary) -> list[str]:
 def _of_groups(summary: Summary) -> str:
     """The noise of each group, where there are several; each counts for its own rows."""
     floors = [noise_floor(summary, group) for group in summary.study.same_updates]
-    measured = [f"{floor:.2f}" for floor in floors if floor is not None]
-    return f" ({', '.join(measured)}, each for its own rows; the largest for all others)" if len(measured) > 1 else ""
+    measured = [floor for floor in floors if floor is not None]
+    if len(measured) < 2:
+        return ""
+    shown = ", ".join(f"{floor:.2f}" for floor in measured)
+    if len(measured) > _MOST_GROUPS:
+        shown = f"{min(measured):.2f} to {max(measured):.2f}"
+    return f" ({shown}, each for its own rows; the largest for all others)"
 
 
 def _by_seed(row: RowSummary) -> dict[int, float]:

@@ -12,10 +12,11 @@ from typing import Any
 
 from dpwa.lab.report.comparison import base_of, difference, noise_floor
 from dpwa.lab.report.fairness import Finding, described_machine, differing_settings, findings, used_settings
+from dpwa.lab.report.grid import fold
 from dpwa.lab.report.results import TrialResult
 from dpwa.lab.report.statistics import Estimate
-from dpwa.lab.report.summary import Band, Curves, Numbers, RowSummary, Summary
-from dpwa.lab.report.text import Column, caption, columns, failure_text, status_text
+from dpwa.lab.report.summary import NONE, Band, Curves, Numbers, RowSummary, Summary
+from dpwa.lab.report.text import Column, Heading, caption, columns, failure_text, status_text
 from dpwa.lab.run.pace import duration_text
 
 __all__ = ["Content", "content_of"]
@@ -57,6 +58,27 @@ class Content:
         """The row's values of the settings in `different`, in that order."""
         values = used_settings(row.settings)
         return [values.get(key, "") for key in self.different]
+
+    @property
+    def folded(self) -> tuple[list[Heading], list[list[str]]] | None:
+        """Headings and cells of the short table of a folded study; None for others."""
+        found = fold(self.summary)
+        if found is None:
+            return None
+        titles = {column.title: column for column in self.columns}
+        time = titles.get("one epoch", titles["training"])
+        wanted = [(column, at) for column in (titles["accuracy, %"], time) for at in range(len(found.titles))]
+        cells = [
+            [NONE if (cell := row.cells[at]) is None else column.text(cell) for column, at in wanted]
+            for row in found.rows
+        ]
+        known = [at for at in range(len(wanted)) if any(row[at] != NONE for row in cells)]
+        headings = [Heading(f"{wanted[at][0].title}; {found.titles[wanted[at][1]]}") for at in known]
+        named = zip(found.rows, cells, strict=True)
+        return (
+            [Heading("row", is_number=False), *headings],
+            [[row.name, *(texts[at] for at in known)] for row, texts in named],
+        )
 
     @property
     def trained(self) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from dpwa.lab.report.content import Content
-from dpwa.lab.report.text import Column
+from dpwa.lab.report.text import Heading
 
 __all__ = ["markdown"]
 
@@ -26,7 +26,7 @@ def markdown(content: Content, pictures: Sequence[tuple[str, str]]) -> str:
     if study.question:
         blocks.append(_escaped(study.question))
     blocks.append(_escaped(content.trained))
-    blocks.append(_table(content))
+    blocks += _tables(content)
     blocks.append(_escaped(content.caption))
     if content.warnings:
         blocks.append("\n".join(f"- {_escaped(warning)}" for warning in content.warnings))
@@ -36,20 +36,28 @@ def markdown(content: Content, pictures: Sequence[tuple[str, str]]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _table(content: Content) -> str:
-    lines = [
-        _line([column.title for column in content.columns]),
-        _line([_alignment(column) for column in content.columns]),
-    ]
-    lines += [_line([_escaped(column.text(row)) for column in content.columns]) for row in content.summary.rows]
-    return "\n".join(lines)
+def _tables(content: Content) -> list[str]:
+    """The table; of a folded study first what its last key changes, and the whole table for those who open it."""
+    columns, rows = content.columns, content.summary.rows
+    cells = [[column.text(row) for column in columns] for row in rows]
+    whole = _table(columns, cells)
+    if content.folded is None:
+        return [whole]
+    headings, shown = content.folded
+    opened = f"<details>\n<summary>All columns of the {len(rows)} rows</summary>"
+    return [_table(headings, shown), opened, whole, "</details>"]
+
+
+def _table(columns: Sequence[Heading], cells: Sequence[Sequence[str]]) -> str:
+    lines = [_line([_escaped(column.title) for column in columns]), _line([_alignment(column) for column in columns])]
+    return "\n".join([*lines, *(_line([_escaped(cell) for cell in row]) for row in cells)])
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _alignment(column: Column) -> str:
+def _alignment(column: Heading) -> str:
     return "---:" if column.is_number else "---"
 
 

@@ -6,9 +6,10 @@ Runs in: any thread; all functions are pure.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,8 @@ class RowSummary:
         literature: what others reported, in the study's unit.
         is_same_recipe: whether they trained as this row does.
         compare_with: name of the row that this one is compared with; empty: none.
+        entry: name of its entry of `strategies`.
+        point: its keys of the grid, with their values.
         settings: as in the study file.
         done: results of trials that are done, by seed.
         failed: results of those that failed, by seed.
@@ -121,6 +124,8 @@ class RowSummary:
     literature: float | None
     is_same_recipe: bool
     compare_with: str
+    entry: str
+    point: Mapping[str, Any]
     settings: Settings
     done: tuple[TrialResult, ...]
     failed: tuple[TrialResult, ...]
@@ -210,8 +215,12 @@ def summarise(study: Study, results: Sequence[TrialResult], problems: Sequence[s
         if row.missing:
             missing[seeds_text(row.missing)].append(row.name)
     if missing:
-        notes.append(f"Not run yet: {'; '.join(f'{listed(names)} ({seeds})' for seeds, names in missing.items())}.")
+        notes.append(f"Not run yet: {'; '.join(_rows_text(names, seeds, rows) for seeds, names in missing.items())}.")
     return Summary(study, rows, tuple(notes))
+
+
+def _rows_text(names: Sequence[str], seeds: str, rows: Sequence[RowSummary]) -> str:
+    return f"{'all rows' if len(names) == len(rows) > 1 else listed(names)} ({seeds})"
 
 
 def _current(study: Study, results: Sequence[TrialResult]) -> tuple[list[list[TrialResult]], list[str]]:
@@ -252,6 +261,8 @@ def _row(
         literature=row.literature,
         is_same_recipe=row.is_same_recipe,
         compare_with=row.compare_with if row.compare_with != row.label else "",
+        entry=row.entry,
+        point=row.point,
         settings=row.settings,
         done=done,
         failed=failed,

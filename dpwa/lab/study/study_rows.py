@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
@@ -90,6 +90,8 @@ class Row:
         literature: what the literature reports, in the study's unit; None: nothing.
         is_same_recipe: whether the literature trained as this row does, so that the two numbers can be compared.
         compare_with: label of the row that this one is compared with; empty: none.
+        entry: name of its entry of `strategies`.
+        point: its keys of the grid, with their values.
     """
 
     label: str
@@ -97,6 +99,8 @@ class Row:
     literature: float | None = None
     is_same_recipe: bool = True
     compare_with: str = ""
+    entry: str = ""
+    point: Mapping[str, Any] = field(default_factory=dict)
 
 
 def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], Groups, list[Problem]]:
@@ -136,7 +140,18 @@ def rows_of(values: Mapping[str, Any], folder: Path | None) -> tuple[list[Row], 
         if settings is not None:
             recipe, base = (draft.entry.get(key) or values.get(key) for key in ("literature_recipe", "compare_with"))
             meant = row_meant(str(base or ""), draft.named.point, named) or ""
-            rows.append(Row(draft.named.label, settings, _literature(values, draft), recipe != "other", meant))
+            named_row = draft.named
+            rows.append(
+                Row(
+                    named_row.label,
+                    settings,
+                    _literature(values, draft),
+                    recipe != "other",
+                    meant,
+                    named_row.name,
+                    named_row.point,
+                )
+            )
     problems += name_problems(values, named)
     return rows, groups_meant(_groups(values), named), problems
 
