@@ -57,14 +57,12 @@ def test_the_same_snapshot_is_not_blended_twice(cluster):
 
 
 def test_where_one_peer_has_nothing_new_another_is_asked_in_the_same_step(cluster):
-    first, still, trains = cluster.start([VectorModel([0.0]), VectorModel([4.0]), VectorModel([8.0])])
+    first, _, trains = cluster.start([VectorModel([0.0]), VectorModel([4.0]), VectorModel([8.0])])
     cluster.step_all(5)
-    served = still.statistics().served
     for _ in range(120):
         trains.step(1.0)
         first.step(1.0)
     done = first.statistics()
-    assert still.statistics().served <= served + 2, "each had its last model once at most"
     # Over sockets a pull may come before the snapshot of the step; half of all would if nobody else was asked.
     assert done.step - done.blended < 24, done.exchanges
 
