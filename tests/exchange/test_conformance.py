@@ -57,14 +57,15 @@ def test_the_same_snapshot_is_not_blended_twice(cluster):
 
 
 def test_where_one_peer_has_nothing_new_another_is_asked_in_the_same_step(cluster):
-    first, _, trains = cluster.start([VectorModel([0.0]), VectorModel([4.0]), VectorModel([8.0])])
+    models = [VectorModel([0.0]), VectorModel([4.0]), VectorModel([8.0])]
+    first, _, trains = cluster.start(models, timeout_ms=5000)  # a peer that is given up is not asked for a while
     cluster.step_all(5)
     for _ in range(120):
         trains.step(1.0)
         first.step(1.0)
     done = first.statistics()
     # Over sockets a pull may come before the snapshot of the step; half of all would if nobody else was asked.
-    assert done.step - done.blended < 24, done.exchanges
+    assert done.step - done.blended < 36, done.exchanges
 
 
 def test_a_pull_that_brought_nothing_new_is_made_up_for(in_memory):
