@@ -117,6 +117,7 @@ class Observer:
             right=right,
             count=count,
             bytes_sent=strategy.bytes_sent,
+            exchanges=strategy.did().get("exchanges", -1),
         )
 
 

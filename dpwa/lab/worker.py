@@ -85,7 +85,10 @@ def main(arguments: list[str]) -> None:
             watch=recorder,
         )
         if strategy.finish():
-            recorder.write_last_round_anew()
+            recorder.write_merged()
+    except BaseException:
+        recorder.write_last_word()
+        raise
     finally:
         strategy.close()
 

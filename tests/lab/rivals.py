@@ -69,6 +69,10 @@ def test_every_average_of_hivemind_is_counted(results):
     assert found["exchanges_per_step"] > 0.5 * found["asked_per_step"]
 
 
+def test_decent_dp_averages_in_each_step(results):
+    assert results["decent_dp"]["exchanges_per_step"] == results["decent_dp"]["asked_per_step"] == 1
+
+
 def test_hivemind_survives_a_killed_process_and_decent_dp_does_not(results):
     assert results["hivemind, one killed"]["status"] == "done"
     assert results["Decent-DP, one killed"]["status"] != "done"

@@ -114,6 +114,17 @@ def test_what_merging_is_worth_and_how_many_updates_a_node_made_stand_in_the_tab
     assert cells["updates per node"] == "42"
 
 
+def test_what_merging_is_worth_is_told_of_nodes_that_merge_by_themselves():
+    def merged(trial, result):
+        made = changed(trial, result)
+        final = made["final_accuracy"]
+        own = [{**each, "accuracy": final, "accuracy_before_merge": final - 0.1} for each in made["workers"]]
+        return {**made, "workers": own}
+
+    cells = cells_of(summary_of(change=merged), "gosgd")
+    assert (cells["merged minus mean of nodes"], cells["worst worker, %"]) == ("+10.00", "96.00")
+
+
 def test_the_numbers_of_a_comparison_are_in_the_json():
     values = content_of(summary_of(), "again").to_json()
     assert values["compare_with"] == "pull"

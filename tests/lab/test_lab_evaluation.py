@@ -161,7 +161,20 @@ def test_models_that_are_no_numbers_any_more_have_no_distance(tmp_path, digits):
     assert math.isnan(rounds[2]["consensus"])
 
 
-def test_samples_and_bytes_of_a_killed_node_count_up_to_its_last_snapshot(tmp_path, digits):
+def test_samples_and_bytes_of_a_killed_node_count_up_to_its_last_step(tmp_path, digits):
+    folder, trial = TrialFolder(tmp_path), trial_of(kill={"node": 2, "at": 0.5})
+    run_rounds(folder, trial, digits, {"w1": [0.1, 0.1], "w2": [0.1]})
+    word = {"step": 7, "samples": 28, "training_s": 1.0, "bytes_sent": 1300, "asked": 8, "exchanges": 4}
+    write_json(folder.last_word("w2"), word)
+    result = evaluate(folder, trial, digits, exit_code=1)
+    assert result["samples_seen"] == 4 * 2 + 28
+    assert result["bytes_sent"] == 1000 + 1300
+    assert [found["samples"] for found in result["rounds"]] == [0, 4 + 4, 8 + 28], "it was there in the first round"
+    assert (result["workers"][1]["steps"], result["workers"][1]["samples"]) == (7, 28)
+    assert result["exchanges_per_step"] == pytest.approx(4 / 7)
+
+
+def test_a_killed_node_that_left_no_last_word_counts_up_to_its_last_snapshot(tmp_path, digits):
     folder, trial = TrialFolder(tmp_path), trial_of(kill={"node": 2, "at": 0.5})
     run_rounds(folder, trial, digits, {"w1": [0.1, 0.1], "w2": [0.1]})
     result = evaluate(folder, trial, digits, exit_code=1)

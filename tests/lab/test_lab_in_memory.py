@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from dpwa.lab.study.study import Study
 from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.assignment import parts_of_nodes
 from dpwa.lab.training.data import DataSet
+from dpwa.lab.training.evaluation import evaluate
 from dpwa.lab.training.snapshots import read_snapshot
 from dpwa.methods.registry import METHODS
 from dpwa.node.node import Node
@@ -171,6 +173,13 @@ def test_nodes_that_merge_at_the_end_are_recorded_as_the_mean_of_what_they_were(
             assert torch.equal(model[name], values), "the same bits everywhere"
     for one, other in zip(models(apart, last - 1), models(merged, last - 1), strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one), "no round but the last one"
+    # What each node had before is kept: it says what the merge was worth.
+    result = evaluate(merged, trial_of(nodes=4, strategy=method), squares, exit_code=0)
+    alone = evaluate(apart, trial_of(nodes=4, strategy=method), squares, exit_code=0)
+    assert {worker["accuracy"] for worker in result["workers"]} == {result["final_accuracy"]}
+    before = [worker["accuracy_before_merge"] for worker in result["workers"]]
+    assert before == [worker["accuracy"] for worker in alone["workers"]]
+    assert {worker["accuracy_before_merge"] for worker in alone["workers"]} == {None}
 
 
 def test_every_step_exchanges_at_probability_one_when_links_are_fast(tmp_path, squares, statistics):
@@ -271,6 +280,10 @@ def test_a_killed_node_is_gone_in_the_middle_and_the_others_end(tmp_path, square
     assert read_snapshot(folder.snapshot("w3", 6)) is None
     assert read_snapshot(folder.snapshot("w1", 6)) is not None
     assert 0 < statistics["w3"].step < statistics["w1"].step
+    # Its last step ends its third round, and counts.
+    word = json.loads(folder.last_word("w3").read_text())
+    assert word["step"] == read_snapshot(folder.snapshot("w3", 3)).header["step"] == statistics["w1"].step / 2
+    assert (word["samples"], word["asked"] > 0) == (word["step"] * trial.settings.batch_size, True)
     assert statistics["w1"].exchanges.get("unreachable", 0) > 0
 
 

@@ -82,6 +82,7 @@ def test_param_avg_takes_the_exact_mean_every_avg_freq_epochs_and_at_the_end(tra
     # Whole numbers are not averaged.
     assert [int(result.counted[0]) for result in found] == [0, 9, 18]
     assert {int(result.bytes_sent) for result in found} == {3 * allreduce_bytes(AVERAGED_BYTES, SIZE)}
+    assert {int(result.exchanges) for result in found} == {3}
 
 
 @pytest.mark.slow

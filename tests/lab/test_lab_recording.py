@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.trial import TrialFolder
 from dpwa.lab.training.handicaps import Handicap, shares_of_work
 from dpwa.lab.training.recording import Recorder
-from dpwa.lab.training.snapshots import write_snapshot
+from dpwa.lab.training.snapshots import read_steps, write_snapshot
 from support import wait_until
 
 
@@ -59,10 +60,10 @@ def test_the_training_clock_stands_still_while_a_snapshot_is_written(tmp_path, m
     now_s = 100.0
     watch = recorder(tmp_path, rounds=2, clock=lambda: now_s)
 
-    def slow_write(*arguments: object, **header: float) -> None:
+    def slow_write(*arguments: object) -> None:
         nonlocal now_s
         now_s += 50.0
-        write_snapshot(*arguments, **header)
+        write_snapshot(*arguments)
 
     monkeypatch.setattr("dpwa.lab.training.recording.write_snapshot", slow_write)
     watch.begin(2)
@@ -120,8 +121,8 @@ def test_a_slow_node_sleeps_in_proportion_to_what_it_computed(monkeypatch):
     options = Settings.model_validate({"strategy": "pull", "slow": {"node": 2, "factor": 4.0}})
     slow = Handicap(options, 2, crowding=2.0)
     slow.begin()
-    slow.after_step(0.1)
-    slow.after_step(0.2)
+    slow.after_step()
+    slow.after_step()
     assert slept_s == [pytest.approx(3 * 0.5 * 2), pytest.approx(3 * 0.25 * 2)]
 
 
@@ -131,10 +132,10 @@ def test_saving_is_no_computing_that_a_slow_node_sleeps_for(tmp_path, monkeypatc
     monkeypatch.setattr("dpwa.lab.training.handicaps.time.thread_time", lambda: cpu_s)
     monkeypatch.setattr("dpwa.lab.training.handicaps.time.sleep", slept_s.append)
 
-    def hard_write(*arguments: object, **header: float) -> None:
+    def hard_write(*arguments: object) -> None:
         nonlocal cpu_s
         cpu_s += 50.0
-        write_snapshot(*arguments, **header)
+        write_snapshot(*arguments)
 
     monkeypatch.setattr("dpwa.lab.training.recording.write_snapshot", hard_write)
     options = Settings.model_validate({"strategy": "pull", "slow": {"node": 1, "factor": 4.0}})
@@ -161,23 +162,38 @@ def test_other_nodes_are_not_slowed_down(monkeypatch):
     monkeypatch.setattr("dpwa.lab.training.handicaps.time.sleep", lambda _: pytest.fail("a healthy node slept"))
     options = Settings.model_validate({"strategy": "pull", "slow": {"node": 2, "factor": 4.0}})
     healthy = Handicap(options, 1, crowding=1.0)
-    healthy.after_step(0.1)
+    healthy.after_step()
+    assert not healthy.is_due(0.9)
     assert shares_of_work(options, waits=True) == [1.0] * 4
 
 
-def test_a_killed_node_dies_by_the_signal_at_its_share_of_the_steps():
+@pytest.mark.parametrize("at", [0.5, 0.45])
+def test_a_killed_node_dies_by_the_signal_and_all_that_it_did_is_written_down(tmp_path, at):
     script = (
-        "from dpwa.lab.training.handicaps import Handicap\n"
+        "import sys, torch\n"
+        "from pathlib import Path\n"
         "from dpwa.lab.study.settings import Settings\n"
-        "made = Settings.model_validate({'strategy': 'pull', 'kill': {'node': 1, 'at': 0.5}})\n"
-        "handicap = Handicap(made, 1, 1.0)\n"
+        "from dpwa.lab.study.trial import TrialFolder\n"
+        "from dpwa.lab.training.handicaps import Handicap\n"
+        "from dpwa.lab.training.recording import Recorder\n"
+        f"made = Settings.model_validate({{'strategy': 'pull', 'kill': {{'node': 1, 'at': {at}}}}})\n"
+        "watch = Recorder(TrialFolder(Path(sys.argv[1])), ('w1',), 'w1', torch.nn.Linear(1, 1), rounds=2,\n"
+        "                 did=lambda: {'bytes_sent': 7}, handicap=Handicap(made, 1, 1.0))\n"
+        "watch.begin(10)\n"
         "for step in range(1, 11):\n"
         "    print(step, flush=True)\n"
-        "    handicap.after_step(step / 10)\n"
+        "    watch.stepped(step, done=step / 10, loss=torch.tensor(1.0), right=1, count=4)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == -signal.SIGKILL
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert done.stdout.split() == ["1", "2", "3", "4", "5"]
+    folder = TrialFolder(tmp_path)
+    assert folder.snapshot("w1", 1).exists(), "the round that ended with its last step"
+    word = json.loads(folder.last_word("w1").read_text())
+    assert (word["step"], word["samples"], word["bytes_sent"]) == (5, 20, 7)
+    assert read_steps(folder.steps("w1"))["count"].sum() == 20
 
 
 @given(nodes=st.integers(2, 64), factor=st.floats(1.01, 1000), data=st.data())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -16,8 +17,17 @@ from dpwa.lab.report.final_chart import final_chart
 from dpwa.lab.report.make import make_report
 from dpwa.lab.report.results import Round, TrialResult, read_results
 from dpwa.lab.report.statistics import estimate
-from dpwa.lab.report.summary import MOST_BATCH_POINTS, MOST_POINTS, Summary, summarise, time_to
-from dpwa.lab.report.text import Heading, bytes_text, caption, columns, seconds_text, status_text, terminal_table
+from dpwa.lab.report.summary import MOST_BATCH_POINTS, MOST_POINTS, Summary, TimeToTarget, summarise, time_to
+from dpwa.lab.report.text import (
+    Heading,
+    bytes_text,
+    caption,
+    columns,
+    seconds_text,
+    status_text,
+    terminal_table,
+    to_target_text,
+)
 from dpwa.lab.study.study import Study
 from dpwa.lab.study.trial import Trial
 from lab_report_support import RunFolder, failed, parsed, result_of
@@ -138,6 +148,9 @@ def test_times_of_a_row_in_memory_say_that_they_are_virtual():
     )
     assert cells_of(summary, "mem")["training"].endswith(" s virtual")
     assert not cells_of(summary, "pull")["training"].endswith("virtual")
+    (row,) = [row for row in summary.rows if row.name == "mem"]
+    some = replace(row, to_target=TimeToTarget(estimate([12.0, 13.0]), seeds=3))
+    assert to_target_text(some) == "12.5 s virtual (2 of 3 seeds)"
 
 
 def test_the_best_round_is_named_with_its_epoch():

@@ -52,6 +52,7 @@ def test_allreduce_every_h_takes_the_exact_mean_every_so_many_steps_and_at_the_e
     assert len({result.models[-1].tobytes() for result in found}) == 1
     assert [int(result.counted[0]) for result in found] == [0, 7, 14]
     assert {int(result.bytes_sent) for result in found} == {3 * allreduce_bytes(AVERAGED_BYTES, SIZE)}
+    assert {int(result.exchanges) for result in found} == {3}
 
 
 @pytest.mark.slow

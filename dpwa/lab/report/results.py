@@ -39,6 +39,7 @@ class Worker(_Part):
     steps: int = 0
     training_s: float = 0.0
     accuracy: float | None = None
+    accuracy_before_merge: float | None = None
 
 
 class Round(_Part):

@@ -306,8 +306,9 @@ def _updates(result: TrialResult) -> float | None:
 
 
 def _merging(result: TrialResult) -> float | None:
-    """What merging the nodes' models into one is worth."""
-    found = [worker.accuracy for worker in result.workers if worker.accuracy is not None]
+    """What merging the nodes' models into one is worth, by themselves at the end or by whoever evaluates them."""
+    pairs = ((worker.accuracy_before_merge, worker.accuracy) for worker in result.workers)
+    found = [own for before, after in pairs if (own := after if before is None else before) is not None]
     if result.final_accuracy is None or len(found) < 2:
         return None
     return 100 * (result.final_accuracy - fmean(found))

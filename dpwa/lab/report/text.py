@@ -85,10 +85,10 @@ def columns(summary: Summary) -> list[Column]:
         found.append(Column("on training samples, %", lambda row: _estimate(row.train_accuracy, lambda v: f"{v:.2f}")))
     found += literature if is_with_literature and is_time else []
     if is_time:
-        found.append(Column("one epoch", lambda row: _time(row, _estimate(row.epoch_s, seconds_text)), rank=0))
-    found.append(Column("training", lambda row: _time(row, _estimate(row.training_s, seconds_text)), rank=0))
+        found.append(Column("one epoch", lambda row: _time(row, row.epoch_s), rank=0))
+    found.append(Column("training", lambda row: _time(row, row.training_s), rank=0))
     if study.target_accuracy is not None:
-        found.append(Column(f"to {study.target_accuracy:g} %", lambda row: _time(row, to_target_text(row)), rank=0))
+        found.append(Column(f"to {study.target_accuracy:g} %", to_target_text, rank=0))
     if has_own_bases(summary):
         found.append(Column("base", lambda row: row.compare_with or NONE, is_number=False))
     if any(row.compare_with for row in summary.rows):
@@ -228,7 +228,7 @@ def to_target_text(row: RowSummary) -> str:
         return "not reached"
     reached = len(found.time_s.values)
     share = "" if reached == found.seeds else f" ({reached} of {found.seeds} seeds)"
-    return f"{seconds_text(found.time_s.mean)}{share}"
+    return f"{_time(row, found.time_s)}{share}"
 
 
 def status_text(row: RowSummary) -> str:
@@ -281,9 +281,10 @@ def _without(beginning: str, text: str) -> str:
     return text[len(beginning) :] if text.startswith(beginning) else text
 
 
-def _time(row: RowSummary, text: str) -> str:
+def _time(row: RowSummary, found: Estimate | None) -> str:
     """A time of a row in memory is that of a made-up clock."""
-    return f"{text} virtual" if row.settings.engine == "in_memory" and text.endswith("s") else text
+    text = _estimate(found, seconds_text)
+    return f"{text} virtual" if row.settings.engine == "in_memory" and text != NONE else text
 
 
 def _estimate(found: Estimate | None, text: Callable[[float], str]) -> str:

@@ -56,6 +56,8 @@ class DecentralizedDataParallel(TorchDistributed):
         timeout_s: how long a process may wait for another one, in each step.
     """
 
+    averages: int = 0
+
     def __init__(self, rank: int, size: int, rendezvous: Path, *, timeout_s: float = _STEP_TIMEOUT_S) -> None:
         super().__init__(rank, size, rendezvous, timeout_s=timeout_s)
 
@@ -101,7 +103,9 @@ class DecentralizedDataParallel(TorchDistributed):
         scores = self._parallel(images)
         loss = self.loss(scores, labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.bytes_sent += self._payload_bytes if self._size > 1 else 0
+        if self._size > 1:
+            self.averages += 1
+            self.bytes_sent += self._payload_bytes
         return loss.detach(), int((scores.argmax(dim=1) == labels).sum())
 
     def close(self) -> None:

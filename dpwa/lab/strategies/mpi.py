@@ -117,6 +117,8 @@ class ParamAvg(_MpiStrategy):
         n_epochs: of the whole training.
     """
 
+    averages: int = 0
+
     def __init__(self, comm: MPI.Comm, *, avg_freq: int, n_epochs: int) -> None:
         super().__init__(comm)
         self._avg_freq = avg_freq
@@ -142,6 +144,7 @@ class ParamAvg(_MpiStrategy):
         self._flat.values.mul_(self._weight())
         self._sum(self._flat)
         self._flat.give(self._tensors)
+        self.averages += self._size > 1
 
     def _weight(self) -> float:
         """Weight of this process's model in the average; those of all processes add up to 1."""

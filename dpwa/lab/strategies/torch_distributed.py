@@ -26,6 +26,7 @@ from dpwa.lab.strategies.collective import (
 )
 from dpwa.lab.study.trial import Trial, TrialFolder
 from dpwa.lab.training.handicaps import restarts
+from dpwa.lab.training.snapshots import read_steps
 from dpwa.lab.training.strategy import Strategy
 
 __all__ = ["AllreduceEveryH", "Ddp", "DdpRestarts", "TorchDistributed", "make"]
@@ -57,7 +58,8 @@ def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:
     if trial.settings.strategy == "ddp":
         return Ddp(rank, size, rendezvous)
     if trial.settings.strategy == "ddp_restarts":
-        return DdpRestarts(rank, size, rendezvous, checkpoint=folder.path / _CHECKPOINT)
+        recorded = folder.steps(trial.process_names[rank])
+        return DdpRestarts(rank, size, rendezvous, checkpoint=folder.path / _CHECKPOINT, recorded=recorded)
     if trial.settings.strategy == "allreduce_every_h":
         return AllreduceEveryH(rank, size, rendezvous, every_steps=trial.settings.every_steps)
     raise ConfigError(f"strategy: expected ddp, ddp_restarts or allreduce_every_h, got {trial.settings.strategy}")
@@ -160,11 +162,13 @@ class DdpRestarts(Ddp):
         size: number of processes.
         rendezvous: see `Ddp`.
         checkpoint: a file, the same for all processes.
+        recorded: the steps of this process's earlier life, if there was one.
     """
 
-    def __init__(self, rank: int, size: int, rendezvous: Path, *, checkpoint: Path) -> None:
+    def __init__(self, rank: int, size: int, rendezvous: Path, *, checkpoint: Path, recorded: Path) -> None:
         super().__init__(rank, size, rendezvous)
         self._checkpoint = checkpoint
+        self._recorded = recorded
         self._step = 0
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -176,6 +180,9 @@ class DdpRestarts(Ddp):
             self.steps_done = self._step = saved["step"]
             self.bytes_sent = saved["bytes_sent"]
         super().begin(model, optimizer)
+        earlier = read_steps(self._recorded)
+        if self.steps_done and earlier is not None:  # what is made again has been sent before, too
+            self.bytes_sent += (len(earlier["loss"]) - self.steps_done) * self._step_bytes
 
     def before_epoch(self, epoch: int) -> None:
         """Saves what the epoch before has come to."""
@@ -208,6 +215,8 @@ class AllreduceEveryH(TorchDistributed):
         timeout_s: how long a process may wait for another one, at each average.
     """
 
+    averages: int = 0
+
     def __init__(
         self, rank: int, size: int, rendezvous: Path, *, every_steps: int, timeout_s: float = _AVERAGE_TIMEOUT_S
     ) -> None:
@@ -236,6 +245,7 @@ class AllreduceEveryH(TorchDistributed):
         dist.all_reduce(self._flat.values)
         self._flat.values.div_(self._size)
         self._flat.give(self._tensors)
+        self.averages += self._size > 1
         self.bytes_sent += allreduce_bytes(self._flat.payload_bytes, self._size)
 
 

@@ -7,12 +7,15 @@
     nodes/NAME/steps.npz                per step: loss, right (of count samples), count, end_s on the training clock
     nodes/NAME/snapshots/0003.safetensors   the model after the third of `rounds` equal parts of this process's steps,
                                         or with the sampler of what all have trained; 0000 is the initial one
+    nodes/NAME/snapshots/before-merge.safetensors   what the last one was, if the nodes have merged at the end
+    nodes/NAME/last_word.json           of a process that ended before its training did: a header as in a snapshot
     nodes/NAME/...                      what dpwa itself writes: metrics.jsonl, events.jsonl
     result.json                         written last, by `evaluation`: the trial has finished
 
 A snapshot's header (safetensors' metadata, all values are text) holds: round, step, samples (that this process has
-trained on so far), training_s (on its own training clock), unix_s, bytes_sent (of models or gradients, by this process
-so far), for nodes of dpwa asked and exchanges (see `Strategy.did`), processes, threads (of this process).
+trained on so far), redone_samples (those of an earlier life's steps that it had to make again), training_s (on its own
+training clock), bytes_sent (of models or gradients, by this process so far), for nodes of dpwa asked and exchanges (see
+`Strategy.did`), processes, threads (of this process).
 
 Runs in: any thread.
 """
@@ -130,6 +133,10 @@ class TrialFolder:
         """What happened in each step of a process."""
         return self.node(name) / "steps.npz"
 
+    def last_word(self, name: str) -> Path:
+        """How far a process came that ended before its training did."""
+        return self.node(name) / "last_word.json"
+
     def snapshots(self, name: str) -> Path:
         """Folder of a process's snapshots."""
         return self.node(name) / "snapshots"
@@ -137,6 +144,10 @@ class TrialFolder:
     def snapshot(self, name: str, round_: int) -> Path:
         """The model of a process after a round; 0 is the initial one."""
         return self.snapshots(name) / f"{round_:04d}.safetensors"
+
+    def before_merge(self, name: str) -> Path:
+        """What the last of them was before the nodes merged their models at the end."""
+        return self.snapshots(name) / "before-merge.safetensors"
 
     def trial(self) -> Trial:
         """The trial of this folder."""

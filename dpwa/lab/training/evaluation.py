@@ -198,7 +198,9 @@ def _round(
     last_words = [*found, *(said for name in gone if (said := _last_word(folder, name, number)) is not None)]
     samples, bytes_sent = (sum(said.header[key] for said in last_words) for key in ("samples", "bytes_sent"))
     if trial.kind.splits_batch:  # every process computes a part of each batch, but only one saves its model
-        samples = _samples_of_all(folder, trial, round(found[0].header["step"]))
+        header = found[0].header
+        samples = _samples_of_all(folder, trial, round(header["step"]))
+        samples += round(header["redone_samples"]) * len(trial.process_names)
         bytes_sent *= len(trial.process_names)
     return {
         "round": number,
@@ -227,9 +229,14 @@ def _on_training(model: nn.Module, data: DataSet, seen: Samples | None) -> dict[
 
 
 def _last_word(folder: TrialFolder, name: str, number: int) -> RoundModel | None:
-    """The last model that a process has saved up to a round."""
-    found = (read_snapshot(folder.snapshot(name, earlier)) for earlier in range(number, -1, -1))
-    return next((snapshot for snapshot in found if snapshot is not None), None)
+    """The last model that a process has saved up to a round, and how far it came after it if it ended there."""
+    saved = (read_snapshot(folder.snapshot(name, earlier)) for earlier in range(number, -1, -1))
+    found = next((snapshot for snapshot in saved if snapshot is not None), None)
+    path = folder.last_word(name)
+    if found is None or folder.snapshot(name, number).exists() or not path.exists():
+        return found
+    header = json.loads(path.read_text(encoding="utf-8"))
+    return RoundModel(found.tensors, {**found.header, **header}) if header["step"] >= found.header["step"] else found
 
 
 def _samples_of_all(folder: TrialFolder, trial: Trial, steps: int) -> int:
@@ -263,14 +270,23 @@ def _worker(
     newest = _newest(folder, trial, name)
     if newest is None:
         return None
-    model.load_state_dict(newest.tensors)
+    unmerged = read_snapshot(folder.before_merge(name))
     return {
         "name": name,
         "samples": round(newest.header["samples"]),
         "steps": round(newest.header["step"]),
         "training_s": newest.header["training_s"],
-        "accuracy": accuracy_of(model, data.held_out, data.prepare) if data is not None else None,
+        "accuracy": _accuracy(newest, model, data),
+        "accuracy_before_merge": None if unmerged is None else _accuracy(unmerged, model, data),
     }
+
+
+def _accuracy(saved: RoundModel, model: nn.Module, data: DataSet | None) -> float | None:
+    if data is None:
+        return None
+    model.load_state_dict(saved.tensors)
+    accuracy: float = accuracy_of(model, data.held_out, data.prepare)
+    return accuracy
 
 
 def _batches(

@@ -40,18 +40,25 @@ class Handicap:
         """Called before the first step: the time computed until now does not count."""
         self._computed_s = time.thread_time()
 
-    def after_step(self, done: float) -> None:
-        """Slows this process down, or kills it, when it is time. Only computing becomes slower, not waiting.
-
-        Args:
-            done: the share of the training that is done.
-        """
+    def after_step(self) -> None:
+        """Slows this process down. Only computing becomes slower, not waiting."""
         if self._factor > 1.0:
             now_s = time.thread_time()
             time.sleep((self._factor - 1.0) * (now_s - self._computed_s) * self._crowding)
             self._computed_s = now_s
-        if self._dies_at is not None and done >= self._dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+
+    def is_due(self, done: float) -> bool:
+        """Whether this process is to be killed now.
+
+        Args:
+            done: the share of the training that is done.
+        """
+        return self._dies_at is not None and done >= self._dies_at
+
+    @staticmethod
+    def kill() -> None:
+        """Ends this process without a word to anybody."""
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def shares_of_work(settings: Settings, *, waits: bool) -> list[float]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dpwa.errors import InternalError
-from dpwa.lab.study.trial import TrialFolder, step_at
+from dpwa.lab.study.trial import TrialFolder, step_at, write_json
 from dpwa.lab.training.handicaps import Handicap
 from dpwa.lab.training.snapshots import read_steps, write_snapshot, write_steps
 
@@ -73,6 +73,7 @@ class Recorder:
         self._threads = torch.get_num_threads()
         self._round = 0
         self._samples = 0
+        self._redone_samples = 0
         self._step = 0
         self._paused_s = 0.0
         self._total_steps = 0
@@ -107,10 +108,11 @@ class Recorder:
         found = read_steps(path)
         if found is None or len(found["loss"]) < steps_done:
             raise InternalError(f"{path}: expected {steps_done} steps of an earlier life")
-        rows = zip(*(found[name].tolist() for name in ("loss", "right", "count", "end_s")), strict=True)
-        self._steps = list(rows)[:steps_done]
+        rows = list(zip(*(found[name].tolist() for name in ("loss", "right", "count", "end_s")), strict=True))
+        self._steps = rows[:steps_done]
         self._total_steps, self._step = total_steps, steps_done
         self._samples = sum(count for _, _, count, _ in self._steps)
+        self._redone_samples = sum(count for _, _, count, _ in rows[steps_done:])
         while self._round < self._rounds and steps_done >= step_at(self._round + 1, self._rounds, total_steps):
             self._round += 1
         since_s = time.time() - path.stat().st_mtime
@@ -129,8 +131,11 @@ class Recorder:
         self._samples += count
         self._steps.append((loss.item(), right, count, self.training_s))
         if self._handicap is not None:
-            self._handicap.after_step(done)
+            self._handicap.after_step()
         self._end_rounds(done)
+        if self._handicap is not None and self._handicap.is_due(done):
+            self.write_last_word()
+            self._handicap.kill()
 
     def ended(self) -> None:
         """See `Watch.ended`."""
@@ -146,10 +151,18 @@ class Recorder:
         self._step, self._samples = round_, samples
         self._end_rounds(round_ / self._total_steps)
 
-    def write_last_round_anew(self) -> None:
-        """Saves the model once more in the place of the last round's: it was merged after the last step."""
-        if self._round:
+    def write_merged(self) -> None:
+        """Saves the model once more as the last round's: it was merged after the last step. What it was is kept."""
+        last = self._folder.snapshot(self._name, self._round)
+        if self._round and last.exists():
+            last.replace(self._folder.before_merge(self._name))
             self._write(self._round)
+
+    def write_last_word(self) -> None:
+        """Says how far this process has come, which ends before its training does: what it did since a round counts."""
+        if self._steps:
+            self._write_steps()
+            write_json(self._folder.last_word(self._name), self._numbers(self.training_s))
 
     def _end_rounds(self, done: float) -> None:
         while self._round < self._rounds and done >= (self._round + 1) / self._rounds:
@@ -162,24 +175,32 @@ class Recorder:
         paused_s, training_s = self._clock(), self.training_s
         if self._saves:
             self._write_model(round_, training_s)
+        self._write_steps()
+        self._paused_s += self._clock() - paused_s
+
+    def _write_steps(self) -> None:
         columns = zip(*self._steps, strict=True) if self._steps else ((), (), (), ())
         write_steps(
             self._folder.steps(self._name), dict(zip(("loss", "right", "count", "end_s"), columns, strict=True))
         )
-        self._paused_s += self._clock() - paused_s
 
     def _write_model(self, round_: int, training_s: float) -> None:
         write_snapshot(
             self._folder.snapshot(self._name, round_),
             self._model.state_dict(),
-            round_=round_,
-            step=self._step,
-            samples=self._samples,
-            training_s=training_s,
-            did=self._did(),
-            processes=len(self._names),
-            threads=self._threads,
+            {"round": round_, **self._numbers(training_s)},
         )
+
+    def _numbers(self, training_s: float) -> dict[str, float]:
+        return {
+            "step": self._step,
+            "samples": self._samples,
+            "redone_samples": self._redone_samples,
+            "training_s": training_s,
+            **self._did(),
+            "processes": len(self._names),
+            "threads": self._threads,
+        }
 
     def _begin_of_first_life(self) -> float | None:
         """When an earlier life of this process was ready, in seconds since 1970; None if there was none."""

@@ -7,7 +7,6 @@ Runs in: the calling thread.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,29 +36,14 @@ class RoundModel:
     header: dict[str, float]
 
 
-def write_snapshot(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    *,
-    round_: int,
-    step: int,
-    samples: int,
-    training_s: float,
-    did: Mapping[str, float],
-    processes: int,
-    threads: int,
-) -> None:
-    """Saves a model; `dpwa.lab.study.trial` describes the numbers."""
-    header = {
-        "round": round_,
-        "step": step,
-        "samples": samples,
-        "training_s": training_s,
-        "unix_s": time.time(),
-        **did,
-        "processes": processes,
-        "threads": threads,
-    }
+def write_snapshot(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, float]) -> None:
+    """Saves a model.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        header: numbers; see `dpwa.lab.study.trial`.
+    """
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")

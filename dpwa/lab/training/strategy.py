@@ -34,12 +34,14 @@ class Strategy:
 
     Attributes:
         bytes_sent: of models or gradients, by this process so far, as they would be on the wire.
+        averages: of its model with others' so far, where all average at fixed steps; None: it does nothing of the kind.
         steps_done: how many were made in earlier lives of this process; `begin` says so where there is a checkpoint.
         total_steps: how many steps this process will make; set by the training loop before `begin`.
         loss: what the steps make smaller; set before the training by whoever knows the trial.
     """
 
     bytes_sent: int = 0
+    averages: int | None = None
     steps_done: int = 0
     total_steps: int = 0
     loss: Loss = staticmethod(LOSSES["cross_entropy"])
@@ -57,10 +59,12 @@ class Strategy:
     def did(self) -> dict[str, float]:
         """What this process has done so far, for the header of a round's model: bytes_sent.
 
-        Strategies whose steps exchange by chance also say `asked`, the exchanges that their settings ask for in so many
-        steps, and `exchanges`, those of this process that came to something.
+        Strategies that average models also say `asked`, the exchanges that their settings ask for in so many steps, and
+        `exchanges`, those of this process that came to something.
         """
-        return {"bytes_sent": self.bytes_sent}
+        if self.averages is None:
+            return {"bytes_sent": self.bytes_sent}
+        return {"bytes_sent": self.bytes_sent, "asked": self.averages, "exchanges": self.averages}
 
     def shared_batches(
         self,

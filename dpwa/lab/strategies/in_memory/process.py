@@ -196,6 +196,10 @@ class _VirtualNode:
                 self._finish()
                 self._network.published()
             return
+        if self._steps >= self._last_step and isinstance(self._strategy, _VirtualPeers):
+            self._recorder.write_last_word()
+            self._strategy.die()
+            return
         self._steps += 1
         # Lognormal with mean 1: what a shared machine does to equal steps.
         spread = self._rng.lognormvariate(-(self._jitter**2) / 2, self._jitter) if self._jitter else 1.0
@@ -206,7 +210,7 @@ class _VirtualNode:
         transport = self._strategy.transport if isinstance(self._strategy, _VirtualPeers) else None
         longest_s = 0.0 if transport is None else transport.longest_wait_s
         if transport is None or longest_s <= 0.0:
-            self._next()
+            self._compute()
             return
         self._waiting += 1
         transport.on_arrival(partial(self._wait_over, self._waiting))
@@ -215,20 +219,14 @@ class _VirtualNode:
     def _wait_over(self, wait: int) -> None:
         if wait == self._waiting:
             self._waiting += 1
-            self._next()
-
-    def _next(self) -> None:
-        if self._steps >= self._last_step and isinstance(self._strategy, _VirtualPeers):
-            self._strategy.die()
-            return
-        self._compute()
+            self._compute()
 
     def _finish(self) -> None:
         """Take part in what the others still do, and in the merge, a turn in each of what would be steps."""
         if next(self._turns, _ENDED) is not _ENDED:
             self._time.after(self._step_s, self._finish)
         elif self._merges:
-            self._recorder.write_last_round_anew()
+            self._recorder.write_merged()
 
     def close(self) -> None:
         """End the node."""

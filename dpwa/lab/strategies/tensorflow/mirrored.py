@@ -113,13 +113,16 @@ class _Book:
         write_snapshot(
             self.folder.snapshot(_NAME, round_),
             {name: torch.from_numpy(array) for name, array in zip(self.names, weights, strict=True)},
-            round_=round_,
-            step=step,
-            samples=samples,
-            training_s=training_s,
-            did={"bytes_sent": 0},
-            processes=1,
-            threads=self.cores,
+            {
+                "round": round_,
+                "step": step,
+                "samples": samples,
+                "redone_samples": 0,
+                "training_s": training_s,
+                "bytes_sent": 0,
+                "processes": 1,
+                "threads": self.cores,
+            },
         )
 
 
