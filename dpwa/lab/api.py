@@ -25,6 +25,7 @@ from rich.text import Text
 
 from dpwa.errors import ConfigError, DpwaError
 from dpwa.lab.report.comparison import base_of, difference
+from dpwa.lab.report.fairness import findings
 from dpwa.lab.report.results import read_results
 from dpwa.lab.report.statistics import Estimate
 from dpwa.lab.report.summary import RowSummary, Summary, summarise
@@ -50,7 +51,7 @@ class StudyTable:
             and accuracy_half_width and difference_half_width, half of their 95 % confidence intervals. None where
             nothing was measured.
         run_dir: the run folder, for `dpwa lab report`.
-        notes: one line for each thing that is wrong or missing.
+        notes: one line for each thing that is wrong, missing or not equal, such as commits, samples and exchanges.
         columns: of the table; a terminal shows those for which it has room.
         cells: what they show, row by row.
     """
@@ -173,7 +174,7 @@ def table_of(study: Study, run_dir: Path) -> StudyTable:
     return StudyTable(
         rows=tuple(_row(row, summary) for row in summary.rows),
         run_dir=run_dir,
-        notes=summary.notes,
+        notes=(*summary.notes, *(found.text for found in findings(summary) if not found.is_equal)),
         columns=tuple(column.heading for column in shown),
         cells=tuple(tuple(column.text(row) for column in shown) for row in summary.rows),
     )

@@ -122,6 +122,16 @@ def test_a_table_has_a_row_per_row_of_the_study_with_means_and_each_seed(tmp_pat
     assert (bad["status"], bad["seeds"]) == ("failed", [1])
 
 
+def test_a_table_says_that_commits_are_mixed_and_rates_not_reached(tmp_path) -> None:
+    notes = table_of_results(tmp_path).notes
+    assert any("pull 0.5 of 1" in note for note in notes)
+    assert not any("different commits" in note for note in notes)
+    path = next(tmp_path.glob("**/trials/pull*/result.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "commit": "fedcba987654"}))
+    notes = api.table_of(Study.load(path.parents[2] / "study.yaml"), path.parents[2]).notes
+    assert any("Rows were made by different commits" in note for note in notes)
+
+
 def test_a_table_shows_itself_as_text_and_as_html(tmp_path) -> None:
     table = table_of_results(tmp_path)
     assert "accuracy, %" in str(table)
