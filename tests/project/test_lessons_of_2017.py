@@ -70,7 +70,7 @@ def test_broad_excepts_stand_only_at_the_top_of_threads_around_the_users_code_an
         "copy_waiter.py",  # one job that fails is no end of the others
         "worker_thread.py",  # the top of every thread of the transport
     ]
-    assert raised_again == ["running.py", "node.py", "publishing.py", "door.py"]
+    assert raised_again == ["running.py", "worker.py", "node.py", "publishing.py", "door.py"]
 
 
 def test_a_statement_of_assert_is_never_validation():
