@@ -40,6 +40,8 @@ _CURVES = {
     "training-by-round": "by round, on training samples",
     "loss": "training batches",
     "workers": "training batches of every worker",
+    "workers-2": "of the next rows",
+    "workers-3": "and the next",
     "consensus": "consensus",
     "partition": "who holds what",
     "partition-2": "who holds what in the other rows",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpwa.lab.report.results import TrialResult, read_results
+from dpwa.lab.report.worker_chart import MOST_WORKERS
 from dpwa.lab.study.study import Study
 
 BATCH_POINTS = 100
@@ -102,7 +103,7 @@ def read(path: Path) -> dict[str, Any]:
 def _small(result: TrialResult, machines: Sequence[Mapping[str, Any]], *, with_workers: bool) -> dict[str, Any]:
     plain = result.model_dump(mode="json")
     kept = {key: value for key, value in plain.items() if key not in _LONG}
-    workers = result.worker_batches if with_workers else {}
+    workers = list(result.worker_batches)[:MOST_WORKERS] if with_workers else []
     return _rounded(
         {
             "row": result.row,

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from dpwa.lab.report.class_samples import IMAGES_PER_CLASS, draw_class_samples
 from dpwa.lab.report.pictures import draw
 from dpwa.lab.report.summary import Summary, summarise
-from dpwa.lab.report.worker_chart import MOST_ROWS, worker_chart
+from dpwa.lab.report.worker_chart import MOST_CHARTS, MOST_WORKERS, ROWS_PER_CHART, worker_charts
 from dpwa.lab.study.study import Study
 from lab_report_support import parsed, result_of
 
@@ -25,10 +25,10 @@ def images_file(path: Path, *, channels: int = 1, classes: int = 3, count: int =
     return path
 
 
-def summary_of(rows: int) -> Summary:
+def summary_of(rows: int, nodes: int = 3) -> Summary:
     names = [f"{{name: row {number}, strategy: pull}}" for number in range(rows)]
     study = Study.from_text(
-        f"study: s\ndata: digits\nmodel: mlp\nnodes: 3\nstrategies: [{', '.join(['single', *names])}]\n"
+        f"study: s\ndata: digits\nmodel: mlp\nnodes: {nodes}\nstrategies: [{', '.join(['single', *names])}]\n"
     )
     line = {"samples": [10.0, 20.0, 30.0], "loss": [2.0, None, 1.0], "accuracy": [0.2, 0.4, 0.6]}
     results = []
@@ -63,17 +63,30 @@ def test_what_holds_no_images_has_no_picture(tmp_path: Path) -> None:
 
 
 def test_every_worker_has_a_line_and_every_row_with_several_two_diagrams() -> None:
-    chart = worker_chart(summary_of(2))
-    assert chart is not None
+    (chart,) = worker_charts(summary_of(2))
+    assert (chart.name, chart.title) == ("workers", "Training batches of every worker")
     assert len(chart.figure.axes) == 4
     assert [len(axes.lines) for axes in chart.figure.axes] == [3] * 4
-    assert worker_chart(summary_of(0)) is None
+    assert worker_charts(summary_of(0)) == []
 
 
-def test_many_rows_are_not_drawn_in_silence() -> None:
-    chart = worker_chart(summary_of(MOST_ROWS + 2))
-    assert chart is not None
-    assert f"The first {MOST_ROWS} of {MOST_ROWS + 2} rows" in chart.caption
+def test_what_has_no_room_in_one_chart_stands_in_the_next() -> None:
+    first, second = worker_charts(summary_of(ROWS_PER_CHART + 2))
+    assert (first.name, second.name) == ("workers", "workers-2")
+    assert second.title == "Training batches of every worker, 2 of 2"
+    assert [len(chart.figure.axes) for chart in (first, second)] == [2 * ROWS_PER_CHART, 4]
+    assert second.figure.axes[0].get_title(loc="left") == f"row {ROWS_PER_CHART}"
+
+
+@pytest.mark.seconds
+def test_many_rows_and_workers_are_not_left_out_in_silence() -> None:
+    most = MOST_CHARTS * ROWS_PER_CHART
+    found = worker_charts(summary_of(most + 2))
+    assert len(found) == MOST_CHARTS
+    assert f"The first {most} of {most + 2} rows" in found[-1].caption
+    (chart,) = worker_charts(summary_of(1, nodes=MOST_WORKERS + 1))
+    assert {len(axes.lines) for axes in chart.figure.axes} == {MOST_WORKERS}
+    assert f"The first {MOST_WORKERS} workers" in chart.caption
 
 
 @pytest.mark.seconds

@@ -21,7 +21,7 @@ from dpwa.lab.report.partition_drawing import draw_partition
 from dpwa.lab.report.results import listed
 from dpwa.lab.report.summary import RowSummary, Summary
 from dpwa.lab.report.svg import inline_svg, page_colour
-from dpwa.lab.report.worker_chart import worker_chart
+from dpwa.lab.report.worker_chart import worker_charts
 
 __all__ = ["Drawn", "draw"]
 
@@ -52,7 +52,7 @@ def draw(summary: Summary, folder: Path) -> Drawn:
     """
     folded = fold(summary)
     drawn = Drawn([], [], [_key(row, folded) for row in summary.rows])
-    whole = [final_chart(summary), *charts(summary), worker_chart(summary), *_partitions(summary)]
+    whole = [final_chart(summary), *charts(summary), *worker_charts(summary), *_partitions(summary)]
     for chart in [chart for chart in whole if chart is not None]:
         name = f"{chart.name}.png"
         chart.figure.savefig(folder / name, dpi=DOTS_PER_INCH, facecolor="white")

@@ -14,38 +14,52 @@ from dpwa.lab.report.lines import GRID, INK, style_of
 from dpwa.lab.report.results import Batches, number
 from dpwa.lab.report.summary import RowSummary, Summary
 
-__all__ = ["worker_chart"]
+__all__ = ["MOST_WORKERS", "worker_charts"]
 
-MOST_ROWS = 12
+ROWS_PER_CHART = 12
+MOST_CHARTS = 3
+MOST_WORKERS = 16
+"""Of a row: more lines hide each other."""
 _ROW_INCHES = 1.55
 _ENDS_INCHES = 0.5
 
 
-def worker_chart(summary: Summary) -> Chart | None:
-    """Loss and accuracy of each worker's batches; None if no row has several workers."""
+def worker_charts(summary: Summary) -> list[Chart]:
+    """Loss and accuracy of each worker's batches, as many charts as the rows with several workers need."""
     rows = [row for row in summary.rows if _lines(row)]
-    if not rows:
-        return None
-    shown = rows[:MOST_ROWS]
+    shown = rows[: MOST_CHARTS * ROWS_PER_CHART]
+    parts = [shown[first : first + ROWS_PER_CHART] for first in range(0, len(shown), ROWS_PER_CHART)]
+    left_out = f" The first {len(shown)} of {len(rows)} rows." if len(rows) > len(shown) else ""
+    if any(len(_lines(row)) > MOST_WORKERS for row in shown):
+        left_out = f" The first {MOST_WORKERS} workers of rows with more.{left_out}"
+    return [_chart(part, number, len(parts), left_out) for number, part in enumerate(parts, start=1)]
+
+
+def _chart(shown: list[RowSummary], number: int, count: int, left_out: str) -> Chart:
     figure = Figure(figsize=(WIDTH_INCHES, _ROW_INCHES * len(shown) + _ENDS_INCHES), layout="constrained")
     fields = figure.subplots(len(shown), 2, squeeze=False, sharex="row")
     for (left, right), row in zip(fields, shown, strict=True):
-        for index, (name, batches) in enumerate(_lines(row).items()):
-            style = style_of(index).plot_arguments
-            samples = np.array(batches.samples)
-            left.plot(samples, [number(value) for value in batches.loss], label=name, linewidth=0.9, **style)
-            accuracies = [100 * number(value) for value in batches.accuracy]
-            right.plot(samples, accuracies, linewidth=0.9, **style)
-        left.set_title(row.name, loc="left", fontsize=9, color=INK, parse_math=False)
-        _finish(left, "loss")
-        _finish(right, "accuracy, %")
+        _draw(left, right, row)
     for axes in fields[-1]:
         axes.set_xlabel("samples of this worker", fontsize=9, color=INK)
-    left_out = f" The first {MOST_ROWS} of {len(rows)} rows." if len(rows) > MOST_ROWS else ""
     seeds = {_lines_of(row)[0] for row in shown}
     seed = f"seed {seeds.pop()}" if len(seeds) == 1 else "the first seed of each row"
     caption = f"Training batches of each worker, smoothed by averaging neighbours; {seed}.{left_out}"
-    return Chart("workers", "Training batches of every worker", caption, figure)
+    title = "Training batches of every worker"
+    name = "workers" if number == 1 else f"workers-{number}"
+    return Chart(name, title if count == 1 else f"{title}, {number} of {count}", caption, figure)
+
+
+def _draw(left: Axes, right: Axes, row: RowSummary) -> None:
+    for index, (name, batches) in enumerate(list(_lines(row).items())[:MOST_WORKERS]):
+        style = style_of(index).plot_arguments
+        samples = np.array(batches.samples)
+        left.plot(samples, [number(value) for value in batches.loss], label=name, linewidth=0.9, **style)
+        accuracies = [100 * number(value) for value in batches.accuracy]
+        right.plot(samples, accuracies, linewidth=0.9, **style)
+    left.set_title(row.name, loc="left", fontsize=9, color=INK, parse_math=False)
+    _finish(left, "loss")
+    _finish(right, "accuracy, %")
 
 
 def _lines(row: RowSummary) -> dict[str, Batches]:
