@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage test-heavy test-slow reliability soak slurm hosts poor-links flake fuzz test-tensorflow test-frameworks test-ray rivals test-rivals lint bench bench-methods unequal bench-gpu bench-quick studies results clean
+.PHONY: help demo test test-all coverage test-heavy test-slow reliability soak slurm hosts poor-links flake fuzz test-tensorflow test-frameworks test-ray rivals test-rivals lint bench unequal bench-gpu bench-quick studies results clean
 
 help:
 	@echo "make demo         four nodes learn together, with a table and a picture (about a minute)"
@@ -33,7 +33,6 @@ help:
 	@echo "make test-rivals  trains with these two"
 	@echo "make lint         ruff, mypy, and which folder may import which (import-linter)"
 	@echo "make bench        all benchmarks, and docs/benchmarks.md made anew (leave the machine alone meanwhile)"
-	@echo "make bench-methods  six nodes learn Fashion-MNIST by each averaging method, for docs/results.md"
 	@echo "make unequal      four nodes, one of them four times slower: time and accuracy over five seeds (half an hour)"
 	@echo "make studies      all studies of the lab, for docs/results.md (30 hours; can be stopped and goes on later)"
 	@echo "make results      tables and curves of docs/results.md made anew from the results in docs/results (a minute)"
@@ -174,11 +173,6 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/method_overhead.py --json benchmarks/results/method_overhead.json
 	@$(BIN)/python benchmarks/report.py $(BENCHMARKS:%=benchmarks/results/%.json)
 
-# The data: DPWA_DATA_DIR, else ./data, into which they are downloaded.
-bench-methods: $(STAMP)
-	@$(BIN)/python benchmarks/methods.py --json benchmarks/results/methods.json
-	@$(BIN)/python benchmarks/report.py benchmarks/results/methods.json
-
 # What one slow machine of four costs a user's script; stopped and started again, it goes on where it was.
 unequal: $(STAMP)
 	@$(BIN)/python benchmarks/unequal.py --json benchmarks/results/unequal.json
@@ -204,7 +198,7 @@ studies: $(STAMP)
 # Trains nothing: from docs/results/*.json and samples/studies.
 results: $(STAMP)
 	@$(BIN)/python benchmarks/studies.py
-	@$(BIN)/python benchmarks/report.py benchmarks/results/methods.json
+	@$(BIN)/python benchmarks/report.py benchmarks/results/poor_links.json
 
 bench-quick: $(STAMP)
 	@set -e; for name in $(BENCHMARKS); do \

@@ -17,7 +17,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from matplotlib.axes import Axes
 
 Found = dict[str, Any]
 
-_PAGES = {"methods": "results.md", "poor_links": "results.md", "many_nodes": "scaling.md"}
+_PAGES = {"poor_links": "results.md", "many_nodes": "scaling.md"}
 
 RATIO_COLUMNS = ["ratio", "case", "value (10th to 90th percentile)", "pairs", "of", "to", "aim"]
 
@@ -127,9 +127,17 @@ def block_of(found: Found, picture: str) -> str:
             origin,
             f"![{found['name']}]({picture})",
             _table(RATIO_COLUMNS, ratios),
-            _table(columns, [[_cell(row.get(column)) for column in columns] for row in rows]),
+            _table(columns, [[_cell_of(row, column) for column in columns] for row in rows]),
         ]
     )
+
+
+def _cell_of(row: Mapping[str, Any], column: str) -> str:
+    """A value of a row; exchanges that are less than nine tenths of those asked for are marked, as in the lab."""
+    text = _cell(row.get(column))
+    asked, real = row.get("asked"), row.get("real")
+    falls_short = column == "real" and None not in (asked, real) and real < 0.9 * asked
+    return f"{text} !" if falls_short else text
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -279,23 +287,6 @@ def _draw_method_overhead(found: Found) -> None:
     plt.tight_layout()
 
 
-def _draw_methods(found: Found) -> None:
-    rows = [row for row in found["rows"] if "received_mb" in row]
-    names = [row["method"] for row in rows]
-    _, (left, right) = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
-    for axes, key in ((left, "averaged_percent"), (right, "received_mb")):
-        values = [row[key] or 0.0 for row in rows]
-        bars = axes.barh(names, values, color=_BLUE)
-        axes.bar_label(bars, labels=[_cell(value) for value in values], padding=2, fontsize=8)
-        axes.set_xlim(0, 1.2 * max(values))
-        axes.grid(axis="x", alpha=0.3)
-        axes.set_axisbelow(True)
-    left.invert_yaxis()
-    left.set_xlabel("test accuracy of the averaged model, %")
-    right.set_xlabel("models received by all nodes, MB")
-    plt.tight_layout()
-
-
 def _draw_poor_links(found: Found) -> None:
     names = list(dict.fromkeys(row["row"] for row in found["rows"]))
     rates = list(dict.fromkeys(row["mbit"] for row in found["rows"]))
@@ -335,7 +326,6 @@ PICTURES: dict[str, Callable[[Found], None]] = {
     "scale": _draw_scale,
     "many_nodes": _draw_many_nodes,
     "method_overhead": _draw_method_overhead,
-    "methods": _draw_methods,
     "poor_links": _draw_poor_links,
 }
 

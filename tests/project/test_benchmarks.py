@@ -86,46 +86,6 @@ def test_method_overhead_compares_each_method_with_pull(tmp_path):
     assert more == pytest.approx(sgp["trainer_ms"]["median"] - pull["trainer_ms"]["median"])
 
 
-def _run_folder(folder: Path, accuracies: list[float]) -> None:
-    for number, accuracy in enumerate(accuracies, start=1):
-        (folder / "nodes" / f"f{number}").mkdir(parents=True)
-        metrics = {
-            "test_accuracy": accuracy,
-            "training_started_s": 100.0,
-            "training_ended_s": 100.0 + 10 * number,
-            "bytes_in": 3_000_000,
-            "exchanges": 7,
-            "failures": number - 1,
-            "step": 50 + number,
-        }
-        lines = [{"step": 0}, metrics]
-        text = "".join(f"{json.dumps(line)}\n" for line in lines)
-        (folder / "nodes" / f"f{number}" / "metrics.jsonl").write_text(text, encoding="utf-8")
-
-
-def test_the_outcome_of_a_training_is_read_from_its_run_folder_and_its_last_words(tmp_path, module):
-    _run_folder(tmp_path, [0.80, 0.90])
-    said = "f2 | averaged model of 1 of 2 nodes: 10.0%\nf1 | averaged model of 2 of 2 nodes: 88.5%\n"
-    assert module("methods").outcome(tmp_path, said) == {
-        "mean_percent": pytest.approx(85.0),
-        "lowest_percent": pytest.approx(80.0),
-        "averaged_percent": 88.5,
-        "received_mb": 6.0,
-        "blends": 14,
-        "failures": 1,
-        "steps": 51,
-        "training_s": 20.0,
-    }
-
-
-def test_a_training_without_metrics_or_accuracy_is_no_result(tmp_path, module):
-    with pytest.raises(ValueError, match="found none"):
-        module("methods").outcome(tmp_path, "")
-    with pytest.raises(ValueError, match="expected a test accuracy"):
-        module("methods").accuracy_in("nothing of the kind")
-    assert module("methods").accuracy_in("Fashion-MNIST: test accuracy of alone: 86.7%\n") == 86.7
-
-
 @pytest.mark.slow
 def test_straggler_compares_dpwa_and_lock_step_with_free_running_nodes(tmp_path):
     found = _run(tmp_path, "straggler", "--seconds", "0.5")
@@ -353,6 +313,15 @@ def test_a_run_of_some_cases_does_not_replace_one_of_all_but_gets_a_page_of_its_
         own.read_text(encoding="utf-8").replace("dpwa_over_free | 8", "dpwa_over_other | 8"), encoding="utf-8"
     )
     assert f"straggler: no longer on {own}: dpwa_over_other\n" in reported(["4 nodes", "8 nodes"], own).stdout
+
+
+def test_a_table_marks_rows_that_exchange_less_than_they_ask_for(module):
+    rows = [{"asked": 1.0, "real": 0.5}, {"asked": 1.0, "real": 0.95}, {"asked": None, "real": None}]
+    machine = {"packages": {}, "cores": 2, "processor": "x", "memory_gb": 1, "system": "x", "python": "3"}
+    block = module("report").block_of(
+        {"name": "poor_links", "commit": "c", "machine": machine, "ratios": {}, "rows": rows}, "picture.png"
+    )
+    assert [line for line in block.splitlines() if line.startswith("| 1 ")] == ["| 1 | 0.5 ! |", "| 1 | 0.95 |"]
 
 
 def test_the_page_has_a_place_for_every_benchmark(module):
