@@ -1,14 +1,14 @@
 """Draws a study: accuracy, loss and consensus of every row, by epochs, time and bytes.
 
-A row has the same colour and dash in all charts, and its name beside the end of its line. A folded study has a small
-diagram for each point of its grid, in which a row has the colour and dash of its entry.
+A row has the same colour and dash in all charts, and its name beside the end of its line. A study with many rows has
+small diagrams: for each point of its grid, in which a row has the style of its entry, or else for a few rows each.
 
 Runs in: the calling thread. Imports matplotlib: import this module only when charts are wanted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dpwa.lab.report import axes as axis
-from dpwa.lab.report.grid import Fold, fold
+from dpwa.lab.report.grid import fold
 from dpwa.lab.report.lines import INK, Line, draw_line, name_lines, names_height_inches, names_width_inches, style_of
-from dpwa.lab.report.multiples import Diagrams, multiples
+from dpwa.lab.report.multiples import Diagrams, Scales, multiples, parts_of_many
+from dpwa.lab.report.split import places_of_styles, split
 from dpwa.lab.report.summary import Band, Curves, Numbers, RowSummary, Summary
 
 __all__ = ["Chart", "charts"]
@@ -75,6 +76,8 @@ _ACCURACY = "accuracy (% of the test set)"
 _BY_SEEDS = "Lines are means over the seeds; bands range from the lowest to the highest seed."
 _EPOCHS_ARE = "Epochs are passes over the data by all processes together."
 _BY_ERROR = "The accuracy axis is logarithmic in the error (100 % minus accuracy)."
+_OTHERS = "Lines of other diagrams' rows are grey."
+_BEGINNING = "Axes suit what comes after the first quarter of a line: its beginning may be outside."
 
 
 _BY_ROUND_PANELS = (
@@ -164,25 +167,31 @@ def charts(summary: Summary) -> list[Chart]:
 
 
 def _chart(summary: Summary, name: str, title: str, caption: str, *panels: _Panel) -> Chart | None:
-    folded = fold(summary)
-    lines = {panel: _lines(summary.rows, panel, folded) for panel in panels}
+    styles = places_of_styles(summary)
+    lines = {panel: _lines(summary.rows, panel, styles) for panel in panels}
     if not any(lines.values()):
         return None
+    if not any(panel.is_in_bytes for panel in panels):
+        caption = f"{caption} {_BEGINNING}"
     target = summary.study.target_accuracy if name in {"accuracy-by-round", "accuracy-by-time"} else None
-    if folded is None:
+    folded, parts = fold(summary), split(summary)
+    if folded is None and not parts:
         return Chart(name, title, caption, _figure({panel: list(lines[panel].values()) for panel in panels}, target))
+    if parts:
+        caption = f"{caption} {_OTHERS}"
     blocks = [Diagrams(panel.y_label, found, _drawing(panel, target)) for panel, found in lines.items() if found]
-    return Chart(name, title, caption, multiples(folded, blocks))
+    figure = multiples(folded, blocks) if folded is not None else parts_of_many(parts, blocks)
+    return Chart(name, title, caption, figure)
 
 
-def _drawing(panel: _Panel, target: float | None) -> Callable[[Axes, Sequence[Line], Sequence[Line]], None]:
-    def draw(axes: Axes, lines: Sequence[Line], alike: Sequence[Line]) -> None:
-        _draw(axes, panel, lines, target, alike)
+def _drawing(panel: _Panel, target: float | None) -> Callable[[Axes, Sequence[Line], Scales], None]:
+    def draw(axes: Axes, lines: Sequence[Line], scales: Scales) -> None:
+        _draw(axes, panel, lines, target, scales)
 
     return draw
 
 
-def _lines(rows: Sequence[RowSummary], panel: _Panel, folded: Fold | None) -> dict[int, Line]:
+def _lines(rows: Sequence[RowSummary], panel: _Panel, styles: Mapping[int, int]) -> dict[int, Line]:
     """The lines of those rows that have one, by the rows' indices."""
     found: dict[int, Line] = {}
     for row in rows:
@@ -200,7 +209,7 @@ def _lines(rows: Sequence[RowSummary], panel: _Panel, folded: Fold | None) -> di
         if known.any():
             failed = "" if row.curves.is_whole else " (failed)"
             values = Band(band.mean[known], band.low[known], band.high[known])
-            style = style_of(row.index if folded is None else folded.entries.index(row.entry))
+            style = style_of(styles[row.index])
             found[row.index] = Line(f"{row.name}{failed}", style, x[known], values, is_level, row.curves.is_whole)
     return found
 
@@ -223,24 +232,25 @@ def _figure(lines: dict[_Panel, list[Line]], target: float | None) -> Figure:
         axes = figure.add_axes(
             (LEFT_INCHES / width, bottom / height, (width - LEFT_INCHES - right_inches) / width, panel_inches / height)
         )
-        _draw(axes, panel, found, target, found)
+        _draw(axes, panel, found, target, Scales(found, found))
         name_lines(axes, found)
     return figure
 
 
-def _draw(axes: Axes, panel: _Panel, lines: Sequence[Line], target: float | None, alike: Sequence[Line]) -> None:
-    """Draw lines into a diagram, on the scales that suit all of `alike`."""
+def _draw(axes: Axes, panel: _Panel, lines: Sequence[Line], target: float | None, scales: Scales) -> None:
+    """Draw lines into a diagram."""
+    upwards = scales.upwards if panel.is_in_bytes else [line.settled for line in scales.upwards]
     for line in lines:
         if not line.is_level:
             draw_line(axes, line)
     if not lines:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=INK)
     elif panel.is_accuracy:
-        axis.accuracy_axis(axes, alike, target)
+        axis.accuracy_axis(axes, upwards, target)
     else:
-        axis.log_axis(axes, alike)
+        axis.log_axis(axes, upwards)
     if lines:
-        (axis.bytes_axis if panel.is_in_bytes else axis.plain_axis)(axes, alike)
+        (axis.bytes_axis if panel.is_in_bytes else axis.plain_axis)(axes, scales.across)
     if panel.is_accuracy and target is not None:
         axes.axhline(target, color=INK, linewidth=0.9, linestyle=(0, (1, 2.5)))
     for line in lines:

@@ -20,6 +20,7 @@ from dpwa.lab.report import axes as axis
 from dpwa.lab.report.charts import WIDTH_INCHES, Chart
 from dpwa.lab.report.grid import Fold, fold
 from dpwa.lab.report.lines import INK, style_of
+from dpwa.lab.report.split import places_of_styles
 from dpwa.lab.report.statistics import FEWEST_FOR_INTERVAL
 from dpwa.lab.report.summary import RowSummary, Summary
 
@@ -72,8 +73,9 @@ def final_chart(summary: Summary) -> Chart | None:
 def _places(summary: Summary, folded: Fold | None, middles: Sequence[float]) -> Iterator[tuple[float, RowSummary, int]]:
     """How far down each row stands, and the index of its colour."""
     if folded is None:
+        styles = places_of_styles(summary)
         for place, row in zip(middles, summary.rows, strict=True):
-            yield place, row, row.index
+            yield place, row, styles[row.index]
         return
     for place, line in zip(middles, folded.rows, strict=True):
         first = place - BESIDE_INCHES * (len(line.cells) - 1) / 2

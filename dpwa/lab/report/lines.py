@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,13 @@ class Line:
     values: Band
     is_level: bool = False
     is_whole: bool = True
+
+    @property
+    def settled(self) -> Line:
+        """The line after its first quarter, in which it comes from where an untrained model is."""
+        late = self.x >= self.x[-1] / 4
+        values = Band(self.values.mean[late], self.values.low[late], self.values.high[late])
+        return replace(self, x=self.x[late], values=values)
 
     @property
     def wrapped(self) -> str:

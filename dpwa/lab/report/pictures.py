@@ -14,11 +14,11 @@ import numpy as np
 from dpwa.lab.report.charts import WIDTH_INCHES, Chart, charts
 from dpwa.lab.report.class_samples import draw_class_samples
 from dpwa.lab.report.final_chart import final_chart
-from dpwa.lab.report.grid import Fold, fold
 from dpwa.lab.report.lines import style_of
 from dpwa.lab.report.page import Picture
 from dpwa.lab.report.partition_drawing import draw_partition
 from dpwa.lab.report.results import listed
+from dpwa.lab.report.split import places_of_styles
 from dpwa.lab.report.summary import RowSummary, Summary
 from dpwa.lab.report.svg import inline_svg, page_colour
 from dpwa.lab.report.worker_chart import worker_charts
@@ -50,8 +50,8 @@ def draw(summary: Summary, folder: Path) -> Drawn:
     Raises:
         OSError: a file cannot be written.
     """
-    folded = fold(summary)
-    drawn = Drawn([], [], [_key(row, folded) for row in summary.rows])
+    styles = places_of_styles(summary)
+    drawn = Drawn([], [], [_key(styles[row.index]) for row in summary.rows])
     whole = [final_chart(summary), *charts(summary), *worker_charts(summary), *_partitions(summary)]
     for chart in [chart for chart in whole if chart is not None]:
         name = f"{chart.name}.png"
@@ -103,9 +103,9 @@ def _partitions(summary: Summary) -> list[Chart]:
     return made
 
 
-def _key(row: RowSummary, folded: Fold | None) -> str:
-    """A short piece of the row's line."""
-    style = style_of(row.index if folded is None else folded.entries.index(row.entry))
+def _key(place: int) -> str:
+    """A short piece of a row's line."""
+    style = style_of(place)
     dash = "" if style.dash == "solid" else f' stroke-dasharray="{" ".join(str(2 * part) for part in style.dash[1])}"'
     return (
         '<svg class="key" viewBox="0 0 32 13" aria-hidden="true"><path d="M1 7H31" fill="none" stroke-width="3.5" '
