@@ -187,20 +187,3 @@ def test_the_page_has_a_place_for_each_bundled_study_but_the_one_to_try() -> Non
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     names = {path.stem for path in (ROOT / "samples" / "studies").glob("*.yaml")} - {"digits"}
     assert {name for name in names if f"<!-- study {name}:begin -->" in page} == names
-
-
-def test_the_methods_are_held_to_more_than_a_node_alone_reaches(module) -> None:
-    methods, measure = module("methods"), module("measure")
-    rows = [
-        {"method": "pull", "mean_percent": 86.0, "averaged_percent": 87.0},
-        {"method": "gosgd", "mean_percent": 80.0, "averaged_percent": 80.0},
-        {"method": methods.ALONE, "mean_percent": 80.0},
-    ]
-    result = measure.Result("methods", rows=rows)
-    methods._compare(result)
-    found = json.loads(json.dumps(result.as_json()["ratios"]))
-    assert {case: made["reached"] for case, made in found["averaged_over_alone"].items()} == {
-        "pull": True,
-        "gosgd": False,
-    }
-    assert all(made["reached"] is None for made in found["accuracy"].values())
