@@ -48,7 +48,7 @@ def module_of_benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     """Imports a module of the benchmarks as a script there would."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     yield importlib.import_module
-    for name in ("studies", "study_files", "measure", "report", "methods"):
+    for name in ("studies", "study_files", "measure", "report"):
         sys.modules.pop(name, None)
 
 
