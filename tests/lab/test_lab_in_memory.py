@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import subprocess
 import sys
@@ -275,16 +275,24 @@ def test_a_slow_node_takes_its_time_and_makes_fewer_steps(tmp_path, squares, sta
 
 
 def test_a_killed_node_is_gone_in_the_middle_and_the_others_end(tmp_path, squares, statistics):
-    trial = trial_of(strategy="pull", nodes=3, n_epochs=6, kill={"node": 3, "at": 0.5})
+    trial = trial_of(strategy="pull", nodes=3, n_epochs=6, kill={"node": 3, "at": 0.6})
     folder = run(trial, tmp_path, squares)
     assert read_snapshot(folder.snapshot("w3", 6)) is None
     assert read_snapshot(folder.snapshot("w1", 6)) is not None
     assert 0 < statistics["w3"].step < statistics["w1"].step
-    # Its last step ends its third round, and counts.
-    word = json.loads(folder.last_word("w3").read_text())
-    assert word["step"] == read_snapshot(folder.snapshot("w3", 3)).header["step"] == statistics["w1"].step / 2
-    assert (word["samples"], word["asked"] > 0) == (word["step"] * trial.settings.batch_size, True)
+    # Its last step is in its fourth round, and counts.
+    steps = math.ceil(0.6 * statistics["w1"].step)
+    assert steps > read_snapshot(folder.snapshot("w3", 3)).header["step"]
+    dead = evaluate(folder, trial, squares, exit_code=0)["workers"][2]
+    assert (dead["name"], dead["steps"], dead["samples"]) == ("w3", steps, steps * trial.settings.batch_size)
     assert statistics["w1"].exchanges.get("unreachable", 0) > 0
+
+
+def test_a_node_that_is_killed_in_its_last_step_has_not_ended(tmp_path, squares):
+    folder = run(trial_of(strategy="pull", nodes=3, kill={"node": 3, "at": 0.999}), tmp_path, squares)
+    last = trial_of().rounds
+    assert not folder.snapshot("w3", last).exists()
+    assert folder.snapshot("w1", last).exists()
 
 
 def test_lost_messages_are_lost_in_memory_too(tmp_path, squares, statistics):

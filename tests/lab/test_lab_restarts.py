@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ from torch import nn
 from dpwa.cli import main
 from dpwa.errors import InternalError
 from dpwa.examples.samples import Samples, unchanged
+from dpwa.lab.strategies import torch_distributed
+from dpwa.lab.strategies.torch_distributed import DdpRestarts
 from dpwa.lab.study.settings import Settings
 from dpwa.lab.study.trial import TrialFolder
 from dpwa.lab.training.handicaps import Handicap
 from dpwa.lab.training.loop import Recipe, Task, train
 from dpwa.lab.training.recording import Recorder
-from dpwa.lab.training.snapshots import read_snapshot, read_steps
+from dpwa.lab.training.snapshots import read_snapshot, read_steps, write_steps
 from dpwa.lab.training.strategy import Strategy
 
 
@@ -86,7 +89,6 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_to_the_bit_the_one_that_wa
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
     assert broken.snapshot("w1", 0).read_bytes() == first, "the initial weights stay those of the first life"
-    assert read_snapshot(broken.snapshot("w1", 6)).header["redone_samples"] == 3 * 8
     assert read_snapshot(broken.snapshot("w1", 6)).header["samples"] == 3 * 40
     steps = read_steps(broken.steps("w1"))
     expected = read_steps(TrialFolder(tmp_path / "whole").steps("w1"))
@@ -94,6 +96,35 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_to_the_bit_the_one_that_wa
     assert steps["count"].sum() == 3 * 40
     assert (steps["end_s"][1:] >= steps["end_s"][:-1]).all(), "the clock goes on, with what was lost"
     assert recorder.training_s >= steps["end_s"][-1]
+
+
+def test_what_lives_of_any_process_have_made_again_is_sent_again_and_adds_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_distributed, "allreduce_bytes", lambda _payload_bytes, _size: 100)
+    folder = TrialFolder(tmp_path)
+    model = nn.Linear(4, 3)
+
+    def life(steps: int) -> dict[str, float]:
+        """One process that is there; the other one was killed after so many steps."""
+        recorded = [folder.steps(name) for name in ("w1", "w2")]
+        meeting = tmp_path / f"meet{len(list(tmp_path.iterdir()))}"
+        made = DdpRestarts(0, 1, meeting, checkpoint=tmp_path / "checkpoint.pt", recorded=recorded)
+        made.begin(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        did = made.did()
+        for step in range(made.steps_done, made.steps_done + steps):
+            if step % 5 == 0 and step:
+                made.before_epoch(step // 5 + 1)
+            made.after_step(torch.tensor(0.0))
+        made.close()
+        columns = {name: [1.0] * (made.steps_done + steps) for name in ("loss", "right", "count", "end_s")}
+        write_steps(folder.steps("w2"), columns)
+        return did
+
+    assert life(3)["redone_steps"] == 0
+    assert life(12)["redone_steps"] == 3, "nothing had been saved"
+    assert life(4)["redone_steps"] == 3 + 2, "the checkpoint was made at the tenth of twelve"
+    did = life(1)
+    assert did["redone_steps"] == 3 + 2 + 4
+    assert did["bytes_sent"] == (10 + 3 + 2 + 4) * 100
 
 
 def test_steps_that_nobody_has_written_down_are_an_error_and_no_guess(tmp_path):
@@ -112,12 +143,13 @@ def test_a_process_is_killed_in_its_first_life_only():
 @pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.timeout(300)
-def test_under_torchrun_a_killed_process_changes_nothing_but_the_time(tmp_path):
+@pytest.mark.parametrize(("at", "from_step", "nodes"), [(0.6, 88, 2), (0.1, 0, 3)])
+def test_under_torchrun_a_killed_process_changes_nothing_but_the_time(tmp_path, at, from_step, nodes):
     rows = [
         {"strategy": "ddp"},
-        {"name": "restarted", "strategy": "ddp_restarts", "kill": {"node": 2, "at": 0.6}},
+        {"name": "restarted", "strategy": "ddp_restarts", "kill": {"node": 2, "at": at}},
     ]
-    study = {"study": "again", "data": "digits", "model": "mlp", "nodes": 2, "n_epochs": 4, "batch_size": 32}
+    study = {"study": "again", "data": "digits", "model": "mlp", "nodes": nodes, "n_epochs": 4, "batch_size": 32}
     path = tmp_path / "again.yaml"
     path.write_text(yaml.safe_dump({**study, "seeds": 1, "strategies": rows}), encoding="utf-8")
     done = CliRunner().invoke(main, ["lab", "run", str(path), "--run-dir", str(tmp_path / "run")])
@@ -129,8 +161,9 @@ def test_under_torchrun_a_killed_process_changes_nothing_but_the_time(tmp_path):
     log = next(tmp_path.glob("run/trials/restarted*/output.log")).read_text()
     assert "failed (exitcode" in log, "the fault happened"
     last = {row: result["rounds"][-1] for row, result in by_row.items()}
-    # 4 epochs of 44 steps: the killed process made 106, and all go on from the end of the second epoch, at 88.
-    assert last["restarted"]["samples"] == last["ddp"]["samples"] + 18 * 32
-    assert last["restarted"]["bytes_sent"] == pytest.approx(last["ddp"]["bytes_sent"] * (4 * 44 + 18) / (4 * 44))
+    # 4 epochs of 44 steps: the killed process made some, and all go on from the end of the epoch before.
+    redone = math.ceil(at * 4 * 44) - from_step
+    assert last["restarted"]["samples"] == last["ddp"]["samples"] + redone * 32
+    assert last["restarted"]["bytes_sent"] == pytest.approx(last["ddp"]["bytes_sent"] * (1 + redone / (4 * 44)))
     assert last["restarted"]["loss"] == pytest.approx(last["ddp"]["loss"], rel=1e-4)
     assert last["restarted"]["time_s"] > last["ddp"]["time_s"] + 1, "a process needs seconds to import torch"

@@ -29,7 +29,7 @@ from dpwa.lab.run import running, starting
 from dpwa.lab.run.mpi_segments import remove_mpi_segments
 from dpwa.lab.run.pace import Pace, Patience, duration_text
 from dpwa.lab.run.progress import RunProgress
-from dpwa.lab.run.run_folder import RunFolder, last_lines
+from dpwa.lab.run.run_folder import RunFolder, last_lines, remove_snapshots
 from dpwa.lab.run.running import Runner
 from dpwa.lab.run.starting import (
     command_of,
@@ -102,6 +102,21 @@ def small_trials(monkeypatch):
             sys.executable, "-c", measure, str(folder.path), str(exit_code), reason
         ],
     )  # fmt: skip
+
+
+def test_of_a_trials_models_the_last_one_is_kept_and_not_what_it_was_before_a_merge(tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    for path in (
+        folder.snapshot("w1", 9),
+        folder.snapshot("w1", 10),
+        folder.before_merge("w1"),
+        folder.snapshot("w2", 0),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    remove_snapshots(folder)
+    assert list(folder.snapshots("w1").iterdir()) == [folder.snapshot("w1", 10)]
+    assert list(folder.snapshots("w2").iterdir()) == [folder.snapshot("w2", 0)]
 
 
 @pytest.mark.timeout(300)  # seven processes that import torch, perhaps on a machine that is busy with others

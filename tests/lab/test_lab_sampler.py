@@ -164,8 +164,11 @@ def trained(hardship: str) -> dict[str, Any]:
 def test_what_a_killed_node_has_left_is_trained_by_the_others() -> None:
     result = trained("kill: {node: 2, at: 0.4}")
     assert result["reason"] == "w2 was killed; the others went on to the end"
-    # What the killed node had trained counts, too; what it had begun is trained once more.
-    assert result["samples_seen"] >= 6 * (1437 - 4 * 16)
+    # What the killed node had trained counts up to its last step; what it had begun is trained once more.
+    word = json.loads(Path("runs/try/trials/pull-s0/nodes/w2/last_word.json").read_text())
+    (samples,) = [worker["samples"] for worker in result["workers"] if worker["name"] == "w2"]
+    assert samples == word["samples"] > 0
+    assert result["samples_seen"] == sum(worker["samples"] for worker in result["workers"]) >= 6 * (1437 - 4 * 16)
     steps = {worker["name"]: worker["steps"] for worker in result["workers"]}
     assert steps["w2"] < min(steps["w1"], steps["w3"])
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from dpwa.lab.report.axes import accuracy_axis
 from dpwa.lab.report.charts import charts
 from dpwa.lab.report.lines import Line, style_of
 from dpwa.lab.report.split import places_of_styles, split
@@ -55,7 +57,16 @@ def test_each_diagram_has_its_rows_in_colour_their_names_below_and_all_others_in
 def test_a_diagram_whose_rows_have_not_been_run_says_so():
     by_round = next(chart for chart in charts(summary_of(13, measured=4)) if chart.name == "accuracy-by-round")
     texts = [[text.get_text() for text in axes.texts] for axes in by_round.figure.axes[:3]]
-    assert texts == [[], ["not measured"], ["not measured"]]
+    assert texts == [[], ["nothing measured"], ["nothing measured"]]
+
+
+def test_lines_that_have_all_reached_a_hundred_per_cent_can_be_seen():
+    axes = Figure().add_subplot()
+    values = np.full(3, 100.0)
+    accuracy_axis(axes, [Line("x", style_of(0), np.arange(3.0), Band(values, values, values))], None)
+    bottom, top = axes.get_ylim()
+    assert bottom < 99.5
+    assert bottom < top
 
 
 def test_a_line_has_settled_after_its_first_quarter():

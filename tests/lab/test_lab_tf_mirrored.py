@@ -213,7 +213,6 @@ def test_what_comes_back_is_put_down_as_the_recorder_does(tmp_path):
         "round": "2",
         "step": "2",
         "samples": "16",
-        "redone_samples": "0",
         "training_s": "0.75",
         "bytes_sent": "0",
         "processes": "1",

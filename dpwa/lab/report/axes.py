@@ -24,6 +24,7 @@ _TICKS = (0, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 88, 90, 91, 92, 93, 94, 95,
 _FIRST_TICKS = (90, 80, 50, 95, 99, 70, 85, 0, 10, 98, 97, 92)
 _LEAST_DISTANCE = 0.055  # of the axis
 _LEAST_ERROR = 0.05  # per cent
+_HIGHEST_BOTTOM = 99.0  # per cent: lines that are all at 100 need an axis, too
 _LONG_NUMBERS = 100_000  # from here on fewer of them fit side by side
 _MOST_EVEN = 12.0  # percentage points: a wider range is spaced by the error, a smaller one evenly
 
@@ -57,6 +58,7 @@ def accuracies_across(axes: Axes, low: float, high: float) -> None:
 
 def _space_errors(axis: Axis, low: float, high: float) -> tuple[float, float]:
     """Sets the ticks of an axis that is spaced by the logarithm of the error; returns its ends."""
+    low = min(low, _HIGHEST_BOTTOM)
     bottom, top = max(0.0, low - 0.06 * (100 - low)), 100 - max(_LEAST_ERROR, 0.9 * (100 - high))
     edges = _height_of_accuracy(np.array([bottom, top]))
     ticks: list[float] = []

@@ -76,7 +76,7 @@ _ACCURACY = "accuracy (% of the test set)"
 _BY_SEEDS = "Lines are means over the seeds; bands range from the lowest to the highest seed."
 _EPOCHS_ARE = "Epochs are passes over the data by all processes together."
 _BY_ERROR = "The accuracy axis is logarithmic in the error (100 % minus accuracy)."
-_OTHERS = "Lines of other diagrams' rows are grey."
+_OTHERS = "Lines of other diagrams' rows are grey; horizontal axes may differ."
 _BEGINNING = "Axes suit what comes after the first quarter of a line: its beginning may be outside."
 
 
@@ -244,7 +244,7 @@ def _draw(axes: Axes, panel: _Panel, lines: Sequence[Line], target: float | None
         if not line.is_level:
             draw_line(axes, line)
     if not lines:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=INK)
+        axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center", color=INK)
     elif panel.is_accuracy:
         axis.accuracy_axis(axes, upwards, target)
     else:

@@ -108,7 +108,7 @@ def _samples(summary: Summary) -> Finding:
     if others:
         found = "; ".join(f"{what} in {_listed_briefly(names)}" for what, names in others.items())
         text = f"Rows saw different numbers of training samples: usually {usual:,.0f}, but {found}."
-        return Finding(is_equal=False, text=f"{text} The table of settings shows why.")
+        return Finding(is_equal=False, text=f"{text} Their settings say why.")
     return Finding(is_equal=True, text=f"All rows saw {usual:,.0f} training samples, equal to within 1 %.")
 
 
@@ -187,7 +187,9 @@ def _commits(results: Sequence[TrialResult]) -> Finding:
             rows[_commits_text(seeds)].append(row)
         return Finding(is_equal=False, text=f"Rows were made by different commits: {_grouped(rows)}.")
     (commit,) = commits
-    is_clean = commit != "unknown" and not commit.endswith("-dirty")
+    if commit == "unknown":
+        return Finding(is_equal=True, text="All rows were made by an installed dpwa, whose commit is not known.")
+    is_clean = not commit.endswith("-dirty")
     remark = "" if is_clean else " (not a clean commit: it does not contain all of the code)"
     return Finding(is_equal=is_clean, text=f"All rows were made by commit {commit}{remark}.")
 

@@ -61,7 +61,7 @@ class Style:
 
 
 def style_of(index: int) -> Style:
-    """The style of the row with this place in the study."""
+    """The style of the row with this place in its diagram."""
     return Style(COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)])
 
 

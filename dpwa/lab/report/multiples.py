@@ -41,8 +41,8 @@ class Scales:
     """What the axes of a diagram are to show.
 
     Attributes:
-        across: the lines for which the horizontal axis is long enough.
-        upwards: those for which the vertical one is.
+        across: lines that the horizontal axis must hold.
+        upwards: lines that the vertical one must hold.
     """
 
     across: Sequence[Line]
@@ -51,7 +51,7 @@ class Scales:
 
 @dataclass(frozen=True)
 class Diagrams:
-    """What is drawn at each point of the grid.
+    """What is drawn in each diagram of a block.
 
     Attributes:
         title: of all of them: what is drawn, with its unit.
@@ -103,7 +103,8 @@ def parts_of_many(parts: Sequence[Sequence[RowSummary]], blocks: Sequence[Diagra
         parts: the rows of each diagram.
         blocks: what is drawn.
     """
-    names = [[_wrapped(row.name) for row in part] for part in parts]
+    endings = {index: " (failed)" for block in blocks for index, line in block.lines.items() if not line.is_whole}
+    names = [[_wrapped(row.name + endings.get(row.index, "")) for row in part] for part in parts]
     most = max(sum(name.count("\n") + 1 for name in found) for found in names)
     row_inches = _PART_INCHES + _BELOW_INCHES + _KEY_INCHES * most
     down = math.ceil(len(parts) / _PARTS_BESIDE)
@@ -126,11 +127,11 @@ def parts_of_many(parts: Sequence[Sequence[RowSummary]], blocks: Sequence[Diagra
 
 def _draw_part(axes: Axes, part: Sequence[RowSummary], names: Sequence[str], block: Diagrams) -> None:
     own = {row.index: block.lines[row.index] for row in part if row.index in block.lines}
-    for index, line in block.lines.items():
-        if index not in own and not line.is_level:
-            axes.plot(line.x, line.values.mean, color=_OTHERS, linewidth=0.7, zorder=1)
-    every = list(block.lines.values())
-    block.draw(axes, list(own.values()), Scales(list(own.values()), every))
+    if own:
+        for index, line in block.lines.items():
+            if index not in own and not line.is_level:
+                axes.plot(line.x, line.values.mean, color=_OTHERS, linewidth=0.7, zorder=1)
+    block.draw(axes, list(own.values()), Scales(list(own.values()), list(block.lines.values())))
     axes.set_title("", loc="left")
     axes.set_xlabel(axes.get_xlabel(), fontsize=7.5)
     axes.set_ylabel("")

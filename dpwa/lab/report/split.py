@@ -1,6 +1,6 @@
 """Studies with many rows, split: a few rows in each diagram, since the lines of dozens in one cannot be told apart.
 
-Those with a grid are folded instead; see `dpwa.lab.report.grid`.
+Those with a grid and still more rows are folded instead; see `dpwa.lab.report.grid`.
 
 Must not know: pictures, Markdown. Runs in: any thread; everything here is pure.
 """

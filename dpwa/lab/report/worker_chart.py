@@ -32,10 +32,10 @@ def worker_charts(summary: Summary) -> list[Chart]:
     left_out = f" The first {len(shown)} of {len(rows)} rows." if len(rows) > len(shown) else ""
     if any(len(_lines(row)) > MOST_WORKERS for row in shown):
         left_out = f" The first {MOST_WORKERS} workers of rows with more.{left_out}"
-    return [_chart(part, number, len(parts), left_out) for number, part in enumerate(parts, start=1)]
+    return [_chart(part, place, len(parts), left_out) for place, part in enumerate(parts, start=1)]
 
 
-def _chart(shown: list[RowSummary], number: int, count: int, left_out: str) -> Chart:
+def _chart(shown: list[RowSummary], place: int, count: int, left_out: str) -> Chart:
     figure = Figure(figsize=(WIDTH_INCHES, _ROW_INCHES * len(shown) + _ENDS_INCHES), layout="constrained")
     fields = figure.subplots(len(shown), 2, squeeze=False, sharex="row")
     for (left, right), row in zip(fields, shown, strict=True):
@@ -46,8 +46,8 @@ def _chart(shown: list[RowSummary], number: int, count: int, left_out: str) -> C
     seed = f"seed {seeds.pop()}" if len(seeds) == 1 else "the first seed of each row"
     caption = f"Training batches of each worker, smoothed by averaging neighbours; {seed}.{left_out}"
     title = "Training batches of every worker"
-    name = "workers" if number == 1 else f"workers-{number}"
-    return Chart(name, title if count == 1 else f"{title}, {number} of {count}", caption, figure)
+    name = "workers" if place == 1 else f"workers-{place}"
+    return Chart(name, title if count == 1 else f"{title}, {place} of {count}", caption, figure)
 
 
 def _draw(left: Axes, right: Axes, row: RowSummary) -> None:

@@ -143,8 +143,10 @@ def is_result(trial: Trial, result: Mapping[str, Any]) -> bool:
 def remove_snapshots(folder: TrialFolder) -> None:
     """Removes a trial's models, except each process's last one; what was measured of them is in the result."""
     for snapshots in (folder.path / "nodes").glob("*/snapshots"):
-        for path in sorted(snapshots.glob("*.safetensors"))[:-1]:
-            path.unlink()
+        last = max(snapshots.glob("[0-9]*.safetensors"), default=None)
+        for path in snapshots.glob("*.safetensors"):
+            if path != last:
+                path.unlink()
 
 
 def newest_round(folder: TrialFolder) -> float:

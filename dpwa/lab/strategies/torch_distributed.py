@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,7 @@ __all__ = ["AllreduceEveryH", "Ddp", "DdpRestarts", "TorchDistributed", "make"]
 
 _RENDEZVOUS = "rendezvous"
 _CHECKPOINT = "checkpoint.pt"
+_REDONE = "redone-steps"
 
 # Many processes on few cores take their time to load torch and the data.
 _START_TIMEOUT_S = 300.0
@@ -58,7 +60,7 @@ def make(trial: Trial, rank: int, size: int, folder: TrialFolder) -> Strategy:
     if trial.settings.strategy == "ddp":
         return Ddp(rank, size, rendezvous)
     if trial.settings.strategy == "ddp_restarts":
-        recorded = folder.steps(trial.process_names[rank])
+        recorded = [folder.steps(name) for name in trial.process_names]
         return DdpRestarts(rank, size, rendezvous, checkpoint=folder.path / _CHECKPOINT, recorded=recorded)
     if trial.settings.strategy == "allreduce_every_h":
         return AllreduceEveryH(rank, size, rendezvous, every_steps=trial.settings.every_steps)
@@ -162,13 +164,14 @@ class DdpRestarts(Ddp):
         size: number of processes.
         rendezvous: see `Ddp`.
         checkpoint: a file, the same for all processes.
-        recorded: the steps of this process's earlier life, if there was one.
+        recorded: the steps of each process's earlier life, if there was one.
     """
 
-    def __init__(self, rank: int, size: int, rendezvous: Path, *, checkpoint: Path, recorded: Path) -> None:
+    def __init__(self, rank: int, size: int, rendezvous: Path, *, checkpoint: Path, recorded: Sequence[Path]) -> None:
         super().__init__(rank, size, rendezvous)
         self._checkpoint = checkpoint
         self._recorded = recorded
+        self._redone_steps = 0
         self._step = 0
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -178,11 +181,20 @@ class DdpRestarts(Ddp):
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             self.steps_done = self._step = saved["step"]
-            self.bytes_sent = saved["bytes_sent"]
+        redone = self._checkpoint.with_name(_REDONE)
+        earlier = int(redone.read_text()) if redone.exists() else 0
+        # Whoever got furthest counts: torchrun ends the others before they write theirs. Read before all meet, because
+        # they write anew then.
+        lives = [len(found["loss"]) for path in self._recorded if (found := read_steps(path)) is not None]
         super().begin(model, optimizer)
-        earlier = read_steps(self._recorded)
-        if self.steps_done and earlier is not None:  # what is made again has been sent before, too
-            self.bytes_sent += (len(earlier["loss"]) - self.steps_done) * self._step_bytes
+        self._redone_steps = earlier + max(0, max(lives, default=0) - self.steps_done)
+        self.bytes_sent = (self.steps_done + self._redone_steps) * self._step_bytes
+        if self._rank == 0:
+            redone.write_text(str(self._redone_steps))
+
+    def did(self) -> dict[str, float]:
+        """See `Strategy.did`; also how many steps of earlier lives were made again."""
+        return {**super().did(), "redone_steps": self._redone_steps}
 
     def before_epoch(self, epoch: int) -> None:
         """Saves what the epoch before has come to."""
@@ -193,7 +205,7 @@ class DdpRestarts(Ddp):
         if self._rank == 0:
             draft = self._checkpoint.with_suffix(".new")
             state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-            torch.save({**state, "step": self._step, "bytes_sent": self.bytes_sent}, draft)
+            torch.save({**state, "step": self._step}, draft)
             draft.replace(self._checkpoint)
 
     def after_step(self, loss: Tensor) -> None:  # noqa: ARG002

@@ -8,14 +8,14 @@
     nodes/NAME/snapshots/0003.safetensors   the model after the third of `rounds` equal parts of this process's steps,
                                         or with the sampler of what all have trained; 0000 is the initial one
     nodes/NAME/snapshots/before-merge.safetensors   what the last one was, if the nodes have merged at the end
-    nodes/NAME/last_word.json           of a process that ended before its training did: a header as in a snapshot
+    nodes/NAME/last_word.json           of a process that ended before its training did: a snapshot's header
     nodes/NAME/...                      what dpwa itself writes: metrics.jsonl, events.jsonl
     result.json                         written last, by `evaluation`: the trial has finished
 
 A snapshot's header (safetensors' metadata, all values are text) holds: round, step, samples (that this process has
-trained on so far), redone_samples (those of an earlier life's steps that it had to make again), training_s (on its own
-training clock), bytes_sent (of models or gradients, by this process so far), for nodes of dpwa asked and exchanges (see
-`Strategy.did`), processes, threads (of this process).
+trained on so far), training_s (on its own training clock), bytes_sent (of models or gradients, by this process so far),
+for those that average models asked and exchanges (see `Strategy.did`), for those that are started anew redone_steps (of
+earlier lives, that were made again), processes, threads (of this process).
 
 Runs in: any thread.
 """

@@ -200,7 +200,7 @@ def _round(
     if trial.kind.splits_batch:  # every process computes a part of each batch, but only one saves its model
         header = found[0].header
         samples = _samples_of_all(folder, trial, round(header["step"]))
-        samples += round(header["redone_samples"]) * len(trial.process_names)
+        samples += round(header.get("redone_steps", 0)) * trial.settings.batch_size
         bytes_sent *= len(trial.process_names)
     return {
         "round": number,

@@ -7,9 +7,13 @@ Must not know: strategies, data sets. Runs in: the training thread.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -73,7 +77,6 @@ class Recorder:
         self._threads = torch.get_num_threads()
         self._round = 0
         self._samples = 0
-        self._redone_samples = 0
         self._step = 0
         self._paused_s = 0.0
         self._total_steps = 0
@@ -112,11 +115,10 @@ class Recorder:
         self._steps = rows[:steps_done]
         self._total_steps, self._step = total_steps, steps_done
         self._samples = sum(count for _, _, count, _ in self._steps)
-        self._redone_samples = sum(count for _, _, count, _ in rows[steps_done:])
         while self._round < self._rounds and steps_done >= step_at(self._round + 1, self._rounds, total_steps):
             self._round += 1
-        since_s = time.time() - path.stat().st_mtime
-        self._started_s = self._clock() - float(found["end_s"][-1]) - since_s
+        self._started_s = self._clock() - self._clock_of_earlier_life(path, found["end_s"])
+        self.write_last_word()  # without the steps that are made again: who looks at the file counts those of this life
         if self._handicap is not None:
             self._handicap.begin()
 
@@ -130,10 +132,14 @@ class Recorder:
         self._step = step
         self._samples += count
         self._steps.append((loss.item(), right, count, self.training_s))
-        if self._handicap is not None:
-            self._handicap.after_step()
-        self._end_rounds(done)
-        if self._handicap is not None and self._handicap.is_due(done):
+        if self._handicap is None:
+            self._end_rounds(done)
+            return
+        self._handicap.after_step()
+        is_due = self._handicap.is_due(done)
+        if not is_due or done < 1.0:  # who dies in its last step has not ended
+            self._end_rounds(done)
+        if is_due:
             self.write_last_word()
             self._handicap.kill()
 
@@ -195,7 +201,6 @@ class Recorder:
         return {
             "step": self._step,
             "samples": self._samples,
-            "redone_samples": self._redone_samples,
             "training_s": training_s,
             **self._did(),
             "processes": len(self._names),
@@ -206,6 +211,14 @@ class Recorder:
         """When an earlier life of this process was ready, in seconds since 1970; None if there was none."""
         ready = self._folder.node(self._name) / "ready"
         return ready.stat().st_mtime if self._meets and ready.exists() else None
+
+    def _clock_of_earlier_life(self, steps: Path, end_s: npt.NDArray[Any]) -> float:
+        """What the clock of the life before would be now, if it had gone on since it wrote for the last time."""
+        word = self._folder.last_word(self._name)
+        if word.exists() and word.stat().st_mtime >= steps.stat().st_mtime:
+            then_s = float(json.loads(word.read_text(encoding="utf-8"))["training_s"])
+            return then_s + time.time() - word.stat().st_mtime
+        return float(end_s[-1]) + time.time() - steps.stat().st_mtime
 
     def _meet(self) -> None:
         """Waits for all processes, so that no clock runs while another process is still loading."""

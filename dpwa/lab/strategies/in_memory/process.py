@@ -160,7 +160,8 @@ class _VirtualNode:
         recipe = recipe_of(trial, len(shard), rank)
         self._last_step = math.inf
         if kill is not None and kill.node == rank + 1:
-            self._last_step = math.ceil(kill.at * (recipe.total_steps or 0))
+            steps_in_all = recipe.total_steps or 0
+            self._last_step = min(math.ceil(kill.at * steps_in_all), steps_in_all - 1)
         self._steps = 0
         self._waiting = 0  # counts the waits, so that the end of an earlier one is not taken for that of a later
         model = model_of(trial, data)

@@ -117,7 +117,6 @@ class _Book:
                 "round": round_,
                 "step": step,
                 "samples": samples,
-                "redone_samples": 0,
                 "training_s": training_s,
                 "bytes_sent": 0,
                 "processes": 1,
