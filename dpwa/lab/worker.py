@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def main(arguments: list[str]) -> None:
         if strategy.finish():
             recorder.write_merged()
     except BaseException:
-        recorder.write_last_word()
+        with suppress(OSError):  # on a full disk what went wrong is still to be told
+            recorder.write_last_word()
         raise
     finally:
         strategy.close()

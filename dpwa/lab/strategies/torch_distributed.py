@@ -5,6 +5,7 @@ Must not know: data sets, networks. Runs in: the training thread; torch sends in
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from dpwa.lab.strategies.collective import (
     meeting_steps,
     part_of_batch,
 )
-from dpwa.lab.study.trial import Trial, TrialFolder
+from dpwa.lab.study.trial import Trial, TrialFolder, write_json
 from dpwa.lab.training.handicaps import restarts
 from dpwa.lab.training.snapshots import read_steps
 from dpwa.lab.training.strategy import Strategy
@@ -34,7 +35,7 @@ __all__ = ["AllreduceEveryH", "Ddp", "DdpRestarts", "TorchDistributed", "make"]
 
 _RENDEZVOUS = "rendezvous"
 _CHECKPOINT = "checkpoint.pt"
-_REDONE = "redone-steps"
+_REDONE = "redone.json"
 
 # Many processes on few cores take their time to load torch and the data.
 _START_TIMEOUT_S = 300.0
@@ -182,7 +183,7 @@ class DdpRestarts(Ddp):
             optimizer.load_state_dict(saved["optimizer"])
             self.steps_done = self._step = saved["step"]
         redone = self._checkpoint.with_name(_REDONE)
-        earlier = int(redone.read_text()) if redone.exists() else 0
+        earlier = json.loads(redone.read_text(encoding="utf-8"))["steps"] if redone.exists() else 0
         # Whoever got furthest counts: torchrun ends the others before they write theirs. Read before all meet, because
         # they write anew then.
         lives = [len(found["loss"]) for path in self._recorded if (found := read_steps(path)) is not None]
@@ -190,7 +191,7 @@ class DdpRestarts(Ddp):
         self._redone_steps = earlier + max(0, max(lives, default=0) - self.steps_done)
         self.bytes_sent = (self.steps_done + self._redone_steps) * self._step_bytes
         if self._rank == 0:
-            redone.write_text(str(self._redone_steps))
+            write_json(redone, {"steps": self._redone_steps})
 
     def did(self) -> dict[str, float]:
         """See `Strategy.did`; also how many steps of earlier lives were made again."""

@@ -118,7 +118,7 @@ class Recorder:
         while self._round < self._rounds and steps_done >= step_at(self._round + 1, self._rounds, total_steps):
             self._round += 1
         self._started_s = self._clock() - self._clock_of_earlier_life(path, found["end_s"])
-        self.write_last_word()  # without the steps that are made again: who looks at the file counts those of this life
+        self.write_last_word()  # without the steps that are made again: a next life counts those of this one
         if self._handicap is not None:
             self._handicap.begin()
 
