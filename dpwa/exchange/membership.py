@@ -134,8 +134,12 @@ class Membership:
 
     # --- Hints ----------------------------------------------------------------------------------------------------
 
-    def hint(self, peer: str, *, finished: bool) -> bool:
+    def hint(self, peer: str, *, finished: bool | None) -> bool:
         """A request came in the name of a peer.
+
+        Args:
+            peer: who.
+            finished: whether it says that it has ended its training; None: it does not say.
 
         Returns:
             False if there is no such peer; nothing is noted then.
@@ -144,7 +148,8 @@ class Membership:
             return False
         self._hints.add(peer)
         self._asked_by.add(peer)
-        (self._finished_by_hint.add if finished else self._finished_by_hint.discard)(peer)
+        if finished is not None:
+            (self._finished_by_hint.add if finished else self._finished_by_hint.discard)(peer)
         return True
 
     def take_hints(self) -> Iterator[str]:

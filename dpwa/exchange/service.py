@@ -199,7 +199,7 @@ class Service:
             return Refused(nonce, _OTHER_RUN), None
         if isinstance(request, Meet | Lease):
             return self._answer_beside(request), None
-        finished = not isinstance(request, Propose) and request.finished
+        finished = None if isinstance(request, Propose) else request.finished
         is_peer = self._membership.hint(request.node, finished=finished)
         if not is_peer and (not self._membership.is_open or isinstance(request, Propose)):
             return self._refused_stranger(nonce), None

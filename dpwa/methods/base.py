@@ -173,6 +173,14 @@ class Method(ABC):
                 nothing new to pull; False: this node itself takes part in a pair, and nobody was asked.
         """
 
+    def pass_on(self) -> Plan | None:
+        """The push by which a node that has finished passes on what it was given; None: it keeps that.
+
+        Asked for each push that it takes while peers train. What stays with those that train no longer is lost to those
+        that do.
+        """
+        return None
+
     def gave(self, mass: float) -> None:
         """A push with this mass is on its way: the node no longer has it."""
 

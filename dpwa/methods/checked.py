@@ -16,7 +16,7 @@ from dpwa.errors import ConfigError
 from dpwa.methods.base import ExchangeKind, ExchangeResult, Method, Plan
 from dpwa.snapshot.state import MAX_COUNTER, MAX_MASS, State
 
-__all__ = ["factor_of", "mass_and_round", "plan_of"]
+__all__ = ["factor_of", "mass_and_round", "plan_of", "plan_to_pass_on"]
 
 _Answer = TypeVar("_Answer")
 
@@ -27,11 +27,26 @@ def plan_of(method: Method, rng: random.Random, peers: Collection[str]) -> Plan 
     Raises:
         ConfigError: a custom method raised something, or its plan cannot be carried out.
     """
-    plan = _asked(method, "plan", lambda: method.plan(rng))
-    if plan is not None:
-        problem = _problem_of(plan, peers)
-        if problem is not None:
-            raise ConfigError(f"{_name(method)}: plan() answered {plan}: {problem}")
+    return _checked_plan(method, "plan", lambda: method.plan(rng), peers)
+
+
+def plan_to_pass_on(method: Method, peers: Collection[str]) -> Plan | None:
+    """The push by which a node that has finished passes on what it was given.
+
+    Raises:
+        ConfigError: see `plan_of`; also if it is no push.
+    """
+    plan = _checked_plan(method, "pass_on", method.pass_on, peers)
+    if plan is not None and plan.kind is not ExchangeKind.PUSH:
+        raise ConfigError(f"{_name(method)}: pass_on() answered {plan}: expected a push")
+    return plan
+
+
+def _checked_plan(method: Method, what: str, ask: Callable[[], Plan | None], peers: Collection[str]) -> Plan | None:
+    plan = _asked(method, what, ask)
+    problem = None if plan is None else _problem_of(plan, peers)
+    if problem is not None:
+        raise ConfigError(f"{_name(method)}: {what}() answered {plan}: {problem}")
     return plan
 
 

@@ -5,6 +5,9 @@ receiver takes all that has come: `x_j <- (w_j x_j + w x) / (w_j + w)`, `w_j <- 
 nodes and messages are conserved, so that the nodes agree at the mean of where they began and of all progress since.
 Blot et al., "Gossip training for deep learning", arXiv 1611.09726, algorithms 1 and 2.
 
+A node that has finished passes on what others still push to it, a push for a push. If it kept that, those who train
+longest would give their mass away, get nothing any more, and end at their own samples. In the paper all end at once.
+
 A node that joins late, or again after a crash, has mass 0: its model counts nothing until a peer gives it some. What a
 crash takes away is gone, and the average is one over the survivors.
 
@@ -50,6 +53,7 @@ class GoSGD(Method):
         self._under_way = 0.0
         self._lost = 0.0
         self._has_blended = False  # since the last push was given away
+        self._passed_on = 0
 
     def _mass_of_one(self) -> float:
         return 1.0 / self.count
@@ -66,9 +70,17 @@ class GoSGD(Method):
 
     def plan(self, rng: random.Random) -> Plan | None:
         """See `Method.plan`."""
-        if rng.random() >= self.probability or self._mass < self._first_mass * _LEAST_SHARE:
+        return self._push(self.round) if rng.random() < self.probability else None
+
+    def pass_on(self) -> Plan | None:
+        """See `Method.pass_on`. Where each round has its own neighbours, it is the turn of the next ones each time."""
+        self._passed_on += 1
+        return self._push(self.round + self._passed_on)
+
+    def _push(self, round_: int) -> Plan | None:
+        if self._mass < self._first_mass * _LEAST_SHARE:
             return None
-        return Plan(ExchangeKind.PUSH, peers=self.links.heard_by(self.round), mass=self._mass * (1.0 - self.own_share))
+        return Plan(ExchangeKind.PUSH, peers=self.links.heard_by(round_), mass=self._mass * (1.0 - self.own_share))
 
     def gave(self, mass: float) -> None:
         """See `Method.gave`."""

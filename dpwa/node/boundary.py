@@ -151,6 +151,11 @@ class Boundary:
         self._has_trained_on = False
 
     @property
+    def is_pushing(self) -> bool:
+        """Whether what this node has given away may still come back."""
+        return self.in_flight and self._given is not None
+
+    @property
     def peers(self) -> tuple[str, ...]:
         """Names of all other nodes."""
         return self._peers
@@ -257,21 +262,34 @@ class Boundary:
             result = self._transport.take(max(0.0, deadline_s - self._monotonic_s()) if self.in_flight else 0.0)
             if result is None:
                 return
-            if result.request is not None:
-                self.in_flight = False
-                self.wait_s = self._config.wait_s
+            self._end(result)
+
+    def rest(self, pause_s: float) -> None:
+        """The pause between two turns of `finish`: apply what comes, until there is a push to pass on.
+
+        Args:
+            pause_s: how long at most.
+        """
+        deadline_s = self._monotonic_s() + pause_s
+        while not self._planner.has_to_pass_on and (left_s := deadline_s - self._monotonic_s()) > 0:
+            result = self._transport.take(left_s)
+            if result is None:
+                return
             self._end(result)
 
     def _end(self, result: ExchangeResult) -> None:
         request = result.request
+        if request is not None:
+            self.in_flight = False
+            self.wait_s = self._config.wait_s
         self.merging.note(result)
         if request is not None and request.merging:
             self._end_merging(result)
             return
         self.doubts.met(result)
         factor = self._apply(result) if result.outcome is Outcome.BLENDED else 0.0
-        if result.kind is ExchangeKind.PUSH and request is not None:
-            self._end_push(result, request.plan.mass)
+        if result.kind is ExchangeKind.PUSH:
+            self._end_push(result, factor)
         if result.is_refusal:
             self._method.refused(by_peers=True)
         self._end_engagement(result, factor)
@@ -317,8 +335,12 @@ class Boundary:
         else:
             self._proposals.disengage(result.exchange_id)
 
-    def _end_push(self, result: ExchangeResult, mass: float) -> None:
-        outcome = result.outcome
+    def _end_push(self, result: ExchangeResult, factor: float) -> None:
+        request, outcome = result.request, result.outcome
+        if request is None:
+            self._planner.took_pushes(result.merged if factor > 0.0 else 0)
+            return
+        mass = request.plan.mass
         if outcome is Outcome.LOST:
             self._method.lost(mass)
         elif outcome is Outcome.PUSHED:

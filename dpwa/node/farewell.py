@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from dpwa.exchange.context import ExchangeContext
 from dpwa.exchange.service import Service
-from dpwa.methods.exchange import ExchangeResult, Outcome
+from dpwa.methods.exchange import ExchangeKind, ExchangeResult, Outcome
 
 __all__ = [
     "BETWEEN_ASKS_S",
@@ -157,7 +157,8 @@ class Farewell:
         if outcome in _ANSWERS:
             self._answered(peer, signs, now_s)
             signs.is_starting = outcome is Outcome.NOT_READY
-        if result.request is not None and result.request.finished and not outcome.is_failure:
+        is_push = result.kind is ExchangeKind.PUSH  # whose proposal does not say that this node has finished
+        if result.request is not None and result.request.finished and not is_push and not outcome.is_failure:
             self._told.add(peer)
 
     def _answered(self, peer: str, signs: _Signs, now_s: float) -> None:

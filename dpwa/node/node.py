@@ -354,8 +354,9 @@ class Node:
     def finish(self, timeout_s: float | None = None, *, merge: bool | None = None) -> bool:
         """After the last step: go on serving and blending until every peer has finished too, or is left behind.
 
-        With methods other than pull the node takes part in what its peers begin, and begins nothing itself. When a peer
-        is left behind, `farewell.py` says; a warning names it, and one before that whom a long wait is for.
+        The node takes part in what its peers begin. By itself it only goes on pulling (`pull`), or passes on what peers
+        that train push to it (`gosgd`, `sgp`). When a peer is left behind, `farewell.py` says; a warning names it, and
+        one before that whom a long wait is for.
 
         Args:
             timeout_s: wait at most so long; None: as long as peers train.
@@ -375,7 +376,8 @@ class Node:
                 next(turns)
             except StopIteration as end:
                 return bool(end.value)
-            time.sleep(_FINISH_PAUSE_S)
+            with self._training():
+                self._boundary.rest(_FINISH_PAUSE_S)
 
     def finishing(self, timeout_s: float | None = None, *, merge: bool | None = None) -> Generator[None, None, bool]:
         """`finish` in turns, for a simulation that has a time of its own: yields where `finish` sleeps.
@@ -411,7 +413,8 @@ class Node:
         farewell, merging = self._boundary.farewell, self._boundary.merging
         self._boundary.collect(min(_FINISH_PAUSE_S, max(0.0, left_s)))
         now_s = self._monotonic_s()
-        is_over = farewell.is_over(now_s) and (merging.is_over() or farewell.has_run_out(now_s))
+        has_run_out = farewell.has_run_out(now_s)
+        is_over = farewell.is_over(now_s) and ((merging.is_over() and not self._boundary.is_pushing) or has_run_out)
         if is_over or left_s <= 0.0 or self.is_asked_to_leave:
             is_merged = merging.end()
             return farewell.end(now_s) and is_merged

@@ -14,7 +14,7 @@ from dpwa.exchange.intake import Intake
 from dpwa.exchange.membership import Membership
 from dpwa.exchange.service import Service
 from dpwa.methods.base import Method
-from dpwa.methods.checked import plan_of
+from dpwa.methods.checked import plan_of, plan_to_pass_on
 from dpwa.methods.exchange import ExchangeKind, Plan
 from dpwa.node.farewell import Farewell
 from dpwa.node.joining import Joining
@@ -61,6 +61,8 @@ class Planner:
         self._membership = membership
         self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
         self._intake = intake
+        self._to_pass_on = 0  # pushes that this node has taken since it has finished, and not passed on yet
+        self._has_passed_on = False  # at the last turn
 
     def close(self) -> None:
         """Let go of the node."""
@@ -91,8 +93,42 @@ class Planner:
             return None
         return plan
 
+    def took_pushes(self, count: int) -> None:
+        """So many pushes of peers were blended."""
+        if self._service.serving.finished:
+            self._to_pass_on = min(self._to_pass_on + count, len(self._membership.peers))
+
+    @property
+    def has_to_pass_on(self) -> bool:
+        """Whether this node has finished, and has taken a push that a peer that trains should have."""
+        return self._to_pass_on > 0 and bool(self._farewell.waited_for(self._monotonic_s()))
+
+    def _plan_to_pass_on(self) -> Plan | None:
+        """A push to a peer that trains, or to one that passes it on if none of the method's neighbours trains."""
+        if not self.has_to_pass_on:
+            return None
+        self._to_pass_on -= 1
+        training = dict.fromkeys(self._farewell.waited_for(self._monotonic_s()), 1.0)
+        plan = None
+        for _ in self._membership.peers:  # where each round has its own neighbours, one round after the other
+            plan = plan_to_pass_on(self._method, self._membership.peers)
+            if plan is None or plan.peers is None:
+                return plan and replace(plan, peers=training)
+            peers = {peer: weight for peer, weight in plan.peers.items() if peer in training}
+            if peers:
+                return replace(plan, peers=peers)
+        return plan
+
     def _plan_of_the_end(self) -> Plan | None:
-        """What a node that has finished begins: pulls; it only asks beyond its budget, and where it never pulls."""
+        """What a node that has finished begins: pulls, and a push for a push.
+
+        It only asks beyond its budget, and where it never pulls.
+        """
+        # Asks have every other turn: they tell who is silent, however many push.
+        plan = None if self._has_passed_on else self._plan_to_pass_on()
+        self._has_passed_on = plan is not None
+        if plan is not None:
+            return plan
         if not self._farewell.may_ask(self._monotonic_s()):
             return None
         peers = dict.fromkeys(self._farewell.to_tell, 1.0) or None
