@@ -28,9 +28,8 @@ from .tensors import TorchModel
 
 __all__ = ["Follower", "Leader", "telling_failure"]
 
-# How often a node that finishes looks at what its peers have begun; and how often it tells the others that it still
-# waits: until then a follower does not notice SIGTERM, or that the node is gone.
-_PAUSE_S = 0.02
+# How often a node that finishes tells the others that it still waits: until then a follower does not notice SIGTERM, or
+# that the node is gone.
 _STILL_THERE_S = 1.0
 
 # What the state of a process's random numbers takes, and more.
@@ -135,7 +134,7 @@ class Leader:
                 except StopIteration as end:
                     word["answer"] = answer = bool(end.value)
                     return answer
-                time.sleep(_PAUSE_S)
+                self._node.pause()
                 if time.monotonic() - told_s >= _STILL_THERE_S:
                     self._island.tell(_Word(_Kind.WAITING))
                     told_s = time.monotonic()

@@ -31,7 +31,6 @@ __all__ = ["ShardNode"]
 _logger = logging.getLogger("dpwa")
 
 # How often a process that finishes looks at what its peers have begun; and how often it asks whether the others have.
-_PAUSE_S = 0.02
 _ASK_S = 0.5
 _MOST_SAID_BYTES = 512
 
@@ -122,7 +121,7 @@ class ShardNode:
                 except StopIteration as end:
                     answer = bool(end.value)
             if answer is None and time.monotonic() - asked_s < _ASK_S:
-                time.sleep(_PAUSE_S)
+                self._node.pause()
                 continue
             of_all = [json.loads(text) for text in self._island.texts(json.dumps(answer), _MOST_SAID_BYTES)]
             asked_s = time.monotonic()

@@ -111,6 +111,7 @@ class Proposals:
         self._memories: dict[str, _Memory] = {}  # of peers: the service lets no other propose
         self._inbox = Inbox()
         self._proofs: dict[str, bytes] = {}  # the last proposal of this node that each peer has taken
+        self._untold: dict[str, bytes] = {}  # pushes that were taken, whose proposers have not heard so
         # A node takes part in one pair at a time: as the one who proposed it, or as the other.
         self._proposing: bytes | None = None  # the id of that; empty until it has one
         self._pairing_with: str | None = None
@@ -134,6 +135,7 @@ class Proposals:
         with self._lock:
             self._memories.pop(peer, None)
             self._proofs.pop(peer, None)
+            self._untold.pop(peer, None)
 
     def close_all(self) -> None:
         """Let go of the snapshots that were set aside: the node has been closed."""
@@ -340,6 +342,18 @@ class Proposals:
             return not self._inbox.is_empty
 
     @property
+    def is_paired(self) -> bool:
+        """Whether this node takes part in a pair that a peer has begun, or a snapshot lacks what it brought."""
+        with self._lock:
+            return self._pair is not None
+
+    @property
+    def owes_word(self) -> bool:
+        """Whether a push was taken whose proposer has not asked yet what became of it."""
+        with self._lock:
+            return bool(self._untold)
+
+    @property
     def deadline_s(self) -> float | None:
         """When a proposal may be fetched that must wait because strangers have cost too much; None if there is none."""
         with self._lock:
@@ -359,6 +373,7 @@ class Proposals:
                     seen.is_prepared = True
                 else:
                     seen.verdict = Verdict.TAKEN
+                    self._untold[peer] = exchange_id
             memory = self._memories.setdefault(peer, _Memory())
             if memory.find(exchange_id) is None:
                 (memory.keep if has_all else memory.keep_failed)(exchange_id, seen)
@@ -388,6 +403,8 @@ class Proposals:
             gives_up: the proposer has failed: what is not taken yet is aborted.
         """
         with self._lock:
+            if self._untold.get(peer) == exchange_id:
+                del self._untold[peer]
             seen = self._find(peer, exchange_id)
             if seen is None:
                 return Verdict.ABORTED

@@ -165,6 +165,8 @@ class Service:
         self.asked_at_the_end: dict[str, float] = {}
         """Peers that have asked since this node has finished, or in whose names somebody has, each with the monotonic
         time of the latest: a courtesy to them hangs on it and nothing else. Setting an item is atomic."""
+        self.told_at_the_end: set[str] = set()
+        """Those whose answer said that this node has finished. Adding is atomic."""
 
     def tell(self, **changes: Any) -> None:
         """Change what is said from now on. Trainer, and copy waiter for snapshots.
@@ -199,12 +201,9 @@ class Service:
             return Refused(nonce, _OTHER_RUN), None
         if isinstance(request, Meet | Lease):
             return self._answer_beside(request), None
-        finished = None if isinstance(request, Propose) else request.finished
-        is_peer = self._membership.hint(request.node, finished=finished)
+        is_peer = self._note_asker(request, now_s)
         if not is_peer and (not self._membership.is_open or isinstance(request, Propose)):
             return self._refused_stranger(nonce), None
-        if self.serving.finished and is_peer:
-            self.asked_at_the_end[request.node] = now_s
         if isinstance(request, Settle):
             return self._settle(request, may_wait=may_wait)
         if request.fingerprint != self.layout.fingerprint:
@@ -216,6 +215,19 @@ class Service:
         if request.round != NEWEST_ROUND:
             return self._answer_for_round(request, is_peer=is_peer, may_wait=may_wait)
         return self._answer_newest(request, now_s=now_s, may_wait=may_wait)
+
+    def _note_asker(self, request: PullRequest | Propose | Settle, now_s: float) -> bool:
+        """Note what a request says of its sender; whether that is a peer."""
+        # What belongs to an exchange was said when that began, and perhaps before its sender had finished.
+        finished: bool | None = None
+        if not isinstance(request, Propose) and request.exchange_id == NO_EXCHANGE:
+            finished = request.finished
+        is_peer = self._membership.hint(request.node, finished=finished)
+        if self.serving.finished and is_peer:
+            self.asked_at_the_end[request.node] = now_s
+            if not isinstance(request, Propose):  # whose answer does not say so
+                self.told_at_the_end.add(request.node)
+        return is_peer
 
     def _refused_stranger(self, nonce: int) -> Message:
         """The answer to somebody who is no peer; one who has just introduced itself may be one in a moment."""

@@ -176,8 +176,8 @@ class Method(ABC):
     def pass_on(self) -> Plan | None:
         """The push by which a node that has finished passes on what it was given; None: it keeps that.
 
-        Asked for each push that it takes while peers train. What stays with those that train no longer is lost to those
-        that do.
+        Asked for each push that it takes while peers train, and again after a plan whose peers have all finished. What
+        stays with those that train no longer is lost to those that do.
         """
         return None
 

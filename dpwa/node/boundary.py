@@ -7,6 +7,7 @@ a GPU makes.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,7 @@ from dpwa.node.pressure import Pressure
 from dpwa.node.publishing import SnapshotPublisher, Taken
 from dpwa.node.reach import Reach
 from dpwa.node.record import Record, exchange_fields
+from dpwa.node.settling import Settling
 from dpwa.snapshot.layout import Snapshot
 from dpwa.snapshot.state import MAX_COUNTER, State
 from dpwa.transport.faults import NodeFaults
@@ -121,7 +123,7 @@ class Boundary:
             replaced=self._restart_outer,
             event=event,
         )
-        self._is_settled = False
+        self._settling = Settling(method, service, context.proposals)
         self.step = 0
         self.in_flight = False
         """Whether an exchange that this node has begun is under way."""
@@ -150,10 +152,16 @@ class Boundary:
         self._has_warned = False
         self._has_trained_on = False
 
-    @property
-    def is_pushing(self) -> bool:
-        """Whether what this node has given away may still come back."""
-        return self.in_flight and self._given is not None
+    def may_leave(self, now_s: float) -> bool:
+        """Whether nobody is waited for, and neither this node nor a peer would miss anything that is under way."""
+        if self.farewell.has_run_out(now_s):
+            return True
+        if not (self.farewell.is_over(now_s) and self.merging.is_over()):
+            if not self.merging.is_on:
+                self._settling.go_on()
+            return False
+        is_pushing = self.in_flight and self._given is not None  # what was given away may still come back
+        return self._settling.may_leave(now_s, is_pushing=is_pushing, at_most_s=self.farewell.silent_s)
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -264,7 +272,7 @@ class Boundary:
                 return
             self._end(result)
 
-    def rest(self, pause_s: float) -> None:
+    def pause(self, pause_s: float) -> None:
         """The pause between two turns of `finish`: apply what comes, until there is a push to pass on.
 
         Args:
@@ -273,9 +281,10 @@ class Boundary:
         deadline_s = self._monotonic_s() + pause_s
         while not self._planner.has_to_pass_on and (left_s := deadline_s - self._monotonic_s()) > 0:
             result = self._transport.take(left_s)
-            if result is None:
-                return
-            self._end(result)
+            if result is not None:
+                self._end(result)
+            elif (left_s := deadline_s - self._monotonic_s()) > 0:
+                time.sleep(left_s)  # a transport without threads of its own does not wait
 
     def _end(self, result: ExchangeResult) -> None:
         request = result.request
@@ -349,6 +358,8 @@ class Boundary:
             if result.staging is not None and self._method.mass > 0.0:
                 self._model.blend(result.values, mass / self._method.mass)
         else:
+            if request.finished:
+                self._planner.came_back()
             share = self._method.took_back(mass)
             # In half precision the model is left as it is: a snapshot of it is no more exact than what that costs.
             if share > 0.0 and self._given is not None and self._model.can_go_towards:
@@ -389,6 +400,8 @@ class Boundary:
         taken, is_aside = self._take(for_exchange=plan is not None)
         if taken is None:
             self._last = None  # an older one is no measure of the next step
+            if plan is not None and plan.kind is ExchangeKind.PUSH:
+                self._planner.came_back()
             if plan is not None and plan.kind is ExchangeKind.PAIR:
                 self._applied_pairs.append(NO_EXCHANGE)  # what the last pair brought is in no snapshot yet
             return
@@ -410,13 +423,11 @@ class Boundary:
 
     def _let_be(self) -> bool:
         """Let the model be, for the merge, once nothing that has been begun can change it."""
-        if self._method.kind in (ExchangeKind.PUSH, ExchangeKind.PAIR):
-            self._service.tell(first_round=None)  # nothing more is accepted
-        was_settled, self._is_settled = self._is_settled, not (self.in_flight or self._proposals.is_waiting)
-        # Once more at the next turn: what has been fetched may be on its way to the trainer.
-        if not (was_settled and self._is_settled) or (self._method.kind is ExchangeKind.PAIR and not self._engage()):
+        has_settled = self._settling.has_settled(is_busy=self.in_flight)
+        if not has_settled or (self._method.kind is ExchangeKind.PAIR and not self._engage()):
             return False
         self.merging.freeze(self.step)
+        self._planner.keep_all()
         return self.merging.is_frozen
 
     def _merge(self) -> None:
@@ -431,7 +442,7 @@ class Boundary:
             self._transport.ask(request)
 
     def _train_on(self) -> None:
-        """A step after `finish`. After a merge peers' proposals are welcome again; this node begins none.
+        """A step after `finish`. Peers' proposals are welcome again; this node only passes on what it takes.
 
         For all others it has finished, and some have perhaps left it. To say that it trains again could keep those
         that still wait in `finish` there, or bring the mean of one merge into the next.
@@ -446,7 +457,8 @@ class Boundary:
         if self.merging.is_on:
             self.merging.stop()
             self._proposals.disengage(NO_EXCHANGE)
-            self._service.tell(first_round=None if self._joining.is_on else self._method.round)
+        self._settling.go_on()
+        self._planner.keep_all()
 
     def _restart_outer(self) -> None:
         if self.outer is not None:

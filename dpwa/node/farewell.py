@@ -128,7 +128,8 @@ class Farewell:
         self._has_told_wait = False
 
     @property
-    def _silent_s(self) -> float:
+    def silent_s(self) -> float:
+        """How long a peer may be silent."""
         return RESTART_S if self.peers_restart else SILENT_S
 
     @property
@@ -156,7 +157,9 @@ class Farewell:
             signs.silent_s = now_s if signs.silent_s is None else signs.silent_s
         if outcome in _ANSWERS:
             self._answered(peer, signs, now_s)
-            signs.is_starting = outcome is Outcome.NOT_READY
+            # A proposal is refused so by a peer that is about to leave, too.
+            if outcome is not Outcome.NOT_READY or result.kind not in (ExchangeKind.PUSH, ExchangeKind.PAIR):
+                signs.is_starting = outcome is Outcome.NOT_READY
         is_push = result.kind is ExchangeKind.PUSH  # whose proposal does not say that this node has finished
         if result.request is not None and result.request.finished and not is_push and not outcome.is_failure:
             self._told.add(peer)
@@ -207,7 +210,7 @@ class Farewell:
             self._tell_wait(waited_for, now_s)
             return False
         self._until_s = min(self._until_s, now_s + _FAREWELL_S)
-        return now_s >= self._until_s or self._service.asked_at_the_end.keys() >= set(present)
+        return now_s >= self._until_s or self._service.told_at_the_end.issuperset(present)
 
     def has_run_out(self, now_s: float) -> bool:
         """Whether this node has waited as long as it ever waits."""
@@ -219,9 +222,9 @@ class Farewell:
         if signs.silent_s is None:
             return False
         # One that fell silent long ago has its chance, too: an ask since the training has ended.
-        has_had_chance = signs.tried_s >= self._began_s or now_s >= self._began_s + self._silent_s
+        has_had_chance = signs.tried_s >= self._began_s or now_s >= self._began_s + self.silent_s
         heard_s = max(signs.silent_s, self._service.asked_at_the_end.get(peer, -math.inf))
-        return has_had_chance and now_s - heard_s >= self._silent_s
+        return has_had_chance and now_s - heard_s >= self.silent_s
 
     def waited_for(self, now_s: float) -> list[str]:
         """Peers that have not finished as far as this node knows, and are not given up."""

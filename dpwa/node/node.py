@@ -376,11 +376,20 @@ class Node:
                 next(turns)
             except StopIteration as end:
                 return bool(end.value)
-            with self._training():
-                self._boundary.rest(_FINISH_PAUSE_S)
+            self.pause()
+
+    def pause(self) -> None:
+        """Between two turns of `finishing`: applies what comes, and ends early if that is to be passed on.
+
+        Raises:
+            NodeClosed: the node is not running.
+            InternalError: a background thread failed.
+        """
+        with self._training():
+            self._boundary.pause(_FINISH_PAUSE_S)
 
     def finishing(self, timeout_s: float | None = None, *, merge: bool | None = None) -> Generator[None, None, bool]:
-        """`finish` in turns, for a simulation that has a time of its own: yields where `finish` sleeps.
+        """`finish` in turns, for whoever has something else to do, or another time, between them; else `pause`.
 
         Args:
             timeout_s: see `finish`.
@@ -410,14 +419,11 @@ class Node:
 
     def _finish_turn(self, left_s: float) -> bool | None:
         """Apply what has come, and begin the next exchange; the answer of `finish` if there is nothing more to do."""
-        farewell, merging = self._boundary.farewell, self._boundary.merging
         self._boundary.collect(min(_FINISH_PAUSE_S, max(0.0, left_s)))
         now_s = self._monotonic_s()
-        has_run_out = farewell.has_run_out(now_s)
-        is_over = farewell.is_over(now_s) and ((merging.is_over() and not self._boundary.is_pushing) or has_run_out)
-        if is_over or left_s <= 0.0 or self.is_asked_to_leave:
-            is_merged = merging.end()
-            return farewell.end(now_s) and is_merged
+        if self._boundary.may_leave(now_s) or left_s <= 0.0 or self.is_asked_to_leave:
+            is_merged = self._boundary.merging.end()
+            return self._boundary.farewell.end(now_s) and is_merged
         self._boundary.publish_and_ask()
         return None
 

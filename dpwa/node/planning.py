@@ -5,6 +5,7 @@ Must not know: snapshots, the model. Runs in: the trainer's thread.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from dpwa.exchange.service import Service
 from dpwa.methods.base import Method
 from dpwa.methods.checked import plan_of, plan_to_pass_on
 from dpwa.methods.exchange import ExchangeKind, Plan
-from dpwa.node.farewell import Farewell
+from dpwa.node.farewell import BETWEEN_ASKS_S, Farewell
 from dpwa.node.joining import Joining
 
 __all__ = ["Planner"]
@@ -62,6 +63,7 @@ class Planner:
         self._rng = random.Random(f"{config.seed}/{name}/pull")  # noqa: S311  (no secret)
         self._intake = intake
         self._to_pass_on = 0  # pushes that this node has taken since it has finished, and not passed on yet
+        self._pass_on_from_s = -math.inf
         self._has_passed_on = False  # at the last turn
 
     def close(self) -> None:
@@ -98,10 +100,22 @@ class Planner:
         if self._service.serving.finished:
             self._to_pass_on = min(self._to_pass_on + count, len(self._membership.peers))
 
+    def came_back(self) -> None:
+        """A push of this node was not taken. One that passed something on is made again, after a pause."""
+        if self._service.serving.finished:
+            self.took_pushes(1)
+            self._pass_on_from_s = self._monotonic_s() + BETWEEN_ASKS_S
+
+    def keep_all(self) -> None:
+        """Nothing that this node has taken is passed on any more: its model is let be, or trains on."""
+        self._to_pass_on = 0
+
     @property
     def has_to_pass_on(self) -> bool:
-        """Whether this node has finished, and has taken a push that a peer that trains should have."""
-        return self._to_pass_on > 0 and bool(self._farewell.waited_for(self._monotonic_s()))
+        """Whether this node has finished, and has taken a push that a peer that trains should have by now."""
+        now_s = self._monotonic_s()
+        is_due = self._to_pass_on > 0 and now_s >= self._pass_on_from_s and not self._joining.is_on
+        return is_due and bool(self._farewell.waited_for(now_s))
 
     def _plan_to_pass_on(self) -> Plan | None:
         """A push to a peer that trains, or to one that passes it on if none of the method's neighbours trains."""
@@ -109,7 +123,7 @@ class Planner:
             return None
         self._to_pass_on -= 1
         training = dict.fromkeys(self._farewell.waited_for(self._monotonic_s()), 1.0)
-        plan = None
+        plans = []
         for _ in self._membership.peers:  # where each round has its own neighbours, one round after the other
             plan = plan_to_pass_on(self._method, self._membership.peers)
             if plan is None or plan.peers is None:
@@ -117,7 +131,8 @@ class Planner:
             peers = {peer: weight for peer, weight in plan.peers.items() if peer in training}
             if peers:
                 return replace(plan, peers=peers)
-        return plan
+            plans.append(plan)
+        return self._rng.choice(plans)  # by a fixed choice it could go round among those that have finished, for ever
 
     def _plan_of_the_end(self) -> Plan | None:
         """What a node that has finished begins: pulls, and a push for a push.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dpwa.exchange.fetch import Identity
 from dpwa.exchange.leasing import Leasing
 from dpwa.exchange.membership import Membership
-from dpwa.exchange.messages import PullRequest
+from dpwa.exchange.messages import NEWEST_ROUND, Propose, PullRequest, Settle
 from dpwa.exchange.proposals import Proposals
 from dpwa.exchange.round_codec import RoundCodec
 from dpwa.exchange.service import Service
 from dpwa.methods.base import ExchangeKind
+from dpwa.methods.exchange import NO_EXCHANGE
 from dpwa.snapshot.layout import Layout, Snapshot, TensorSpec
 from dpwa.snapshot.lineage import Standing
 from dpwa.snapshot.state import Codec, State
@@ -51,6 +54,30 @@ def test_what_strangers_wish_for_rounds_is_not_remembered(service, is_open):
     assert not service.round_codec._wishes
     service.answer(round_of(service, "w2"), now_s=0.0, may_wait=False)
     assert service.round_codec.of_round(7) is Codec.INT8
+
+
+def test_what_belongs_to_an_exchange_takes_nothing_back_of_what_its_sender_said_at_the_end(service):
+    """The exchange was begun while it trained, and goes on after it has finished."""
+    exchange_id = bytes(range(24))
+    service._membership = Membership(("w2",))
+    service.tell(finished=True)
+    word = Settle(1, "run", "w2", bytes(8), NO_EXCHANGE, gives_up=False, finished=True)
+    propose = Propose(
+        2, "run", "w2", bytes(8), service.layout.fingerprint, exchange_id,
+        is_pair=False, mass=0.1, clock=1.0, loss=None, round=0, piece=0, pieces=0,
+        previous=NO_EXCHANGE, lineage=bytes(8),
+    )  # fmt: skip
+    service.answer(propose, now_s=0.0, may_wait=False)
+    assert service.asked_at_the_end == {"w2": 0.0}
+    assert service.told_at_the_end == set(), "the answer to a proposal does not say so"
+    service.answer(word, now_s=0.0, may_wait=False)
+    assert service.told_at_the_end == {"w2"}
+    pull = replace(round_of(service, "w2"), exchange_id=exchange_id, round=NEWEST_ROUND)
+    for request in (propose, pull, replace(word, exchange_id=exchange_id, finished=False)):
+        service.answer(request, now_s=0.0, may_wait=False)
+        assert service._membership.is_said_to_have_finished("w2")
+    service.answer(replace(word, finished=False), now_s=0.0, may_wait=False)
+    assert not service._membership.is_said_to_have_finished("w2")
 
 
 def round_of(service: Service, node: str) -> PullRequest:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dpwa.methods.exchange import NO_EXCHANGE, ExchangeKind, ExchangeResult, Outcome
 from dpwa.node import farewell
 from dpwa.node.node import Node
 from support import DEADLINE_S, Cluster, VectorModel, events_of, step_until, wait_until
@@ -301,6 +302,14 @@ def test_one_that_fell_silent_long_ago_is_asked_once_more_before_it_is_left(alon
     assert alone.farewell.waited_for(0.1) == ["w2"]
     signs.tried_s = 0.2
     assert alone.farewell.waited_for(0.3) == []
+
+
+@pytest.mark.parametrize(("kind", "waited_for"), [(ExchangeKind.PUSH, []), (ExchangeKind.PULL, ["w2"])])
+def test_a_peer_that_has_finished_and_refuses_a_proposal_is_not_taken_for_one_that_starts(alone, kind, waited_for):
+    alone.membership.heard("w2", bytes(8), finished=True, step=3)
+    assert alone.farewell.waited_for(0.1) == []
+    alone.farewell.note(ExchangeResult(Outcome.NOT_READY, kind, None, "w2", NO_EXCHANGE), 0.2)
+    assert alone.farewell.waited_for(0.3) == waited_for
 
 
 def test_asks_become_rarer_in_a_long_wait_and_each_peer_is_asked_twice_a_second(alone):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
+import numpy as np
 import pytest
 from test_finish import Finishing
 
@@ -115,6 +116,69 @@ def test_where_each_round_has_its_own_neighbour_the_one_that_trains_gets_its_tur
     assert mass_of(nodes) == pytest.approx(total, rel=1e-12)
 
 
+def test_among_those_that_have_finished_nothing_goes_round_for_ever(in_memory):
+    """With seven nodes, each has three neighbours in turn: by a fixed choice, what is passed on comes back to it."""
+    nodes = met(in_memory, 7, "sgp", topology={"graph": "one_peer_exponential"})
+    last, *others = nodes
+    total, taken = mass_of(nodes), last.statistics().blended
+    train_last(nodes, 100)
+    assert last.statistics().blended - taken > 60
+    assert last.method.mass > 0.02 * total
+    turns = [node.finishing() for node in [last, *others]]
+    for turn in turns:
+        next(turn)
+    pushed = sum(map(given, nodes))
+    for _ in range(50):
+        for turn in turns:
+            next(turn, None)
+    assert sum(map(given, nodes)) - pushed <= 7, "it has come to rest"
+    assert mass_of(nodes) == pytest.approx(total, rel=1e-12)
+
+
+def test_a_push_that_was_not_taken_is_made_again_after_a_pause(in_memory, monkeypatch):
+    nodes = met(in_memory, 2, "gosgd")
+    last, waiting = nodes
+    turns = waiting.finishing()
+    next(turns)
+    last.step(1.0)
+    service, taken = last._service, last.statistics().blended
+    monkeypatch.setattr(service, "takes", lambda _peer: None)  # busy
+    for _ in range(6):
+        next(turns)
+    busy = waiting.statistics().exchanges["busy"]
+    assert busy == 1, "not at each turn"
+    monkeypatch.setattr(service, "takes", lambda _peer: 1.0)
+    wait_until(lambda: next(turns) is None and last._boundary.collect(0.0) is None and came(last) > taken, "it came")
+    assert waiting.statistics().exchanges["busy"] == busy
+    assert mass_of(nodes) == pytest.approx(1.0, rel=1e-12)
+
+
+def came(node: Node) -> int:
+    return node.statistics().blended
+
+
+def test_what_is_left_when_the_model_is_let_be_for_a_merge_is_passed_on_no_more(in_memory, monkeypatch):
+    waits, other = met(in_memory, 2, "gosgd")
+    turns = [node.finishing(merge=True) for node in (other, waits)]
+    for _ in range(50):
+        for turn in turns:
+            next(turn, None)
+        if waits._boundary.merging.is_frozen:
+            break
+        waits._boundary._planner.took_pushes(1)  # in the last moment
+    assert waits._boundary.merging.is_frozen
+    monkeypatch.setattr(waits._boundary.farewell, "waited_for", lambda _now_s: ["w2"])  # it trains again
+    assert not waits._boundary._planner.has_to_pass_on
+
+
+def test_one_that_waits_does_not_spin(in_memory):
+    nodes = met(in_memory, 2, "gosgd")
+    waiting, turns, collect = nodes[1], [], nodes[1]._boundary.collect
+    waiting._boundary.collect = lambda wait_s: (turns.append(wait_s), collect(wait_s))[1]
+    assert waiting.finish(0.3) is False
+    assert 2 <= len(turns) <= 16  # one in 20 ms
+
+
 class KeepsAll(GoSGD):
     """A push method that passes nothing on."""
 
@@ -165,6 +229,33 @@ def test_over_sockets_the_mass_is_among_all_when_the_last_one_ends(zeromq, metho
     assert [one["mass_under_way"] for one in statistics] == [0.0] * 3
     assert [one["mass_lost"] for one in statistics] == [0.0] * 3
     assert sum(one["mass"] for one in statistics) == pytest.approx(total, rel=1e-9)
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("count", [2, 3])
+def test_nobody_leaves_while_it_takes_the_last_push_of_the_last_one(zeromq, count):
+    base = np.arange(125_000.0)
+    nodes = zeromq.start(
+        [VectorModel(base) for _ in range(count)], method="gosgd", pull_probability=1.0, wait_ms=2000,
+        shared_memory="off", codec="raw", timeout_ms=1000, faults={"bandwidth": "4 MB/s"},
+    )  # fmt: skip
+    last, *others = nodes
+    wait_until(lambda: zeromq.step_all() or all(came(node) > 1 for node in nodes), "all have pushed")
+    finishing = [Finishing(node) for node in others]
+    before = came(last)
+    step_until(last, lambda: came(last) > before, "they pass on")
+    last.step(1.0)
+    assert last._boundary.in_flight, "it has just begun a push"
+    ended = Finishing(last)
+    for one in finishing:
+        assert one.ended()
+        one.node.close()
+    assert ended.ended()
+    statistics = [node.statistics().method for node in nodes]
+    assert [one["mass_lost"] for one in statistics] == [0.0] * count
+    assert [one["mass_under_way"] for one in statistics] == [0.0] * count
+    assert sum(one["mass"] for one in statistics) == pytest.approx(1.0, rel=1e-9)
+    assert [node.statistics().exchanges.get("lost", 0) for node in nodes] == [0] * count
 
 
 @pytest.mark.seconds

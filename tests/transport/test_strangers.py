@@ -355,7 +355,7 @@ def test_a_process_without_descriptors_trains_on_without_spinning_and_serves_aga
             while True:
                 taken.append(os.open(os.devnull, os.O_RDONLY))
         for each in waiting:
-            with contextlib.suppress(ConnectionRefusedError):  # it listens no more for the moment
+            with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):  # it listens no more for the moment
                 each.connect(("127.0.0.1", port))  # the system takes it; the node cannot
         with caplog.at_level(logging.WARNING, "dpwa"):
             wait_until(lambda: node._transport.counters.guarded["descriptors"] > 0, "somebody could not come in")

@@ -152,8 +152,9 @@ class VirtualTransport(InMemoryTransport):
     def ask(self, request: ExchangeRequest) -> None:
         """See `Transport.ask`. Virtual time makes the exchange."""
         time, link = self._virtual.time, self._virtual.link
-        transfer_s = link.transfer_s(self._service.layout, 1.0 if request.joining else request.plan.fraction)
+        fraction = 1.0 if request.joining else request.plan.fraction
         kind = ExchangeKind.PULL if request.joining else request.plan.kind
+        transfer_s = 0.0 if kind is None else link.transfer_s(self._service.layout, fraction)
         self._asked, self._here_s = request, math.inf
         self._wait_s = max(link.wait_s, request.plan.wait_s)
         self._asks += 1
