@@ -369,7 +369,15 @@ def test_threads_beyond_the_cores_do_not_make_a_row_unfair():
 def test_seeds_by_different_commits_are_reported_once_and_not_for_each_row():
     change = lambda _, result: {**result, "commit": "aaaa" if result["trial"]["seed"] == 0 else "bbbb"}  # noqa: E731
     warnings = content_of(summary_of(change=change), "").warnings
-    assert "Rows were made by different commits: aaaa (seed 0), bbbb (seeds 1, 2) in all rows." in warnings
+    assert "Rows were made by different commits: aaaa (seed 0); bbbb (seeds 1, 2) in all rows." in warnings
+
+
+def test_seeds_of_different_machines_are_reported_with_the_seeds_of_each():
+    def change(_, result):
+        return {**result, "machine": {"processor": "Old" if result["trial"]["seed"] == 0 else "New", "cores": 2}}
+
+    warnings = " ".join(content_of(summary_of(change=change), "").warnings)
+    assert "with different versions: Old, 2 cores (seed 0); New, 2 cores (seeds 1, 2) in all rows." in warnings
 
 
 def test_a_commit_with_changed_files_is_warned_of():

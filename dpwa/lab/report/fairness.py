@@ -9,7 +9,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,12 +179,7 @@ def _cores_text(count: int) -> str:
 def _commits(results: Sequence[TrialResult]) -> Finding:
     commits = sorted({result.commit or "unknown" for result in results})
     if len(commits) > 1:
-        made_by: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-        for result in results:
-            made_by[result.row][result.commit or "unknown"].append(result.seed)
-        rows: dict[str, list[str]] = defaultdict(list)
-        for row, seeds in made_by.items():
-            rows[_commits_text(seeds)].append(row)
+        rows = _rows_by_origin(results, lambda result: result.commit or "unknown")
         return Finding(is_equal=False, text=f"Rows were made by different commits: {_grouped(rows)}.")
     (commit,) = commits
     if commit == "unknown":
@@ -194,24 +189,33 @@ def _commits(results: Sequence[TrialResult]) -> Finding:
     return Finding(is_equal=is_clean, text=f"All rows were made by commit {commit}{remark}.")
 
 
-def _commits_text(seeds_of: Mapping[str, Sequence[int]]) -> str:
-    """The commits of one row; if there are several, with the seeds of each."""
+def _machines(results: Sequence[TrialResult]) -> Finding:
+    machines = {described_machine(result.machine) for result in results}
+    if len(machines) == 1:
+        (machine,) = machines
+        return Finding(is_equal=True, text=f"All rows were made on one machine: {machine}.")
+    rows = _rows_by_origin(results, lambda result: described_machine(result.machine))
+    return Finding(
+        is_equal=False, text=f"Rows were made on different machines or with different versions: {_grouped(rows)}."
+    )
+
+
+def _rows_by_origin(results: Sequence[TrialResult], of: Callable[[TrialResult], str]) -> dict[str, list[str]]:
+    """The rows that come from each origin, or from each mixture of them, which then says the seeds of each."""
+    seeds_of: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        seeds_of[result.row][of(result)].append(result.seed)
+    rows: dict[str, list[str]] = defaultdict(list)
+    for row, seeds in seeds_of.items():
+        rows[_origin_text(seeds)].append(row)
+    return rows
+
+
+def _origin_text(seeds_of: Mapping[str, Sequence[int]]) -> str:
     if len(seeds_of) == 1:
         return next(iter(seeds_of))
-    ordered = sorted((sorted(seeds), commit) for commit, seeds in seeds_of.items())
-    return ", ".join(f"{commit} ({seeds_text(seeds)})" for seeds, commit in ordered)
-
-
-def _machines(results: Sequence[TrialResult]) -> Finding:
-    rows: dict[str, list[str]] = defaultdict(list)
-    for result in results:
-        rows[described_machine(result.machine)].append(result.row)
-    if len(rows) > 1:
-        return Finding(
-            is_equal=False, text=f"Rows were made on different machines or with different versions: {_grouped(rows)}."
-        )
-    (machine,) = rows
-    return Finding(is_equal=True, text=f"All rows were made on one machine: {machine}.")
+    ordered = sorted((sorted(seeds), origin) for origin, seeds in seeds_of.items())
+    return "; ".join(f"{origin} ({seeds_text(seeds)})" for seeds, origin in ordered)
 
 
 def described_machine(machine: Mapping[str, Any]) -> str:
