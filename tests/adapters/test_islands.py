@@ -139,6 +139,9 @@ class Scripted:
         self._in_step()
         return bool(merge)
 
+    def pause(self) -> None:
+        pass
+
     def state_dict(self, timeout_s: float) -> dict[str, float]:
         return {"waited_s": timeout_s}
 

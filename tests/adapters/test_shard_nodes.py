@@ -39,6 +39,9 @@ class Scripted:
             yield
         return self._merges
 
+    def pause(self) -> None:
+        """Nothing comes."""
+
     def statistics(self) -> Any:
         return SimpleNamespace(merged_models=self._merged)
 
@@ -100,7 +103,6 @@ def test_one_that_has_finished_while_the_first_trains_on_is_told_so():
 @pytest.mark.parametrize("slow", [0, 1])
 @pytest.mark.parametrize("apart", [0, 1, None])
 def test_finish_ends_when_all_have_finished_and_is_true_of_the_node_only_if_it_is_of_each(monkeypatch, slow, apart):
-    monkeypatch.setattr("dpwa.adapters.shard_nodes._PAUSE_S", 0.001)
     monkeypatch.setattr("dpwa.adapters.shard_nodes._ASK_S", 0.01)
     saved: list[Any] = []
     nodes = [Scripted(20 if rank == slow else 0, merges=rank != apart) for rank in range(2)]
