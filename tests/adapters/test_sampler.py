@@ -20,6 +20,9 @@ from support import wait_until
 
 SAMPLES = 600
 
+# On a machine with one core, torch warns of two workers.
+ASKS_FOR_WORKERS = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
 
 def data(samples: int = SAMPLES) -> TensorDataset:
     return TensorDataset(torch.arange(float(samples))[:, None])
@@ -273,6 +276,7 @@ def test_a_block_counts_as_trained_when_its_last_step_was_made_however_far_ahead
 
 
 @pytest.mark.seconds
+@ASKS_FOR_WORKERS
 def test_what_workers_have_asked_for_when_a_loop_is_left_is_not_trained(alone):
     """The loader asks for 16 batches at first, and for one more with each that it gives; the data set has 18."""
     sampler = alone.node.sampler(data(72), block_samples=4)
@@ -290,6 +294,7 @@ def test_what_workers_have_asked_for_when_a_loop_is_left_is_not_trained(alone):
 
 @pytest.mark.seconds
 @pytest.mark.parametrize("workers", [0, 2])
+@ASKS_FOR_WORKERS
 def test_workers_ask_ahead_and_nothing_counts_before_it_is_trained(alone, workers):
     sampler = alone.node.sampler(data(), block_samples=10)
     loader = DataLoader(data(), batch_size=20, sampler=sampler, num_workers=workers)
