@@ -50,27 +50,36 @@ class Accepter:
         """Let go of a pair under way, which holds a snapshot. The thread has ended."""
         self._prepared = None
 
-    def work(self, client: Client) -> None:
-        """Fetch what has been accepted, and hand over pairs that have been settled.
+    def take_one(self, client: Client) -> bool:
+        """Fetch one proposal that has been accepted.
+
+        Returns:
+            Whether there was one.
 
         Raises:
             NodeClosed: the node was closed meanwhile.
         """
-        self._end_pair()
-        context = self._context
-        while self._proposals.has_notice and not context.standing.is_changing:
-            staging = next((staging for staging in context.stagings if staging.is_free), None)
-            notice = self._proposals.next_notice() if staging is not None else None
-            if staging is None or notice is None:
-                return  # the trainer rings when it has made room
-            start_s = context.monotonic_s()
-            result = self._fetch(notice, staging, client)
-            if result is not None:
-                result = replace(result, duration_s=context.monotonic_s() - start_s)
-            if notice.propose.is_pair:
-                self._prepare(notice, result, client)
-            elif result is not None:
-                self._deliver(result)
+        if not self._proposals.has_notice or self._context.standing.is_changing:
+            return False
+        staging = next((staging for staging in self._context.stagings if staging.is_free), None)
+        notice = self._proposals.next_notice() if staging is not None else None
+        if staging is None or notice is None:
+            return False  # the trainer rings when it has made room
+        try:
+            self._take(notice, staging, client)
+        finally:
+            self._proposals.handed_over()
+        return True
+
+    def _take(self, notice: Notice, staging: Staging, client: Client) -> None:
+        start_s = self._context.monotonic_s()
+        result = self._fetch(notice, staging, client)
+        if result is not None:
+            result = replace(result, duration_s=self._context.monotonic_s() - start_s)
+        if notice.propose.is_pair:
+            self._prepare(notice, result, client)
+        elif result is not None:
+            self._deliver(result)
 
     def _fetch(self, notice: Notice, staging: Staging, client: Client) -> ExchangeResult | None:
         """Fetch the values of a proposal and decide on it; None if they did not come, or are not taken."""
@@ -135,8 +144,8 @@ class Accepter:
             return
         self._prepared = _Prepared(notice, result, self._context.monotonic_s() + _PATIENCE * client.patience_s)
 
-    def _end_pair(self) -> None:
-        """Hand over what has been settled; give up what never will be."""
+    def end_pair(self) -> None:
+        """Hand over a pair that has been settled; give up one that never will be."""
         prepared = self._prepared
         if prepared is None:
             return

@@ -138,15 +138,21 @@ class Exchanger:
         """
         if self._through is not None:
             client = self._through(client)
-        for result in (self._pusher.conclude(client), self._pairer.repay(client)):
-            if result is not None and result.peer is not None:
-                self._score(result.peer, result)
-                self.context.results.put(result)
-        self._accepter.work(client)
+        self._end_own(self._pusher.conclude(client), self._pairer.repay(client))
+        self._accepter.end_pair()
+        while self._accepter.take_one(client):
+            if self._pusher.is_fetched:  # its peer may wait for the question
+                self._end_own(self._pusher.conclude(client))
         if not self._has_finished:
             self.questions.work(client)
         if self.meetings is not None:
             self.meetings.work(client)
+
+    def _end_own(self, *results: ExchangeResult | None) -> None:
+        for result in results:
+            if result is not None and result.peer is not None:
+                self._score(result.peer, result)
+                self.context.results.put(result)
 
     def close(self) -> None:
         """Let go of everything that holds a snapshot. The thread has ended."""

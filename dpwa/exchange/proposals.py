@@ -112,6 +112,7 @@ class Proposals:
         self._inbox = Inbox()
         self._proofs: dict[str, bytes] = {}  # the last proposal of this node that each peer has taken
         self._untold: dict[str, bytes] = {}  # pushes that were taken, whose proposers have not heard so
+        self._is_taking = False
         # A node takes part in one pair at a time: as the one who proposed it, or as the other.
         self._proposing: bytes | None = None  # the id of that; empty until it has one
         self._pairing_with: str | None = None
@@ -141,6 +142,11 @@ class Proposals:
         """Let go of the snapshots that were set aside: the node has been closed."""
         with self._lock:
             self._own = self._pair = None
+            self._inbox.clear()
+
+    def abandon(self) -> None:
+        """Take nothing more of what peers have proposed: to them, it has come to nothing. Trainer."""
+        with self._lock:
             self._inbox.clear()
 
     # --- Pairs exclude each other -------------------------------------------------------------------------------------
@@ -325,9 +331,16 @@ class Proposals:
         return seen
 
     def next_notice(self) -> Notice | None:
-        """The next accepted proposal to fetch; `decide` or `deny` must follow. Tx thread."""
+        """The next accepted proposal to fetch; `decide` or `deny` must follow, and `handed_over`. Tx thread."""
         with self._lock:
-            return self._inbox.next()
+            notice = self._inbox.next()
+            self._is_taking = notice is not None
+            return notice
+
+    def handed_over(self) -> None:
+        """What was fetched, if it was taken, is where the trainer will find it. Tx thread."""
+        with self._lock:
+            self._is_taking = False
 
     @property
     def has_notice(self) -> bool:
@@ -337,9 +350,9 @@ class Proposals:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether an accepted proposal is still to be fetched, or is being fetched."""
+        """Whether an accepted proposal is still to be fetched, is being fetched, or handed over to the trainer."""
         with self._lock:
-            return not self._inbox.is_empty
+            return self._is_taking or not self._inbox.is_empty
 
     @property
     def is_paired(self) -> bool:
@@ -348,10 +361,10 @@ class Proposals:
             return self._pair is not None
 
     @property
-    def owes_word(self) -> bool:
-        """Whether a push was taken whose proposer has not asked yet what became of it."""
+    def untold(self) -> list[str]:
+        """The peers whose push was taken, and that have not asked yet what became of it."""
         with self._lock:
-            return bool(self._untold)
+            return list(self._untold)
 
     @property
     def deadline_s(self) -> float | None:

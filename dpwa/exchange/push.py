@@ -51,6 +51,13 @@ class Pusher:
         pushed = self._pushed  # of one that was taken, the trainer rings when there is room for what is left of it
         return None if pushed is None or pushed.is_taken else pushed.due_s
 
+    @property
+    def is_fetched(self) -> bool:
+        """Whether the peer of the push under way has all of it, and is to be asked what became of it."""
+        pushed = self._pushed
+        is_open = pushed is not None and not pushed.is_taken and pushed.tries == 0
+        return is_open and pushed is not None and self._context.proposals.is_fetched(pushed.request.exchange_id)
+
     def close(self) -> None:
         """Let go of a push under way, which holds a snapshot. The thread has ended."""
         self._pushed = None
@@ -99,8 +106,7 @@ class Pusher:
         exchange_id = pushed.request.exchange_id
         # A peer that has fetched all of it decides this moment, and only its word counts: it may find values that are
         # not finite, and as long as it has not decided it must not get a newer proposal.
-        is_decided = self._context.proposals.is_fetched(exchange_id) and pushed.tries == 0
-        if not is_decided and self._context.monotonic_s() < pushed.due_s:
+        if not self.is_fetched and self._context.monotonic_s() < pushed.due_s:
             return None
         if self._context.proposals.withdraw(exchange_id):
             return self._end(pushed, Outcome.RETURNED, "it was not fetched in time")

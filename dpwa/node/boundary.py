@@ -123,7 +123,6 @@ class Boundary:
             replaced=self._restart_outer,
             event=event,
         )
-        self._settling = Settling(method, service, context.proposals)
         self.step = 0
         self.in_flight = False
         """Whether an exchange that this node has begun is under way."""
@@ -132,6 +131,7 @@ class Boundary:
         self._joining = Joining(
             context.standing, service, method, has_peers=config.is_open or bool(config.asked_by(name))
         )
+        self._settling = Settling(method, service, context.proposals, self._joining, longest_s=config.longest_s)
         self._planner = Planner(
             config,
             name,
@@ -161,7 +161,13 @@ class Boundary:
                 self._settling.go_on()
             return False
         is_pushing = self.in_flight and self._given is not None  # what was given away may still come back
-        return self._settling.may_leave(now_s, is_pushing=is_pushing, at_most_s=self.farewell.silent_s)
+        is_gone = partial(self.farewell.is_gone, now_s=now_s)
+        return self._settling.may_leave(now_s, is_pushing=is_pushing, is_gone=is_gone)
+
+    def leave(self) -> None:
+        """Take what is here, and nothing more: what peers have begun stays with them."""
+        self._settling.end()
+        self.collect(0.0)
 
     @property
     def peers(self) -> tuple[str, ...]:

@@ -128,8 +128,7 @@ class Farewell:
         self._has_told_wait = False
 
     @property
-    def silent_s(self) -> float:
-        """How long a peer may be silent."""
+    def _silent_s(self) -> float:
         return RESTART_S if self.peers_restart else SILENT_S
 
     @property
@@ -222,9 +221,13 @@ class Farewell:
         if signs.silent_s is None:
             return False
         # One that fell silent long ago has its chance, too: an ask since the training has ended.
-        has_had_chance = signs.tried_s >= self._began_s or now_s >= self._began_s + self.silent_s
+        has_had_chance = signs.tried_s >= self._began_s or now_s >= self._began_s + self._silent_s
         heard_s = max(signs.silent_s, self._service.asked_at_the_end.get(peer, -math.inf))
-        return has_had_chance and now_s - heard_s >= self.silent_s
+        return has_had_chance and now_s - heard_s >= self._silent_s
+
+    def is_gone(self, peer: str, now_s: float) -> bool:
+        """Whether a peer has left, or is given up."""
+        return self._signs[peer].has_parted or self._given_up(peer, now_s) is not None
 
     def waited_for(self, now_s: float) -> list[str]:
         """Peers that have not finished as far as this node knows, and are not given up."""

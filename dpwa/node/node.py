@@ -422,6 +422,7 @@ class Node:
         self._boundary.collect(min(_FINISH_PAUSE_S, max(0.0, left_s)))
         now_s = self._monotonic_s()
         if self._boundary.may_leave(now_s) or left_s <= 0.0 or self.is_asked_to_leave:
+            self._boundary.leave()
             is_merged = self._boundary.merging.end()
             return self._boundary.farewell.end(now_s) and is_merged
         self._boundary.publish_and_ask()

@@ -132,7 +132,8 @@ class Planner:
             if peers:
                 return replace(plan, peers=peers)
             plans.append(plan)
-        return self._rng.choice(plans)  # by a fixed choice it could go round among those that have finished, for ever
+        # By a fixed choice it could go round among those that have finished, for ever.
+        return self._rng.choice(plans) if plans else None
 
     def _plan_of_the_end(self) -> Plan | None:
         """What a node that has finished begins: pulls, and a push for a push.

@@ -171,12 +171,24 @@ def test_what_is_left_when_the_model_is_let_be_for_a_merge_is_passed_on_no_more(
     assert not waits._boundary._planner.has_to_pass_on
 
 
+def test_what_is_pushed_to_one_that_has_left_finish_stays_with_those_that_train(in_memory):
+    last, left = met(in_memory, 2, "gosgd")
+    assert mass_of([last, left]) == pytest.approx(1.0)
+    assert left.finish(timeout_s=0.0) is False
+    for _ in range(10):
+        last.step(1.0)
+        left._transport.take(0.0)  # its threads still run, perhaps for as long as an evaluation takes
+    last._boundary.collect(0.0)
+    assert last.statistics().exchanges["not_ready"] >= 8
+    assert last.method.mass + left.method.mass == pytest.approx(1.0, rel=1e-12)
+
+
 def test_one_that_waits_does_not_spin(in_memory):
     nodes = met(in_memory, 2, "gosgd")
     waiting, turns, collect = nodes[1], [], nodes[1]._boundary.collect
     waiting._boundary.collect = lambda wait_s: (turns.append(wait_s), collect(wait_s))[1]
     assert waiting.finish(0.3) is False
-    assert 2 <= len(turns) <= 16  # one in 20 ms
+    assert 2 <= len(turns) <= 20  # one in 20 ms
 
 
 class KeepsAll(GoSGD):
