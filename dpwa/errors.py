@@ -46,15 +46,21 @@ class DpwaError(Exception):
 class ConfigError(DpwaError, ValueError):
     """A configuration, argument or model that cannot be used.
 
-    All problems that were found are reported at once, one per line.
+    All problems that were found are reported at once, one per line. What a terminal would not show as it is (control
+    characters, marks that turn the direction of writing) is written as an escape: it may come from anybody's file.
 
     Attributes:
         problems: one line per problem: place, what was expected, what came, what to do.
     """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        lines = (problems,) if isinstance(problems, str) else problems
+        self.problems: tuple[str, ...] = tuple(_visible(line) for line in lines)
         super().__init__("\n".join(self.problems))
+
+
+def _visible(line: str) -> str:
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in line)
 
 
 class NodeClosed(DpwaError):

@@ -32,4 +32,5 @@ def lines_of(problems: Sequence[Problem], file: ClusterFile | None) -> list[str]
 
 
 def _text(place: str, problem: Problem) -> str:
-    return f"{place}: {problem.text}" if place else problem.text
+    text = f"{place}: {problem.text}" if place else problem.text
+    return text.replace("\n", "\\n")  # a key or a value may hold one

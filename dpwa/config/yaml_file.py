@@ -152,7 +152,7 @@ def parse(text: str, name: str, *, kind: str = CLUSTER) -> ClusterFile:
             builder.take(event)
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{name}:{_what_is_wrong(text, error)}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeEncodeError) as error:
         raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from error
     root = builder.root
     if root is None or root.value is None:

@@ -76,6 +76,10 @@ class Asking:
         """Further chunks have been asked for."""
         self._connection.allow(message.count * self._message_bytes)
 
+    def is_in_the_way(self) -> bool:
+        """Whether more has come, without a word of the answer, than late words: a model that was given up before it."""
+        return self._connection.came_bytes() > MAX_HEADER_BYTES
+
     def tell_progress(self, error: PeerTimeout) -> None:
         """Say in an error how far the answer had come, chunks that were not complete included."""
         error.transfer_s = time.monotonic() - self._answered_s

@@ -239,6 +239,8 @@ class ZmqClient:
         if not asking.is_answered:
             if not asking.is_short:  # less than what an exchange would wait says nothing of exchanges
                 self._patience.was_silent(peer)
+            if asking.is_in_the_way():
+                self._hang_up(peer)
             return
         self._patience.answered(peer, asking.answered_after_s)
         asking.tell_progress(error)

@@ -148,7 +148,7 @@ class Connection:
 
     def begin(self) -> None:
         """A request begins: what comes from now on counts as its answer."""
-        late_bytes = min(max(0, self._allowed_bytes - self._came_bytes()), _MOST_LATE_BYTES)
+        late_bytes = min(max(0, self._allowed_bytes - self.came_bytes()), _MOST_LATE_BYTES)
         self._before_bytes = self.received_bytes() or 0
         self._since_s = time.monotonic()
         self._allowed_bytes = _SLACK_BYTES + late_bytes
@@ -165,13 +165,14 @@ class Connection:
 
     def excess(self) -> str | None:
         """What is wrong with the amount that has come, if there is too much of it."""
-        came_bytes = self._came_bytes()
+        came_bytes = self.came_bytes()
         allowed_bytes = self._allowed_bytes + int(_IDLE_BYTES_PER_S * (time.monotonic() - self._since_s))
         if came_bytes <= allowed_bytes:
             return None
         return f"sent {came_bytes} bytes where at most {allowed_bytes} were asked for"
 
-    def _came_bytes(self) -> int:
+    def came_bytes(self) -> int:
+        """Bytes that have come since the request began, or the last one ended; 0 where the kernel does not tell."""
         received_bytes = self.received_bytes()
         return 0 if received_bytes is None else received_bytes - self._before_bytes
 

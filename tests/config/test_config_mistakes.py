@@ -254,3 +254,12 @@ def test_an_empty_folder_of_keys_is_refused_and_not_taken_for_the_one_of_the_fil
 def test_check_warns_of_gosgd_at_its_default_probability():
     text = describe(ClusterConfig.from_text(f"method: gosgd\n{NODES}"), ["w1"])
     assert "warning: method gosgd loses part of the training at pull_probability 1; set it to 0.2 or less" in text
+
+
+@pytest.mark.parametrize("mark", ["\u0530", "\u202e", "\u200b", "\xa0", "\u2028", "\n", "\x1b", "\ud800"])
+@pytest.mark.parametrize("line", ['"{}": 1', 'method: "{}"', 'run: "{}"', 'interpolation: {{"{}": 1}}'])
+def test_what_a_terminal_does_not_show_as_it_is_stands_in_a_message_as_an_escape(line, mark):
+    """Otherwise a file could turn its line round, hide a part of it, or end it and begin another."""
+    for problem in problems_of(f"{line.format(f'a{mark}b')}\n{NODES}"):
+        assert problem.isprintable()
+        assert mark not in problem

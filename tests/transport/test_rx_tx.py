@@ -174,6 +174,30 @@ def test_a_late_answer_is_dropped_and_the_next_pull_is_right(zeromq, peers):
     assert list(zeromq.models[0].vector) == [5.0] * 10
 
 
+@pytest.mark.parametrize("size", [20_000, 10])
+def test_a_late_model_that_stands_before_all_further_answers_is_left_behind_with_its_connection(zeromq, peers, size):
+    """Over a slow link it would take the time of each further pull, whose model would come late, too, and so on."""
+    settings = {"timeout_ms": 100, "flow_control": {"probe_s": 0.01, "probe_max_s": 0.05}}
+    node, port = node_with_absent_peer(zeromq, size=size, **settings)
+    slow = peers.router(port)
+    pulls: list[tuple[bytes, int]] = []
+
+    def third() -> bool:
+        if slow.poll(0):
+            identity, header = slow.recv_multipart()
+            pulls.append((identity, wire.decode(header, "w1").nonce))
+            if len(pulls) == 2:  # the first has timed out
+                late = pulls[0][1]
+                slow.send_multipart([identity, wire.encode(_offer(late, 8 * size))])
+                slow.send_multipart([identity, wire.encode(messages.Chunk(late, 0, 0)), bytes(8 * size)])
+        return len(pulls) == 3
+
+    step_until(node, third, "three pulls")
+    (first, _), (second, _), (last, _) = pulls
+    assert first == second
+    assert (last == second) == (size == 10)
+
+
 # --- Slow and vanished peers ----------------------------------------------------------------------------------------
 
 
