@@ -80,8 +80,8 @@ def comparison_texts(summary: Summary) -> list[str]:
         named = [listed(group) for group in study.same_updates]
         more = f"; and {len(named) - _MOST_GROUPS} more such groups" if len(named) > _MOST_GROUPS else ""
         parts.append(
-            f"The noise floor is {floor:.2f} points{_of_groups(summary)}: by so much, as far as these seeds tell, rows may "
-            "differ that make the same updates, or the same in another order "
+            f"The noise floor is {floor:.2f} points{_of_groups(summary)}: by so much, as far as these seeds tell, rows "
+            "may differ that make the same updates, or the same in another order "
             f"({'; '.join(named[:_MOST_GROUPS])}{more})."
         )
     return parts
