@@ -1,10 +1,11 @@
 """The merge at the end: all nodes that are there end with one model, the mean of their last ones.
 
-Every node that has finished, and waits for nobody any more, lets its model be: it is *final*. The first node of the
-cluster file that is there fetches the final models of all others, averages them, and serves the mean as its newest
-snapshot; the others take it over. When that node vanishes, the next one has its turn. Nobody is asked who leads: each
-node judges by itself who is there. Two of them may so come to two means. Each says which one it holds, the one of more
-models wins (of two of as many the one with the larger id), and nobody leaves before all that are there hold the same.
+A node that has finished pulls no more, because pulls conserve no mean. Once it waits for nobody any more it lets its
+model be: it is *final*. The first node of the cluster file that is there fetches the final models of all others,
+averages them, and serves the mean as its newest snapshot; the others take it over. When that node vanishes, the next
+one has its turn. Nobody is asked who leads: each node judges by itself who is there. Two of them may so come to two
+means. Each says which one it holds, the one of more models wins (of two of as many the one with the larger id), and
+nobody leaves before all that are there hold the same.
 
 Must not know: sockets, files. Runs in: the trainer's thread.
 """

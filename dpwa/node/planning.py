@@ -138,7 +138,7 @@ class Planner:
     def _plan_of_the_end(self) -> Plan | None:
         """What a node that has finished begins: pulls, and a push for a push.
 
-        It only asks beyond its budget, and where it never pulls.
+        It only asks beyond its budget, before a merge, and where it never pulls.
         """
         # Asks have every other turn: they tell who is silent, however many push.
         plan = None if self._has_passed_on else self._plan_to_pass_on()
@@ -149,6 +149,8 @@ class Planner:
             return None
         peers = dict.fromkeys(self._farewell.to_tell, 1.0) or None
         is_pull = self._method.kind is ExchangeKind.PULL and self._method.exchanges_per_step > 0
+        # Pulls conserve no mean: for the merge, each node keeps the model that its training ended with.
+        is_pull = is_pull and not self._service.serving.merges
         pull = self._within_budget(Plan(ExchangeKind.PULL, peers=peers)) if is_pull else None
         return pull or Plan(None, peers=peers)
 

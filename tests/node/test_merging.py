@@ -107,6 +107,27 @@ def test_all_nodes_end_with_the_mean_of_their_last_models(in_memory, method):
     assert len({node.statistics().clock for node in nodes}) == 1
 
 
+def test_what_nodes_pull_while_they_wait_for_the_merge_does_not_change_what_is_averaged(in_memory):
+    """Pulls conserve no mean: a straggler's model, pulled by all the others in turn, would be most of the average."""
+    nodes = start(in_memory, [[float(index), 1.0] for index in range(4)], pull_probability=0.5)
+    *early, straggler = nodes
+    for node in nodes:
+        node._boundary.collect(0.0)  # what the last step has begun
+    last = [model.vector.copy() for model in in_memory.models]
+    early_ends = Ends(early)
+    heard_of = [node._parts.context.membership[straggler.name].step for node in early]
+    for _ in range(20):
+        early_ends.turn()
+        straggler.step(1.0)
+    straggler._boundary.collect(0.0)
+    in_memory.models[-1].vector[:] = last[-1]  # what it has pulled itself is not the subject
+    for node, before in zip(early, heard_of, strict=True):
+        assert node._parts.context.membership[straggler.name].step > before, "it asks all the same"
+    ends = Ends(nodes)
+    wait_until(lambda: ends.turn() or len(ends.answers) == 4, "all have ended")
+    np.testing.assert_allclose(assert_one_model(in_memory, nodes), np.mean(last, axis=0), rtol=1e-12)
+
+
 def test_outer_momentum_does_not_move_the_merged_model(in_memory):
     nodes = start(in_memory, [[0.0], [1.0], [2.0]], outer={"every": 2})
     ends = Ends(nodes)
