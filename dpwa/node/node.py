@@ -355,8 +355,8 @@ class Node:
         """After the last step: go on serving and blending until every peer has finished too, or is left behind.
 
         The node takes part in what its peers begin. By itself it only goes on pulling (`pull`, where no merge follows),
-        or passes on what peers that train push to it (`gosgd`, `sgp`). When a peer is left behind, `farewell.py` says; a
-        warning names it, and one before that whom a long wait is for.
+        or passes on what peers that train push to it (`gosgd`, `sgp`). When a peer is left behind, `farewell.py` says;
+        a warning names it, and one before that whom a long wait is for.
 
         Args:
             timeout_s: wait at most so long; None: as long as peers train.
